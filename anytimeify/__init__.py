@@ -1,0 +1,47 @@
+"""A compiler from any PyTorch network to an anytime model: one graph, nested levels, cheapest first."""
+
+from anytimeify.artifact import load
+from anytimeify.budget import Budget
+from anytimeify.errors import (
+    AnytimeError,
+    ArtifactError,
+    BudgetError,
+    CaptureError,
+    MissingExtraError,
+    SchemeError,
+    UnsupportedOpError,
+    VerificationError,
+)
+from anytimeify.ir import Captured, Cost, Level, Outputs
+from anytimeify.losses import InPlaceDistillation, JointLoss
+from anytimeify.model import AnytimeModel
+from anytimeify.passes.nested_channels import NestedChannels
+from anytimeify.rewriter import Scheme, parse_scheme, schemes
+from anytimeify.sampling import SandwichSampler
+from anytimeify.transform import transform
+
+__all__ = [
+    "AnytimeError",
+    "AnytimeModel",
+    "ArtifactError",
+    "Budget",
+    "BudgetError",
+    "CaptureError",
+    "Captured",
+    "Cost",
+    "InPlaceDistillation",
+    "JointLoss",
+    "Level",
+    "MissingExtraError",
+    "NestedChannels",
+    "Outputs",
+    "SandwichSampler",
+    "Scheme",
+    "SchemeError",
+    "UnsupportedOpError",
+    "VerificationError",
+    "load",
+    "parse_scheme",
+    "schemes",
+    "transform",
+]

@@ -1,0 +1,154 @@
+"""The one place where symbols of torch that are not public are touched, and the cures for its neighbours.
+
+What is used, and why nothing public does it:
+
+* `torch._ops.OpOverload`, `OpOverload._schema`: argument names, defaults and aliasing of an ATen operation;
+* `torch._ops.HigherOrderOperator`: to tell a wrapper around a subgraph from an operation;
+* `torch.utils._pytree`: the trees that `torch.export` itself describes inputs and outputs with;
+* `SymInt.node.expr`: the expression behind a dynamic size.
+
+A test calls every function here, so a torch that moves one of them fails there and not in a user's model.
+"""
+
+from __future__ import annotations
+
+import glob
+import importlib.util
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import sympy
+import torch
+from torch import fx
+from torch._ops import HigherOrderOperator, OpOverload
+from torch.utils import _pytree as pytree
+
+__all__ = [
+    "HigherOrderOperator",
+    "OpOverload",
+    "TreeSpec",
+    "expression",
+    "flatten",
+    "functional_overload",
+    "is_higher_order",
+    "prepare_torchvision",
+    "quiet_exporter",
+    "refuse_code_in_pickles",
+    "schema",
+    "treespec_dumps",
+    "treespec_loads",
+    "unflatten",
+]
+
+TreeSpec = pytree.TreeSpec
+
+
+def flatten(tree: Any) -> tuple[list[Any], TreeSpec]:
+    """Leaves of a pytree and the specification that puts them together again."""
+    return pytree.tree_flatten(tree)
+
+
+def unflatten(leaves: Sequence[Any], spec: TreeSpec) -> Any:
+    return pytree.tree_unflatten(leaves, spec)
+
+
+def treespec_dumps(spec: TreeSpec) -> str:
+    return pytree.treespec_dumps(spec)
+
+
+def treespec_loads(text: str) -> TreeSpec:
+    return pytree.treespec_loads(text)
+
+
+def schema(target: OpOverload) -> torch.FunctionSchema:
+    return target._schema
+
+
+def functional_overload(target: OpOverload) -> OpOverload | None:
+    """The operation that returns what `target` (`add_.Tensor`) writes: `add.Tensor`; None when torch has none."""
+    namespace, _, name = target._schema.name.partition("::")
+    if not name.endswith("_") or name.endswith("__"):
+        return None
+    packet = getattr(getattr(torch.ops, namespace), name[:-1], None)
+    overload = getattr(packet, target._overloadname, None) if packet is not None else None
+    if overload is None:
+        return None
+    wanted, given = target._schema.arguments, overload._schema.arguments
+    same = [(one.kwarg_only, str(one.type)) for one in wanted] == [(one.kwarg_only, str(one.type)) for one in given]
+    return overload if same and not overload._schema.is_mutable else None
+
+
+def expression(size: int | torch.SymInt) -> sympy.Expr:
+    """The expression of a size, in the symbols of `torch.export`."""
+    return size.node.expr if isinstance(size, torch.SymInt) else sympy.Integer(size)
+
+
+@contextmanager
+def quiet_exporter() -> Iterator[None]:
+    """`torch.export` writes tracebacks of what it then raises anyway to its log."""
+    log = logging.getLogger("torch.export")
+    disabled, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = disabled
+
+
+@contextmanager
+def refuse_code_in_pickles(*, active: bool = True) -> Iterator[None]:
+    """Makes every `torch.load` inside take tensors and plain values only, whatever its caller asks for."""
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(name)
+    try:
+        if active:
+            os.environ[name] = "1"
+        yield
+    finally:
+        if active and before is None:
+            os.environ.pop(name, None)
+        elif active and before is not None:
+            os.environ[name] = before
+
+
+# A CPU build of torch beside the torchvision of PyPI cannot load torchvision's compiled part; torchvision then fails
+# at import, where it registers fake kernels for two operators that do not exist. Their schemas alone cure it.
+_TORCHVISION_SCHEMAS = (
+    ("nms", "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"),
+    ("qnms", "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"),
+)
+_LIBRARIES: list[torch.library.Library] = []  # a registration lives as long as its library object
+
+
+def prepare_torchvision() -> None:
+    """Makes `import torchvision` (and timm, which imports it) work where its compiled part cannot be loaded.
+
+    Call it before the import. Does nothing when torchvision is absent, already imported, or loads by itself.
+    """
+    if _LIBRARIES or importlib.util.find_spec("torchvision") is None or _torchvision_loads():
+        return
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for name, text in _TORCHVISION_SCHEMAS:
+        if not hasattr(torch.ops.torchvision, name):
+            library.define(text)
+    _LIBRARIES.append(library)
+
+
+def _torchvision_loads() -> bool:
+    """Whether `torchvision::nms` exists, after trying to load the extension in the way torchvision does."""
+    if hasattr(torch.ops.torchvision, "nms"):
+        return True
+    found = importlib.util.find_spec("torchvision")
+    for folder in (found.submodule_search_locations or ()) if found else ():
+        for path in glob.glob(os.path.join(folder, "_C*.so")) + glob.glob(os.path.join(folder, "_C*.pyd")):
+            try:
+                torch.ops.load_library(path)
+            except (OSError, RuntimeError):
+                continue
+    return hasattr(torch.ops.torchvision, "nms")
+
+
+def is_higher_order(node: fx.Node) -> bool:
+    return isinstance(node.target, HigherOrderOperator)

@@ -1,0 +1,56 @@
+"""`save` and `load`: an anytime model in one file, without pickle and without the backbone's class."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from anytimeify.axes import analyse
+from anytimeify.errors import AnytimeError, ArtifactError
+from anytimeify.model import AnytimeModel
+from anytimeify.storage import read
+
+__all__ = ["load", "save"]
+
+
+def save(net: AnytimeModel, path: str | os.PathLike[str]) -> None:
+    """Writes the backbone's graph, the scheme and all tensors; replaces a file when the new one is whole.
+
+    The loss is not part of the file. Raises `ArtifactError` where nothing can be written.
+    """
+    net.save(path)
+
+
+def load(path: str | os.PathLike[str], *, loss: nn.Module | None = None) -> AnytimeModel:
+    """Reads what `net.save(path)` wrote: applies the scheme to the saved graph again and fills in the tensors.
+
+    Runs no code from the file. Outputs are those of the saved model, bit for bit. The model comes in eval mode, with
+    the scheme's default loss unless another is given. Raises `ArtifactError` for what is no whole, readable file.
+    """
+    stored = read(path)
+    try:
+        axes = analyse(stored.captured.program)
+        rewritten = stored.scheme.apply(stored.captured, axes)
+        net = AnytimeModel(stored.captured, axes, stored.scheme, rewritten, loss)
+    except AnytimeError as error:
+        raise ArtifactError(f"{path}: the saved graph cannot be made into a model again: {error}") from error
+    _fill(net, stored.tensors, str(path))
+    return net.eval()
+
+
+def _fill(net: AnytimeModel, tensors: Mapping[str, Tensor], path: str) -> None:
+    live = net.tensors()
+    wrong = [name for name, tensor in live.items() if name not in tensors or tensors[name].shape != tensor.shape]
+    if wrong:
+        raise ArtifactError(
+            f"{path} does not fit the model that its graph and scheme give: {wrong[0]} is missing or of another shape. "
+            "It was written by another version, or changed"
+        )
+    with torch.no_grad():
+        for name, tensor in live.items():
+            if tensor is not tensors[name]:
+                tensor.data = tensors[name].to(tensor.device)
+            tensor.requires_grad_(tensors[name].requires_grad)

@@ -1,0 +1,132 @@
+"""Frees the graph of the device that it was exported on.
+
+An exported graph writes `arange(8, device=cpu)`, and would break on any other device than that of the capture.
+
+1. What is computed from nothing but numbers (`arange`, and what is made of it alone) becomes a buffer,
+   `anytime.constants.<name>`, which moves with the module.
+2. `zeros`, `ones`, `full`, `empty` become their `new_` form of an input or parameter; `rand` and `randn` a random
+   `*_like` of that. `arange` of a dynamic size becomes a running sum of ones.
+3. Other operations lose a `device` argument where that means "as the input".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from anytimeify._torch import OpOverload, schema
+from anytimeify.capture.draft import Draft, fake, insert, replace
+from anytimeify.capture.simplify import eliminate_dead_code
+from anytimeify.schema import bound
+
+__all__ = ["free_of_device"]
+
+aten = torch.ops.aten
+
+_FILLS = {aten.zeros.default: 0, aten.ones.default: 1, aten.full.default: None, aten.scalar_tensor.default: None}
+_ARANGES = {aten.arange.default, aten.arange.start, aten.arange.start_step}
+_FACTORIES = {*_FILLS, *_ARANGES, aten.linspace.default, aten.eye.default, aten.eye.m, aten.tril_indices.default, aten.triu_indices.default}  # fmt: skip
+_RANDOM = {aten.rand.default: aten.rand_like.default, aten.randn.default: aten.randn_like.default}
+_LARGEST = 2**24  # elements of a constant; what is larger is computed anew each time
+
+
+def free_of_device(draft: Draft) -> None:
+    _fold(draft)
+    reference = _reference(draft)
+    if reference is None:
+        return
+    for node in list(draft.graph.nodes):
+        rule = _RULES.get(node.target)
+        if rule is not None:
+            rule(node, reference)
+        elif isinstance(node.target, OpOverload) and "device" in node.kwargs and bound(node).get("self") is not None:
+            node.kwargs = {name: value for name, value in node.kwargs.items() if name not in ("device", "pin_memory")}
+    eliminate_dead_code(draft)
+
+
+def _fold(draft: Draft) -> None:
+    """Computes what depends on numbers alone. Uniform factories stay as they are unless something is made of them."""
+    known: dict[fx.Node, Any] = {}
+    for node in draft.graph.nodes:
+        if node.op == "call_function" and _foldable(node, known):
+            args, kwargs = fx.map_arg((node.args, node.kwargs), lambda inner: known[inner])
+            known[node] = node.target(*args, **{**kwargs, **({"device": "cpu"} if kwargs.get("device") else {})})
+    for node, value in known.items():
+        if isinstance(value, Tensor) and node.target not in _FILLS and any(user not in known for user in node.users):
+            device = fake(node).device  # type: ignore[union-attr]  # the value is one tensor
+            node.replace_all_uses_with(draft.constant(node.name, value.contiguous().to(device)))
+    eliminate_dead_code(draft)
+
+
+def _foldable(node: fx.Node, known: dict[fx.Node, Any]) -> bool:
+    inputs = node.all_input_nodes
+    if node.target in _FACTORIES:
+        return not inputs and _elements(node) <= _LARGEST
+    if not inputs or not all(inner in known for inner in inputs):
+        return False
+    if isinstance(node.target, OpOverload) and (
+        torch.Tag.nondeterministic_seeded in node.target.tags or schema(node.target).is_mutable
+    ):
+        return False
+    return _elements(node) <= _LARGEST
+
+
+def _elements(node: fx.Node) -> int:
+    value = node.meta.get("val")
+    sizes = [part.numel() for part in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(part, Tensor)]
+    return max((size if isinstance(size, int) else _LARGEST + 1 for size in sizes), default=0)
+
+
+def _reference(draft: Draft) -> fx.Node | None:
+    """A tensor that is on the device of the computation: the first input, or a parameter."""
+    nodes = [node for node in draft.graph.nodes if node.op in ("placeholder", "get_attr") and fake(node) is not None]
+    return nodes[0] if nodes else None
+
+
+def _fill(node: fx.Node, reference: fx.Node) -> None:
+    value = fake(node)
+    assert value is not None
+    number = _FILLS.get(node.target)
+    values = bound(node)
+    if node.target is aten.scalar_tensor.default:
+        size, number = [], values["s"]
+    else:
+        size = values["size"]
+        number = values["fill_value"] if number is None else number
+    replace(node, insert(node, aten.new_full.default, reference, size, number, dtype=value.dtype))
+
+
+def _empty(node: fx.Node, reference: fx.Node) -> None:
+    value = fake(node)
+    assert value is not None
+    replace(node, insert(node, aten.new_empty.default, reference, bound(node)["size"], dtype=value.dtype))
+
+
+def _random(node: fx.Node, reference: fx.Node) -> None:
+    value = fake(node)
+    assert value is not None
+    shape = insert(node, aten.new_empty.default, reference, bound(node)["size"], dtype=value.dtype)
+    replace(node, insert(node, _RANDOM[node.target], shape))
+
+
+def _arange(node: fx.Node, reference: fx.Node) -> None:
+    values, value = bound(node), fake(node)
+    assert value is not None
+    start, step = values.get("start", 0), values.get("step", 1)
+    if start != 0 or step != 1 or value.dtype.is_floating_point or not isinstance(values["end"], fx.Node):
+        node.kwargs = {name: kept for name, kept in node.kwargs.items() if name != "pin_memory"}
+        return
+    ones = insert(node, aten.new_ones.default, reference, [values["end"]], dtype=value.dtype)
+    count = insert(node, aten.cumsum.default, ones, 0, dtype=value.dtype)
+    replace(node, insert(node, aten.sub.Tensor, count, 1))
+
+
+_RULES: dict[object, Callable[[fx.Node, fx.Node], None]] = {
+    **dict.fromkeys(_FILLS, _fill),
+    **dict.fromkeys(_ARANGES, _arange),
+    **dict.fromkeys(_RANDOM, _random),
+    aten.empty.memory_format: _empty,
+}

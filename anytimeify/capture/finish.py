@@ -1,0 +1,164 @@
+"""From a draft to a `Program`: metadata of the canonical form, names made from module paths, nodes in order.
+
+Names: a node is called after its module when it is the only operation of a module without
+modules inside (`layer1_0_conv1`), otherwise after its module and operation (`layer1_0_add`); inputs keep their names, tensors are called after theirs. The same backbone gets
+the same names every time.
+"""
+
+from __future__ import annotations
+
+import keyword
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import sympy
+import torch
+from torch import Tensor, fx
+
+from anytimeify._torch import OpOverload, expression
+from anytimeify.capture.draft import Draft, origin_of
+from anytimeify.ir import Origin, Program, Size, TensorType
+
+__all__ = ["batch_symbols", "finish", "size_of", "type_of"]
+
+Renaming = Mapping[sympy.Symbol, sympy.Symbol]
+
+
+def finish(draft: Draft, renaming: Renaming) -> Program:
+    """`renaming` sends symbols that mean the same size (the batch of a second input) to one of them."""
+    nodes = list(draft.graph.nodes)
+    inputs = [node for node in nodes if node.op == "placeholder"]
+    order = {name: position for position, name in enumerate(draft.tensors)}
+    readers = sorted((node for node in nodes if node.op == "get_attr"), key=lambda node: order[str(node.target)])
+    calls = [node for node in nodes if node.op == "call_function"]
+    origins = {node: origin_of(node) for node in calls}
+    names = _names(inputs, readers, calls, origins)
+    graph = fx.Graph()
+    values: dict[fx.Node, fx.Node] = {}
+    for node in [*inputs, *readers, *calls]:
+        new = graph.create_node(
+            node.op,
+            names[node] if node.op == "placeholder" else node.target,
+            fx.map_arg(node.args, lambda inner: values[inner]),
+            fx.map_arg(node.kwargs, lambda inner: values[inner]),
+            name=names[node],
+        )
+        new.meta["origin"] = origins.get(node) or Origin(str(node.target).rpartition(".")[0] if node.op == "get_attr" else "")
+        new.meta["type"] = (
+            type_of(draft.tensors[str(node.target)], {}) if node.op == "get_attr" else type_of(node.meta.get("val"), renaming)
+        )
+        values[node] = new
+    results = draft.graph.output_node().args[0]
+    assert isinstance(results, tuple)
+    graph.output(tuple(values[node] for node in results if isinstance(node, fx.Node)))
+    return Program(graph, draft.tensors, frozenset(draft.transient))
+
+
+def batch_symbols(draft: Draft, sizes: Iterable[int | None]) -> tuple[str | None, Renaming]:
+    """The symbol of the batch, and the renaming of the other inputs' batch to it.
+
+    `sizes` holds, per input, the first size of its example when that dimension was exported as dynamic, else None.
+    """
+    leading: dict[int, sympy.Symbol] = {}
+    batch: sympy.Symbol | None = None
+    renaming: dict[sympy.Symbol, sympy.Symbol] = {}
+    for node, size in zip(draft.graph.find_nodes(op="placeholder"), sizes, strict=True):
+        value = node.meta.get("val")
+        if size is None or not isinstance(value, Tensor) or value.dim() == 0:
+            continue
+        symbol = expression(value.shape[0])
+        if not isinstance(symbol, sympy.Symbol):
+            continue
+        batch = batch if batch is not None else symbol
+        if leading.setdefault(size, symbol) != symbol:
+            renaming[symbol] = leading[size]
+    return (str(batch) if batch is not None else None), renaming
+
+
+def type_of(value: Any, renaming: Renaming) -> Any:
+    if isinstance(value, Tensor):
+        return TensorType(tuple(size_of(size, renaming) for size in value.shape), value.dtype)
+    if isinstance(value, (list, tuple)):
+        return tuple(type_of(part, renaming) for part in value)
+    if isinstance(value, torch.SymInt) or (isinstance(value, int) and not isinstance(value, bool)):
+        return size_of(value, renaming)
+    return None
+
+
+def size_of(size: int | torch.SymInt, renaming: Renaming) -> Size:
+    """`64*s0` is the monomial (64, s0); of a sum or a quotient every factor that is no symbol becomes an opaque one."""
+    if isinstance(size, int):
+        return Size(size)
+    coefficient, rest = expression(size).xreplace(dict(renaming)).as_coeff_Mul()
+    if not coefficient.is_Integer:
+        return Size(1, (_opaque(coefficient * rest),))
+    symbols: list[str] = []
+    for factor in sympy.Mul.make_args(rest):
+        base, exponent = factor.as_base_exp()
+        if factor == 1:
+            continue
+        if isinstance(base, sympy.Symbol) and exponent.is_Integer and exponent > 0:
+            symbols += [str(base)] * int(exponent)
+        else:
+            symbols.append(_opaque(factor))
+    return Size(int(coefficient), tuple(sorted(symbols)))
+
+
+def _opaque(value: sympy.Expr) -> str:
+    return f"({value})".replace(" ", "").replace("**", "^").replace("*", "·")
+
+
+def _names(
+    inputs: list[fx.Node], readers: list[fx.Node], calls: list[fx.Node], origins: Mapping[fx.Node, Origin]
+) -> dict[fx.Node, str]:
+    names: dict[fx.Node, str] = {}
+    taken: set[str] = set()
+
+    def allocate(node: fx.Node, wanted: str) -> None:
+        name, count = wanted, 0
+        while name in taken:
+            count += 1
+            name = f"{wanted}_{count}"
+        taken.add(name)
+        names[node] = name
+
+    for node in inputs:
+        allocate(node, _identifier(str(node.target)))
+    for node in readers:
+        allocate(node, _identifier(str(node.target)))
+    population = Counter(origins[node].module_path for node in calls)
+    parents = {path[:position] for path in population for position, letter in enumerate(path) if letter == "."}
+    repeated: list[tuple[fx.Node, str]] = []
+    wishes = Counter[str]()
+    for node in calls:
+        path, operation = origins[node].module_path, _operation(node)
+        alone = path and path not in parents and (population[path] == 1 or path.rpartition(".")[2] == operation)
+        wanted = _identifier(path if alone else f"{path}_{operation}")
+        wishes[wanted] += 1
+        # A number at the end counts repetitions; whoever has a number of its own (`layer1_1`) is named first.
+        if wishes[wanted] == 1 and wanted not in taken:
+            allocate(node, wanted)
+        else:
+            repeated.append((node, wanted))
+    for node, wanted in repeated:
+        allocate(node, wanted)
+    return names
+
+
+def _operation(node: fx.Node) -> str:
+    if isinstance(node.target, OpOverload):
+        return node.target.overloadpacket.__name__.strip("_")
+    return getattr(node.target, "__name__", str(node.target))
+
+
+# Names that generated code cannot use, or that `fx` itself would change.
+_RESERVED = frozenset(dir(__builtins__) if not isinstance(__builtins__, dict) else __builtins__) | {"self", "torch", "inf", "nan", "device", "fx_pytree", "pytree", "NoneType"}
+
+
+def _identifier(text: str) -> str:
+    name = re.sub(r"\W", "_", text).strip("_") or "value"
+    if name[0].isdigit():
+        name = f"m{name}"
+    return f"{name}_op" if keyword.iskeyword(name) or name in _RESERVED else name

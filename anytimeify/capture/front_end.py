@@ -1,0 +1,122 @@
+"""The one front end: `torch.export` on the model in train mode, with errors that say what to do.
+
+The model is left as it was: training flags are set and restored one by one (no `train()` of the user's is called), and
+nothing is written to its tensors.
+"""
+
+from __future__ import annotations
+
+import re
+import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+
+from anytimeify._torch import quiet_exporter
+from anytimeify.capture.inputs import CallInputs, repeated, shapes_of_batch
+from anytimeify.errors import CaptureError
+
+__all__ = ["explain", "export", "in_mode"]
+
+
+@contextmanager
+def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
+    """The model with all training flags set one way; every flag is restored exactly."""
+    flags = [(module, module.training) for module in model.modules()]
+    try:
+        for module, _ in flags:
+            module.training = training
+        yield
+    finally:
+        for module, flag in flags:
+            module.training = flag
+
+
+def export(model: nn.Module, inputs: CallInputs, dynamic_shapes: Any, *, training: bool) -> ExportedProgram:
+    """`torch.export`, with the batch dynamic where `dynamic_shapes` is None. Raises whatever it raises: see `explain`."""
+    if dynamic_shapes is None:
+        inputs = repeated(inputs)
+        dynamic_shapes = shapes_of_batch(model, inputs)
+    with in_mode(model, training=training), torch.enable_grad(), warnings.catch_warnings(), quiet_exporter():
+        warnings.simplefilter("ignore")  # the exporter's advice on its own internals
+        return torch.export.export(
+            model, inputs.args, dict(inputs.kwargs), dynamic_shapes=dynamic_shapes or None, strict=False
+        )
+
+
+_DATA_DEPENDENT = re.compile(
+    r"data.dependent|unbacked|GuardOnDataDependent|DynamicOutputShape|_local_scalar_dense|on the value of|aten\.nonzero|aten\._local_scalar"
+)
+_SPECIALISED = re.compile(r"[Cc]onstraints? violated|speciali[sz]ed|marked .* as dynamic|not all values|Suggested fixes", re.S)
+
+
+def explain(model: nn.Module, inputs: CallInputs, dynamic_shapes: Any, error: Exception) -> CaptureError:
+    """What went wrong in an export, in words; looks for the reason by running and exporting once more."""
+    name = type(model).__qualname__
+    where = _where(error)
+    own = _runs(model, inputs)
+    if own is not None:
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in inputs.tensors)
+        return CaptureError(
+            f"{name} does not run on the example inputs (shapes {shapes}): {_first_line(own)}{_where(own)}. "
+            "Pass example_inputs that the model accepts."
+        )
+    text = f"{type(error).__name__}: {error}"
+    if _DATA_DEPENDENT.search(text):
+        return CaptureError(
+            f"{name} has control flow or sizes that depend on the values of tensors{where}: {_first_line(error)}. "
+            "A graph cannot say that: replace the branch by arithmetic (torch.where), or take it out of forward()."
+        )
+    if dynamic_shapes is None and (_SPECIALISED.search(text) or _exports_static(model, inputs)):
+        return CaptureError(
+            f"The batch size of {name} cannot be dynamic{where}: {_reason(error)}. "
+            "Pass dynamic_shapes=... as torch.export takes it; dynamic_shapes={} keeps every size as in the example."
+        )
+    return CaptureError(
+        f"torch.export cannot capture {name}{where}: {_reason(error)}. "
+        "Change that line of the model, or pass an ExportedProgram that you made."
+    )
+
+
+def _runs(model: nn.Module, inputs: CallInputs) -> Exception | None:
+    try:
+        with in_mode(model, training=False), torch.no_grad(), torch.random.fork_rng(devices=[]):
+            model(*inputs.args, **inputs.kwargs)
+    except Exception as error:
+        return error
+    return None
+
+
+def _exports_static(model: nn.Module, inputs: CallInputs) -> bool:
+    try:
+        export(model, repeated(inputs), {}, training=True)
+    except Exception:
+        return False
+    return True
+
+
+def _where(error: BaseException) -> str:
+    """The innermost line of the user's code: outside torch and outside this package."""
+    ours, theirs = __name__.partition(".")[0], "torch"
+    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
+        module = str(frame.f_globals.get("__name__", ""))
+        if module.partition(".")[0] not in (ours, theirs) and frame.f_code.co_filename.endswith(".py"):
+            return f" at {frame.f_code.co_filename.rpartition('/')[2]}:{line} in {frame.f_code.co_name}"
+    return ""
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+def _reason(error: BaseException) -> str:
+    """The line of an exporter's long message that gives the reason."""
+    lines = [line.strip(" -\t") for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if "pecializ" in line or "must be" in line or "Not all values" in line]
+    return ((telling or lines or [type(error).__name__])[0]).rstrip(".")

@@ -1,0 +1,262 @@
+"""Removes in-place operations.
+
+1. `y = add_(x, z)` becomes `y = add(x, z)`; whoever reads `x` afterwards reads `y`.
+2. A write through a view is written back into what the view was taken from (`slice_scatter`, `select_scatter`, a
+   reshape or permutation backwards), and every other view of it is taken anew when it is read next.
+3. `copy_`, `fill_`, `zero_` become the value that they write; the counter of batches seen by a norm is dropped.
+
+Refuses a write through a view that has no inverse here, if what it was taken from is read later, and operations
+without a functional form. A write to a parameter or a buffer raises `BufferMutation`.
+"""
+
+from __future__ import annotations
+
+import operator
+from functools import reduce
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from anytimeify._torch import OpOverload, expression, functional_overload, schema
+from anytimeify.capture.draft import BufferMutation, Draft, unsupported
+from anytimeify.schema import bound, is_mutable, mutated_arguments
+
+__all__ = ["functionalise"]
+
+aten = torch.ops.aten
+
+_RESHAPES = {
+    aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.flatten.using_ints, aten.unflatten.int,
+    aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.unsqueeze.default, aten.view_as.default,
+    aten.reshape_as.default,
+}  # fmt: skip
+_SAME = {aten.alias.default, aten.detach.default, aten.contiguous.default, aten.lift_fresh_copy.default}
+_MAY_COPY = {aten.reshape.default, aten.flatten.using_ints, aten.reshape_as.default, aten.unflatten.int}
+
+
+def functionalise(draft: Draft) -> None:
+    if any(is_mutable(node.target) for node in draft.graph.nodes):
+        draft.graph = _Functionaliser(draft).run()
+
+
+class _Functionaliser:
+    """One walk over the graph. `current` holds what each tensor of the old graph is worth at this point of the walk."""
+
+    def __init__(self, draft: Draft) -> None:
+        self.draft = draft
+        self.graph = fx.Graph()
+        self.current: dict[fx.Node, fx.Node] = {}
+        self.base: dict[fx.Node, fx.Node] = {}  # of which node each view was taken
+        self.views: dict[fx.Node, list[fx.Node]] = {}  # all views by the tensor that holds the memory
+        self.stale: set[fx.Node] = set()
+        self.lost: dict[fx.Node, fx.Node] = {}  # tensors whose value is unknown after a write, and that write
+
+    def run(self) -> fx.Graph:
+        for node in self.draft.graph.nodes:
+            if node.op == "call_function" and is_mutable(node.target):
+                self.write(node)
+                continue
+            self.current[node] = self.graph.node_copy(node, self.value)
+            if node.op == "call_function":
+                base = _base(node)
+                if base is not None:
+                    self.base[node] = base
+                    self.views.setdefault(self.root(node), []).append(node)
+        return self.graph
+
+    def root(self, node: fx.Node) -> fx.Node:
+        while node in self.base:
+            node = self.base[node]
+        return node
+
+    def value(self, node: fx.Node) -> fx.Node:
+        if node in self.stale:
+            self.stale.discard(node)
+            if is_mutable(node.target):  # what an in-place operation returns is the tensor that it wrote to
+                self.current[node] = self.value(self.base[node])
+            else:
+                self.current[node] = self.graph.node_copy(node, self.value)
+        if node in self.lost:
+            raise unsupported(
+                self.lost[node],
+                f"writes in place through a view, and '{node.name}' is read afterwards",
+                "Write the model's line without in-place assignment there.",
+            )
+        return self.current[node]
+
+    def write(self, node: fx.Node) -> None:
+        names = mutated_arguments(node.target)  # type: ignore[arg-type]  # is_mutable: an overload
+        written = bound(node)[names[0]]
+        if len(names) != 1 or not isinstance(written, fx.Node):
+            raise unsupported(node, "writes to several tensors at once", "Use its functional form in the model.")
+        root = self.root(written)
+        if root.op == "get_attr":
+            if str(root.target).endswith("num_batches_tracked") and not node.users:
+                return
+            raise BufferMutation(str(root.target), node)
+        new = self.functional(node, written)
+        chain = [written]
+        while chain[-1] in self.base:
+            chain.append(self.base[chain[-1]])
+        before = [None if inner in self.lost else self.value(inner) for inner in chain]
+        self.assign(written, new)
+        for index in range(1, len(chain)):
+            value = self.write_back(chain[index - 1], chain[index], before[index])
+            if value is None:
+                self.lost[chain[index]] = node
+            else:
+                self.assign(chain[index], value)
+        self.stale.update(view for view in self.views.get(root, ()) if view not in chain)
+        self.current[node] = new
+        self.base[node] = written
+        self.views.setdefault(root, []).append(node)
+
+    def assign(self, node: fx.Node, value: fx.Node) -> None:
+        self.current[node] = value
+        self.stale.discard(node)
+        self.lost.pop(node, None)
+
+    def call(self, like: fx.Node, target: OpOverload, *args: Any, **kwargs: Any) -> fx.Node:
+        new = self.graph.call_function(target, args, kwargs)
+        new.meta = dict(like.meta)
+        return new
+
+    def functional(self, node: fx.Node, written: fx.Node) -> fx.Node:
+        """The value that an in-place operation leaves in `written`."""
+        assert isinstance(node.target, OpOverload)
+        values = bound(node)
+        self_value = self.value(written)
+        name = schema(node.target).name
+        if name == "aten::copy_":
+            source = values["src"]
+            return self.copied(node, written, self.value(source) if isinstance(source, fx.Node) else source)
+        if name == "aten::zero_":
+            return self.call(node, aten.zeros_like.default, self_value)
+        if name == "aten::fill_" and not isinstance(values["value"], fx.Node):
+            return self.call(node, aten.full_like.default, self_value, values["value"])
+        if name == "aten::bernoulli_" and "p" in values:
+            return self.call(node, aten.bernoulli.p, self_value, values["p"])
+        target = functional_overload(node.target)
+        if target is None:
+            raise unsupported(node, "works in place and has no functional form", "Write it without the underscore.")
+        new = self.graph.call_function(
+            target, fx.map_arg(node.args, self.value), fx.map_arg(node.kwargs, self.value)
+        )
+        new.meta = dict(node.meta)
+        return self.cast(node, new)
+
+    def cast(self, node: fx.Node, new: fx.Node) -> fx.Node:
+        """In place the dtype stays; the functional form may promote it."""
+        tensors = [inner.meta.get("val") for inner in node.all_input_nodes]
+        dtypes = {value.dtype for value in tensors if isinstance(value, Tensor)}
+        scalars = any(isinstance(value, float) for value in node.args)
+        kept = node.meta["val"].dtype
+        if dtypes <= {kept} and (kept.is_floating_point or not scalars):
+            return new
+        promoted = reduce(torch.promote_types, dtypes | ({torch.get_default_dtype()} if scalars else set()), kept)
+        new.meta["val"] = node.meta["val"].to(promoted)
+        return self.call(node, aten.to.dtype, new, kept)
+
+    def copied(self, node: fx.Node, written: fx.Node, source: Any) -> fx.Node:
+        if not isinstance(source, fx.Node):
+            return self.call(node, aten.full_like.default, self.value(written), source)
+        have, want = source.meta["val"], node.meta["val"]
+        if have.dtype != want.dtype:
+            source = self.call(node, aten.to.dtype, source, want.dtype)
+        if have.shape != want.shape:
+            source = self.call(node, aten.expand_as.default, source, self.value(written))
+        return source
+
+    def write_back(self, view: fx.Node, base: fx.Node, before: fx.Node | None) -> fx.Node | None:
+        """The value of `base` after `view`, which was taken from it, got its present value; None if unknown."""
+        if view in self.lost or before is None:
+            return None
+        value = self.current[view]
+        if view.target is operator.getitem:
+            return self.write_back_part(view, base, value, before)
+        values = bound(view)
+        like = base
+        if is_mutable(view.target) or view.target in _SAME or _is_conversion(view):
+            return value
+        if view.target is aten.slice.Tensor:
+            return self.call(
+                like, aten.slice_scatter.default, before, value, values["dim"], values["start"], values["end"], values["step"]
+            )  # fmt: skip
+        if view.target is aten.select.int:
+            return self.call(like, aten.select_scatter.default, before, value, values["dim"], values["index"])
+        if view.target is aten.transpose.int:
+            return self.call(like, aten.transpose.int, value, values["dim0"], values["dim1"])
+        if view.target is aten.permute.default:
+            rank = len(values["dims"])
+            inverse = sorted(range(rank), key=lambda position: values["dims"][position] % rank)
+            return self.call(like, aten.permute.default, value, inverse)
+        if view.target in _RESHAPES:
+            return self.call(like, aten.reshape_as.default, value, before)
+        return None
+
+    def write_back_part(self, view: fx.Node, base: fx.Node, value: fx.Node, before: fx.Node) -> fx.Node | None:
+        """`view` is one part of what `chunk`, `split` or `unbind` returned."""
+        parts, index = view.args
+        assert isinstance(parts, fx.Node) and isinstance(index, int)
+        dim = bound(parts)["dim"]
+        if parts.target is aten.unbind.int:
+            return self.call(base, aten.select_scatter.default, before, value, dim, index)
+        sizes = [part.shape[dim] for part in parts.meta["val"]]
+        if not all(isinstance(size, int) for size in sizes):
+            return None
+        start = sum(sizes[:index])
+        return self.call(base, aten.slice_scatter.default, before, value, dim, start, start + sizes[index])
+
+
+def _base(node: fx.Node) -> fx.Node | None:
+    """The argument whose memory the result of `node` may share; None for a fresh tensor."""
+    if node.target is operator.getitem:
+        source = node.args[0]
+        assert isinstance(source, fx.Node)
+        return _base(source)  # a part is a view of the whole, not of the list
+    if not isinstance(node.target, OpOverload):
+        return None
+    returns = schema(node.target).returns
+    if not returns or returns[0].alias_info is None:
+        return None
+    aliased = next(
+        (argument.name for argument in schema(node.target).arguments if argument.alias_info is not None), None
+    )
+    source = bound(node).get(aliased) if aliased else None
+    if not isinstance(source, fx.Node):
+        return None
+    return source if _shares(node, source) else None
+
+
+def _shares(node: fx.Node, source: fx.Node) -> bool:
+    """Operations such as `reshape` are a view or a copy, as the strides of their input have it."""
+    before, after = source.meta.get("val"), node.meta.get("val")
+    if not isinstance(before, Tensor) or not isinstance(after, Tensor):
+        return True
+    if _is_conversion(node):
+        return before.dtype == after.dtype and not bound(node).get("copy", False)
+    if node.target is aten.contiguous.default:
+        layout = bound(node)["memory_format"]  # the schema's default is a number
+        return bool(before.is_contiguous(memory_format=torch.contiguous_format if isinstance(layout, int) else layout))
+    if node.target not in _MAY_COPY:
+        return True
+    try:
+        torch.empty_strided(_numbers(before.shape), _numbers(before.stride()), device="meta").view(_numbers(after.shape))
+    except RuntimeError:
+        return False
+    return True
+
+
+def _numbers(sizes: Any) -> list[int]:
+    """Sizes with every symbol replaced by one number: enough to compare strides with sizes."""
+    numbers = []
+    for size in sizes:
+        value = expression(size)
+        numbers.append(int(value.subs(dict.fromkeys(value.free_symbols, 5))))
+    return numbers
+
+
+def _is_conversion(node: fx.Node) -> bool:
+    return isinstance(node.target, OpOverload) and schema(node.target).name in ("aten::to", "aten::type_as")
+

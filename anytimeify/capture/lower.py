@@ -1,0 +1,187 @@
+"""From an exported program to a draft: one flat graph in which parameters are read by `get_attr`.
+
+1. Placeholders of parameters, buffers and constants become one `get_attr` per tensor; tied tensors share the first name.
+2. Inputs that are not tensors become the constants they were exported with.
+3. `wrap_with_set_grad_enabled` and `wrap_with_autocast` are inlined; what was computed without gradients is detached.
+
+Refuses other higher-order operations (control flow), autocast that is switched on, and constants that are no tensors.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.export import ExportedProgram
+from torch.export.graph_signature import ConstantArgument, InputKind, InputSpec
+
+from anytimeify._torch import is_higher_order
+from anytimeify.capture.draft import Draft, unsupported
+from anytimeify.errors import CaptureError
+
+__all__ = ["lower"]
+
+aten = torch.ops.aten
+_KINDS = {InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR}
+
+
+def lower(exported: ExportedProgram) -> Draft:
+    names = _names(exported)
+    tensors, canonical = _clone(exported, names)
+    transient = {names[spec.target] for spec in _tensor_specs(exported) if _is_transient(spec)}
+    draft = Draft(fx.Graph(), tensors, transient)
+    values: dict[fx.Node, Any] = {}
+    specs = dict(zip(exported.graph.find_nodes(op="placeholder"), exported.graph_signature.input_specs, strict=True))
+    position = 0
+    for node, spec in specs.items():
+        if spec.kind is not InputKind.USER_INPUT:
+            continue
+        if isinstance(spec.arg, ConstantArgument) or not isinstance(node.meta.get("val"), Tensor):
+            values[node] = spec.arg.value if isinstance(spec.arg, ConstantArgument) else node.meta.get("val")
+            draft.constant_inputs.append((position, values[node]))
+        else:
+            values[node] = draft.graph.node_copy(node)
+        position += 1
+    readers: dict[str, fx.Node] = {}
+    for node, spec in specs.items():
+        if spec.kind is InputKind.USER_INPUT:
+            continue
+        if spec.kind not in _KINDS or spec.target is None:
+            raise CaptureError(
+                f"The model reads '{spec.target or node.name}', which is not a tensor ({spec.kind.name.lower()}). "
+                "Make it a parameter, a buffer or a plain Python value."
+            )
+        name = canonical[names[spec.target]]
+        if name not in readers:
+            readers[name] = draft.graph.get_attr(name)
+            readers[name].meta["val"] = node.meta["val"]
+        values[node] = readers[name]
+    result = _inline(exported.graph_module, draft, values, detach=False)
+    draft.graph.output(tuple(result))
+    return draft
+
+
+def _tensor_specs(exported: ExportedProgram) -> list[InputSpec]:
+    return [spec for spec in exported.graph_signature.input_specs if spec.kind in _KINDS and spec.target is not None]
+
+
+def _is_transient(spec: InputSpec) -> bool:
+    return spec.kind is InputKind.CONSTANT_TENSOR or (spec.kind is InputKind.BUFFER and spec.persistent is False)
+
+
+def _names(exported: ExportedProgram) -> dict[str, str]:
+    """Our names by the exporter's: those of the backbone, except for constants that are neither."""
+    names: dict[str, str] = {name: name for name in exported.state_dict}
+    taken: set[str] = set()
+    for spec in _tensor_specs(exported):
+        assert spec.target is not None
+        if spec.kind is not InputKind.CONSTANT_TENSOR:
+            names[spec.target] = spec.target
+            continue
+        name = base = "anytime.constants." + spec.target.replace(".", "_")
+        while name in taken:
+            name += "_"
+        assert base
+        taken.add(name)
+        names[spec.target] = name
+    return names
+
+
+def _clone(exported: ExportedProgram, names: Mapping[str, str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Our own copies by name, and the canonical (first) name of every name. Tied tensors stay tied."""
+    originals: dict[str, Tensor] = {}
+    for name, value in {**exported.constants, **exported.state_dict}.items():
+        if isinstance(value, Tensor) and name in names:
+            originals[name] = value
+    ordered = [*(name for name in exported.state_dict if name in originals), *originals]
+    tensors: dict[str, Tensor] = {}
+    canonical: dict[str, str] = {}
+    first: dict[tuple[Any, ...], str] = {}
+    for name in dict.fromkeys(ordered):
+        key = _identity(originals[name])
+        ours = names[name]
+        canonical[ours] = first.setdefault(key, ours)
+        tensors[ours] = tensors[canonical[ours]] if canonical[ours] != ours else _copy(originals[name])
+    return tensors, canonical
+
+
+def _identity(tensor: Tensor) -> tuple[Any, ...]:
+    # A file loses which names were one object, not which share their memory.
+    if tensor.numel() == 0 or tensor.device.type == "meta":
+        return (id(tensor),)
+    return (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    copy = tensor.detach().clone()
+    return torch.nn.Parameter(copy, tensor.requires_grad) if isinstance(tensor, torch.nn.Parameter) else copy
+
+
+def _inline(module: torch.nn.Module, draft: Draft, values: dict[fx.Node, Any], *, detach: bool) -> list[Any]:
+    """Copies the calls of `module.graph` into the draft; returns what the graph's output holds."""
+
+    def value(argument: Any) -> Any:
+        return fx.map_arg(argument, lambda node: values[node])
+
+    assert isinstance(module, fx.GraphModule)
+    result: list[Any] = []
+    for node in module.graph.nodes:
+        if node.op == "placeholder":
+            continue
+        if node.op == "output":
+            result = list(_detached(value(node.args[0]), draft) if detach else value(node.args[0]))
+        elif node.op == "get_attr":
+            values[node] = module.get_submodule(str(node.target))
+        elif is_higher_order(node):
+            values[node] = _inline_wrapper(node, draft, values, value)
+        elif node.target is operator.getitem and isinstance(values[node.args[0]], (list, tuple)):
+            values[node] = values[node.args[0]][node.args[1]]
+        else:
+            values[node] = draft.graph.node_copy(node, lambda inner: values[inner])
+    return result
+
+
+def _inline_wrapper(node: fx.Node, draft: Draft, values: dict[fx.Node, Any], value: Any) -> list[Any]:
+    name = str(node.target)
+    if name == "wrap_with_set_grad_enabled":
+        detach, inner, operands = not node.args[0], node.args[1], node.args[2:]
+    elif name == "wrap_with_autocast":
+        device, dtype, enabled, _, inner, *operands = node.args  # type: ignore[assignment]
+        if enabled:
+            raise unsupported(
+                node,
+                f"switches autocast on inside the model (device {device}, dtype {dtype})",
+                "Move autocast around the call of the model.",
+            )
+        draft.notes.append(f"a region that switches autocast off was inlined ({node.name})")
+        detach = False
+    else:
+        raise unsupported(
+            node,
+            "is control flow or a subgraph call, which the canonical form cannot say",
+            "Export the model without it, for instance with the branch that inference takes.",
+        )
+    assert isinstance(inner, fx.Node)
+    body = values[inner]
+    inside = dict(zip(body.graph.find_nodes(op="placeholder"), map(value, operands), strict=True))
+    return _inline(body, draft, inside, detach=detach)
+
+
+def _detached(results: Any, draft: Draft) -> list[Any]:
+    """What was computed under `torch.no_grad` gives no gradient once its wrapper is gone."""
+    detached: list[Any] = []
+    for result in results:
+        if isinstance(result, fx.Node) and _floating(result) and result.op == "call_function":
+            node = draft.graph.call_function(aten.detach.default, (result,))
+            node.meta = dict(result.meta)
+            result = node
+        detached.append(result)
+    return detached
+
+
+def _floating(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and value.dtype.is_floating_point

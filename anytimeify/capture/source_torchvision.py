@@ -1,0 +1,49 @@
+"""`torchvision:NAME`: a model of torchvision, without downloaded weights; its input from the weights' metadata."""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from typing import Any
+
+import torch
+
+from anytimeify._torch import prepare_torchvision
+from anytimeify.capture.source import Source, SourceKind
+from anytimeify.errors import CaptureError, MissingExtraError
+
+__all__ = ["KIND"]
+
+
+def _load(name: str, trust_pickle: bool) -> Source:
+    prepare_torchvision()
+    try:
+        from torchvision import models
+    except ImportError as error:
+        raise MissingExtraError("torchvision", "zoo", f"The source 'torchvision:{name}'") from error
+    if name not in models.list_models():
+        close = difflib.get_close_matches(name, models.list_models(), 3)
+        raise CaptureError(f"torchvision has no model '{name}'." + (f" Did you mean {', '.join(close)}?" if close else ""))
+    backbones = {"weights_backbone": None} if models.get_model_builder(name).__module__.count("segmentation") else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # advice on initialisation, which transform does not change
+        model = models.get_model(name, weights=None, **backbones)
+    size = _crop_size(models.get_model_weights(name))
+    return Source(model, None if size is None else _images(size), name)
+
+
+def _crop_size(weights: Any) -> int | None:
+    best = getattr(weights, "DEFAULT", None)
+    transforms = best.transforms() if best is not None else None
+    for attribute in ("crop_size", "resize_size"):
+        size = getattr(transforms, attribute, None)
+        if size:
+            return int(size[0])
+    return None
+
+
+def _images(size: int) -> tuple[torch.Tensor, ...]:
+    return (torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0)),)
+
+
+KIND = SourceKind("torchvision:NAME", _load, prefix="torchvision")

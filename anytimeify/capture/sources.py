@@ -1,0 +1,46 @@
+"""`resolve`: from the SOURCE of a command line to a model.
+
+A kind of source is a file `source_*.py` beside this one with a `KIND`; being there is being registered.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import re
+from functools import cache
+from pathlib import Path
+
+import anytimeify.capture as package
+from anytimeify.capture import source_factory
+from anytimeify.capture.source import Source, SourceKind
+from anytimeify.errors import ArtifactError
+
+__all__ = ["kinds", "resolve"]
+
+
+@cache
+def kinds() -> tuple[SourceKind, ...]:
+    """All kinds of source, the most general one (a Python factory) last."""
+    names = sorted(info.name for info in pkgutil.iter_modules(package.__path__) if info.name.startswith("source_"))
+    found = [importlib.import_module(f"{package.__name__}.{name}").KIND for name in names]
+    return tuple(sorted(found, key=lambda kind: kind is source_factory.KIND))
+
+
+def resolve(source: str, *, trust_pickle: bool = False) -> Source:
+    """The model that `source` names: a file, or `kind:name`.
+
+    Raises `ArtifactError` for a file that is missing, damaged or not to be trusted, `CaptureError` for a name that
+    nothing stands behind, `MissingExtraError` where a package is needed that is not installed.
+    """
+    for kind in kinds():
+        if kind.matches(source):
+            return kind.load(source.removeprefix(kind.prefix + ":") if kind.prefix else source, trust_pickle)
+    if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", source) and not Path(source).exists():
+        return source_factory.KIND.load(source, trust_pickle)
+    known = ", ".join(kind.example for kind in kinds())
+    if not Path(source).exists() and not Path(source).suffix:
+        raise ArtifactError(f"'{source}' names no model, and there is no such file. A source is one of: {known}.")
+    if not Path(source).exists():
+        raise ArtifactError(f"There is no file '{source}', and its extension is none of a model. A source is one of: {known}.")
+    raise ArtifactError(f"'{source}' does not have the extension of a saved model. A source is one of: {known}.")

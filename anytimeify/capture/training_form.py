@@ -1,0 +1,41 @@
+"""Writes norms that were exported in eval mode in their training form.
+
+A graph exported in eval mode has `batch_norm(..., training=False, ...)` everywhere. With running statistics, the
+training form means the same in eval mode, and trains. What else training does (dropout, stochastic depth) is lost.
+In a graph that was exported in train mode such a norm is frozen on purpose and stays.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.export import ExportedProgram
+
+from anytimeify._torch import OpOverload, schema
+from anytimeify.capture.draft import Draft, update
+from anytimeify.schema import bound
+
+__all__ = ["restore_training_form", "trains"]
+
+aten = torch.ops.aten
+
+
+def restore_training_form(draft: Draft) -> None:
+    for node in draft.graph.nodes:
+        if node.target is aten.batch_norm.default and bound(node)["running_mean"] is not None:
+            update(node, training=True)
+        elif node.target is aten.instance_norm.default and bound(node)["running_mean"] is not None:
+            update(node, use_input_stats=True)
+
+
+def trains(exported: ExportedProgram) -> bool:
+    """Whether a program was exported in train mode: some operation of it has its training flag set."""
+    for module in exported.graph_module.modules():
+        for node in getattr(module, "graph", exported.graph).nodes:
+            if not isinstance(node.target, OpOverload):
+                continue
+            values = bound(node)
+            if values.get("train") is True or schema(node.target).name.startswith("aten::bernoulli"):
+                return True
+            if values.get("training") is True and values.get("running_mean", True) is not None:
+                return True
+    return False

@@ -1,0 +1,122 @@
+"""What a program costs for one sample, read off the axis rules: nothing is run."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+from torch import fx
+
+from anytimeify.ir import Cost, Program, Size, TensorType
+from anytimeify.rules import rule_of
+
+__all__ = ["cost", "macs_by_node"]
+
+
+def cost(program: Program, batch: str | None, batch_size: int = 1, symbols: Mapping[str, int] | None = None) -> Cost:
+    """The cost of everything that the program's outputs need.
+
+    `batch` names the dynamic batch size; where it is None the batch is fixed at `batch_size` and the cost is divided by it.
+    `symbols` gives values to further dynamic sizes (a dynamic resolution).
+    """
+    nodes = _needed(program)
+    count = _Counter(batch, 1 if batch else max(1, batch_size), symbols or {})
+    macs = sum(macs_by_node(program, batch, batch_size, symbols, nodes=nodes).values())
+    read = {id(program.tensors[str(n.target)]): n for n in nodes if n.op == "get_attr" and program.is_parameter(str(n.target))}
+    params = sum(_read_elements(node, nodes) for node in read.values())
+    return Cost(macs, params, _peak(program, nodes, count))
+
+
+def macs_by_node(
+    program: Program,
+    batch: str | None,
+    batch_size: int = 1,
+    symbols: Mapping[str, int] | None = None,
+    *,
+    nodes: Mapping[fx.Node, None] | None = None,
+) -> dict[fx.Node, int]:
+    """Multiply-accumulates of every node that has some, for one sample."""
+    count = _Counter(batch, 1 if batch else max(1, batch_size), symbols or {})
+    result = {}
+    for node in nodes if nodes is not None else _needed(program):
+        rule = rule_of(node.target) if node.op == "call_function" else None
+        if rule is not None and rule.macs is not None:
+            macs = rule.macs(node)
+            if macs != Size(0):
+                result[node] = count(macs)
+    return result
+
+
+class _Counter:
+    """Sizes as numbers for one sample."""
+
+    def __init__(self, batch: str | None, divisor: int, symbols: Mapping[str, int]) -> None:
+        self.batch, self.divisor, self.symbols = batch, divisor, symbols
+
+    def __call__(self, size: Size) -> int:
+        total = size.coefficient
+        for symbol in size.symbols:
+            total *= 1 if symbol == self.batch else self.symbols.get(symbol, 1)
+        return -(-total // self.divisor)
+
+
+def _needed(program: Program) -> dict[fx.Node, None]:
+    """The nodes that the outputs depend on, in graph order."""
+    needed: set[fx.Node] = set()
+    waiting: list[fx.Node] = list(program.outputs)
+    while waiting:
+        node = waiting.pop()
+        if node not in needed:
+            needed.add(node)
+            waiting.extend(node.all_input_nodes)
+    return {node: None for node in program.graph.nodes if node in needed}
+
+
+def _read_elements(node: fx.Node, nodes: Mapping[fx.Node, None]) -> int:
+    """How many elements of a tensor are read: all, or those in the widest of the parts that `narrow` takes of it."""
+    widest = 0
+    waiting = [node]
+    while waiting:
+        source = waiting.pop()
+        for user in source.users:
+            if user not in nodes:
+                continue
+            if user.meta.get("part") and user.args[0] is source:
+                waiting.append(user)
+            else:
+                widest = max(widest, source.meta["type"].size.coefficient)
+    return widest or int(node.meta["type"].size.coefficient)
+
+
+def _peak(program: Program, nodes: Mapping[fx.Node, None], count: _Counter) -> int:
+    """The largest total of intermediate results that are alive at once, in graph order; views belong to what they view."""
+    owner: dict[fx.Node, fx.Node] = {}
+    held: dict[fx.Node, int] = {}
+    last: dict[fx.Node, int] = {}
+    for place, node in enumerate(nodes):
+        rule = rule_of(node.target) if node.op == "call_function" else None
+        views = (rule is not None and rule.view) or node.target is operator.getitem
+        source = node.all_input_nodes[0] if views and node.all_input_nodes else None
+        owner[node] = owner[source] if source is not None else node
+        held[node] = 0 if source is not None or node.op == "get_attr" else _bytes(node.meta.get("type"), count)
+        for read in node.all_input_nodes:
+            last[owner[read]] = place
+        last[owner[node]] = place
+    for node in program.outputs:
+        last[owner[node]] = len(nodes)
+    ends: dict[int, list[fx.Node]] = {}
+    for node, place in last.items():
+        ends.setdefault(place, []).append(node)
+    peak = alive = 0
+    for place, node in enumerate(nodes):
+        alive += held[node]
+        peak = max(peak, alive)
+        alive -= sum(held[dead] for dead in ends.get(place, ()))
+    return peak
+
+
+def _bytes(kind: Any, count: _Counter) -> int:
+    if isinstance(kind, TensorType):
+        return count(kind.size) * kind.dtype.itemsize
+    return sum(_bytes(one, count) for one in kind) if isinstance(kind, tuple) else 0

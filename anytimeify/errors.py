@@ -1,0 +1,40 @@
+"""Every error a user can meet. Each message says what, where, and what to do next."""
+
+from __future__ import annotations
+
+
+class AnytimeError(Exception):
+    """Base of all errors raised on purpose; the command line prints its text and exits with 1."""
+
+
+class CaptureError(AnytimeError):
+    """The model could not be turned into a canonical program."""
+
+
+class SchemeError(AnytimeError):
+    """A scheme is malformed or cannot apply to this backbone; names the field and the reason."""
+
+
+class UnsupportedOpError(AnytimeError):
+    """An operation has no meaning in the canonical form (aliased mutation, a graph-breaking call)."""
+
+
+class VerificationError(AnytimeError):
+    """Two graphs that must agree do not; names the first node that differs."""
+
+
+class BudgetError(AnytimeError):
+    """No level fits a budget; names the cheapest level and its cost."""
+
+
+class ArtifactError(AnytimeError):
+    """A file is missing, damaged, of another format, or would be overwritten."""
+
+
+class MissingExtraError(AnytimeError, ImportError):
+    """An optional dependency is absent; names the extra that brings it."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(
+            f"{purpose} needs the package '{package}', which is not installed. Install it with: pip install 'anytimeify[{extra}]'"
+        )

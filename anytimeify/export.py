@@ -1,0 +1,225 @@
+"""Extracted levels as files: `.pt2` (torch.export), `.onnx`, and `.safetensors` with the weights alone.
+
+Each function writes one file, whole or not at all, after the result of the file was compared with that of the module.
+The batch is dynamic unless `dynamic_batch=False`. `example_inputs` are those of the module: a tensor, a tuple of
+positional or a mapping of keyword arguments.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from anytimeify._torch import flatten, unflatten
+from anytimeify.capture.inputs import CallInputs, call_inputs, repeated, shapes_of_batch
+from anytimeify.errors import ArtifactError, CaptureError, MissingExtraError, VerificationError
+
+__all__ = ["FORMATS", "export_onnx", "export_pt2", "export_weights", "new_file", "new_folder", "require"]
+
+_TOLERANCE = 1e-4  # of the largest magnitude: other runtimes order their sums otherwise
+_LARGEST_ONNX = 1 << 30  # bytes; a protobuf cannot hold 2 GiB, so larger models keep their tensors in a file beside it
+
+
+def export_pt2(
+    extract: nn.Module, example_inputs: Any, path: str | os.PathLike[str], dynamic_batch: bool = True
+) -> None:
+    """Writes a program that `torch.export.load` reads.
+
+    Raises `ArtifactError` where nothing can be written or the file exists, `CaptureError` where torch.export refuses,
+    `VerificationError` where the file computes something else.
+    """
+    with new_file(path) as temporary, _quiet():
+        inputs, exported = _export(extract, example_inputs, dynamic_batch)
+        torch.export.save(exported, temporary)
+        _compare(extract, inputs, dynamic_batch, _run_program(torch.export.load(temporary)), str(path))
+
+
+def export_onnx(
+    extract: nn.Module, example_inputs: Any, path: str | os.PathLike[str], dynamic_batch: bool = True
+) -> None:
+    """Writes an ONNX model, compared with torch in onnxruntime. Needs the extra `onnx`; raises as `export_pt2` does.
+
+    Weights of more than 1 GiB go into a second file beside it, `NAME.data`.
+    """
+    require("onnx")
+    with new_file(path) as temporary, _quiet():
+        inputs, exported = _export(extract, example_inputs, dynamic_batch)
+        try:
+            program = torch.onnx.export(exported, dynamo=True, verbose=False)
+        except Exception as error:
+            raise CaptureError(f"torch.onnx.export cannot write {path}: {_first_line(error)}") from error
+        assert program is not None
+        size = sum(tensor.numel() * tensor.element_size() for tensor in exported.state_dict.values())
+        program.save(str(temporary), external_data=size > _LARGEST_ONNX)
+        _compare(extract, inputs, dynamic_batch, _run_onnx(temporary), str(path))
+
+
+def export_weights(
+    extract: nn.Module, example_inputs: Any, path: str | os.PathLike[str], dynamic_batch: bool = True
+) -> None:
+    """Writes the state dict alone, for a program that builds the small network itself."""
+    with new_file(path) as temporary:
+        tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in extract.state_dict().items()}
+        safetensors.torch.save_file(tensors, temporary)
+
+
+FORMATS: Mapping[str, Callable[[nn.Module, Any, str | os.PathLike[str], bool], None]] = {
+    "pt2": export_pt2,
+    "onnx": export_onnx,
+    "safetensors": export_weights,
+}
+"""What writes a level, by the file's suffix."""
+
+
+def require(format: str) -> None:
+    """Raises `MissingExtraError` where a format needs a package that is not installed."""
+    for package in ("onnx", "onnxscript", "onnxruntime") if format == "onnx" else ():
+        if find_spec(package) is None:
+            raise MissingExtraError(package, "onnx", "Writing ONNX")
+
+
+@contextmanager
+def new_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary name to write to; what is there moves to `path` when the block ends, and goes away if it fails.
+
+    Raises `ArtifactError` where `path` exists or its folder does not, before the block runs.
+    """
+    target = Path(path)
+    with _beside(target) as folder:
+        yield folder / target.name
+        for file in sorted(
+            folder.iterdir(), key=lambda file: file.name == target.name
+        ):  # what others refer to comes last
+            os.replace(file, target.with_name(file.name))
+
+
+@contextmanager
+def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """The same for a folder."""
+    target = Path(path)
+    with _beside(target) as folder:
+        whole = folder / target.name
+        whole.mkdir()
+        yield whole
+        os.rename(whole, target)
+
+
+@contextmanager
+def _beside(target: Path) -> Iterator[Path]:
+    """A temporary folder in the folder of `target`, so that moving is renaming."""
+    if os.path.lexists(target):
+        raise ArtifactError(f"'{target}' exists already. Nothing was written; remove it or choose another name.")
+    if not target.parent.is_dir():
+        raise ArtifactError(f"There is no folder '{target.parent}' to write '{target.name}' to.")
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as error:
+        raise ArtifactError(f"'{target}' cannot be written: {error.strerror}.") from error
+    try:
+        yield folder
+    except OSError as error:
+        raise ArtifactError(f"'{target}' cannot be written: {_first_line(error)}.") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _export(extract: nn.Module, example_inputs: Any, dynamic_batch: bool) -> tuple[CallInputs, ExportedProgram]:
+    inputs = call_inputs(example_inputs)
+    shapes = None
+    if dynamic_batch:
+        inputs = repeated(inputs)
+        shapes = shapes_of_batch(extract, inputs)
+    try:
+        with torch.no_grad():
+            exported = torch.export.export(extract, inputs.args, dict(inputs.kwargs), dynamic_shapes=shapes)
+    except Exception as error:
+        raise CaptureError(f"torch.export cannot export the extracted level: {_first_line(error)}") from error
+    return inputs, exported
+
+
+def _run_program(program: ExportedProgram) -> Callable[[CallInputs], Tensor]:
+    module = program.module()
+
+    def run(inputs: CallInputs) -> Tensor:
+        result = module(*inputs.args, **inputs.kwargs)
+        assert isinstance(result, Tensor)
+        return result
+
+    return run
+
+
+def _run_onnx(path: Path) -> Callable[[CallInputs], Tensor]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # fatal errors alone: what it raises is enough
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    names = [entry.name for entry in session.get_inputs()]
+
+    def run(inputs: CallInputs) -> Tensor:
+        arrays = [tensor.detach().cpu().numpy() for tensor in inputs.tensors]
+        return torch.from_numpy(session.run(None, dict(zip(names, arrays, strict=True)))[0])
+
+    return run
+
+
+def _compare(
+    extract: nn.Module, inputs: CallInputs, dynamic_batch: bool, run: Callable[[CallInputs], Tensor], path: str
+) -> None:
+    """At the exported batch size and, where the batch is dynamic, at one more."""
+    for case in (inputs, _one_more(inputs)) if dynamic_batch else (inputs,):
+        with torch.inference_mode():
+            expected = extract(*case.args, **case.kwargs)
+            found = run(case)
+        difference = float((expected.cpu().double() - found.double()).abs().max()) if expected.numel() else 0.0
+        scale = float(expected.detach().double().abs().max()) if expected.numel() else 0.0
+        if expected.shape != found.shape or not difference <= _TOLERANCE * scale:
+            raise VerificationError(
+                f"'{path}' was not written: at inputs of {[list(tensor.shape) for tensor in case.tensors]} its result "
+                f"differs from that of the module by {difference:.1e}, the largest value being {scale:.1e}."
+            )
+
+
+def _one_more(inputs: CallInputs) -> CallInputs:
+    """The same inputs with one sample more."""
+    leaves, spec = flatten((inputs.args, dict(inputs.kwargs)))
+    longer = [
+        torch.cat([leaf, leaf[:1]])
+        if isinstance(leaf, Tensor) and leaf.dim() and leaf.shape[0] == inputs.batch
+        else leaf
+        for leaf in leaves
+    ]
+    args, kwargs = unflatten(longer, spec)
+    return CallInputs(args, kwargs)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Exporters print, warn and log what is of no use to whoever wants a file; errors are raised all the same."""
+    before = logging.root.manager.disable
+    try:
+        logging.disable(logging.ERROR)
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

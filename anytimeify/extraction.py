@@ -1,0 +1,75 @@
+"""One level of a program as a standalone inference graph."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+from torch import fx
+
+from anytimeify.calling import Calling
+from anytimeify.ir import Program
+from anytimeify.lift import lift
+from anytimeify.passes.fold import fold, fold_batch_norms
+from anytimeify.passes.project import project
+
+__all__ = ["as_module", "extract", "small_program"]
+
+
+def extract(program: Program, index: int, calling: Calling, *, merge_batch_norms: bool = False) -> fx.GraphModule:
+    """The output `index` of a program as a plain `fx.GraphModule` in eval mode that owns its tensors.
+
+    1. keep that output alone; 2. turn parameter views into small parameters; 3. give private parameters and nodes
+    of the level the backbone's names; 4. merge batch norms, if asked; 5. lift in inference form; 6. call it like the
+    backbone. Running the result needs torch and nothing else.
+    """
+    small = small_program(program, index)
+    return as_module(fold_batch_norms(small) if merge_batch_norms else small, calling)
+
+
+def small_program(program: Program, index: int) -> Program:
+    """Steps 1 to 3."""
+    return _with_backbone_names(_with_counters(fold(project(program, [index])), program), index)
+
+
+def as_module(program: Program, calling: Calling) -> fx.GraphModule:
+    """Steps 5 and 6, of a program with one output."""
+    module = calling.call_like_backbone(lift(program, training=False))
+    for node in module.graph.nodes:
+        node.meta.clear()  # types of ours, which a copy or a pickle of the graph would drag along
+    return module.eval()
+
+
+def _with_counters(small: Program, program: Program) -> Program:
+    """Batch norms count their batches in a buffer that no graph reads; state dicts hold it all the same."""
+    counters = {}
+    for name in small.tensors:
+        path, _, last = name.rpartition(".")
+        counter = f"{path}.num_batches_tracked"
+        if last == "running_mean" and counter in program.tensors:
+            counters[counter] = program.tensors[counter].clone()
+    return replace(small, tensors={**small.tensors, **counters})
+
+
+def _with_backbone_names(program: Program, index: int) -> Program:
+    """`anytime.<index>.layer1.weight` -> `layer1.weight`, `level<index>_add` -> `add`, where that name is free."""
+    private, taken = f"anytime.{index}.", set(program.tensors)
+    names = {}
+    for name in program.tensors:
+        plain = name.removeprefix(private)
+        names[name] = plain if plain == name or plain not in taken else name
+        taken.add(names[name])
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in program.graph.nodes:
+        args, kwargs = fx.map_arg((node.args, node.kwargs), copies.__getitem__)
+        target, name = node.target, re.sub(rf"^level{index}_", "", node.name)
+        if node.op == "get_attr":
+            target = names[str(node.target)]
+            name = target.replace(".", "_")
+        copies[node] = graph.create_node(node.op, target, args, kwargs, name)
+        copies[node].meta = dict(node.meta)
+    tensors = {names[name]: tensor for name, tensor in program.tensors.items()}
+    return replace(
+        program, graph=graph, tensors=tensors, transient=frozenset(map(names.__getitem__, program.transient))
+    )

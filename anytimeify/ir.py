@@ -1,0 +1,216 @@
+"""The types that cross a seam: sizes, tensor types, programs, captured models, levels and outputs.
+
+A `Program` is a canonical `torch.fx` graph in functional form plus the tensors it reads:
+
+* `placeholder` nodes are the model's tensor inputs, in call order;
+* `get_attr` nodes read parameters and buffers, under the backbone's own names;
+* `call_function` nodes call ATen operators, `operator.getitem`, or integer arithmetic on sizes;
+* the one `output` node returns a flat tuple of nodes.
+
+Operations that behave differently in training and evaluation (batch norm, dropout, stochastic depth) are written in
+their training form; `anytimeify.lift` turns them into modules, as the last step before a graph is run or shown.
+`anytimeify.spec` holds the table of what is canonical and the function that verifies it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx
+
+__all__ = [
+    *("Captured", "Cost", "Level", "Origin", "Outputs", "Program", "Rewritten", "Signature", "Size", "TensorType"),
+]
+
+
+@dataclass(frozen=True, order=True)
+class Size:
+    """A tensor size as a monomial: `coefficient` times a product of symbols. `Size(64, ("s0",))` prints as `64*s0`.
+
+    A symbol stands for a dynamic size (the batch), or for any expression of dynamic sizes that is not a monomial.
+    """
+
+    coefficient: int
+    symbols: tuple[str, ...] = ()
+
+    @property
+    def static(self) -> bool:
+        return not self.symbols
+
+    def __mul__(self, other: Size) -> Size:
+        return Size(self.coefficient * other.coefficient, tuple(sorted(self.symbols + other.symbols)))
+
+    def divides(self, other: Size) -> bool:
+        """Whether `other` is a whole multiple of this size."""
+        if self.coefficient == 0 or other.coefficient % self.coefficient:
+            return False
+        rest = list(other.symbols)
+        for symbol in self.symbols:
+            if symbol not in rest:
+                return False
+            rest.remove(symbol)
+        return True
+
+    def __floordiv__(self, other: Size) -> Size:
+        if not other.divides(self):
+            raise ValueError(f"{other} does not divide {self}")
+        rest = list(self.symbols)
+        for symbol in other.symbols:
+            rest.remove(symbol)
+        return Size(self.coefficient // other.coefficient, tuple(rest))
+
+    def __str__(self) -> str:
+        return "*".join([str(self.coefficient), *self.symbols] if self.coefficient != 1 or not self.symbols else self.symbols)
+
+    @staticmethod
+    def parse(text: str) -> Size:
+        """The inverse of `str`."""
+        head, *rest = text.split("*")
+        return Size(int(head), tuple(rest)) if head.isdigit() else Size(1, (head, *rest))
+
+
+@dataclass(frozen=True)
+class TensorType:
+    """What is known of a tensor without running anything: `node.meta["type"]`.
+
+    Nodes that give several tensors carry a tuple of types (`None` for what is not a tensor), nodes that give an
+    integer carry its `Size`.
+    """
+
+    shape: tuple[Size, ...]
+    dtype: torch.dtype
+
+    @property
+    def size(self) -> Size:
+        return math.prod(self.shape, start=Size(1))
+
+    def with_shape(self, shape: tuple[Size, ...]) -> TensorType:
+        return replace(self, shape=shape)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a node came from: `node.meta["origin"]`. Empty strings where unknown."""
+
+    module_path: str = ""  # "layer1.0.conv1"
+    module_class: str = ""  # "torch.nn.modules.conv.Conv2d"
+    source: str = ""  # "resnet.py:154: out = self.conv1(x)"
+
+    def __str__(self) -> str:
+        return ", ".join(part for part in (self.module_path or "the model itself", self.source) if part)
+
+
+@dataclass(frozen=True)
+class Program:
+    """A canonical graph and the tensors it reads. Passes take one and give a new one, tensors shared by reference."""
+
+    graph: fx.Graph
+    tensors: Mapping[str, Tensor]  # parameters and buffers by name; may hold some that the graph does not read
+    transient: frozenset[str] = frozenset()  # names of buffers that are not part of a state dict
+
+    @property
+    def outputs(self) -> tuple[fx.Node, ...]:
+        result = self.graph.output_node().args[0]
+        assert isinstance(result, tuple)
+        return result  # type: ignore[return-value]  # canonical: a flat tuple of nodes
+
+    @property
+    def placeholders(self) -> tuple[fx.Node, ...]:
+        return tuple(self.graph.find_nodes(op="placeholder"))
+
+    def is_parameter(self, name: str) -> bool:
+        return isinstance(self.tensors[name], torch.nn.Parameter)
+
+    def __str__(self) -> str:
+        """One line per node: its name, its operation, its operands and its type."""
+        return "\n".join(_line(node) for node in self.graph.nodes)
+
+
+def _line(node: fx.Node) -> str:
+    if node.op == "output":
+        return f"return {', '.join(map(_text, node.args[0]))}"  # type: ignore[arg-type]  # canonical: a flat tuple
+    kind = f"  # {_type_text(node.meta.get('type'))}"
+    if node.op == "placeholder":
+        return f"{node.name} = input{kind}"
+    if node.op == "get_attr":
+        return f"{node.name} = {node.target}{kind}"
+    name = str(node.target).removeprefix("aten.").removesuffix(".default")
+    name = getattr(node.target, "__name__", name) if not hasattr(node.target, "_schema") else name
+    arguments = [*map(_text, node.args), *(f"{key}={_text(value)}" for key, value in node.kwargs.items())]
+    return f"{node.name} = {name}({', '.join(arguments)}){kind}"
+
+
+def _text(value: Any) -> str:
+    return f"[{', '.join(map(_text, value))}]" if isinstance(value, list | tuple) else str(value)
+
+
+def _type_text(kind: Any) -> str:
+    if isinstance(kind, TensorType):
+        dtype = "" if kind.dtype is torch.float32 else f" {str(kind.dtype).removeprefix('torch.')}"
+        return f"[{', '.join(map(str, kind.shape))}]{dtype}"
+    return f"({', '.join(map(_type_text, kind))})" if isinstance(kind, tuple) else str(kind)
+
+
+@dataclass(frozen=True)
+class Signature:
+    """How the backbone is called and what it returns, as pytrees; `prediction` indexes the flat output."""
+
+    in_spec: Any  # pytree of (args, kwargs); leaves are the program's placeholders or constants
+    out_spec: Any  # pytree of the backbone's result
+    prediction: int = 0
+    constants: tuple[tuple[int, Any], ...] = ()  # flat positions of inputs that are not tensors, with their values
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A backbone in canonical form, as every scheme receives it."""
+
+    program: Program
+    signature: Signature
+    example_inputs: tuple[Tensor, ...]  # flat, one per placeholder
+    batch: str | None  # the symbol of the dynamic batch; None if the batch is static
+    notes: tuple[str, ...] = ()  # what was lost or decided during capture, for the report
+
+
+class Cost(NamedTuple):
+    """What one sample costs. `macs`: multiply-accumulates of convolutions, linear layers and matrix products;
+    `params`: elements of the parameters that are read; `activation_bytes`: peak of live intermediate results."""
+
+    macs: int
+    params: int
+    activation_bytes: int
+
+
+@dataclass(frozen=True)
+class Level:
+    """One of the networks inside an anytime model; 0 is the cheapest."""
+
+    index: int
+    name: str
+    cost: Cost
+    training_only: bool = False
+
+
+class Outputs(NamedTuple):
+    """What an anytime model returns: one prediction per level, cheapest first, and what the losses need besides."""
+
+    levels: tuple[Tensor, ...]
+    members: tuple[Tensor, ...] = ()
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """What a scheme gives back: one graph whose first outputs are the levels' predictions, cheapest first,
+    followed by the members that the scheme's loss reads."""
+
+    program: Program
+    level_names: tuple[str, ...]
+    training_only: frozenset[int] = frozenset()
+    members: tuple[int, ...] = ()  # positions among the program's outputs
+    full: int = -1  # the level that equals the backbone; None in a scheme that promises no such level
+    resumable: bool = False
+    notes: tuple[str, ...] = field(default=())

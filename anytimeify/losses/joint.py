@@ -1,0 +1,42 @@
+"""The joint objective of nested networks: labels for every level."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+from torch import Tensor
+
+from anytimeify.ir import Outputs
+from anytimeify.losses.objective import Objective, check_weights, cross_entropy
+
+__all__ = ["JointLoss"]
+
+
+class JointLoss(Objective):
+    """sum_k w_k CE(level_k, target); `reduction="mean"` divides by the number of levels.
+
+    `weights`: one per level, cheapest first; all ones by default. The objective of nested networks (the sum over
+    internal networks in NestedNet, Kim et al. 2018) and of slimmable networks (Yu et al. 2019).
+    """
+
+    def __init__(self, weights: Sequence[float] | None = None, reduction: Literal["sum", "mean"] = "sum") -> None:
+        super().__init__()
+        if reduction not in ("sum", "mean"):
+            raise ValueError(f"reduction is {reduction!r}: expected 'sum' or 'mean'")
+        if weights is not None and not all(math.isfinite(weight) and weight >= 0 for weight in weights):
+            raise ValueError(f"weights are {tuple(weights)}: expected finite numbers, none negative")
+        self.weights = None if weights is None else tuple(float(weight) for weight in weights)
+        self.reduction = reduction
+
+    def terms(self, outputs: Outputs, target: Tensor) -> dict[str, Tensor]:
+        weights = check_weights(self.weights, len(outputs.levels))
+        share = len(weights) if self.reduction == "mean" else 1
+        return {
+            f"level{index}/cross_entropy": cross_entropy(prediction, target) * (weight / share)
+            for index, (prediction, weight) in enumerate(zip(outputs.levels, weights, strict=True))
+        }
+
+    def extra_repr(self) -> str:
+        return f"weights={self.weights}, reduction={self.reduction!r}"

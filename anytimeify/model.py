@@ -1,0 +1,269 @@
+"""`AnytimeModel`: one graph with a prediction per level, over one set of parameters."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from anytimeify import budget as budgets
+from anytimeify import extraction, storage
+from anytimeify import report as reports
+from anytimeify.axes import Axes
+from anytimeify.budget import Budget
+from anytimeify.calibration import batch_arguments, calibrate
+from anytimeify.calling import Calling
+from anytimeify.definition import Definition, freeze_unread, register_missing
+from anytimeify.errors import BudgetError
+from anytimeify.ir import Captured, Level, Outputs, Rewritten
+from anytimeify.lift import lift
+from anytimeify.modules import BatchNormCall
+from anytimeify.passes.project import ancestors
+from anytimeify.report import Report
+from anytimeify.rewriter import Scheme
+
+__all__ = ["AnytimeModel"]
+
+
+class AnytimeModel(nn.Module):
+    """All levels of a network, cheapest first.
+
+    `net(*inputs)` returns `Outputs` and trains all levels together; `net(*inputs, level=k)` computes one level alone.
+    Parameters, buffers and children are those of the backbone, under the backbone's own names, so that its
+    checkpoints load; what a scheme adds lies below `anytime`.
+
+    How it is built: the joint graph and one graph per level are `fx.GraphModule`s that are not children of this
+    module but share its three dictionaries (`_parameters`, `_buffers`, `_modules`). Whatever happens to those (`.to()`,
+    `load_state_dict`, a child replaced by a wrapper) happens to all graphs at once, no name of the backbone can
+    collide with a name of this class, and nothing is registered twice.
+    """
+
+    def __init__(
+        self, captured: Captured, axes: Axes, scheme: Scheme, rewritten: Rewritten, loss: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        network = lift(rewritten.program)
+        register_missing(network, captured.program)
+        freeze_unread(rewritten.program)
+        self._parameters, self._buffers, self._modules = network._parameters, network._buffers, network._modules
+        self._non_persistent_buffers_set = network._non_persistent_buffers_set
+        self._definition = Definition.of(captured, axes, scheme, rewritten, owned=self.tensors())
+        self._latencies: dict[tuple[Any, ...], float] = {}
+        self._bind(network.graph)
+        self.loss = loss if loss is not None else scheme.default_loss()
+
+    def _bind(self, joint: fx.Graph) -> None:
+        """Makes the graph modules that run: the joint one, and one per level."""
+        outputs: tuple[fx.Node, ...] = joint.output_node().args[0]  # type: ignore[assignment]  # canonical: a flat tuple
+        root = self._sharing(nn.Module())
+        views = [_only(joint, node) for node in outputs[: len(self.levels)]]
+        self._graphs = tuple(self._sharing(fx.GraphModule(root, graph)) for graph in (_whole(joint), *views))
+
+    def _sharing(self, module: Any) -> Any:
+        for name in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
+            module.__dict__[name] = self.__dict__[name]
+        return module
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Parameters and buffers as they are now, by name, those of the loss left out; tied ones under each name."""
+        live: dict[str, Tensor] = dict(self.named_buffers(remove_duplicate=False))
+        live.update(self.named_parameters(remove_duplicate=False))
+        return {name: tensor for name, tensor in live.items() if not name.startswith("anytime.loss.")}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> AnytimeModel:
+        result = type(self).__new__(type(self))
+        memo[id(self)] = result
+        state = {name: value for name, value in self.__dict__.items() if name != "_graphs"}
+        result.__dict__.update(copy.deepcopy(state, memo))
+        result._bind(self._graphs[0].graph)
+        return result
+
+    def __reduce__(self) -> Any:
+        raise TypeError("an AnytimeModel is not pickled: write it with net.save(path), or pickle net.state_dict()")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "loss":  # the property below; nn.Module would register a child of that name
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def get_submodule(self, target: str) -> nn.Module:
+        """As in `nn.Module`, also for a child of the backbone that is called like a member of this class."""
+        first, _, rest = target.partition(".")
+        child = self._modules.get(first)
+        return child.get_submodule(rest) if child is not None else super().get_submodule(target)
+
+    # What the model is.
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """The networks inside, cheapest first, with what each of them costs for one sample."""
+        return self._definition.levels
+
+    @property
+    def resumable(self) -> bool:
+        """Whether `stream` computes at each step only what earlier steps did not."""
+        return self._definition.rewritten.resumable
+
+    @property
+    def scheme(self) -> Scheme:
+        return self._definition.scheme
+
+    @property
+    def axes(self) -> Axes:
+        return self._definition.axes
+
+    @property
+    def full(self) -> int:
+        """The position of the level that equals the backbone."""
+        return self._definition.rewritten.full % len(self.levels)
+
+    @property
+    def captured(self) -> Captured:
+        """The backbone in canonical form, with the tensors of this model as they are now."""
+        return self._definition.captured_with(self.tensors())
+
+    @property
+    def rewritten(self) -> Rewritten:
+        """The joint graph in canonical form, with the tensors of this model as they are now."""
+        return self._definition.rewritten_with(self.tensors())
+
+    @property
+    def calling(self) -> Calling:
+        return self._definition.calling
+
+    @property
+    def graphs(self) -> tuple[fx.GraphModule, ...]:
+        """The joint graph, then the graph of each level, as they run: in lifted form, with flat inputs."""
+        return self._graphs
+
+    @property
+    def loss(self) -> nn.Module:
+        """The training objective, called as `loss(outputs, target)`. Assign another to replace it."""
+        return self._modules["anytime"]._modules["loss"]  # type: ignore[union-attr, return-value]  # set in __init__
+
+    @loss.setter
+    def loss(self, loss: nn.Module) -> None:
+        if not isinstance(loss, nn.Module):
+            raise TypeError(
+                f"the loss is a {type(loss).__name__}: expected an nn.Module, called as loss(outputs, target)"
+            )
+        if "anytime" not in self._modules:
+            self._modules["anytime"] = nn.Module()
+        self._modules["anytime"].add_module("loss", loss)  # type: ignore[union-attr]  # a module, never None
+
+    # What the model does.
+
+    def forward(self, *args: Any, level: int | Level | None = None, **kwargs: Any) -> Any:
+        """All levels as `Outputs`, or the prediction of one `level`, at its cost."""
+        inputs = self.calling.flat(args, kwargs)
+        if level is not None:
+            return self._graphs[1 + self._index(level)](*inputs)
+        flat = self._graphs[0](*inputs)
+        members = self._definition.rewritten.members
+        return Outputs(tuple(flat[: len(self.levels)]), tuple(flat[member] for member in members))
+
+    def stream(self, *args: Any, **kwargs: Any) -> Iterator[tuple[Level, Tensor]]:
+        """Predictions of better and better levels: stop whenever time is up."""
+        for level in self.levels:
+            if not level.training_only:
+                yield level, self(*args, level=level, **kwargs)
+
+    def select(self, budget: Budget) -> Level:
+        """The best level within the budget; `BudgetError` names the cheapest level and its cost where none fits."""
+        itemsize = next((p.element_size() for p in self.parameters() if p.is_floating_point()), 4)
+        return budgets.select(
+            self.levels,
+            budget,
+            itemsize,
+            lambda level: self.latency(level, device=budget.device, batch_size=budget.batch_size),
+        )
+
+    def latency(
+        self, level: int | Level, *, device: str | torch.device | None = None, batch_size: int = 1, seconds: float = 1.0
+    ) -> float:
+        """Median milliseconds of one batch through the extracted graph of a level, on `device`.
+
+        Measured once: the result is kept until the shapes or types of the parameters change.
+        """
+        index = self._index(level)
+        tensors = self.tensors()
+        where = (
+            torch.device(device)
+            if device is not None
+            else next((t.device for t in tensors.values()), torch.device("cpu"))
+        )
+        structure = hash(tuple((name, tensor.shape, tensor.dtype) for name, tensor in tensors.items()))
+        key = (index, str(where), batch_size, torch.get_num_threads(), structure)
+        if key not in self._latencies:
+            dtype = next((t.dtype for t in self.parameters() if t.is_floating_point()), torch.get_default_dtype())
+            inputs = budgets.example_batch(self._definition.captured, batch_size)
+            moved = tuple(x.to(where, dtype) if x.is_floating_point() else x.to(where) for x in inputs)
+            args, kwargs = self.calling.arguments(moved, self._definition.captured.signature)
+            module = self.extract(index).to(where)
+            self._latencies[key] = budgets.measure_latency(module, args, kwargs, device=where, seconds=seconds)
+        return self._latencies[key]
+
+    def extract(self, level: int | Level | Budget, *, fold: bool = False) -> fx.GraphModule:
+        """One level as a standalone module in eval mode: called like the backbone, returns the level's prediction.
+
+        Its parameters are small copies under names made from the backbone's; running it needs no import of
+        anytimeify. `fold=True` merges batch norms into the convolutions before them.
+        """
+        index = self.select(level).index if isinstance(level, Budget) else self._index(level)
+        return extraction.extract(self.rewritten.program, index, self.calling, merge_batch_norms=fold)
+
+    def calibrate(self, batches: Iterable[Any]) -> None:
+        """Re-estimates the running statistics of every batch norm: their mean over the batches, with equal weights.
+
+        A batch is the model's input or inputs, or `(inputs, target)`, as a data loader gives it. Batch norms that
+        several levels share hold the statistics of one width only: then those of the full level are estimated.
+        """
+        shared = any(isinstance(module, BatchNormCall) for module in self.modules())
+        level = self.full if shared else None
+        count = len(self.calling.parameters)
+
+        def forward(batch: Any) -> None:
+            args, kwargs = batch_arguments(batch, count)
+            self(*args, level=level, **kwargs)
+
+        calibrate(self, batches, forward)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the model, without its loss, into one file without pickle; `anytimeify.load(path)` reads it."""
+        storage.write(path, storage.Stored(self.captured, self.scheme, self.tensors()))
+
+    def report(self) -> Report:
+        """Levels with their cost, axis groups with sites, roles and pins with reasons; prints as a table."""
+        return reports.report(self)
+
+    def extra_repr(self) -> str:
+        return f"{self.scheme}, {len(self.levels)} levels"
+
+    def _index(self, level: int | Level) -> int:
+        index = level.index if isinstance(level, Level) else level
+        if not -len(self.levels) <= index < len(self.levels):
+            raise BudgetError(f"there is no level {index}: levels are 0 (cheapest) to {len(self.levels) - 1} (full)")
+        return index % len(self.levels)
+
+
+def _whole(graph: fx.Graph) -> fx.Graph:
+    copied = fx.Graph()
+    copied.output(copied.graph_copy(graph, {}))
+    return copied
+
+
+def _only(graph: fx.Graph, output: fx.Node) -> fx.Graph:
+    """A lifted graph that returns one tensor of the joint one; placeholders all stay."""
+    needed = ancestors([output])
+    result = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        if node.op == "placeholder" or node in needed:
+            copies[node] = result.node_copy(node, copies.__getitem__)
+    result.output(copies[output])
+    return result

@@ -1,0 +1,113 @@
+"""Operations and modules of ours that a training graph may hold. An inference graph holds none of them.
+
+`torch.ops.anytimeify.drop_path` is the canonical form of stochastic depth (Huang et al. 2016): it drops always, as
+dropout in its training form does; `DropPath` is what a lifted graph calls, and does nothing in eval mode.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["AttentionDropout", "BatchNormCall", "DropPath", "TrainingSwitch", "drop_path"]
+
+_LIBRARY = torch.library.Library("anytimeify", "FRAGMENT")
+_LIBRARY.define("drop_path(Tensor x, float keep_prob, bool scale_by_keep=True, str mode='row') -> Tensor")
+
+
+def drop_path(x: Tensor, keep_prob: float, scale_by_keep: bool = True, mode: str = "row") -> Tensor:
+    """Zeroes whole samples (`mode="row"`) or the whole batch (`"batch"`) with probability `1 - keep_prob`."""
+    if mode not in ("row", "batch"):
+        raise ValueError(f"mode is 'row' or 'batch', not {mode!r}")
+    kept = x.new_empty([x.shape[0] if mode == "row" else 1] + [1] * (x.dim() - 1)).bernoulli_(keep_prob)
+    if scale_by_keep and keep_prob > 0.0:
+        kept = kept / keep_prob
+    return x * kept
+
+
+# Made of differentiable operations: autograd, autocast, export and compilation see through it.
+_LIBRARY.impl("drop_path", drop_path, "CompositeImplicitAutograd")
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: `drop_path` in training, the identity in eval mode."""
+
+    def __init__(self, keep_prob: float, scale_by_keep: bool = True, mode: str = "row") -> None:
+        super().__init__()
+        self.keep_prob, self.scale_by_keep, self.mode = keep_prob, scale_by_keep, mode
+
+    def forward(self, x: Tensor) -> Tensor:
+        return drop_path(x, self.keep_prob, self.scale_by_keep, self.mode) if self.training else x
+
+    def extra_repr(self) -> str:
+        return f"keep_prob={self.keep_prob:.4g}, scale_by_keep={self.scale_by_keep}, mode={self.mode!r}"
+
+
+class AttentionDropout(nn.Module):
+    """Scaled dot product attention whose attention weights are dropped in training only."""
+
+    def __init__(self, p: float, is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False) -> None:
+        super().__init__()
+        self.p, self.is_causal, self.scale, self.enable_gqa = p, is_causal, scale, enable_gqa
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+        p = self.p if self.training else 0.0
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask, p, self.is_causal, scale=self.scale, enable_gqa=self.enable_gqa
+        )
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}"
+
+
+class BatchNormCall(nn.Module):
+    """Batch norm whose parameters and running statistics are given at the call, as views of larger tensors.
+
+    Running statistics of a contiguous slice are updated through it. Those of a selection cannot be: give the whole
+    statistics with the `index` (1-d, int64) of the selected channels, and they are written back.
+    """
+
+    def __init__(self, momentum: float = 0.1, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.momentum, self.eps = momentum, eps
+
+    def forward(
+        self,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        index: Tensor | None = None,
+    ) -> Tensor:
+        if running_mean is None or running_var is None:
+            return F.batch_norm(x, None, None, weight, bias, True, self.momentum, self.eps)
+        if index is None:
+            return F.batch_norm(x, running_mean, running_var, weight, bias, self.training, self.momentum, self.eps)
+        mean, var = running_mean.index_select(0, index), running_var.index_select(0, index)
+        y = F.batch_norm(x, mean, var, weight, bias, self.training, self.momentum, self.eps)
+        if self.training:
+            with torch.no_grad():
+                running_mean.index_copy_(0, index, mean)
+                running_var.index_copy_(0, index, var)
+        return y
+
+    def extra_repr(self) -> str:
+        return f"momentum={self.momentum}, eps={self.eps}"
+
+
+class TrainingSwitch(nn.Module):
+    """An operation with a training flag among its positional arguments (`lstm`, `rrelu`), which follows the mode."""
+
+    def __init__(self, target: Any, position: int) -> None:
+        super().__init__()
+        self.target, self.position = target, position
+
+    def forward(self, *args: Any) -> Any:
+        return self.target(*args[: self.position], self.training, *args[self.position :])
+
+    def extra_repr(self) -> str:
+        return str(self.target)

@@ -1,0 +1,103 @@
+"""The report of an anytime model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from anytimeify.axes import Axes
+from anytimeify.ir import Captured, Level, Rewritten
+from anytimeify.report.plot import plot
+from anytimeify.report.rows import AxisRow, Place, Readers, axis_rows, axis_sheets, note_sheets, without_rule
+from anytimeify.report.sheets import Sheet, Sheets, in_bytes, in_percent, shortened
+
+__all__ = ["LevelRow", "Report", "report"]
+
+
+@dataclass(frozen=True)
+class LevelRow:
+    """One level. `share`: its MACs as a part of those of the full level."""
+
+    index: int
+    name: str
+    macs: int
+    params: int
+    activation_bytes: int
+    share: float
+    training_only: bool
+
+
+@dataclass(frozen=True)
+class Report(Sheets):
+    """An anytime model: levels with their cost, axis groups with sites, roles and pins, notes of the capture."""
+
+    scheme: str
+    levels: tuple[LevelRow, ...]
+    axes: tuple[AxisRow, ...]
+    notes: tuple[str, ...]
+    without_rule: tuple[Place, ...]
+
+    def plot(self, path: str | os.PathLike[str], scores: Mapping[str, float] | None = None) -> None:
+        """Draws the cost of every level and, with `scores` (accuracy from 0 to 1 by level name), accuracy against MACs.
+
+        The suffix of `path` chooses the format. Raises `MissingExtraError` without the extra `plot`, `ValueError` for
+        a score of what is no level.
+        """
+        plot(path, {row.name: (row.macs, row.params) for row in self.levels}, scores or {})
+
+    def title(self) -> str:
+        return f"{self.scheme}: {len(self.levels)} levels"
+
+    def sheets(self, *, everything: bool) -> Iterator[Sheet]:
+        yield Sheet(
+            "Levels",
+            (">level", "name", ">MACs", ">share", ">parameters", ">activations", ""),
+            tuple(
+                (
+                    *(str(row.index), row.name, shortened(row.macs), in_percent(row.share)),
+                    *(
+                        shortened(row.params),
+                        in_bytes(row.activation_bytes),
+                        "training only" if row.training_only else "",
+                    ),
+                )
+                for row in self.levels
+            ),
+        )
+        yield from axis_sheets(self.axes, everything=everything)
+        yield from note_sheets(self.notes, self.without_rule)
+
+
+class _Net(Protocol):
+    """What a report reads of an `AnytimeModel`, which imports this module."""
+
+    @property
+    def levels(self) -> tuple[Level, ...]: ...
+    @property
+    def full(self) -> int: ...
+    @property
+    def axes(self) -> Axes: ...
+    @property
+    def captured(self) -> Captured: ...
+    @property
+    def rewritten(self) -> Rewritten: ...
+    @property
+    def scheme(self) -> object: ...
+
+
+def report(net: _Net) -> Report:
+    """The report of an `AnytimeModel`."""
+    captured, rewritten = net.captured, net.rewritten
+    full = max(1, net.levels[net.full].cost.macs)
+    return Report(
+        scheme=str(net.scheme),
+        levels=tuple(
+            LevelRow(level.index, level.name, *level.cost, level.cost.macs / full, level.training_only)
+            for level in net.levels
+        ),
+        axes=axis_rows(captured, net.axes, [Readers(rewritten.program, level.index) for level in net.levels]),
+        notes=(*captured.notes, *rewritten.notes),
+        without_rule=without_rule(net.axes),
+    )

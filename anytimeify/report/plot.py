@@ -1,0 +1,56 @@
+"""Pictures of cost and accuracy."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from anytimeify.errors import MissingExtraError
+
+__all__ = ["plot"]
+
+
+def plot(path: str | os.PathLike[str], costs: Mapping[str, tuple[int, int]], scores: Mapping[str, float]) -> None:
+    """Draws MACs and parameters of every level; with `scores`, accuracy against MACs beside them.
+
+    `costs`: (MACs, parameters) by level name, cheapest first. `scores`: accuracy from 0 to 1 by level name.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtraError("matplotlib", "plot", "Drawing a report") from error
+    unknown = [name for name in scores if name not in costs]
+    if unknown:
+        raise ValueError(f"scores: '{unknown[0]}' is not the name of a level; there are: {', '.join(costs)}")
+    panels = 2 if scores else 1
+    figure = Figure(figsize=(4.8 * panels, 3.6), layout="constrained")  # no pyplot: no global state, no window
+    _draw_costs(figure.add_subplot(1, panels, panels), costs)
+    if scores:
+        _draw_scores(figure.add_subplot(1, panels, 1), costs, scores)
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(os.fspath(path), dpi=150)
+
+
+def _draw_costs(axes: Any, costs: Mapping[str, tuple[int, int]]) -> None:
+    for index, (title, offset) in enumerate((("MACs", -0.2), ("parameters", 0.2))):
+        whole = max(1, *(cost[index] for cost in costs.values()))
+        heights = [100 * cost[index] / whole for cost in costs.values()]
+        bars = axes.bar([place + offset for place in range(len(costs))], heights, 0.4, label=title)
+        axes.bar_label(bars, fmt="%.0f", fontsize=7, padding=1)
+    axes.set_xticks(range(len(costs)), list(costs))
+    axes.set_ylabel("cost, % of the dearest level")
+    axes.legend(frameon=False, loc="upper left")
+
+
+def _draw_scores(axes: Any, costs: Mapping[str, tuple[int, int]], scores: Mapping[str, float]) -> None:
+    points = [(costs[name][0], 100 * scores[name], name) for name in costs if name in scores]
+    axes.plot([point[0] for point in points], [point[1] for point in points], "o-")
+    for macs, score, name in points:
+        axes.annotate(name, (macs, score), xytext=(0, -13), textcoords="offset points", ha="center", fontsize=8)
+    axes.set_xscale("log")
+    axes.margins(0.15, 0.25)
+    axes.set_xlabel("MACs of one sample")
+    axes.set_ylabel("accuracy, %")
+    axes.grid(alpha=0.3, which="both")

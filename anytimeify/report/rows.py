@@ -1,0 +1,253 @@
+"""Rows that the report of a model and that of a backbone share: axis groups, and why something is pinned."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import fx
+
+from anytimeify.axes import Axes, AxisGroup, Pin
+from anytimeify.cost import macs_by_node
+from anytimeify.factors import Expr, Factor, Product, leaves
+from anytimeify.ir import Captured, Program
+from anytimeify.passes.project import ancestors
+from anytimeify.report.sheets import Sheet, in_percent
+from anytimeify.rules.op import name_of
+
+__all__ = [
+    "AxisRow",
+    "Place",
+    "Readers",
+    "axis_rows",
+    "axis_sheets",
+    "note_sheets",
+    "pinned_macs",
+    "sizes",
+    "without_rule",
+]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Something about one operation: why it pins an axis, or that it has no axis rule."""
+
+    reason: str
+    operation: str
+    origin: str  # module path and source line of the backbone
+
+
+@dataclass(frozen=True)
+class AxisRow:
+    """One axis group. `share`: the MACs of all operations that have the axis, as a part of those of the full network.
+
+    `kept`: channels kept at each level, cheapest first; None where that cannot be read off the graph.
+    """
+
+    name: str
+    role: str
+    channels: int
+    unit: int
+    share: float
+    sites: tuple[str, ...]
+    pin: Place | None
+    kept: tuple[int | None, ...] = ()
+
+
+def axis_rows(captured: Captured, axes: Axes, readers: Sequence[Readers] = ()) -> tuple[AxisRow, ...]:
+    """All axis groups in graph order, with what each of the `readers` keeps of them."""
+    touched: dict[Factor, float] = {}
+    for node, share in _shares(captured).items():
+        for factor in _factors(node, axes):
+            touched[factor] = touched.get(factor, 0.0) + share
+    dims = {str(node.target): axes.dims[node] for node in captured.program.graph.find_nodes(op="get_attr")}
+    return tuple(
+        AxisRow(
+            name=group.name,
+            role=group.role,
+            channels=group.size,
+            unit=group.quantum,
+            share=touched.get(group.factor, 0.0),
+            sites=tuple(f"{site.tensor}[{site.dim}]" for site in group.sites),
+            pin=_place(group.pin) if group.pin is not None else None,
+            kept=tuple(_kept(group, dims, reader) for reader in readers),
+        )
+        for group in axes.groups
+    )
+
+
+class Readers:
+    """How much of each tensor one level reads."""
+
+    def __init__(self, program: Program, level: int) -> None:
+        self.prefix = f"anytime.{level}."
+        self.needed = ancestors([program.outputs[level]])
+        reads = program.graph.find_nodes(op="get_attr")
+        self.nodes = {str(node.target): node for node in reads if node in self.needed}
+
+    def size(self, tensor: str, dim: int) -> int | None:
+        """The length of a dimension after the views through which the level reads it; None if it reads none of it."""
+        node = self.nodes.get(self.prefix + tensor, self.nodes.get(tensor))
+        waiting, widest = [node] if node is not None else [], 0
+        while waiting:
+            source = waiting.pop()
+            for user in source.users:
+                if user in self.needed and user.meta.get("part") and user.args[0] is source:
+                    waiting.append(user)
+                elif user in self.needed:
+                    widest = max(widest, source.meta["type"].shape[dim].coefficient)
+        return widest or None
+
+
+def _kept(group: AxisGroup, dims: Mapping[str, Any], reader: Readers) -> int | None:
+    """Read off a parameter whose dimension is made of this axis and axes that stay whole: no concatenation."""
+    if group.pin is not None:
+        return group.size
+    for site in group.sites:
+        expr = dims[site.tensor][site.dim]
+        parts = expr.parts if isinstance(expr, Product) else (expr,)
+        factors = [part for part in parts if isinstance(part, Factor)]
+        kept = reader.size(site.tensor, site.dim)
+        if kept is not None and len(factors) == len(parts):
+            return int(group.size * kept // math.prod(factor.size.coefficient for factor in factors))
+    return None
+
+
+def pinned_macs(captured: Captured, axes: Axes) -> tuple[tuple[Place, float], ...]:
+    """The MACs that no width changes, by reason and operation; the place is that of the first."""
+    narrowable = {group.factor for group in axes.narrowable}
+    found: dict[tuple[str, str], tuple[Place, float]] = {}
+    for node, share in _shares(captured).items():
+        if _factors(node, axes) & narrowable:
+            continue
+        place = _place(_reason(node, axes))
+        first, total = found.get((place.reason, place.operation), (place, 0.0))
+        found[place.reason, place.operation] = (first, total + share)
+    return tuple(sorted(found.values(), key=lambda row: -row[1]))
+
+
+def _reason(node: fx.Node, axes: Axes) -> Pin:
+    """Why an operation's axes are pinned: what is said of its parameters first, and of channels before positions."""
+    parameters = [source for source in node.all_input_nodes if source.op == "get_attr"]
+    pins = [
+        leaf.pin
+        for one in (*parameters, *node.all_input_nodes)
+        for expr in _flat(axes.dims[one])
+        for leaf in leaves(expr)
+        if leaf.pin is not None
+    ]
+    telling = [pin for pin in pins if pin.kind not in ("position", "batch", "input")]
+    return next(iter((*telling, *pins)), Pin("no axis is longer than 1"))
+
+
+def sizes(captured: Captured) -> tuple[int, dict[str, int]]:
+    """The batch size and the dynamic sizes of the example inputs, for `anytimeify.cost`."""
+    symbols: dict[str, int] = {}
+    for node, tensor in zip(captured.program.placeholders, captured.example_inputs, strict=True):
+        for size, value in zip(node.meta["type"].shape, tensor.shape, strict=True):
+            if size.coefficient == 1 and len(size.symbols) == 1:
+                symbols[size.symbols[0]] = value
+    first = captured.example_inputs[0] if captured.example_inputs else None
+    return (first.shape[0] if first is not None and first.ndim else 1), symbols
+
+
+def _shares(captured: Captured) -> dict[fx.Node, float]:
+    macs = macs_by_node(captured.program, captured.batch, *sizes(captured))
+    total = sum(macs.values())
+    return {node: count / total for node, count in macs.items()} if total else {}
+
+
+def _factors(node: fx.Node, axes: Axes) -> set[Factor]:
+    """The factors of an operation's result and operands."""
+    exprs = (expr for one in (node, *node.all_input_nodes) for expr in _flat(axes.dims.get(one, ())))
+    return {leaf for expr in exprs for leaf in leaves(expr)}
+
+
+def _flat(dims: Any) -> Iterator[Expr]:
+    for one in dims:
+        if isinstance(one, tuple):
+            yield from _flat(one)
+        else:
+            yield one
+
+
+def _place(pin: Pin) -> Place:
+    return Place(pin.reason, pin.where.op, str(pin.where.origin) if pin.where.op else "")
+
+
+def without_rule(axes: Axes) -> tuple[Place, ...]:
+    """Operations that the analysis knows nothing about."""
+    reason = "no axis rule for this operation"
+    return tuple(Place(reason, name_of(node), str(node.meta.get("origin", ""))) for node in axes.unknown)
+
+
+# How they are shown.
+
+
+def axis_sheets(rows: Sequence[AxisRow], *, everything: bool) -> Iterator[Sheet]:
+    """Free axis groups by role, then pinned ones by reason; those that touch most MACs come first."""
+    ordered = sorted(rows, key=lambda row: -row.share)
+    for role in ("stream", "inner"):
+        free = [row for row in ordered if row.pin is None and row.role == role]
+        yield Sheet(
+            f"Axis groups that may be narrowed, {role}: {len(free)}",
+            (
+                ">groups",
+                "axis",
+                ">channels",
+                ">unit",
+                ">sites",
+                ">of MACs",
+                *(["kept"] if free and free[0].kept else []),
+            ),
+            tuple(
+                (
+                    *(
+                        str(count),
+                        row.name,
+                        str(row.channels),
+                        str(row.unit),
+                        str(len(row.sites)),
+                        in_percent(row.share),
+                    ),
+                    *([" ".join("-" if kept is None else str(kept) for kept in row.kept)] if row.kept else []),
+                )
+                for row, count in ([(row, 1) for row in free] if everything else _alike(free))
+            ),
+        )
+    pinned: dict[tuple[str, str], list[AxisRow]] = {}
+    for row in ordered:
+        if row.pin is not None:
+            pinned.setdefault((row.pin.reason, row.pin.operation), []).append(row)
+    yield Sheet(
+        f"Pinned axis groups: {sum(map(len, pinned.values()))}",
+        (">groups", "why", "operation", "where", "such as"),
+        tuple(
+            (str(len(same)), why, operation, same[0].pin.origin if same[0].pin else "", same[0].name)
+            for (why, operation), same in pinned.items()
+        ),
+    )
+
+
+def _alike(rows: Sequence[AxisRow]) -> list[tuple[AxisRow, int]]:
+    """Rows that differ in numbers inside their names alone, put together under a pattern such as `blocks.*.mlp.fc1`."""
+    together: dict[Any, list[AxisRow]] = {}
+    for row in rows:
+        shape = tuple("*" if part.isdigit() else part for part in row.name.split("."))
+        key = (shape, row.channels, row.unit, len(row.sites), row.kept)
+        together.setdefault(key, []).append(row)
+    result = []
+    for same in together.values():
+        columns = zip(*(row.name.split(".") for row in same), strict=True)
+        name = ".".join(column[0] if len(set(column)) == 1 else "*" for column in columns)
+        result.append((replace(same[0], name=name, share=sum(row.share for row in same)), len(same)))
+    return sorted(result, key=lambda pair: -pair[0].share)
+
+
+def note_sheets(notes: Sequence[str], unknown: Sequence[Place]) -> Iterator[Sheet]:
+    """Operations without a rule, and what was lost or decided on the way."""
+    rows = tuple((place.operation, place.origin) for place in unknown)
+    yield Sheet("Operations without a rule: the axes that they touch are pinned", ("operation", "where"), rows)
+    yield Sheet("Notes", ("note",), tuple((note,) for note in notes))

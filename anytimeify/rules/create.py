@@ -1,0 +1,50 @@
+"""Operations that make tensors. Filled tensors have open axes, which follow what they meet; counted ones (arange) are pinned."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from anytimeify.factors import Pin
+from anytimeify.rules.op import Dims, Op, Resize, axis_rule, opaque_results
+from anytimeify.rules.targets import aten
+
+
+def _filled(op: Op) -> Dims:
+    return tuple(op.open(size) for size in op.type().shape)
+
+
+def _size(r: Resize) -> dict[str, Any]:
+    return {"size": r.shape_argument(r.arguments["size"], r.node.meta["type"].shape, r.types[r.node].shape)}
+
+
+FILLED = "zeros ones full empty rand randn new_zeros new_ones new_full new_empty"
+axis_rule([t for t in aten(*FILLED.split()) if "names" not in str(t)], _filled, literals=_size)
+
+
+def _counted(op: Op) -> Any:
+    return opaque_results(op.node, Pin("counts positions", op.where, "position"))
+
+
+COUNTED = "arange linspace logspace eye tril_indices triu_indices scalar_tensor randint randperm hann_window"
+axis_rule(aten(*COUNTED.split()), _counted)
+
+
+# the grid of positions, and triangular masks
+def _meshgrid(op: Op) -> Any:
+    for operand in op.operands():
+        for expr in op.axes(operand):
+            op.pin(expr, "a grid of positions", "position")
+    return opaque_results(op.node, Pin("a grid of positions", op.where, "position"))
+
+
+axis_rule(aten("meshgrid"), _meshgrid)
+
+
+def _triangle(op: Op) -> Dims:
+    x = op.axes(op["self"])
+    for expr in x[-2:]:
+        op.pin(expr, "a triangle of positions", "position")
+    return x
+
+
+axis_rule(aten("tril.default", "triu.default"), _triangle)

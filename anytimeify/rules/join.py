@@ -1,0 +1,216 @@
+"""Joining and parting: concatenation, stack, split, chunk, unbind, slices and indices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from anytimeify import factors
+from anytimeify.factors import Expr
+from anytimeify.ir import Size
+from anytimeify.rules.op import Dims, Call, Op, Resize, axis_rule
+from anytimeify.rules.targets import aten
+
+
+# A concatenation is a sum of its parts. Joined to positions (a class token before the patches) a part is positions too.
+def _cat(op: Op) -> Dims:
+    tensors = [node for node in op["tensors"] if op.type(node).shape != (Size(0),)]
+    dim = op.dim(of=tensors[0])
+    result = list(op.axes(tensors[0]))
+    for node in tensors[1:]:
+        for index, expr in enumerate(op.axes(node)):
+            if index != dim:
+                op.unify(result[index], expr)
+    result[dim] = joined(op, [op.axes(node)[dim] for node in tensors], [op.type(node).shape[dim] for node in tensors])
+    return tuple(result)
+
+
+def joined(op: Op, parts: Sequence[Expr], sizes: Sequence[Size]) -> Expr:
+    """The sum of some parts, or an opaque axis if one of them is a position."""
+    places = {leaf.pin.kind for part in parts for leaf in factors.leaves(factors.resolve(part)) if leaf.pin is not None}
+    if places & {"position", "batch"} or not all(size.static for size in sizes):
+        for part in parts:
+            op.pin(part, "joined to positions", "position")
+        return op.pinned(factors.add_sizes(sizes), "joined to positions", "position")
+    return factors.resolve(factors.Sum(tuple(parts)))
+
+
+axis_rule(aten("cat.default", "concat.default", "concatenate.default"), _cat)
+
+
+def _stack(op: Op) -> Dims:
+    tensors = op["tensors"]
+    dim = int(op["dim"]) % len(op.type().shape)
+    result = list(op.axes(tensors[0]))
+    for node in tensors[1:]:
+        for one, other in zip(result, op.axes(node), strict=True):
+            op.unify(one, other)
+    return (*result[:dim], op.pinned(Size(len(tensors)), "stacked tensors"), *result[dim:])
+
+
+axis_rule(aten("stack.default"), _stack)
+
+
+# split, chunk: the parts of a sum
+def _split(op: Op) -> tuple[Dims, ...]:
+    x, dim = op.axes(op["self"]), op.dim()
+    sizes = [kind.shape[dim] for kind in op.node.meta["type"]]
+    pieces = factors.cut(x[dim], sizes, op.where)
+    if pieces is None:
+        op.pin(x[dim], f"cut into {', '.join(map(str, sizes))} across its factors")
+        pieces = [op.pinned(size, "a part of a pinned axis") for size in sizes]
+    return tuple((*x[:dim], piece, *x[dim + 1 :]) for piece in pieces)
+
+
+def _split_sizes(r: Resize) -> Call | dict[str, Any]:
+    dim = int(r.arguments["dim"]) % len(r.types[r.arguments["self"]].shape)
+    old = [kind.shape[dim] for kind in r.node.meta["type"]]
+    new = [kind.shape[dim] for kind in r.types[r.node]]
+    if old == new or not all(size.static for size in new):
+        return {}
+    arguments = {"self": r.arguments["self"], "split_sizes": [size.coefficient for size in new], "dim": dim}
+    return Call(torch.ops.aten.split_with_sizes.default, arguments)
+
+
+axis_rule(
+    aten("split.Tensor", "split.sizes", "split_with_sizes.default", "chunk.default", "tensor_split.sections"),
+    _split,
+    literals=_split_sizes,
+)
+
+
+# unbind, select: the dimension disappears, and its entries have fixed meanings
+def _unbind(op: Op) -> tuple[Dims, ...]:
+    x, dim = op.axes(op["self"]), op.dim()
+    op.pin(x[dim], "its entries are used one by one")
+    return tuple((*x[:dim], *x[dim + 1 :]) for _ in op.node.meta["type"])
+
+
+def _select(op: Op) -> Dims:
+    x, dim = op.axes(op["self"]), op.dim()
+    op.pin(x[dim], "one of its entries is taken")
+    return (*x[:dim], *x[dim + 1 :])
+
+
+axis_rule(aten("unbind.int"), _unbind)
+axis_rule(aten("select.int"), _select, view=True)
+
+
+# slice, narrow: a sum of what lies before, the slice, and what lies after
+def _slice(op: Op) -> Dims:
+    x = list(op.axes(op["self"]))
+    dim = op.dim()
+    before, after = op.type(op["self"]).shape[dim], op.type().shape[dim]
+    if before == after:
+        return tuple(x)
+    start = op["start"]
+    start = 0 if start is None else start
+    step = op.arguments.get("step", 1)
+    if step == 1 and isinstance(start, int) and before.static and after.static and not factors.is_pinned(x[dim]):
+        total, length = before.coefficient, after.coefficient
+        start = max(0, start + total) if start < 0 else start
+        lengths = [start, length, total - start - length]
+        pieces = factors.cut(x[dim], [Size(n) for n in lengths if n], op.where)
+        if pieces is not None:
+            whole = iter(pieces)
+            parts: list[Expr | None] = [next(whole) if n else None for n in lengths]
+            assert parts[1] is not None
+            if length == 1:
+                op.pin(x[dim], "one of its entries is taken")
+            else:
+                op.memo["before"], op.memo["dim"] = parts[0], dim
+                x[dim] = parts[1]
+                return tuple(x)
+    op.pin(x[dim], "sliced")
+    x[dim] = op.pinned(after, "sliced", "position")
+    return tuple(x)
+
+
+def _bounds(r: Resize) -> dict[str, Any]:
+    if "dim" not in r.memo:
+        return {}
+    start = r.size(r.memo["before"]).coefficient if r.memo["before"] is not None else 0
+    length = r.types[r.node].shape[r.memo["dim"]].coefficient
+    return {"start": start, "length": length} if "length" in r.arguments else {"start": start, "end": start + length}
+
+
+axis_rule(aten("slice.Tensor", "narrow.default"), _slice, literals=_bounds, view=True)
+
+
+# indexing: indexed dimensions are pinned; the others pass. The result's indexed dimensions stand where the first index stood,
+# or in front when a dimension that is not indexed lies between two that are.
+def _index(op: Op) -> Dims:
+    x, indices = op.axes(op["self"]), list(op["indices"])
+    indices += [None] * (len(x) - len(indices))
+    taken = [dim for dim, index in enumerate(indices) if index is not None]
+    if any(op.type(index).dtype == torch.bool for index in indices if index is not None):
+        return op.give_up("indexed by a mask")
+    for dim in taken:
+        op.pin(x[dim], "indexed")
+    index_rank = max(op.rank(indices[dim]) for dim in taken)
+    neighbours = taken == list(range(taken[0], taken[-1] + 1))
+    at = taken[0] if neighbours else 0
+    rest = [expr for dim, expr in enumerate(x) if dim not in taken]
+    shape = op.type().shape[at : at + index_rank]
+    made: list[Expr] = [op.pinned(size, "an index", "position") for size in shape]
+    for index in (indices[dim] for dim in taken):
+        for expr in op.axes(index):
+            op.pin(expr, "an index", "position")
+    return (*rest[:at], *made, *rest[at:])
+
+
+axis_rule(aten("index.Tensor"), _index)
+
+
+def _index_select(op: Op) -> Dims:
+    x, dim = list(op.axes(op["self"])), op.dim()
+    op.pin(x[dim], "indexed")
+    x[dim] = op.pinned(op.type().shape[dim], "an index", "position")
+    return tuple(x)
+
+
+axis_rule(aten("index_select.default"), _index_select)
+
+
+# gather, top-k and the like: only dimensions that both keep pass
+def _along_dimension(op: Op) -> Any:
+    source: fx.Node = op["self"]
+    x, dim = op.axes(source), op.dim()
+    op.pin(x[dim], "selected along")
+    for operand in op.operands()[1:]:
+        for one, other in zip(x, op.axes(operand), strict=True):
+            op.unify(one, other)
+    kinds = op.node.meta["type"]
+    shapes = [kind.shape for kind in (kinds if isinstance(kinds, tuple) else (kinds,))]
+    results = tuple((*x[:dim], op.pinned(shape[dim], kind="position"), *x[dim + 1 :]) for shape in shapes)
+    return results if isinstance(kinds, tuple) else results[0]
+
+
+axis_rule(aten("topk.default"), _along_dimension)
+
+
+def _one_hot(op: Op) -> Dims:
+    return (*op.axes(op["self"]), op.pinned(op.type().shape[-1], "classes of a one-hot code"))
+
+
+axis_rule(aten("one_hot.default"), _one_hot)
+
+
+# writing a slice back: base and source agree everywhere, and the written dimension is pinned
+def _scatter(op: Op) -> Dims:
+    x, dim = op.axes(op["self"]), op.dim()
+    source = op.axes(op["src"])
+    op.pin(x[dim], "written to in part")
+    kept = [*x[:dim], *x[dim + 1 :]]
+    if len(source) == len(x):
+        op.pin(source[dim], "written to in part")
+        source = (*source[:dim], *source[dim + 1 :])
+    for one, other in zip(kept, source, strict=True):
+        op.unify(one, other)
+    return x
+
+
+axis_rule(aten("slice_scatter.default", "select_scatter.default"), _scatter)

@@ -1,0 +1,380 @@
+"""What a rule sees of a node, what it gives back, and the table that rules fill.
+
+A rule says three things about an operation: how the axes of its results follow from those of its operands (`infer`), which of
+its arguments are sizes that change when axes are narrowed (`resize`), and how many multiply-accumulates it costs (`macs`). For
+most operations one line of factor notation says all three.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from torch import fx
+
+from anytimeify import factors
+from anytimeify.factors import ONE, Expr, Factor, Pin, PinKind, Where
+from anytimeify.ir import Origin, Size, TensorType
+from anytimeify.rules.notation import Compound, Concat, Dots, Name, Notation, Pattern, Single, Term, parse
+from anytimeify.schema import bound
+
+__all__ = ["Dims", "Call", "Op", "Resize", "Rule", "axis_rule", "rule_of"]
+
+Dims: TypeAlias = tuple[Expr, ...]
+"""One expression per dimension of a tensor."""
+
+
+@dataclass
+class Op:
+    """One node, as a rule sees it."""
+
+    node: fx.Node
+    known: Mapping[fx.Node, Any]  # axes of every earlier node: Dims, or a tuple of them
+    memo: dict[str, Any] = field(default_factory=dict)  # what `infer` leaves for `resize`
+    arguments: dict[str, Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.arguments = bound(self.node)
+
+    def __getitem__(self, name: str) -> Any:
+        return self.arguments.get(name)
+
+    @property
+    def where(self) -> Where:
+        return Where(self.node.name, name_of(self.node), self.node.meta.get("origin", Origin()))
+
+    def axes(self, value: object) -> Dims:
+        """The axes of an operand."""
+        assert isinstance(value, fx.Node)
+        result: Dims = self.known[value]
+        return result
+
+    def operands(self) -> list[fx.Node]:
+        """All tensor operands, in the order of the schema."""
+        return [node for node in flat_nodes(self.arguments.values()) if isinstance(node.meta["type"], TensorType)]
+
+    def type(self, value: object = None) -> TensorType:
+        """The type of an operand, or of the node itself."""
+        node = self.node if value is None else value
+        assert isinstance(node, fx.Node)
+        result = node.meta["type"]
+        assert isinstance(result, TensorType)
+        return result
+
+    def rank(self, value: object) -> int:
+        return len(self.type(value).shape)
+
+    def dim(self, name: str = "dim", of: object = None) -> int:
+        """An argument that names a dimension, as a non-negative index."""
+        return int(self[name]) % max(1, self.rank(self["self"] if of is None else of))
+
+    def dims(self, name: str = "dim", of: object = None) -> tuple[int, ...]:
+        """An argument that names dimensions; all of them where it is None or empty."""
+        rank = self.rank(self["self"] if of is None else of)
+        value = self[name]
+        if value is None or value == []:
+            return tuple(range(rank))
+        return tuple(int(dim) % max(1, rank) for dim in ([value] if isinstance(value, int) else value))
+
+    def unify(self, one: Expr, other: Expr) -> None:
+        factors.unify(one, other, self.where)
+
+    def pin(self, expr: Expr, reason: str, kind: PinKind = "fixed") -> None:
+        factors.pin(expr, Pin(reason, self.where, kind))
+
+    def pinned(self, size: Size, reason: str = "made by an operation", kind: PinKind = "constant") -> Expr:
+        """A new axis that keeps its size."""
+        return factors.opaque(size, Pin(reason, self.where, kind))
+
+    def open(self, size: Size, *, free: bool = False) -> Expr:
+        """A new axis that takes the size of whatever it meets; `free`: it may be narrowed even if it meets no parameter."""
+        if size == Size(1):
+            return ONE
+        return Factor(size, free=free) if size.static else self.pinned(size, kind="batch")
+
+    def give_up(self, reason: str) -> Any:
+        """Pin every axis of every operand; the results are opaque."""
+        for operand in self.operands():
+            for expr in self.known[operand] if isinstance(self.known[operand], tuple) else ():
+                self.pin(expr, reason)
+        return opaque_results(self.node, Pin(reason, self.where))
+
+
+def opaque_results(node: fx.Node, reason: Pin) -> Any:
+    """Dims of a node whose results keep all their sizes."""
+    kind = node.meta["type"]
+    if isinstance(kind, TensorType):
+        return tuple(factors.opaque(size, reason) for size in kind.shape)
+    if isinstance(kind, tuple):
+        return tuple(
+            tuple(factors.opaque(size, reason) for size in one.shape) if isinstance(one, TensorType) else ()
+            for one in kind
+        )
+    return ()
+
+
+def name_of(node: fx.Node) -> str:
+    target = node.target
+    return str(target) if not callable(target) or hasattr(target, "_schema") else getattr(target, "__name__", str(target))
+
+
+def flat_nodes(values: Iterable[Any]) -> Iterable[fx.Node]:
+    for value in values:
+        if isinstance(value, fx.Node):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from flat_nodes(value)
+
+
+@dataclass
+class Resize:
+    """A node of a narrowed graph whose size arguments are about to be written.
+
+    `types` gives the narrowed type of every node of the original graph, `size` the narrowed size of an expression.
+    """
+
+    node: fx.Node
+    types: Mapping[fx.Node, Any]
+    size: Callable[[Expr], Size]
+    memo: Mapping[str, Any]
+    scale: Callable[[Any, Size, Size], Any]  # (size argument, old size, new size) -> new argument
+    arguments: dict[str, Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.arguments = bound(self.node)
+
+    def shape_argument(self, original: Sequence[Any], old: Sequence[Size], new: Sequence[Size]) -> list[Any]:
+        """A list of sizes with the narrowed ones replaced; -1 and unchanged entries stay as they are."""
+        return [
+            value if before == after or (isinstance(value, int) and value == -1) else self.scale(value, before, after)
+            for value, before, after in zip(original, old, new, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class Call:
+    """A resized node that becomes a call of another operation."""
+
+    target: Any
+    arguments: dict[str, Any]
+
+
+Infer: TypeAlias = Callable[[Op], Any]
+Resizer: TypeAlias = Callable[[Resize], dict[str, Any] | Call]
+
+
+@dataclass(frozen=True)
+class Rule:
+    infer: Infer
+    resize: Resizer | None = None
+    macs: Callable[[fx.Node], Size] | None = None
+    view: bool = False  # the result shares memory with the first operand
+    joins: bool = False  # a residual addition: axes that pass through it are streams
+    notation: Notation | None = None
+
+
+_RULES: dict[Any, Rule] = {}
+
+
+def rule_of(target: Any) -> Rule | None:
+    """The rule of an operation, or None."""
+    return _RULES.get(target)
+
+
+def registered() -> Mapping[Any, Rule]:
+    """Every operation that has a rule."""
+    return _RULES
+
+
+def axis_rule(
+    target: Any,
+    rule: str | Infer | Sequence[str],
+    *,
+    literals: Mapping[str, str | Sequence[str]] | Resizer | None = None,
+    macs: str | Sequence[str] | Callable[[fx.Node], Size] = (),
+    view: bool = False,
+    joins: bool = False,
+) -> None:
+    """Register the rule of one operation (or of a list of them).
+
+    `rule` is a line of factor notation, several of them (the first whose ranks fit is taken), or a function of the `Op`.
+    `literals` names the arguments that are sizes: `{"groups": "g"}`; or is a function of the `Resize`. `macs` lists the factors whose
+    product is the number of multiply-accumulates; several such lists add up.
+    """
+    for one in target if isinstance(target, list | tuple) else [target]:
+        if one in _RULES:
+            raise ValueError(f"{one} has a rule already")
+        _RULES[one] = build_rule(rule, literals=literals, macs=macs, view=view, joins=joins)
+
+
+def build_rule(
+    rule: Any, *, literals: Any = None, macs: Any = (), view: bool = False, joins: bool = False
+) -> Rule:
+    """The `Rule` that `axis_rule` would register; for rules that choose between several at run time."""
+    if callable(rule):
+        return Rule(rule, literals, macs or None, view, joins)
+    lines = tuple(parse(line) for line in ([rule] if isinstance(rule, str) else rule))
+    counted = [item.split() for item in ([macs] if isinstance(macs, str) else macs)]
+
+    def infer(op: Op) -> Any:
+        tensors = op.operands()
+        notation = _fitting(lines, [op.rank(node) for node in tensors])
+        return op.give_up("unusual operands") if notation is None else apply(notation, op, tensors)
+
+    def sizes_of(node: fx.Node, types: Callable[[fx.Node], TensorType]) -> dict[str, Size]:
+        tensors = [n for n in flat_nodes(bound(node).values()) if isinstance(n.meta["type"], TensorType)]
+        shapes = [types(n).shape for n in tensors]
+        notation = _fitting(lines, [len(shape) for shape in shapes])
+        return {} if notation is None else solve(notation, shapes, types(node).shape)
+
+    def resize(r: Resize) -> dict[str, Any]:
+        sizes = sizes_of(r.node, lambda node: r.types[node])
+        if not sizes:
+            return {}
+        return {
+            name: sizes[spec].coefficient if isinstance(spec, str) else [sizes[part].coefficient for part in spec]
+            for name, spec in literals.items()
+        }
+
+    def count(node: fx.Node) -> Size:
+        sizes = sizes_of(node, lambda other: other.meta["type"])
+        totals = [math.prod((sizes.get(name, Size(1)) for name in item), start=Size(1)) for item in counted] if sizes else []
+        return factors.add_sizes(totals) if totals else Size(0)
+
+    return Rule(
+        infer,
+        literals if callable(literals) else resize if literals else None,
+        count if counted else None,
+        view,
+        joins,
+        lines[0],
+    )
+
+
+def _fitting(lines: Sequence[Notation], ranks: Sequence[int]) -> Notation | None:
+    for notation in lines:
+        if len(notation.operands) >= len(ranks) and all(
+            rank >= len(pattern) - 1 if Dots() in pattern else rank == len(pattern)
+            for pattern, rank in zip(notation.operands, ranks, strict=False)
+        ):
+            return notation
+    return None
+
+
+def _spread(pattern: Pattern, rank: int) -> list[tuple[Term, int]]:
+    """Pair every dimension with its term; the dimensions under `...` come as (Dots, distance from the last of them)."""
+    if Dots() not in pattern:
+        return [(term, 0) for term in pattern]
+    at = pattern.index(Dots())
+    width = rank - len(pattern) + 1
+    middle: list[tuple[Term, int]] = [(Dots(), width - index) for index in range(width)]
+    return [(term, 0) for term in pattern[:at]] + middle + [(term, 0) for term in pattern[at + 1 :]]
+
+
+def apply(notation: Notation, op: Op, tensors: Sequence[fx.Node]) -> Any:
+    """Dims of the results: operands matched against their patterns, shared factors unified, lonely ones pinned."""
+    sizes = solve(notation, [op.type(node).shape for node in tensors], _result_shape(op.node))
+    bindings: dict[str, Expr] = {}
+    dots: dict[int, Expr] = {}
+    for node, pattern in zip(tensors, notation.operands, strict=False):
+        for expr, (term, distance) in zip(op.axes(node), _spread(pattern, op.rank(node)), strict=True):
+            if isinstance(term, Dots):
+                if factors.resolve(expr) != ONE:
+                    if distance in dots:
+                        op.unify(dots[distance], expr)
+                    dots[distance] = expr
+            else:
+                _match(term, expr, op, notation, bindings, sizes)
+    kinds = op.node.meta["type"]
+    results = [
+        tuple(
+            dots.get(distance, ONE)
+            if isinstance(term, Dots)
+            else _instance(term, op, notation, bindings, sizes, kind.shape[index])
+            for index, (term, distance) in enumerate(_spread(pattern, len(kind.shape)))
+        )
+        for pattern, kind in zip(notation.results, kinds if isinstance(kinds, tuple) else (kinds,), strict=False)
+    ]
+    return tuple(results) if isinstance(kinds, tuple) else results[0]
+
+
+def _result_shape(node: fx.Node) -> tuple[Size, ...] | None:
+    kind = node.meta["type"]
+    return kind.shape if isinstance(kind, TensorType) else None
+
+
+def _match(term: Term, expr: Expr, op: Op, notation: Notation, bindings: dict[str, Expr], sizes: dict[str, Size]) -> None:
+    if isinstance(term, Name):
+        if term.name in notation.positions:
+            op.pin(expr, f"position '{term.name}'", "position")
+        if term.name in bindings:
+            op.unify(bindings[term.name], expr)
+        else:
+            bindings[term.name] = expr
+        return
+    if isinstance(term, Compound | Concat):
+        parts = [sizes.get(part.name) if isinstance(part, Name) else None for part in term.parts]
+        known = [part for part in parts if part is not None]
+        pieces = None
+        if len(known) == len(parts):
+            pieces = (factors.split if isinstance(term, Compound) else factors.cut)(expr, known, op.where)
+        if pieces is None:
+            op.pin(expr, f"does not divide into {term_text(term)}")
+            pieces = [op.pinned(size) for size in known] if len(known) == len(parts) else []
+        for part, piece in zip(term.parts, pieces, strict=False):
+            _match(part, piece, op, notation, bindings, sizes)
+
+
+def _instance(term: Term, op: Op, notation: Notation, bindings: dict[str, Expr], sizes: dict[str, Size], size: Size) -> Expr:
+    if isinstance(term, Name):
+        if term.name not in bindings:
+            bindings[term.name] = op.pinned(sizes.get(term.name, size), f"position '{term.name}'", "position")
+        return bindings[term.name]
+    if isinstance(term, Compound | Concat):
+        parts = [_instance(part, op, notation, bindings, sizes, Size(1)) for part in term.parts]
+        return factors.resolve(factors.Product(tuple(parts)) if isinstance(term, Compound) else factors.Sum(tuple(parts)))
+    return ONE
+
+
+def term_text(term: Term) -> str:
+    if isinstance(term, Name):
+        return term.name
+    if isinstance(term, Single):
+        return "1"
+    if isinstance(term, Dots):
+        return "..."
+    return f"({(' + ' if isinstance(term, Concat) else ' ').join(map(term_text, term.parts))})"
+
+
+def solve(notation: Notation, shapes: Sequence[Sequence[Size]], result: Sequence[Size] | None) -> dict[str, Size]:
+    """The size of every factor, from the shapes of operands and result. `...` stands for the product of its dimensions.
+
+    Plain dimensions come first; a product with one unknown part is then divided by the known ones.
+    """
+    sizes: dict[str, Size] = {}
+    compounds: list[tuple[Compound, Size]] = []
+    patterns = [*zip(notation.operands, shapes, strict=False)]
+    if result is not None and len(notation.results) == 1:
+        patterns.append((notation.results[0], result))
+    for pattern, shape in patterns:
+        dots = Size(1)
+        for (term, _), size in zip(_spread(pattern, len(shape)), shape, strict=True):
+            if isinstance(term, Name):
+                if sizes.get(term.name, Size(1)) == Size(1):
+                    sizes[term.name] = size
+            elif isinstance(term, Compound):
+                compounds.append((term, size))
+            elif isinstance(term, Dots):
+                dots = dots * size
+        if Dots() in pattern and dots.coefficient >= sizes.get("...", Size(0)).coefficient:
+            sizes["..."] = dots
+    for _ in range(len(compounds) + 1):
+        for term, size in compounds:
+            unknown = [part.name for part in term.parts if isinstance(part, Name) and part.name not in sizes]
+            if len(unknown) == 1:
+                rest = math.prod((sizes[p.name] for p in term.parts if isinstance(p, Name) and p.name in sizes), start=Size(1))
+                if rest.divides(size):
+                    sizes[unknown[0]] = size // rest
+    return sizes

@@ -1,0 +1,43 @@
+"""Reductions: mean, sum, extrema, norms, variances. The reduced dimensions go; nothing is pinned by it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from anytimeify.factors import ONE, Expr
+from anytimeify.ir import TensorType
+from anytimeify.rules.op import Dims, Op, axis_rule
+from anytimeify.rules.pointwise import pointwise
+from anytimeify.rules.targets import aten
+
+
+def _reduce(op: Op) -> Any:
+    x = op.axes(op["self"])
+    kinds = op.node.meta["type"]
+    first = kinds[0] if isinstance(kinds, tuple) else kinds
+    assert isinstance(first, TensorType)
+    gone = set(op.dims()) if op["dim"] is not None or len(first.shape) != len(x) else set()
+    if len(first.shape) == 0:
+        result: Dims = ()
+    elif len(first.shape) == len(x):
+        result = tuple(ONE if dim in gone else expr for dim, expr in enumerate(x))
+    else:
+        result = tuple(expr for dim, expr in enumerate(x) if dim not in gone)
+    return tuple(result for _ in kinds) if isinstance(kinds, tuple) else result
+
+
+NAMES = "mean sum amax amin prod any all var std var_mean std_mean logsumexp linalg_vector_norm norm nansum count_nonzero"
+axis_rule(aten(*NAMES.split()), _reduce)
+
+
+# the index of an extremum names an entry, so the dimension is pinned; its value alone does not
+def _extremum(op: Op) -> Any:
+    x: list[Expr] = list(op.axes(op["self"]))
+    if op["dim"] is not None:
+        op.pin(x[op.dim()], "searched for an extremum")
+    return _reduce(op)
+
+
+axis_rule(aten("max.dim", "min.dim", "argmax.default", "argmin.default", "median.dim", "mode.default"), _extremum)
+axis_rule(aten("max.default", "min.default", "median.default"), _reduce)
+axis_rule(aten("max.other", "min.other"), pointwise)

@@ -1,0 +1,24 @@
+"""Looking operations up by name, so that one row of a table covers all functional overloads of an operation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from anytimeify.schema import is_mutable
+
+
+def aten(*names: str) -> list[Any]:
+    """All functional overloads of ATen operations; `name.overload` picks one. Names that this torch lacks are skipped."""
+    found: list[Any] = []
+    for name in names:
+        packet_name, _, overload = name.partition(".")
+        packet = getattr(torch.ops.aten, packet_name, None)
+        if packet is None:
+            continue
+        for one in [overload] if overload else packet.overloads():
+            target = getattr(packet, one, None)
+            if target is not None and not is_mutable(target) and target not in found:
+                found.append(target)
+    return found

@@ -1,0 +1,281 @@
+"""What must hold for every anytime model, as assertions that say what differs and where.
+
+All of them run in eval mode (gradients: also in training mode, on request) on `inputs`, the positional arguments of the
+backbone, or on the example inputs that the model was made with. They leave weights, statistics and training flags as
+they were. Tolerances are relative to the largest magnitude of the reference.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from anytimeify._torch import flatten
+from anytimeify.artifact import load
+from anytimeify.errors import VerificationError
+from anytimeify.ir import Level
+from anytimeify.model import AnytimeModel
+from anytimeify.verification import TOLERANCE, difference, verify
+
+__all__ = [
+    "assert_costs_increase",
+    "assert_exactly_thin",
+    "assert_full_equals_backbone",
+    "assert_gradients_add_up",
+    "assert_levels_equal_extracts",
+    "assert_round_trip",
+    "assert_sites_nested",
+    "check",
+]
+
+Inputs = Sequence[Any] | None
+
+
+def check(
+    net: AnytimeModel, model: nn.Module, inputs: Inputs = None, *, same_weights: bool = True, tolerance: float = TOLERANCE
+) -> None:
+    """Everything below but `assert_exactly_thin`. `same_weights=False` for a scheme that permutes the weights."""
+    assert_full_equals_backbone(net, model, inputs, same_weights=same_weights, tolerance=tolerance)
+    assert_levels_equal_extracts(net, inputs, tolerance=tolerance)
+    assert_costs_increase(net)
+    assert_sites_nested(net)
+    assert_gradients_add_up(net, inputs)
+    with tempfile.TemporaryDirectory() as folder:
+        assert_round_trip(net, folder, inputs)
+
+
+def assert_full_equals_backbone(
+    net: AnytimeModel,
+    model: nn.Module,
+    inputs: Inputs = None,
+    *,
+    same_weights: bool = True,
+    tolerance: float = TOLERANCE,
+) -> None:
+    """The full level computes what `model` computes, alone and among the others, and holds bit for bit its weights."""
+    given = _inputs(net, inputs)
+    with _evaluating(net, model), torch.no_grad():
+        expected = flatten(model(*given))[0][net.captured.signature.prediction]
+        joint, alone = net(*given).levels[net.full], net(*given, level=net.full)
+    try:
+        _assert_close(expected, joint, "the full level, run with the others, against the backbone", tolerance)
+        _assert_close(expected, alone, "the full level, run alone, against the backbone", tolerance)
+    except AssertionError as error:
+        raise AssertionError(_explained(error, net, model)) from None
+    if same_weights:
+        _assert_same_tensors(model.state_dict(), net.state_dict(), "the backbone", "the anytime model")
+
+
+def assert_levels_equal_extracts(net: AnytimeModel, inputs: Inputs = None, *, tolerance: float = TOLERANCE) -> None:
+    """Every level gives the same run with the others, run alone, and extracted."""
+    given = _inputs(net, inputs)
+    with _evaluating(net), torch.no_grad():
+        joint = net(*given).levels
+        for level, expected in zip(net.levels, joint, strict=True):
+            _assert_close(expected, net(*given, level=level), f"{_name(level)}, alone against joint", tolerance)
+            if not level.training_only:
+                small = net.extract(level)
+                _assert_close(expected, small(*given), f"{_name(level)}, its extract against joint", tolerance)
+                _assert_standalone(small, level)
+
+
+def assert_costs_increase(net: AnytimeModel) -> None:
+    """Levels are ordered by cost: each computes more than the one before, and reads no fewer parameters."""
+    levels = [level for level in net.levels if not level.training_only]
+    for one, other in zip(levels, levels[1:], strict=False):
+        assert one.cost.macs < other.cost.macs, (
+            f"{_name(one)} costs {one.cost.macs} multiply-accumulates and {_name(other)} {other.cost.macs}: "
+            "costs must increase"
+        )
+        assert one.cost.params <= other.cost.params, (
+            f"{_name(one)} reads {one.cost.params} parameters and {_name(other)} only {other.cost.params}"
+        )
+
+
+def assert_sites_nested(net: AnytimeModel) -> None:
+    """What a level reads of a shared tensor, the next level reads too.
+
+    Every element of the shared tensors is numbered for a moment, and the extracts tell which numbers they hold. Tensors with
+    too many elements to number exactly in their type are compared by shape alone, and so are private ones.
+    """
+    levels = [level for level in net.levels if not level.training_only]
+    shared = {name: tensor for name, tensor in net.tensors().items() if not name.startswith("anytime.")}
+    numbered = {name for name, tensor in shared.items() if tensor.numel() < _exact_integers(tensor.dtype)}
+    with _replaced([shared[name] for name in numbered], lambda x: torch.arange(1, x.numel() + 1).view(x.shape)):
+        held = [dict(_tensors(net.extract(level))) for level in levels]
+    for position, (one, other) in enumerate(zip(held, held[1:], strict=False)):
+        names = f"{_name(levels[position])} and {_name(levels[position + 1])}"
+        for name in one.keys() & other.keys():
+            small, large = one[name], other[name]
+            larger = [dim for dim in range(small.ndim) if small.shape[dim] > large.shape[dim]]
+            assert not larger, (
+                f"{name} has shape {tuple(small.shape)} in the first and {tuple(large.shape)} in the second of {names}"
+            )
+            private = any(f"anytime.{level.index}.{name}" in net.tensors() for level in levels)
+            if name in numbered and not private:
+                extra = set(small.flatten().tolist()) - set(large.flatten().tolist())
+                places = [_unravel(int(number) - 1, shared[name].shape) for number in sorted(extra)[:3]]
+                assert not extra, f"of {names}, the first reads {name} at {places} and the second does not"
+
+
+def assert_round_trip(net: AnytimeModel, folder: str | os.PathLike[str], inputs: Inputs = None) -> None:
+    """A model that was saved into `folder` and loaded has the same levels, tensors and, bit for bit, outputs."""
+    path = Path(folder) / "round_trip.anytime"
+    net.save(path)
+    again = load(path)
+    assert again.scheme == net.scheme, f"the scheme {net.scheme} came back as {again.scheme}"
+    assert again.levels == net.levels, f"the levels {net.levels} came back as {again.levels}"
+    _assert_same_tensors(net.tensors(), again.tensors(), "the saved model", "the loaded one")
+    given = _inputs(net, inputs)
+    with _evaluating(net, again), torch.no_grad():
+        for level, one, other in zip(net.levels, net(*given).levels, again(*given).levels, strict=True):
+            _assert_close(one, other, f"{_name(level)}, loaded against saved", 0.0)
+        one, other = net.extract(0)(*given), again.extract(0)(*given)
+        _assert_close(one, other, "level 0, extracted from the loaded model against the saved one", 0.0)
+
+
+def assert_gradients_add_up(
+    net: AnytimeModel, inputs: Inputs = None, *, training: bool = False, tolerance: float = 1e-4
+) -> None:
+    """One backward pass through all levels gives every trainable parameter a gradient, and it is the sum of what the levels give
+    one by one. `training=True` uses batch statistics, for a model without dropout."""
+    given = _inputs(net, inputs)
+    names, parameters = zip(*((n, p) for n, p in net.named_parameters() if p.requires_grad), strict=True)
+
+    def gradients(outputs: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+        generator = torch.Generator().manual_seed(0)
+        total = sum((x * torch.randn(x.shape[1:], generator=generator).to(x)).sum() for x in outputs)
+        return torch.autograd.grad(total, parameters, allow_unused=True)
+
+    with _evaluating(net, training=training), _replaced(list(net.buffers()), lambda x: x):
+        joint = gradients(net(*given).levels)
+        single = [gradients(_one_of(net(*given, level=level), level, net)) for level in net.levels]
+    for name, together, *apart in zip(names, joint, *single, strict=True):
+        assert together is not None, f"no level gives parameter {name} a gradient"
+        added = sum((gradient for gradient in apart if gradient is not None), torch.zeros_like(together))
+        _assert_close(added, together, f"the gradient of {name}, joint against added up over the levels", tolerance)
+
+
+def assert_exactly_thin(
+    net: AnytimeModel, level: int | Level, thin: nn.Module, inputs: Inputs = None, *, tolerance: float = TOLERANCE
+) -> None:
+    """A level, in the model and extracted, computes what `thin` computes, with as many parameters."""
+    given = _inputs(net, inputs)
+    small = net.extract(level)
+    ours, theirs = dict(small.named_parameters()), dict(thin.named_parameters())
+    other = [
+        f"{name} has shape {tuple(ours[name].shape)}, not {tuple(theirs[name].shape)}"
+        for name in theirs
+        if name in ours and ours[name].shape != theirs[name].shape
+    ]
+    assert not other, f"level {level} is not the thin network: {'; '.join(other[:5])} ({len(other)} in all)"
+    counts = sum(p.numel() for p in ours.values()), sum(p.numel() for p in theirs.values())
+    assert counts[0] == counts[1], (
+        f"level {level} has {counts[0]} parameters and the thin network {counts[1]}; "
+        f"only in one of them: {sorted(ours.keys() ^ theirs.keys())[:10]}"
+    )
+    with _evaluating(net, thin), torch.no_grad():
+        expected = flatten(thin(*given))[0][net.captured.signature.prediction]
+        _assert_close(expected, small(*given), f"level {level}, extracted, against the thin network", tolerance)
+        _assert_close(expected, net(*given, level=level), f"level {level} against the thin network", tolerance)
+
+
+def _inputs(net: AnytimeModel, inputs: Inputs) -> tuple[Any, ...]:
+    if inputs is not None:
+        return tuple(inputs)
+    captured = net.captured
+    args, kwargs = net.calling.arguments(captured.example_inputs, captured.signature)
+    assert not kwargs, "the backbone is called with keywords: give the inputs of the check by position"
+    return args
+
+
+def _name(level: Level) -> str:
+    return f"level {level.index} ({level.name})"
+
+
+def _assert_close(expected: Tensor, found: Tensor, what: str, tolerance: float) -> None:
+    assert expected.shape == found.shape, f"{what}: shape {tuple(found.shape)}, expected {tuple(expected.shape)}"
+    error = difference(expected, found)
+    if error > tolerance:
+        worst = int((expected.detach().double() - found.detach().double()).abs().nan_to_num(nan=torch.inf).argmax())
+        place = _unravel(worst, expected.shape)
+        raise AssertionError(
+            f"{what}: differs by {error:.2e} (allowed {tolerance:.0e}), most at {place}: "
+            f"{found[place].item():.6g}, expected {expected[place].item():.6g}"
+        )
+
+
+def _assert_same_tensors(expected: Any, found: Any, one: str, other: str) -> None:
+    for name, tensor in expected.items():
+        assert name in found, f"{name} is in {one} and not in {other}"
+        if not torch.equal(tensor, found[name]):
+            raise AssertionError(f"{name} is not the same, bit for bit, in {one} and in {other}")
+
+
+def _assert_standalone(small: fx.GraphModule, level: Level) -> None:
+    ours = [type(m).__qualname__ for m in small.modules() if type(m).__module__.partition(".")[0] == "anytimeify"]
+    assert not ours, f"the extract of {_name(level)} needs modules of anytimeify: {sorted(set(ours))}"
+    assert "anytimeify" not in small.code, f"the code of the extract of {_name(level)} names anytimeify"
+
+
+def _explained(error: AssertionError, net: AnytimeModel, model: nn.Module) -> str:
+    """The message with the node that the translation validation blames, where it sees the difference too."""
+    try:
+        verify(net, model)
+    except VerificationError as blamed:
+        return f"{error}. {blamed}"
+    return str(error)
+
+
+def _one_of(prediction: Tensor, level: Level, net: AnytimeModel) -> list[Tensor]:
+    """The prediction at its own place among the levels, so that it meets the same random direction."""
+    zeros = torch.zeros_like(prediction)
+    return [prediction if index == level.index else zeros for index in range(len(net.levels))]
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters(remove_duplicate=False)
+    yield from module.named_buffers(remove_duplicate=False)
+
+
+def _exact_integers(dtype: torch.dtype) -> int:
+    """How far a type counts without rounding."""
+    return int(2 / torch.finfo(dtype).eps) if dtype.is_floating_point else 0
+
+
+def _unravel(position: int, shape: torch.Size) -> tuple[int, ...]:
+    return tuple(int(index) for index in torch.unravel_index(torch.tensor(position), shape))
+
+
+@contextmanager
+def _replaced(tensors: Sequence[Tensor], value: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Other values in place for a moment; also restores what happens to them meanwhile."""
+    saved = [tensor.detach().clone() for tensor in tensors]
+    try:
+        with torch.no_grad():
+            for tensor in tensors:
+                tensor.copy_(value(tensor))
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, old in zip(tensors, saved, strict=True):
+                tensor.copy_(old)
+
+
+@contextmanager
+def _evaluating(*modules: nn.Module, training: bool = False) -> Iterator[None]:
+    modes = [(module, module.training) for one in modules for module in one.modules()]
+    for one in modules:
+        one.train(training)
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

@@ -1,0 +1,71 @@
+"""The pipeline, in a straight line: capture, analyse, prepare, rewrite, verify. Read this file first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+from torch.export import ExportedProgram
+
+from anytimeify import verification
+from anytimeify.axes import analyse
+from anytimeify.capture import capture
+from anytimeify.errors import SchemeError
+from anytimeify.model import AnytimeModel
+from anytimeify.rewriter import Scheme, parse_scheme
+
+__all__ = ["transform"]
+
+
+def transform(
+    model: nn.Module | ExportedProgram,
+    scheme: Scheme | str | Sequence[Scheme | str],
+    example_inputs: Any = None,
+    *,
+    dynamic_shapes: Any = None,
+    loss: nn.Module | None = None,
+    verify: bool = True,
+    output: int | str | None = None,
+) -> AnytimeModel:
+    """Turns a backbone into an anytime model. `model` itself never changes, and shares no tensor with the result.
+
+    Parameters
+        model: the backbone.
+        scheme: what to make of it: an object such as `NestedChannels(widths=(0.25, 0.5, 1.0))`, or a spec string such
+            as `"nested-channels{widths=0.25,0.5,1}"`.
+        example_inputs: a tensor, a tuple of positional or a mapping of keyword arguments. May be left out where the
+            model itself tells (timm, torchvision, transformers, exported programs).
+        dynamic_shapes: as in `torch.export`; by default the batch is dynamic.
+        loss: the training objective; by default the scheme's own.
+        verify: on the example inputs in eval mode, compare the full level with the backbone, and every level inside
+            the model with its extract; a difference of more than 1e-5, relative, is a `VerificationError`.
+        output: which tensor of a structured result is the prediction: a position, a field, or a path like `"heads.0"`.
+
+    Raises `CaptureError`, `UnsupportedOpError`, `SchemeError` or `VerificationError`. The result trains or evaluates
+    as the backbone does now.
+    """
+    chosen = _single(scheme)
+    captured = capture(model, example_inputs, dynamic_shapes=dynamic_shapes, output=output)
+    axes = analyse(captured.program)
+    captured = chosen.prepare(captured, axes)
+    rewritten = chosen.apply(captured, axes)
+    net = AnytimeModel(captured, axes, chosen, rewritten, loss)
+    if isinstance(model, nn.Module):
+        net.train(model.training)
+    if verify:
+        verification.verify(net, model)
+    return net
+
+
+def _single(scheme: Scheme | str | Sequence[Scheme | str]) -> Scheme:
+    if isinstance(scheme, str):
+        return parse_scheme(scheme)
+    if isinstance(scheme, Scheme):
+        return scheme
+    listed = list(scheme) if isinstance(scheme, (list, tuple)) else []
+    if len(listed) == 1:
+        return _single(listed[0])
+    if listed:
+        raise SchemeError(f"{len(listed)} schemes were given: schemes cannot be composed yet, give one")
+    raise SchemeError(f"scheme is {scheme!r}: expected a scheme such as NestedChannels(), or a spec string")

@@ -1,0 +1,186 @@
+"""Nested channels: several widths of one network inside one set of weights (NestedNet, slimmable networks).
+
+The rewrite, for dense connectivity:
+
+1. the full network stays as it is;
+2. for every lower width the graph is cloned, each axis group cut to its share, parameters read through views of the full ones;
+   what no narrowed axis reaches (a stem that is pinned) is computed once for all levels;
+3. with private norms, a normalisation whose input differs between levels gets parameters and statistics of its own per level, which
+   start as the prefix of the full ones; likewise the last layer before the prediction with private heads.
+
+Refused: a model whose axes are all pinned; widths that leave every axis group as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import fx, nn
+
+from anytimeify.axes import Axes, Widths
+from anytimeify.errors import SchemeError
+from anytimeify.ir import Captured, Program, Rewritten
+from anytimeify.passes.narrow import Builder
+from anytimeify.passes.reorder import reorder
+from anytimeify.rewriter import Scheme
+from anytimeify.rules.targets import aten
+
+__all__ = ["NestedChannels"]
+
+NORMS = frozenset(
+    aten("batch_norm.default", "layer_norm.default", "group_norm.default", "instance_norm.default", "rms_norm.default")
+)
+LAYERS = frozenset(
+    aten(
+        *("linear.default", "addmm.default", "matmul.default", "einsum.default"),
+        *(f"conv{n}d.{overload}" for n in (1, 2, 3) for overload in ("default", "padding")),
+        *("conv_transpose1d.default", "conv_transpose2d.input", "conv_transpose3d.input"),
+    )
+)
+
+
+@dataclass(frozen=True)
+class NestedChannels(Scheme):
+    """Levels are widths; level k is the same architecture with `widths[k]` of the channels, its weights the prefix of the full ones.
+
+    Fields
+        widths: width multipliers, increasing, the last one 1.
+        where: `"all"` axis groups, only `"inner"` ones (bottlenecks, hidden units, heads; the residual stream stays full), or patterns
+            such as `("blocks.*.mlp.*",)`: an axis group is narrowed if the layer that makes it matches (the name in the report), or
+            if everything that has it does.
+        connectivity: `"dense"`: every level is a pass of its own through its share of the weights.
+        norms, heads: `"private"`: parameters and statistics of their own per level; `"shared"`: the prefix of the full ones.
+        order: `"l1"` first permutes each axis group by the l1 norm of its weights, the function staying the same, so that the thin
+            levels start from the most important channels.
+        multiple_of: channel counts are rounded up to multiples of this.
+
+    Raises `SchemeError` for fields out of range and for backbones that have nothing to narrow.
+    """
+
+    name: ClassVar[str] = "nested-channels"
+
+    widths: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
+    where: str | tuple[str, ...] = "all"
+    connectivity: Literal["dense", "triangular"] = "dense"
+    norms: Literal["private", "shared"] = "private"
+    heads: Literal["private", "shared"] = "private"
+    order: Literal["index", "l1"] = "index"
+    multiple_of: int = 1
+
+    def __post_init__(self) -> None:
+        widths = self.widths if isinstance(self.widths, tuple | list) else (self.widths,)
+        object.__setattr__(self, "widths", tuple(_as_width(width) for width in widths))
+        if list(self.widths) != sorted(set(self.widths)) or not self.widths or self.widths[-1] != 1.0:
+            raise SchemeError(
+                f"widths={_listed(widths)}: expected increasing numbers in (0, 1], the last one 1, such as 0.25,0.5,1"
+            )
+        if isinstance(self.where, list):
+            object.__setattr__(self, "where", tuple(self.where))
+        for field, choices in _CHOICES.items():
+            if getattr(self, field) not in choices:
+                raise SchemeError(f"{field}={getattr(self, field)!r}: expected {' or '.join(choices)}")
+        if not isinstance(self.multiple_of, int) or isinstance(self.multiple_of, bool) or self.multiple_of < 1:
+            raise SchemeError(f"multiple_of={self.multiple_of!r}: expected a whole number, 1 or more")
+        if self.connectivity == "triangular":
+            raise SchemeError("connectivity='triangular' is not available yet; use 'dense'")
+
+    def prepare(self, captured: Captured, axes: Axes) -> Captured:
+        return captured if self.order == "index" else reorder(captured, axes, self.where)
+
+    def apply(self, captured: Captured, axes: Axes) -> Rewritten:
+        program = captured.program
+        builder = Builder.copying(program)
+        outputs: list[fx.Node] = []
+        heads = set(_heads(program)) if self.heads == "private" else set()
+        before: Widths | None = None
+        for level, width in enumerate(self.widths[:-1]):
+            widths = axes.widths(width, multiple_of=self.multiple_of, where=self.where)
+            if not widths or widths == before:
+                self._refuse_equal(width, self.widths[level - 1] if widths else 1.0, axes)
+            before = widths
+            private = _Private(program, builder, level, heads, norms=self.norms == "private")
+            env = builder.clone_narrowed(program, axes, widths, prefix=f"level{level}_", private=private)
+            outputs.extend(env[node] for node in program.outputs)
+        axes.chosen(self.where)
+        outputs.extend(builder.shared[node] for node in program.outputs)
+        builder.graph.output(tuple(outputs))
+        builder.graph.output_node().meta = dict(program.graph.output_node().meta)
+        names = tuple(f"width {width:g}" for width in self.widths)
+        return Rewritten(builder.build(program, erase_dead=True), names)
+
+    def _refuse_equal(self, width: float, other: float, axes: Axes) -> None:
+        units = max(group.size // group.quantum for group in axes.chosen(self.where))
+        raise SchemeError(
+            f"widths={_listed(self.widths)}: width {width:g} keeps as many channels as {other:g} everywhere "
+            f"(multiple_of={self.multiple_of}, the largest axis group has {units} units); leave one of them out"
+        )
+
+    def default_loss(self) -> nn.Module:
+        from anytimeify.losses.joint import JointLoss
+
+        return JointLoss()
+
+
+_CHOICES = {
+    "connectivity": ("dense", "triangular"),
+    "norms": ("private", "shared"),
+    "heads": ("private", "shared"),
+    "order": ("index", "l1"),
+}
+
+
+def _as_width(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
+        raise SchemeError(f"widths: {value!r} is not a number in (0, 1]")
+    return float(value)
+
+
+def _listed(widths: Any) -> str:
+    return ",".join(f"{width:g}" if isinstance(width, int | float) else str(width) for width in widths)
+
+
+def _heads(program: Program) -> Iterator[fx.Node]:
+    """The last layers with parameters on every way to an output."""
+    waiting, seen = list(program.outputs), set()
+    while waiting:
+        node = waiting.pop()
+        if node in seen or node.op != "call_function":
+            continue
+        seen.add(node)
+        if node.target in LAYERS and any(source.op == "get_attr" for source in node.all_input_nodes):
+            yield node
+        else:
+            waiting.extend(node.all_input_nodes)
+
+
+@dataclass(frozen=True)
+class _Private:
+    """Which tensors a level has for itself: those of its norms and heads, unless something else reads them too."""
+
+    program: Program
+    builder: Builder
+    level: int
+    heads: set[fx.Node]
+    norms: bool
+
+    def __call__(self, user: fx.Node, source: fx.Node) -> str | None:
+        name = str(source.target)
+        if user in self.heads:
+            tied = len(source.users) > 1 or sum(t is self.program.tensors[name] for t in self.program.tensors.values()) > 1
+            return None if tied else f"anytime.{self.level}.{name}"
+        if self.norms and user.target in NORMS:
+            self._count_batches(name)
+            return f"anytime.{self.level}.{name}"
+        return None
+
+    def _count_batches(self, name: str) -> None:
+        """A private batch norm counts its own batches."""
+        path, _, last = name.rpartition(".")
+        counter = f"{path}.num_batches_tracked"
+        if last == "running_mean" and counter in self.program.tensors:
+            self.builder.tensors.setdefault(f"anytime.{self.level}.{counter}", self.program.tensors[counter].clone())
+
+

@@ -1,0 +1,137 @@
+"""Nested channels: what levels share, what they have for themselves, and what is refused."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from anytimeify import spec
+from anytimeify.axes import analyse
+from anytimeify.capture import capture
+from anytimeify.errors import SchemeError
+from anytimeify.ir import Program, Rewritten
+from anytimeify.lift import lift
+from anytimeify.passes.nested_channels import NestedChannels
+from tests.passes.test_narrow import assert_types_are_true
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.mid = nn.Conv2d(8, 12, 1)
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.head(self.mid(self.norm(self.stem(x)).relu()).mean((2, 3)))
+        return result
+
+
+def rewrite(model: nn.Module, scheme: NestedChannels, *inputs: Tensor) -> Rewritten:
+    captured = capture(model, inputs)
+    result = scheme.apply(captured, analyse(captured.program))
+    spec.verify(result.program)
+    return result
+
+
+def own(program: Program, level: int) -> set[str]:
+    return {name.removeprefix(f"anytime.{level}.") for name in program.tensors if name.startswith(f"anytime.{level}.")}
+
+
+def test_private_norms_and_heads_are_tensors_of_their_own() -> None:
+    model = Small()
+    program = rewrite(model, NestedChannels((0.5, 1.0)), torch.randn(2, 3, 4, 4)).program
+    assert own(program, 0) == {
+        *("norm.weight", "norm.bias", "norm.running_mean", "norm.running_var", "norm.num_batches_tracked"),
+        *("head.weight", "head.bias"),
+    }
+    assert torch.equal(program.tensors["anytime.0.head.weight"], model.head.weight[:, :6])
+    assert_types_are_true(program, torch.randn(2, 3, 4, 4))
+
+
+def test_shared_norms_and_heads_add_no_tensors() -> None:
+    scheme = NestedChannels((0.25, 0.5, 1.0), norms="shared", heads="shared")
+    assert not own(rewrite(Small(), scheme, torch.randn(2, 3, 4, 4)).program, 0)
+
+
+def test_shared_statistics_are_trained_by_every_level() -> None:
+    torch.manual_seed(0)
+    program = rewrite(Small(), NestedChannels((0.5, 1.0), norms="shared"), torch.randn(2, 3, 4, 4)).program
+    module = lift(program).train()
+    before = program.tensors["norm.running_mean"].clone()
+    module(torch.randn(4, 3, 4, 4))
+    moved = (module.get_buffer("norm.running_mean") - before).abs() > 0
+    assert moved.all()
+
+
+def test_what_no_narrowed_axis_reaches_is_computed_once() -> None:
+    # only the head's input is narrowed, so both levels read the same stem
+    scheme = NestedChannels((0.5, 1.0), where="mid")
+    program = rewrite(Small(), scheme, torch.randn(2, 3, 4, 4)).program
+    names = [node.name for node in program.graph.nodes if node.op == "call_function"]
+    assert names.count("norm") == 1
+    assert "level0_stem" not in names
+    assert "level0_mid" in names
+    assert "anytime.0.norm.weight" not in program.tensors
+
+
+def test_tied_heads_stay_shared() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = nn.Embedding(11, 8)
+            self.mid = nn.Linear(8, 8)
+            self.out = nn.Linear(8, 11, bias=False)
+            self.out.weight = self.embed.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            result: Tensor = self.out(self.mid(self.embed(x)).mean(1))
+            return result
+
+    assert not own(rewrite(Tied(), NestedChannels((0.5, 1.0)), torch.randint(0, 11, (2, 3))).program, 0)
+
+
+def test_scattered_statistics_are_written_back() -> None:
+    class Joined(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 6, 1)
+            self.norm = nn.BatchNorm2d(10)
+            self.head = nn.Linear(10, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            result: Tensor = self.head(self.norm(torch.cat([self.a(x), self.b(x)], 1)).mean((2, 3)))
+            return result
+
+    scheme = NestedChannels((0.5, 1.0), norms="shared")
+    captured = capture(Joined(), (torch.randn(2, 3, 4, 4),))
+    rewritten = scheme.apply(captured, analyse(captured.program))
+    module = lift(rewritten.program).train()
+    # the narrow level alone: only its channels' statistics move
+    module.graph.output_node().args = ((module.graph.output_node().args[0][0],),)
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    before = module.get_buffer("norm.running_mean").clone()
+    module(torch.randn(4, 3, 4, 4))
+    moved = (module.get_buffer("norm.running_mean") - before).abs() > 0
+    assert moved.tolist() == [True, True, False, False, True, True, True, False, False, False]
+
+
+@pytest.mark.parametrize(
+    ("scheme", "says"),
+    [
+        (NestedChannels((0.97, 1.0)), "width 0.97 keeps as many channels as 1 everywhere"),
+        (NestedChannels((0.5, 0.51, 1.0)), "width 0.51 keeps as many channels as 0.5 everywhere"),
+        (NestedChannels((0.25, 0.5, 1.0), multiple_of=6), "multiple_of=6"),
+        (NestedChannels((0.5, 1.0), where="nothing"), "names no axis group"),
+    ],
+)
+def test_levels_that_are_no_levels_are_refused(scheme: NestedChannels, says: str) -> None:
+    with pytest.raises(SchemeError) as error:
+        rewrite(Small(), scheme, torch.randn(2, 3, 4, 4))
+    assert says in str(error.value)
+
+
+def test_a_model_whose_axes_are_all_pinned_is_refused() -> None:
+    with pytest.raises(SchemeError, match="every one is pinned"):
+        rewrite(nn.Conv2d(3, 5, 1), NestedChannels((0.5, 1.0)), torch.randn(2, 3, 4, 4))

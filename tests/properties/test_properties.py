@@ -1,0 +1,161 @@
+"""What holds for every backbone and every scheme, over generated ones.
+
+The default suite repeats the same examples; the tests marked `slow` search for new ones.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, reject, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from anytimeify import spec
+from anytimeify.axes import analyse
+from anytimeify.capture import capture
+from anytimeify.errors import SchemeError
+from anytimeify.model import AnytimeModel
+from anytimeify.passes.fold import fold, fold_batch_norms
+from anytimeify.passes.narrow import narrow
+from anytimeify.passes.nested_channels import NestedChannels
+from anytimeify.passes.project import project
+from anytimeify.passes.reorder import reorder
+from anytimeify.testing import (
+    Backbone,
+    assert_costs_increase,
+    assert_exactly_thin,
+    assert_full_equals_backbone,
+    assert_gradients_add_up,
+    assert_levels_equal_extracts,
+    assert_round_trip,
+    assert_sites_nested,
+    backbones,
+    schemes,
+    widths,
+)
+from anytimeify.transform import transform
+
+# Double precision, so that a difference is a mistake and never rounding that a small norm blew up.
+TOLERANCE = 1e-10
+BATCH = 7
+
+few = settings(max_examples=75, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+many = settings(few, max_examples=700, derandomize=False)
+
+
+def double(backbone: Backbone) -> nn.Module:
+    return backbone.build().double().eval()
+
+
+def inputs(backbone: Backbone, batch: int = 2) -> tuple[Tensor, ...]:
+    return tuple(x.double() for x in backbone.example_inputs(batch))
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Widths that leave nothing to narrow, or make equal levels, are refused; such examples are drawn again."""
+    try:
+        yield
+    except SchemeError as error:
+        if not any(reason in str(error) for reason in ("keeps as many", "no axis", "names no axis group")):
+            raise
+        reject()
+
+
+def anytime(backbone: Backbone, scheme: NestedChannels, *, verify: bool = False) -> tuple[AnytimeModel, nn.Module]:
+    model = double(backbone)
+    with refusals():
+        return transform(model, scheme, inputs(backbone), verify=verify), model
+
+
+def holds_together(backbone: Backbone, scheme: NestedChannels) -> None:
+    net, model = anytime(backbone, scheme)
+    wide = inputs(backbone, BATCH)
+    untouched = scheme.order == "index"
+    assert_full_equals_backbone(net, model, wide, same_weights=untouched, tolerance=TOLERANCE)
+    assert_levels_equal_extracts(net, wide, tolerance=TOLERANCE)
+    assert_costs_increase(net)
+    assert_sites_nested(net)
+    assert_gradients_add_up(net, tolerance=1e-8)
+    if "drop=0.25" not in repr(backbone):
+        assert_gradients_add_up(net, wide, training=True, tolerance=1e-6)
+    with tempfile.TemporaryDirectory() as folder:
+        assert_round_trip(net, folder, wide)
+
+
+def is_exactly_thin(backbone: Backbone, width: float, multiple_of: int) -> None:
+    if not backbone.exact(width, multiple_of=multiple_of):
+        reject()
+    net, model = anytime(backbone, NestedChannels(widths=(width, 1.0), multiple_of=multiple_of))
+    thin = backbone.thin(width, model, multiple_of=multiple_of).eval()
+    assert_exactly_thin(net, 0, thin, inputs(backbone, BATCH), tolerance=TOLERANCE)
+
+
+def stays_canonical(backbone: Backbone, width: float, where: str) -> None:
+    """The table of what is canonical holds after every pass."""
+    captured = capture(double(backbone), inputs(backbone))
+    spec.verify(captured.program, after="capture")
+    axes = analyse(captured.program)
+    with refusals():
+        kept = axes.widths(width, where=where)
+        ordered = reorder(captured, axes, where)
+        rewritten = NestedChannels(widths=(width, 1.0), where=where).apply(ordered, axes).program
+    spec.verify(ordered.program, after="reorder")
+    spec.verify(narrow(captured.program, axes, kept), after="narrow")
+    spec.verify(rewritten, after="nested channels")
+    for level in range(2):
+        level_program = project(rewritten, [level])
+        spec.verify(level_program, after="project")
+        folded = fold(level_program)
+        spec.verify(folded, after="fold")
+        spec.verify(fold_batch_norms(folded), after="fold batch norms")
+
+
+LOWER = widths(max_levels=2).map(lambda chosen: chosen[0])
+MULTIPLES = st.sampled_from([1, 1, 2, 3])
+WHERE = st.sampled_from(["all", "inner"])
+
+
+@few
+@given(backbones(), schemes())
+def test_model_holds_together(backbone: Backbone, scheme: NestedChannels) -> None:
+    holds_together(backbone, scheme)
+
+
+@few
+@given(backbones(), LOWER, MULTIPLES)
+def test_level_is_exactly_thin(backbone: Backbone, width: float, multiple_of: int) -> None:
+    is_exactly_thin(backbone, width, multiple_of)
+
+
+@few
+@given(backbones(), LOWER, WHERE)
+def test_passes_leave_canonical_programs(backbone: Backbone, width: float, where: str) -> None:
+    stays_canonical(backbone, width, where)
+
+
+@pytest.mark.slow
+@many
+@given(backbones(4, 3), schemes())
+def test_model_holds_together_at_length(backbone: Backbone, scheme: NestedChannels) -> None:
+    holds_together(backbone, scheme)
+
+
+@pytest.mark.slow
+@many
+@given(backbones(4, 3), LOWER, MULTIPLES)
+def test_level_is_exactly_thin_at_length(backbone: Backbone, width: float, multiple_of: int) -> None:
+    is_exactly_thin(backbone, width, multiple_of)
+
+
+@pytest.mark.slow
+@many
+@given(backbones(4, 3), LOWER, WHERE)
+def test_passes_leave_canonical_programs_at_length(backbone: Backbone, width: float, where: str) -> None:
+    stays_canonical(backbone, width, where)
+
