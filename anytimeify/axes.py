@@ -1,8 +1,8 @@
 """Axis analysis: which dimensions, all over a graph, are the same axis, which may be narrowed, and how.
 
-`analyse` walks a program once, asks every operation's rule how the axes of its results follow from those of its operands, and
-reads the axis groups off the merged factors. Free factors come only from the dimensions of floating-point parameters; inputs,
-outputs, positions and whatever an operation without a rule touches are pinned, with the reason.
+`analyse` walks a program once, asks every operation's rule how the axes of its results follow from those of its
+operands, and reads the axis groups off the merged factors. Free factors come only from the dimensions of floating-point
+parameters; inputs, outputs, positions and whatever an operation without a rule touches are pinned, with the reason.
 """
 
 from __future__ import annotations
@@ -71,7 +71,9 @@ class AxisGroup:
     factor: Factor = field(repr=False, compare=False)
 
     def units_kept(self, width: float, multiple_of: int = 1) -> int:
-        """Units kept at a width: `max(1, round(size * width))` channels, rounded up to `multiple_of` and to whole units."""
+        """Units kept at a width: `max(1, round(size * width))` channels, rounded up to `multiple_of` and to whole
+        units.
+        """
         channels = max(1, round(self.size * width))
         step = math.lcm(multiple_of, self.quantum)
         channels = min(self.size, -(-channels // step) * step)
@@ -112,7 +114,8 @@ class Axes:
             listed = "".join(f"\n  - {reason}" for reason in reasons) or "\n  - it has no floating-point parameters"
             return f"no axis of this model can be narrowed; every one is pinned:{listed}"
         names = ", ".join(group.name for group in self.narrowable[:5])
-        return f"where={where!r} names no axis group that can be narrowed; there are {len(self.narrowable)}, such as {names}"
+        count = len(self.narrowable)
+        return f"where={where!r} names no axis group that can be narrowed; there are {count}, such as {names}"
 
     def widths(self, width: float, *, multiple_of: int = 1, where: str | Sequence[str] = "all") -> Widths:
         """How much of each factor is kept at one width multiplier."""
@@ -240,7 +243,9 @@ def _input_dims(node: fx.Node) -> Dims:
 
 
 def _tensor_dims(node: fx.Node, tensor: torch.Tensor) -> Dims:
-    """A floating-point parameter's dimensions are free; a buffer's follow what they meet; indices and counts are pinned."""
+    """A floating-point parameter's dimensions are free; a buffer's follow what they meet; indices and counts are
+    pinned.
+    """
     sizes = [Size(n) for n in tensor.shape]
     if not tensor.is_floating_point() or 0 in tensor.shape:
         reason = Pin("a table of indices", Where(node.name, "buffer", Origin(str(node.target))), "constant")
@@ -311,7 +316,9 @@ def _groups(program: Program, dims: Mapping[fx.Node, Any]) -> tuple[AxisGroup, .
     )
 
 
-def _names(factors: Sequence[Factor], sites: Mapping[Factor, Mapping[Site, None]], program: Program) -> dict[Factor, str]:
+def _names(
+    factors: Sequence[Factor], sites: Mapping[Factor, Mapping[Site, None]], program: Program
+) -> dict[Factor, str]:
     """A group is named after the layer that makes it: the first weight that has it as its outermost dimension.
 
     Narrowable groups choose first; of several with one name the later ones are numbered."""

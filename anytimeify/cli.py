@@ -7,26 +7,32 @@ and nothing half-written; 2 for bad usage.
 from __future__ import annotations
 
 import json
+import re
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any, TextIO
 
+import torch
 import typer
-from rich.console import Console
-from rich.markup import escape
+from rich.console import Console, RenderableType
 from rich.table import Table
 
-from anytimeify.errors import AnytimeError, ArtifactError
-
-# Everything that imports torch is imported by the command that needs it: --help and --version answer at once.
-if TYPE_CHECKING:
-    from anytimeify.budget import Budget
-    from anytimeify.ir import Level
-    from anytimeify.model import AnytimeModel
+from anytimeify import report
+from anytimeify.artifact import load
+from anytimeify.axes import analyse
+from anytimeify.budget import Budget
+from anytimeify.capture import capture, resolve
+from anytimeify.capture.inputs import CallInputs
+from anytimeify.errors import AnytimeError, BudgetError
+from anytimeify.export import FORMATS, new_folder, quiet, refuse_existing, require
+from anytimeify.model import AnytimeModel
+from anytimeify.rewriter import parse_scheme
+from anytimeify.transform import transform
 
 __all__ = ["app", "main"]
 
@@ -38,6 +44,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -45,23 +52,25 @@ SourceArgument = Annotated[
     str,
     typer.Argument(
         metavar="SOURCE",
-        help="model.pt2, model.onnx, timm:NAME, torchvision:NAME, hf:PATH, package.module:factory, or a pickled model.pt.",
+        help="model.pt2, model.onnx, timm:NAME, torchvision:NAME, hf:PATH, package.module:factory, or a pickle (.pt).",
     ),
 ]
 InputShapes = Annotated[
     list[str] | None,
     typer.Option(
-        "--input-shape", metavar="SIZES", help="Shape of an example input, such as 2,3,224,224; once per input of the model."
+        "--input-shape", metavar="SIZES", help="Shape of an example input, such as 2,3,224,224; once per input."
     ),
 ]
 DynamicShapes = Annotated[
-    str, typer.Option("--dynamic-shapes", metavar="batch|none", help="'none' fixes the batch at that of the example inputs.")
+    str,
+    typer.Option(metavar="batch|none", help="'none' fixes the batch at that of the example inputs."),
 ]
 TrustPickle = Annotated[
-    bool, typer.Option("--trust-pickle", help="Load a pickled model, which runs the code in it. Only for files you trust.")
+    bool,
+    typer.Option("--trust-pickle", help="Load a pickled model, which runs the code in it. Only for files you trust."),
 ]
-Folder = Annotated[
-    Path, typer.Argument(metavar="DIR", help="A folder that `anytimeify convert` wrote, or a file of net.save(path).")
+SavedModel = Annotated[
+    Path, typer.Argument(metavar="DIR", help="A folder that `convert` wrote, or a file that net.save(path) wrote.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -73,49 +82,53 @@ def convert(
     out: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write; it must not exist.")],
     budget: Annotated[
         list[str] | None,
-        typer.Option(metavar="LIMITS", help="Extract the best level within, such as macs=5e8,params=2e6; may be repeated."),
+        typer.Option(metavar="LIMITS", help="Extract the best level within, such as macs=5e8,params=2e6; repeatable."),
     ] = None,
-    format: Annotated[
+    formats: Annotated[
         str | None,
-        typer.Option(metavar="NAMES", help="Extract levels as pt2, onnx, safetensors: all levels, or those of the budgets."),
+        typer.Option(
+            "--format",
+            metavar="NAMES",
+            help=f"Extract levels as {','.join(FORMATS)}: every level, or those of the budgets.",
+        ),
     ] = None,
     input_shape: InputShapes = None,
     dynamic_shapes: DynamicShapes = "batch",
     verify: Annotated[bool, typer.Option(help="Compare with the backbone, and levels with their extracts.")] = True,
     trust_pickle: TrustPickle = False,
 ) -> None:
-    """Turn a model into an anytime model: DIR gets the net, its report, and the extracted levels that are asked for."""
+    """Turn a model into an anytime model.
+
+    DIR gets the model (net.safetensors), its report (report.json, report.md), and the extracted levels asked for.
+    """
     budgets = [_budget(text) for text in budget or ()]
-    formats = _formats(format) if format is not None else ["pt2"] if budgets else []
-    shapes, dynamic = _shapes(input_shape), _dynamic(dynamic_shapes)
-
-    from anytimeify.capture import resolve
-    from anytimeify.export import FORMATS, new_folder, require
-    from anytimeify.rewriter import parse_scheme
-    from anytimeify.transform import transform
-
+    kinds = [_format(name, "--format") for name in formats.split(",")] if formats is not None else []
+    if budgets and not kinds:
+        kinds = ["pt2"]
     chosen = parse_scheme(scheme)
-    for name in formats:
-        require(name)
+    inputs, dynamic = _inputs(input_shape), _dynamic(dynamic_shapes)
+    refuse_existing(out)
+    for kind in kinds:
+        require(kind)
+
+    with _doing(f"loading {source}"):
+        found = resolve(source, trust_pickle=trust_pickle)
+    with _doing(f"transforming {found.name} with {chosen}"):
+        examples = found.example_inputs if inputs is None else inputs
+        net = transform(found.model, chosen, examples, dynamic_shapes=dynamic, verify=verify)
+    picked = [net.select(limits) for limits in budgets]
+    levels = sorted({level.index for level in picked}) if picked else range(len(net.levels))
+    summary: report.Report = net.report()
     with new_folder(out) as folder:
-        with _doing(f"loading {source}"):
-            found = resolve(source, trust_pickle=trust_pickle)
-        with _doing(f"transforming {found.name} with {chosen}"):
-            inputs = found.example_inputs if shapes is None else shapes
-            net = transform(found.model, chosen, inputs, dynamic_shapes=dynamic, verify=verify)
-        picked = [(limits, net.select(limits)) for limits in budgets]
-        report = net.report()
         net.save(folder / MODEL)
-        (folder / "report.json").write_text(report.to_json() + "\n")
-        (folder / "report.md").write_text(report.to_markdown())
-        wanted = {level.index: level for _, level in picked} if picked else {level.index: level for level in net.levels}
-        for index, level in sorted(wanted.items()):
-            for name in formats:
-                with _doing(f"writing level {index} ({level.name}) as {name}"):
-                    FORMATS[name](net.extract(level), _example(net), folder / f"level-{index}.{name}", dynamic is None)
-    _print(report)
-    for limits, level in picked:
-        _print(f"{limits}: level {level.index} ({level.name})")
+        (folder / "report.json").write_text(summary.to_json() + "\n", encoding="utf-8")
+        (folder / "report.md").write_text(summary.to_markdown(), encoding="utf-8")
+        for index in levels:
+            for kind in kinds:
+                _write_level(net, index, kind, folder / f"level-{index}.{kind}")
+    _print(summary)
+    for text, level in zip(budget or (), picked, strict=True):
+        _print(f"{text}: level {level.index} ({level.name})")
     _print(f"written to {out}")
 
 
@@ -129,18 +142,13 @@ def inspect(
     trust_pickle: TrustPickle = False,
 ) -> None:
     """Show what a model offers: axis groups, pins and why, cut points, blocks."""
-    shapes, dynamic = _shapes(input_shape), _dynamic(dynamic_shapes)
-
-    from anytimeify import report
-    from anytimeify.axes import analyse
-    from anytimeify.capture import capture, resolve
-
+    inputs, dynamic = _inputs(input_shape), _dynamic(dynamic_shapes)
     with _doing(f"loading {source}"):
         found = resolve(source, trust_pickle=trust_pickle)
     with _doing(f"capturing {found.name}"):
-        inputs = found.example_inputs if shapes is None else shapes
-        captured = capture(found.model, inputs, dynamic_shapes=dynamic)
-    inspection = report.inspect(captured, analyse(captured.program), found.name)
+        examples = found.example_inputs if inputs is None else inputs
+        captured = capture(found.model, examples, dynamic_shapes=dynamic)
+        inspection = report.inspect(captured, analyse(captured.program), found.name)
     if as_json:
         typer.echo(inspection.to_json())
     else:
@@ -149,65 +157,180 @@ def inspect(
 
 @app.command()
 def extract(
-    folder: Folder,
-    out: Annotated[
-        Path, typer.Option(metavar="FILE", help="FILE.pt2, FILE.onnx, or FILE.safetensors for the weights alone.")
-    ],
-    budget: Annotated[str | None, typer.Option(metavar="LIMITS", help="The best level within, such as macs=5e8.")] = None,
-    level: Annotated[int | None, typer.Option(metavar="INDEX", help="0 is the cheapest level, -1 the full one.")] = None,
+    folder: SavedModel,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="FILE.pt2, FILE.onnx, or FILE.safetensors: weights alone.")],
+    budget: Annotated[
+        str | None, typer.Option(metavar="LIMITS", help="The best level within, such as macs=5e8.")
+    ] = None,
+    level: Annotated[
+        int | None, typer.Option(metavar="INDEX", help="0 is the cheapest level, -1 the full one.")
+    ] = None,
     fold: Annotated[bool, typer.Option("--fold", help="Merge batch norms into the convolutions before them.")] = False,
-    static_batch: Annotated[bool, typer.Option("--static-batch", help="Fix the batch at that of the example inputs.")] = False,
 ) -> None:
     """Write one level as a standalone network."""
     if (budget is None) == (level is None):
         raise typer.BadParameter("give one of --budget and --level")
-    limits = _budget(budget if budget is not None else f"level={level}")
-    kind = out.suffix.removeprefix(".")
-    _formats(kind, "--out")
-
-    from anytimeify.export import FORMATS, new_file, require
-
+    limits = _budget(budget) if budget is not None else Budget(level=level)
+    kind = _format(out.suffix.removeprefix("."), "--out")
+    refuse_existing(out)
     require(kind)
-    with new_file(out):
-        pass  # refused here, before the work
     net = _load(folder)
     chosen = net.select(limits)
-    with _doing(f"writing level {chosen.index} ({chosen.name}) as {kind}"):
-        FORMATS[kind](net.extract(chosen, fold=fold), _example(net), out, not static_batch and net.captured.batch is not None)
+    _write_level(net, chosen.index, kind, out, fold=fold)
     _print(f"level {chosen.index} ({chosen.name}) written to {out}")
 
 
 @app.command()
 def levels(
-    folder: Folder,
-    measure: Annotated[str | None, typer.Option(metavar="cpu|cuda", help="Measure the latency of every level there.")] = None,
+    folder: SavedModel,
+    measure: Annotated[
+        str | None, typer.Option(metavar="cpu|cuda", help="Measure there the latency of every level, extracted.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples per batch when measuring.")] = 1,
     as_json: AsJson = False,
 ) -> None:
     """List the levels of an anytime model, with what each of them costs for one sample."""
+    device = _device(measure) if measure is not None else None
     net = _load(folder)
-    latencies = [_latency(net, level, measure, batch_size) for level in net.levels] if measure is not None else []
-    rows = [{"index": level.index, "name": level.name, **level.cost._asdict()} for level in net.levels]
-    for row, latency in zip(rows, latencies, strict=False):
-        row["latency_ms"] = latency
+    rows: list[dict[str, Any]] = []
+    for level in net.levels:
+        rows.append({"index": level.index, "name": level.name, **level.cost._asdict()})
+        if device is not None:
+            with _doing(f"measuring level {level.index} ({level.name})"):
+                rows[-1]["latency_ms"] = net.latency(level, device=device, batch_size=batch_size)
     if as_json:
         typer.echo(json.dumps({"scheme": str(net.scheme), "levels": rows}, indent=2))
         return
     table = Table(box=None, pad_edge=False)
-    for title in ("level", "name", "MACs", "parameters", "activation bytes", *(["latency, ms"] if latencies else [])):
+    for title in ("level", "name", "MACs", "parameters", "activation bytes", *(["latency, ms"] if device else [])):
         table.add_column(title, justify="left" if title == "name" else "right")
     for row in rows:
-        cells = [f"{value:.3f}" if isinstance(value, float) else f"{value:,}" for value in list(row.values())[2:]]
-        table.add_row(str(row["index"]), escape(str(row["name"])), *cells)
+        table.add_row(*(f"{cell:.3f}" if isinstance(cell, float) else _cell(cell) for cell in row.values()))
     _print(table)
 
 
+def _print_version(value: bool) -> None:
+    if not value:
+        return
+    try:
+        number = version("anytimeify")
+    except PackageNotFoundError:
+        number = "(run from its sources, not installed)"
+    typer.echo(f"anytimeify {number}")
+    raise typer.Exit
+
+
 @app.callback()
-def options(
-    show_version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+def _options(
+    show_version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version),
+    ] = False,
 ) -> None:
-    """Nothing is done before a command but to answer --version."""
+    pass
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The console command; `arguments` are those of the process unless given. Always raises `SystemExit`."""
+    """The console command, with the arguments of the process unless others are given. Always raises `SystemExit`."""
+    if arguments is None:  # the process is ours: ended from outside, it cleans up what it was writing
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        with warnings.catch_warnings():
+            if not sys.warnoptions:
+                warnings.simplefilter("ignore")  # of torch and the model's own code, about what nobody here can change
+            app(arguments)
+    except AnytimeError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(1)
+
+
+# Reading what was typed. What cannot be read is bad usage.
+
+
+def _budget(text: str) -> Budget:
+    try:
+        return Budget.parse(text)
+    except BudgetError as error:
+        raise typer.BadParameter(str(error), param_hint="--budget") from error
+
+
+def _format(name: str, option: str) -> str:
+    if name.strip() not in FORMATS:
+        raise typer.BadParameter(f"'{name}' is no format; there are: {', '.join(FORMATS)}", param_hint=option)
+    return name.strip()
+
+
+def _inputs(shapes: list[str] | None) -> CallInputs | None:
+    """Example inputs of the shapes that were typed: the same numbers each time."""
+    if not shapes:
+        return None
+    generator = torch.Generator().manual_seed(0)
+    tensors = []
+    for text in shapes:
+        if not re.fullmatch(r"\d+(,\d+)*", text.replace(" ", "")):
+            raise typer.BadParameter(f"'{text}' is no shape; write 2,3,224,224", param_hint="--input-shape")
+        tensors.append(torch.randn([int(size) for size in text.split(",")], generator=generator))
+    return CallInputs(tuple(tensors), {})
+
+
+def _dynamic(text: str) -> dict[str, Any] | None:
+    """`dynamic_shapes` of `transform`: None makes the batch dynamic, an empty table nothing."""
+    if text not in ("batch", "none"):
+        raise typer.BadParameter(f"'{text}': write batch or none", param_hint="--dynamic-shapes")
+    return {} if text == "none" else None
+
+
+def _device(text: str) -> torch.device:
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", text):
+        raise typer.BadParameter(f"'{text}': write cpu or cuda", param_hint="--measure")
+    device = torch.device(text)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise BudgetError(f"latency cannot be measured on {text}: torch sees {torch.cuda.device_count()} CUDA devices")
+    return device
+
+
+# Steps that commands share.
+
+
+def _load(path: Path) -> AnytimeModel:
+    with _doing(f"loading {path}"):
+        return load(path / MODEL if path.is_dir() else path)
+
+
+def _write_level(net: AnytimeModel, index: int, kind: str, path: Path, *, fold: bool = False) -> None:
+    with _doing(f"writing level {index} ({net.levels[index].name}) as {kind}"):
+        captured = net.captured
+        args, kwargs = net.calling.arguments(captured.example_inputs, captured.signature)
+        FORMATS[kind](net.extract(index, fold=fold), CallInputs(args, kwargs), path, captured.batch is not None)
+
+
+@contextmanager
+def _doing(what: str) -> Iterator[None]:
+    """Says what is being done: a spinner on a terminal, a line elsewhere. What torch and the model print is swallowed."""
+    console = _console(sys.stderr)
+    if console.is_terminal:
+        with console.status(f"{what} ..."), quiet():
+            yield
+    else:
+        _print(f"{what} ...", sys.stderr)
+        with quiet():
+            yield
+
+
+def _print(what: RenderableType, file: TextIO | None = None) -> None:
+    console = _console(file or sys.stdout)
+    if console.is_terminal or isinstance(what, str):
+        console.print(what, soft_wrap=isinstance(what, str))
+        return
+    with console.capture() as capture:
+        console.print(what)
+    typer.echo("\n".join(line.rstrip() for line in capture.get().rstrip().splitlines()), file=file)
+
+
+def _console(file: TextIO) -> Console:
+    """Tables are as wide as the terminal, and 120 columns elsewhere. What is typed is never taken for markup."""
+    return Console(file=file, markup=False, highlight=False, emoji=False, width=None if file.isatty() else 120)
+
+
+def _cell(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -17,13 +17,17 @@ __all__ = ["cost", "macs_by_node"]
 def cost(program: Program, batch: str | None, batch_size: int = 1, symbols: Mapping[str, int] | None = None) -> Cost:
     """The cost of everything that the program's outputs need.
 
-    `batch` names the dynamic batch size; where it is None the batch is fixed at `batch_size` and the cost is divided by it.
-    `symbols` gives values to further dynamic sizes (a dynamic resolution).
+    `batch` names the dynamic batch size; where it is None the batch is fixed at `batch_size` and the cost is divided by
+    it. `symbols` gives values to further dynamic sizes (a dynamic resolution).
     """
     nodes = _needed(program)
     count = _Counter(batch, 1 if batch else max(1, batch_size), symbols or {})
     macs = sum(macs_by_node(program, batch, batch_size, symbols, nodes=nodes).values())
-    read = {id(program.tensors[str(n.target)]): n for n in nodes if n.op == "get_attr" and program.is_parameter(str(n.target))}
+    read = {
+        id(program.tensors[str(n.target)]): n
+        for n in nodes
+        if n.op == "get_attr" and program.is_parameter(str(n.target))
+    }
     params = sum(_read_elements(node, nodes) for node in read.values())
     return Cost(macs, params, _peak(program, nodes, count))
 
@@ -90,7 +94,9 @@ def _read_elements(node: fx.Node, nodes: Mapping[fx.Node, None]) -> int:
 
 
 def _peak(program: Program, nodes: Mapping[fx.Node, None], count: _Counter) -> int:
-    """The largest total of intermediate results that are alive at once, in graph order; views belong to what they view."""
+    """The largest total of intermediate results that are alive at once, in graph order; views belong to what they
+    view.
+    """
     owner: dict[fx.Node, fx.Node] = {}
     held: dict[fx.Node, int] = {}
     last: dict[fx.Node, int] = {}

@@ -11,7 +11,7 @@ import math
 import operator
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from typing import Any
 
 import torch
@@ -24,12 +24,10 @@ from anytimeify.schema import is_mutable
 
 __all__ = ["decode_program", "decode_signature", "dtype_of", "encode_program", "encode_signature"]
 
-_OPERATORS = {
-    function.__name__: function
-    for function in (
-        *(operator.getitem, operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod, operator.neg),
-        *(operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge),
-    )
+_OPERATORS: dict[str, Callable[..., Any]] = {
+    **{name: getattr(operator, name) for name in ("getitem", "add", "sub", "mul", "floordiv", "mod", "neg")},
+    **{name: getattr(operator, name) for name in ("eq", "ne", "lt", "le", "gt", "ge")},
+    **{name: getattr(torch, name) for name in ("sym_max", "sym_min", "sym_int", "sym_float")},
 }
 _NAMESPACES = ("aten", "anytimeify")
 # ATen operations that reach outside tensors, or below their bounds checks.
@@ -73,6 +71,8 @@ def decode_program(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Pr
         _check(name not in nodes, f"there are two nodes {name!r}")
         node = graph.create_node(op, _target(op, entry["target"], tensors), args, kwargs, _identifier(name))
         node.meta["type"] = _decode_type(entry["type"])
+        if op == "get_attr":  # a model that was saved in another precision than it was captured in
+            node.meta["type"] = replace(node.meta["type"], dtype=tensors[entry["target"]].dtype)
         node.meta["origin"] = Origin(*map(str, entry["origin"]))
         _check(
             not node.meta["origin"].module_path or _TENSOR_NAME.fullmatch(node.meta["origin"].module_path),

@@ -29,7 +29,16 @@ from anytimeify._torch import flatten, unflatten
 from anytimeify.capture.inputs import CallInputs, call_inputs, repeated, shapes_of_batch
 from anytimeify.errors import ArtifactError, CaptureError, MissingExtraError, VerificationError
 
-__all__ = ["FORMATS", "export_onnx", "export_pt2", "export_weights", "new_file", "new_folder", "require"]
+__all__ = [
+    "FORMATS",
+    "export_onnx",
+    "export_pt2",
+    "export_weights",
+    "new_file",
+    "new_folder",
+    "refuse_existing",
+    "require",
+]
 
 _TOLERANCE = 1e-4  # of the largest magnitude: other runtimes order their sums otherwise
 _LARGEST_ONNX = 1 << 30  # bytes; a protobuf cannot hold 2 GiB, so larger models keep their tensors in a file beside it
@@ -43,7 +52,7 @@ def export_pt2(
     Raises `ArtifactError` where nothing can be written or the file exists, `CaptureError` where torch.export refuses,
     `VerificationError` where the file computes something else.
     """
-    with new_file(path) as temporary, _quiet():
+    with new_file(path) as temporary, quiet():
         inputs, exported = _export(extract, example_inputs, dynamic_batch)
         torch.export.save(exported, temporary)
         _compare(extract, inputs, dynamic_batch, _run_program(torch.export.load(temporary)), str(path))
@@ -57,7 +66,7 @@ def export_onnx(
     Weights of more than 1 GiB go into a second file beside it, `NAME.data`.
     """
     require("onnx")
-    with new_file(path) as temporary, _quiet():
+    with new_file(path) as temporary, quiet():
         inputs, exported = _export(extract, example_inputs, dynamic_batch)
         try:
             program = torch.onnx.export(exported, dynamo=True, verbose=False)
@@ -75,7 +84,7 @@ def export_weights(
     """Writes the state dict alone, for a program that builds the small network itself."""
     with new_file(path) as temporary:
         tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in extract.state_dict().items()}
-        safetensors.torch.save_file(tensors, temporary)
+        temporary.write_bytes(safetensors.torch.save(tensors))
 
 
 FORMATS: Mapping[str, Callable[[nn.Module, Any, str | os.PathLike[str], bool], None]] = {
@@ -97,7 +106,7 @@ def require(format: str) -> None:
 def new_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary name to write to; what is there moves to `path` when the block ends, and goes away if it fails.
 
-    Raises `ArtifactError` where `path` exists or its folder does not, before the block runs.
+    Raises `ArtifactError` as `refuse_existing` does, before the block runs, and where nothing can be written.
     """
     target = Path(path)
     with _beside(target) as folder:
@@ -119,13 +128,19 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.rename(whole, target)
 
 
-@contextmanager
-def _beside(target: Path) -> Iterator[Path]:
-    """A temporary folder in the folder of `target`, so that moving is renaming."""
+def refuse_existing(path: str | os.PathLike[str]) -> None:
+    """Raises `ArtifactError` where `path` exists or its folder does not: nothing is ever overwritten."""
+    target = Path(path)
     if os.path.lexists(target):
         raise ArtifactError(f"'{target}' exists already. Nothing was written; remove it or choose another name.")
     if not target.parent.is_dir():
         raise ArtifactError(f"There is no folder '{target.parent}' to write '{target.name}' to.")
+
+
+@contextmanager
+def _beside(target: Path) -> Iterator[Path]:
+    """A temporary folder in the folder of `target`, so that moving is renaming."""
+    refuse_existing(target)
     try:
         folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     except OSError as error:
@@ -209,12 +224,16 @@ def _one_more(inputs: CallInputs) -> CallInputs:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Exporters print, warn and log what is of no use to whoever wants a file; errors are raised all the same."""
     before = logging.root.manager.disable
     try:
-        logging.disable(logging.ERROR)
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        logging.disable(logging.CRITICAL)
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -10,7 +10,8 @@ from torch import fx
 from anytimeify.calling import Calling
 from anytimeify.ir import Program
 from anytimeify.lift import lift
-from anytimeify.passes.fold import fold, fold_batch_norms
+from anytimeify.passes.fold import fold
+from anytimeify.passes.fold_batch_norms import fold_batch_norms
 from anytimeify.passes.project import project
 
 __all__ = ["as_module", "extract", "small_program"]

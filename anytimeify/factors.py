@@ -1,13 +1,13 @@
 """The algebra of tensor dimensions: what a dimension is made of, and when two of them are the same.
 
-A dimension is an expression over factors: a single `Factor`, a `Product` (heads x head size, a flattened tensor; outermost
-first) or a `Sum` (a concatenation). Two operations build all knowledge:
+A dimension is an expression over factors: a single `Factor`, a `Product` (heads x head size, a flattened tensor;
+outermost first) or a `Sum` (a concatenation). Two operations build all knowledge:
 
 * `unify` says that two expressions are the same axis, in size and order;
 * `split` and `cut` refine a factor into a product or a sum of new ones (`view`, `chunk`).
 
-A factor that must keep its size is pinned, with the reason. Expressions whose factors are all pinned are opaque: they never
-fail to unify or to split, so that 14 read as 2x7 here and as 7x2 there is no contradiction.
+A factor that must keep its size is pinned, with the reason. Expressions whose factors are all pinned are opaque: they
+never fail to unify or to split, so that 14 read as 2x7 here and as 7x2 there is no contradiction.
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ class Pin:
 
 
 class Factor:
-    """An atomic axis. Equal factors are merged (union-find); a refined factor points to the expression that replaced it."""
+    """An atomic axis. Equal factors are merged (union-find); a refined factor points to the expression that replaced
+    it.
+    """
 
     __slots__ = ("bound", "free", "merged", "ordered", "pin", "size", "stream")
 
@@ -67,6 +69,8 @@ class Factor:
 
 @dataclass(frozen=True)
 class Product:
+    """`(a b)`: outermost first."""
+
     parts: tuple[Expr, ...]
 
     def __repr__(self) -> str:
@@ -75,6 +79,8 @@ class Product:
 
 @dataclass(frozen=True)
 class Sum:
+    """`(a + b)`: one after the other."""
+
     parts: tuple[Expr, ...]
 
     def __repr__(self) -> str:
@@ -280,7 +286,7 @@ def split(expr: Expr, sizes: Sequence[Size], where: Where) -> list[Expr] | None:
     if is_pinned(expr):
         reason = first_pin(expr) or Pin("a constant size", where, "constant")
         return [opaque(size, reason) for size in sizes]
-    rest = list(expr.parts) if isinstance(expr, Product) else [expr]
+    rest: list[Expr] = list(expr.parts) if isinstance(expr, Product) else [expr]
     result: list[Expr] = []
     for size in sizes:
         taken: list[Expr] = []
@@ -385,8 +391,8 @@ def _cut_sum(expr: Sum, sizes: Sequence[Size], where: Where) -> list[Expr] | Non
 def _cut_shuffled(expr: Product, sizes: Sequence[Size], where: Where) -> list[Expr] | None:
     """A channel shuffle turns two halves (2, c) into (c, 2); cutting that in two gives halves of size c again.
 
-    The halves hold other channels than before, which is nothing to a network cut to a width (sizes and weights' prefixes
-    agree), but the order of the channels now matters."""
+    The halves hold other channels than before, which is nothing to a network cut to a width (sizes and weights'
+    prefixes agree), but the order of the channels now matters."""
     if len(set(sizes)) != 1 or is_pinned(expr.parts[0]):
         return None
     for index, part in enumerate(expr.parts[1:], start=1):

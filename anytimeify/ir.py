@@ -64,7 +64,9 @@ class Size:
         return Size(self.coefficient // other.coefficient, tuple(rest))
 
     def __str__(self) -> str:
-        return "*".join([str(self.coefficient), *self.symbols] if self.coefficient != 1 or not self.symbols else self.symbols)
+        return "*".join(
+            [str(self.coefficient), *self.symbols] if self.coefficient != 1 or not self.symbols else self.symbols
+        )
 
     @staticmethod
     def parse(text: str) -> Size:

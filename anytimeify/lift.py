@@ -13,8 +13,10 @@ Nothing is copied: the modules hold the program's own tensors.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from anytimeify._torch import OpOverload
 from anytimeify.ir import Program
@@ -41,10 +43,11 @@ _TRAINING_FLAG: dict[object, str] = {
     aten.rnn_tanh.input: "train",
     aten.rrelu.default: "training",
 }
-_DROPOUTS = {
-    aten.alpha_dropout.default: nn.AlphaDropout,
-    aten.dropout.default: nn.Dropout,
-    aten.feature_alpha_dropout.default: nn.FeatureAlphaDropout,
+# By the rank of the input, or 0 for any.
+_DROPOUTS: dict[object, dict[int, type[nn.Module]]] = {
+    aten.alpha_dropout.default: {0: nn.AlphaDropout},
+    aten.dropout.default: {0: nn.Dropout},
+    aten.feature_alpha_dropout.default: {0: nn.FeatureAlphaDropout},
     aten.feature_dropout.default: {3: nn.Dropout1d, 4: nn.Dropout2d, 5: nn.Dropout3d},
 }
 _SELECTIONS = (aten.index_select.default,)
@@ -72,17 +75,19 @@ class _Lifter:
         self.instances: dict[str, Instance] = {}
         self.placed: set[str] = set()
         self.tops = {name.partition(".")[0] for name in program.tensors}
+        self.renamed: dict[str, str] = {}  # state dict prefixes that could not be attribute names
 
     def run(self) -> fx.Graph:
         readers = [node for node in self.program.graph.nodes if node.op == "get_attr"]
         for node in self.program.graph.nodes:
             if node.op in ("placeholder", "get_attr", "output"):
-                if node.op == "output":
-                    self.register_leftovers()
                 self.values[node] = self.copy(node)
             else:
                 self.values[node] = self.evaluation(node) or self.lifted(node) or self.copy(node)
+        self.register_leftovers()
         for node in readers:
+            # What nothing reads any more is out of the graph, and in the state dict.
+            self.values[node].target = self.attribute_path(str(node.target))
             if not self.values[node].users:
                 self.graph.erase_node(self.values[node])
         return self.graph
@@ -124,7 +129,7 @@ class _Lifter:
         self.place(call.path, call.instance)
         new = self.graph.create_node(
             "call_module",
-            call.path,
+            self.attribute_path(call.path),
             tuple(fx.map_arg(argument, lambda inner: self.values[inner]) for argument in call.args),
             name=node.name,
         )
@@ -145,15 +150,14 @@ class _Lifter:
     def lift_mode_dependent(self, node: fx.Node) -> Call | None:
         values = bound(node) if isinstance(node.target, OpOverload) else {}
         if node.target in _DROPOUTS and values["train"] and values["p"] > 0:
-            kind = _DROPOUTS[node.target]
-            if isinstance(kind, dict):
-                kind = kind.get(len(node.meta["type"].shape))
+            kind = _DROPOUTS[node.target].get(len(node.meta["type"].shape), _DROPOUTS[node.target].get(0))
             if kind is not None:
                 instance = Instance(kind, (("p", values["p"]),))
                 return Call(self.path(node, instance, "torch.nn.modules.dropout."), instance, (node.args[0],))
         if node.target is _DROP_PATH:
             config = tuple((name, values[name]) for name in ("keep_prob", "scale_by_keep", "mode"))
-            return Call(self.path(node, Instance(DropPath, config), "DropPath", "StochasticDepth"), Instance(DropPath, config), (values["x"],))  # fmt: skip
+            instance = Instance(DropPath, config)
+            return Call(self.path(node, instance, "DropPath", "StochasticDepth"), instance, (values["x"],))
         if node.target is aten.scaled_dot_product_attention.default and values["dropout_p"] > 0:
             config = tuple((name, values[name]) for name in ("is_causal", "scale", "enable_gqa"))
             instance = Instance(AttentionDropout, (("p", values["dropout_p"]), *config))
@@ -162,22 +166,25 @@ class _Lifter:
         if node.target is aten.batch_norm.default and values["training"] and values["running_mean"] is not None:
             return self.batch_norm_call(node, values)
         if node.target in _TRAINING_FLAG and self.depends_on_mode(node, values):
-            flag = position(node.target, _TRAINING_FLAG[node.target])
-            args = list(values.values())
-            instance = Instance(TrainingSwitch, (("target", node.target), ("position", flag)))
-            return Call(self.path(node, instance), instance, (*args[:flag], *args[flag + 1 :]))
+            return self.switch(node, values)
         return None
 
-    def depends_on_mode(self, node: fx.Node, values: dict[str, object]) -> bool:
+    def switch(self, node: fx.Node, values: dict[str, Any]) -> Call:
+        assert isinstance(node.target, OpOverload)
+        flag = position(node.target, _TRAINING_FLAG[node.target])
+        args = tuple(values.values())
+        instance = Instance(TrainingSwitch, (("target", node.target), ("position", flag)))
+        return Call(self.path(node, instance), instance, (*args[:flag], *args[flag + 1 :]))
+
+    def depends_on_mode(self, node: fx.Node, values: dict[str, Any]) -> bool:
         if not values[_TRAINING_FLAG[node.target]]:
             return False
         if node.target is aten.instance_norm.default:
             return values["running_mean"] is not None
-        return values.get("dropout", 1.0) != 0.0
+        return bool(values.get("dropout", 1.0) != 0.0)
 
-    def batch_norm_call(self, node: fx.Node, values: dict[str, object]) -> Call:
+    def batch_norm_call(self, node: fx.Node, values: dict[str, Any]) -> Call:
         mean, var, index = values["running_mean"], values["running_var"], None
-        assert isinstance(mean, fx.Node) and isinstance(var, fx.Node)
         if mean.target in _SELECTIONS and var.target in _SELECTIONS and bound(mean)["index"] is bound(var)["index"]:
             mean, var, index = bound(mean)["self"], bound(var)["self"], bound(mean)["index"]
         instance = Instance(BatchNormCall, (("momentum", values["momentum"]), ("eps", values["eps"])))
@@ -204,8 +211,8 @@ class _Lifter:
             return
         module = instance.build()
         parent, name = self.container(path)
-        present = getattr(parent, name, None)
-        if isinstance(present, nn.Module):  # a container that a longer path made
+        present = parent._modules.get(name)
+        if present is not None:  # a container that a longer path made
             for child_name, child in present.named_children():
                 module.add_module(child_name, child)
         parent.add_module(name, module)
@@ -213,16 +220,14 @@ class _Lifter:
         for attribute in [*dict(module.named_parameters(recurse=False)), *dict(module.named_buffers(recurse=False))]:
             full = f"{path}.{attribute}"
             if full in self.program.tensors:
+                delattr(module, attribute)
                 self.put(full)
             elif attribute == "num_batches_tracked":
-                module.num_batches_tracked = None
-        module.training = self.training
+                module.register_buffer(attribute, None)
 
     def put(self, name: str) -> None:
         parent, attribute = self.container(name)
         tensor = self.program.tensors[name]
-        if attribute in parent._parameters or attribute in parent._buffers:
-            delattr(parent, attribute)
         if isinstance(tensor, nn.Parameter):
             parent.register_parameter(attribute, tensor)
         else:
@@ -230,22 +235,69 @@ class _Lifter:
         self.placed.add(name)
 
     def container(self, path: str) -> tuple[nn.Module, str]:
-        *parents, name = path.split(".")
+        """Where the attribute `path` belongs, and its name there; modules on the way are made."""
         module: nn.Module = self.module
+        *parents, _ = path.split(".")
+        done = ""
         for part in parents:
-            child = module._modules.get(part)
+            name = self.attribute(module, done + part)
+            child = module._modules.get(name)
             if child is None:
                 child = nn.Module()
-                module.add_module(part, child)
-            module = child
-        return module, name
+                module.add_module(name, child)
+            module, done = child, f"{done}{part}."
+        return module, self.attribute(module, path)
+
+    def attribute(self, parent: nn.Module, path: str) -> str:
+        """The last part of `path`, changed where the parent has an attribute of that name for itself."""
+        name = self.renamed.get(path, path).rpartition(".")[2]
+        if (
+            path not in self.renamed
+            and hasattr(parent, name)
+            and name not in parent._modules
+            and not _holds(parent, name)
+        ):
+            while hasattr(parent, name):
+                name += "_"
+            self.renamed[path] = path[: len(path) - len(path.rpartition(".")[2])] + name
+        return name
+
+    def attribute_path(self, path: str) -> str:
+        """`path` as attribute names."""
+        parts = path.split(".")
+        prefixes = [".".join(parts[: count + 1]) for count in range(len(parts))]
+        return ".".join(self.renamed.get(prefix, prefix).rpartition(".")[2] for prefix in prefixes)
 
     def register_leftovers(self) -> None:
         for name in self.program.tensors:
             if name not in self.placed:
                 self.put(name)
+        if self.renamed and self.training:
+            _keep_state_dict_names(self.module, {self.attribute_path(path): path for path in self.renamed})
+
+
+def _holds(module: nn.Module, name: str) -> bool:
+    return name in module._parameters or name in module._buffers
+
+
+def _keep_state_dict_names(module: nn.Module, names: dict[str, str]) -> None:
+    """State dicts keep the backbone's names where attributes could not (a child called `graph` or `code`)."""
+
+    def renamed(state: dict[str, Tensor], prefix: str, one: str, other: str) -> None:
+        for key in [key for key in state if key == prefix + one or key.startswith(f"{prefix}{one}.")]:
+            state[prefix + other + key[len(prefix + one) :]] = state.pop(key)
+
+    def saved(_: nn.Module, state: dict[str, Tensor], prefix: str, metadata: object) -> None:
+        for ours, theirs in sorted(names.items(), reverse=True):  # inner names before those that contain them
+            renamed(state, prefix, ours, theirs)
+
+    def loading(_: nn.Module, state: dict[str, Tensor], prefix: str, *unused: object) -> None:
+        for ours, theirs in sorted(names.items(), reverse=True):
+            renamed(state, prefix, theirs, ours)
+
+    module.register_state_dict_post_hook(saved)
+    module.register_load_state_dict_pre_hook(loading)
 
 
 def _ancestors(path: str) -> list[str]:
     return [path[:position] for position, letter in enumerate(path) if letter == "."]
-

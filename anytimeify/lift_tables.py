@@ -207,7 +207,9 @@ def parametric(program: Program, node: fx.Node) -> Call | None:
     if not given or not all(isinstance(reader, fx.Node) and reader.op == "get_attr" for reader in given.values()):
         return None
     path = _common_path(program, {row.tensors[name]: str(reader.target) for name, reader in given.items()}, node)
-    if not path or _has_nodes(value for name, value in values.items() if name not in row.tensors and name not in row.inputs):
+    if not path or _has_nodes(
+        value for name, value in values.items() if name not in row.tensors and name not in row.inputs
+    ):
         return None
     sizes = {name: tuple(program.tensors[str(reader.target)].shape) for name, reader in given.items()}
     first = values[row.inputs[0]]
@@ -220,7 +222,7 @@ def parametric(program: Program, node: fx.Node) -> Call | None:
 
 def _common_path(program: Program, targets: Mapping[str, str], node: fx.Node) -> str | None:
     """The path whose attributes are these tensors; tied tensors have several names, any of which may give it."""
-    candidates = [target.rpartition(".")[0] for target in targets.values()] + [node.meta["origin"].module_path]
+    candidates = [*(target.rpartition(".")[0] for target in targets.values()), str(node.meta["origin"].module_path)]
     for path in dict.fromkeys(candidates):
         if all(program.tensors.get(f"{path}.{name}") is program.tensors[target] for name, target in targets.items()):
             return path

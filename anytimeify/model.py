@@ -28,6 +28,8 @@ from anytimeify.rewriter import Scheme
 
 __all__ = ["AnytimeModel"]
 
+_OWN = frozenset({"loss", "_definition", "_graphs", "_latencies"})
+
 
 class AnytimeModel(nn.Module):
     """All levels of a network, cheapest first.
@@ -86,7 +88,7 @@ class AnytimeModel(nn.Module):
         raise TypeError("an AnytimeModel is not pickled: write it with net.save(path), or pickle net.state_dict()")
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "loss":  # the property below; nn.Module would register a child of that name
+        if name in _OWN:  # nn.Module would take `loss` for a child, and refuses others where a child has the name
             object.__setattr__(self, name, value)
         else:
             super().__setattr__(name, value)

@@ -1,8 +1,8 @@
 """Schemes: what they are, how they are written as text, and how they are found.
 
-A scheme is a frozen dataclass whose fields are its options. The file in `passes/` that defines it is all there is to it: it is
-found by being there. A spec string names a scheme and its options, `nested-channels{widths=0.25,0.5,1 norms=shared}`; `str(scheme)`
-gives it back.
+A scheme is a frozen dataclass whose fields are its options. The file in `passes/` that defines it is all there is to
+it: it is found by being there. A spec string names a scheme and its options, `nested-channels{widths=0.25,0.5,1
+norms=shared}`; `str(scheme)` gives it back.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ __all__ = ["Scheme", "parse_scheme", "schemes"]
 class Scheme:
     """Base of all schemes; subclasses are frozen dataclasses.
 
-    `prepare` may change values (a permutation by importance) and runs once, when a model is transformed; `apply` rewrites the graph
-    and runs again whenever a saved model is loaded, so it must not depend on anything but the captured model and the fields.
+    `prepare` may change values (a permutation by importance) and runs once, when a model is transformed; `apply`
+    rewrites the graph and runs again whenever a saved model is loaded, so it must not depend on anything but the
+    captured model and the fields.
     """
 
     name: ClassVar[str]
@@ -37,7 +38,9 @@ class Scheme:
         return captured
 
     def apply(self, captured: Captured, axes: Axes) -> Rewritten:
-        """Rewrite the backbone's graph into one with a prediction per level. Raises `SchemeError` where that cannot be."""
+        """Rewrite the backbone's graph into one with a prediction per level. Raises `SchemeError` where that cannot
+        be.
+        """
         raise NotImplementedError
 
     def default_loss(self) -> nn.Module:
@@ -78,7 +81,9 @@ def parse_scheme(text: str) -> Scheme:
     """Read a spec string. Raises `SchemeError` that quotes what was typed and lists what there is."""
     match = _SPEC.fullmatch(text.strip())
     if match is None:
-        raise SchemeError(f"'{text}' is not a scheme; write NAME or NAME{{field=value ...}}, such as nested-channels{{widths=0.5,1}}")
+        raise SchemeError(
+            f"'{text}' is not a scheme; write NAME or NAME{{field=value ...}}, such as nested-channels{{widths=0.5,1}}"
+        )
     known = schemes()
     if match["name"] not in known:
         raise SchemeError(f"'{match['name']}' is not a scheme; there are: {', '.join(known)}")

@@ -15,7 +15,7 @@ from anytimeify.errors import SchemeError
 from anytimeify.ir import Outputs, Program
 from anytimeify.lift import lift
 from anytimeify.model import AnytimeModel
-from anytimeify.passes.fold import fold_batch_norms
+from anytimeify.passes.fold_batch_norms import fold_batch_norms
 from anytimeify.passes.nested_channels import NestedChannels
 from anytimeify.passes.project import project
 

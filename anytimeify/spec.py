@@ -31,8 +31,9 @@ ProgramRule = Callable[[Program], Iterator[str]]
 INTEGER_FUNCTIONS = frozenset({operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod, operator.neg})
 # Bookkeeping of memory and devices, which means nothing in a functional graph.
 NOISE = frozenset({
-    "aten::_assert_async", "aten::_assert_scalar", "aten::_assert_tensor_metadata", "aten::_to_copy", "aten::_unsafe_view",
-    "aten::alias", "aten::clone", "aten::contiguous", "aten::lift_fresh_copy", "aten::type_as", "aten::view",
+    "aten::_assert_async", "aten::_assert_scalar", "aten::_assert_tensor_metadata", "aten::_to_copy",
+    "aten::_unsafe_view", "aten::alias", "aten::clone", "aten::contiguous", "aten::lift_fresh_copy", "aten::type_as",
+    "aten::view",
 })  # fmt: skip
 
 
@@ -49,7 +50,9 @@ def _call(program: Program, node: fx.Node) -> Iterator[str]:
 
 def _is_symbolic(target: object) -> bool:
     """`sym_min`, `sym_float` and their kin: functions of torch on sizes."""
-    return callable(target) and getattr(target, "__name__", "").startswith("sym_") and not isinstance(target, OpOverload)
+    return (
+        callable(target) and getattr(target, "__name__", "").startswith("sym_") and not isinstance(target, OpOverload)
+    )
 
 
 def _reader(program: Program, node: fx.Node) -> Iterator[str]:

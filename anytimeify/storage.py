@@ -16,8 +16,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from anytimeify import spec
 from anytimeify.encoding import decode_program, decode_signature, dtype_of, encode_program, encode_signature
-from anytimeify.errors import ArtifactError, SchemeError
+from anytimeify.errors import AnytimeError, ArtifactError
 from anytimeify.ir import Captured
 from anytimeify.rewriter import Scheme, parse_scheme
 
@@ -90,7 +91,7 @@ def read(path: str | os.PathLike[str]) -> Stored:
         )
     try:
         return _decode(document, tensors)
-    except (ArtifactError, SchemeError) as error:
+    except AnytimeError as error:
         raise ArtifactError(f"{source}: {error}") from error
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError, RecursionError) as error:
         raise ArtifactError(f"{source} is damaged: its description cannot be read ({error!r})") from error
@@ -122,6 +123,7 @@ def _decode(document: Mapping[str, Any], tensors: dict[str, Tensor]) -> Stored:
     for name, owner in document["ties"].items():
         tensors[name] = tensors[owner]
     program = decode_program(document["graph"], {name: tensors[name] for name in document["tensors"]})
+    spec.verify(program, after="loading")
     captured = Captured(
         program,
         decode_signature(document["signature"]),

@@ -2,8 +2,8 @@
 
     python benchmarks/transform_time.py --out docs/transform_time.md
 
-Each backbone is exported once on its own (the named alternative, same machine, same process), then transformed with verification;
-the table gives both, the analysis alone, and the ratio of everything besides the export to the export.
+Each backbone is exported once on its own (the named alternative, same machine, same process), then transformed with
+verification; the table gives both, the analysis alone, and the ratio of everything besides the export to the export.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ BACKBONES = {
 
 
 def main() -> None:
+    """Measure and print; with `--out` also write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="write the table as Markdown")
     parser.add_argument("--models", nargs="*", default=list(BACKBONES))
@@ -60,7 +61,8 @@ def main() -> None:
     ratios = sorted(row.ratio for row in rows)
     table = "\n".join(
         [
-            "| backbone | nodes | torch.export s | capture besides s | analysis s | rewrite s | verify s | rest / export | MACs at 0.25 |",
+            "| backbone | nodes | torch.export s | capture besides s | analysis s | rewrite s | verify s "
+            "| rest / export | MACs at 0.25 |",
             "|---|---|---|---|---|---|---|---|---|",
             *map(str, rows),
         ]
@@ -68,10 +70,14 @@ def main() -> None:
     summary = f"Median of rest / export: {ratios[len(ratios) // 2]:.2f}; worst: {ratios[-1]:.2f}."
     print(table, summary, sep="\n\n")
     if arguments.out:
-        arguments.out.write_text(PAGE.format(table=table, summary=summary, torch=torch.__version__, python=platform.python_version()))
+        arguments.out.write_text(
+            PAGE.format(table=table, summary=summary, torch=torch.__version__, python=platform.python_version())
+        )
 
 
 class Row:
+    """One line of the table."""
+
     def __init__(self, name: str, nodes: int, seconds: dict[str, float], share: float) -> None:
         self.name, self.nodes, self.seconds, self.share = name, nodes, seconds, share
         rest = sum(value for key, value in seconds.items() if key != "export")
@@ -80,12 +86,13 @@ class Row:
     def __str__(self) -> str:
         s = self.seconds
         return (
-            f"| {self.name} | {self.nodes} | {s['export']:.2f} | {s['capture']:.2f} | {s['analysis']:.3f} | {s['rewrite']:.2f} "
-            f"| {s['verify']:.2f} | {self.ratio:.2f} | {self.share:.1%} |"
+            f"| {self.name} | {self.nodes} | {s['export']:.2f} | {s['capture']:.2f} | {s['analysis']:.3f} "
+            f"| {s['rewrite']:.2f} | {s['verify']:.2f} | {self.ratio:.2f} | {self.share:.1%} |"
         )
 
 
 def measure(name: str, model: nn.Module, x: torch.Tensor, scheme: NestedChannels) -> Row:
+    """Seconds of every step for one backbone."""
     seconds: dict[str, float] = {}
 
     def clock(step: str, since: float) -> float:
@@ -115,10 +122,10 @@ def measure(name: str, model: nn.Module, x: torch.Tensor, scheme: NestedChannels
 
 PAGE = """# Time to transform
 
-`python benchmarks/transform_time.py --out docs/transform_time.md`, torch {torch}, Python {python}, 2 CPU cores, widths 0.25, 0.5, 1,
-verified. "torch.export" is a run of its own on the same backbone; "capture besides" is what `capture` adds to it (canonical form, a
-check of the captured graph against the backbone); "analysis" finds the axes; "rewrite" builds the levels and the module; "verify" runs
-the backbone, every level and every extract once.
+`python benchmarks/transform_time.py --out docs/transform_time.md`, torch {torch}, Python {python}, 2 CPU cores, widths
+0.25, 0.5, 1, verified. "torch.export" is a run of its own on the same backbone; "capture besides" is what `capture`
+adds to it (canonical form, a check of the captured graph against the backbone); "analysis" finds the axes; "rewrite"
+builds the levels and the module; "verify" runs the backbone, every level and every extract once.
 
 {table}
 

@@ -1,11 +1,11 @@
-"""`fold`: evaluate what depends on parameters alone; `fold_batch_norms`: merge batch norms into convolutions."""
+"""`fold`: evaluate what depends on parameters alone."""
 
 from __future__ import annotations
 
 import operator
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,19 +14,24 @@ from torch import Tensor, fx, nn
 from anytimeify._torch import OpOverload
 from anytimeify.ir import Program, Size, TensorType
 from anytimeify.passes.project import ancestors
-from anytimeify.schema import bound, is_mutable, rebind
+from anytimeify.schema import bound, is_mutable
 
-__all__ = ["fold", "fold_batch_norms"]
+__all__ = ["fold", "fresh_name", "read_tensor"]
 
 aten = torch.ops.aten
 
-# Operations that only select or regroup elements of their first argument.
+# Operations that select elements of their first argument.
 _SELECTIONS = frozenset(
     {
         aten.slice.Tensor,
         aten.select.int,
         aten.narrow.default,
         aten.index_select.default,
+    }
+)
+# Views of all elements in another shape: they cost nothing when the graph runs.
+_RESHAPES = frozenset(
+    {
         aten.view.default,
         aten.reshape.default,
         aten.flatten.using_ints,
@@ -37,6 +42,7 @@ _SELECTIONS = frozenset(
         aten.unsqueeze.default,
     }
 )
+_TRANSPOSITIONS = frozenset({aten.permute.default, aten.transpose.int, aten.t.default})
 # Views that repeat elements: evaluating them would store what now costs nothing.
 _GROWING = frozenset(
     {
@@ -61,8 +67,9 @@ def fold(program: Program) -> Program:
     4. All tensors are copied, also those that are read as they are: nothing shares storage with the input program,
        and nothing holds on to a tensor larger than itself. Tensors that are tied stay tied.
 
-    Left alone: random operations, operations whose result differs between training and evaluation, creations of
-    constants from nothing (`arange`, `zeros`), and views that only repeat elements (`expand`) at the frontier.
+    Left alone: random operations, operations whose result differs between training and evaluation, and at the
+    frontier what costs nothing to compute: constants made of nothing (`arange`, `zeros`), views that repeat elements
+    (`expand`), and reshapes of parameters.
     """
     constant = _constants(program.graph)
     frontier = [node for node in program.graph.nodes if node in constant and not constant.issuperset(node.users)]
@@ -81,7 +88,7 @@ def fold(program: Program) -> Program:
     for node in program.placeholders:
         replaced[node] = graph.node_copy(node)
     for node, name in names.items():
-        replaced[node] = _read(graph, node, name, tensors[name])
+        replaced[node] = read_tensor(graph, node, name, tensors[name])
     for node in frontier:
         if node not in names:
             replaced[node] = values[node]  # an integer: the size of a parameter
@@ -100,10 +107,18 @@ def _constants(graph: fx.Graph) -> set[fx.Node]:
     for node in reversed(graph.nodes):
         if node not in constant or node.op == "get_attr":
             continue
-        cheap = node.target in _GROWING or not node.all_input_nodes
+        cheap = node.target in _GROWING or not node.all_input_nodes or _only_reshapes(node)
         if cheap and not constant.issuperset(node.users):
             constant.discard(node)
     return constant
+
+
+def _only_reshapes(node: fx.Node) -> bool:
+    """Whether a node gives a parameter, or a part of one, another shape: without it the parameter keeps its name."""
+    if node.target in _TRANSPOSITIONS:
+        return _base(node.all_input_nodes[0]) is not None
+    base = _base(node)
+    return node.target in _RESHAPES and base is not None and not _fits(node.meta["type"].shape, base.meta["type"].shape)
 
 
 def _deterministic(node: fx.Node) -> bool:
@@ -138,7 +153,7 @@ def _evaluate(program: Program, frontier: list[fx.Node]) -> dict[fx.Node, Any]:
 def _names(program: Program, frontier: list[fx.Node], values: dict[fx.Node, Any]) -> dict[fx.Node, str]:
     """The tensors of the new program, by the node whose value they hold."""
     read = [node for node in frontier if isinstance(values[node], Tensor)]
-    bases = {node: _base(node) for node in read}
+    bases = {node: None if (source := _base(node)) is None else str(source.target) for node in read}
     readers = Counter(bases.values())
     names: dict[fx.Node, str] = {}
     taken = {base for base in bases.values() if base is not None}
@@ -146,27 +161,33 @@ def _names(program: Program, frontier: list[fx.Node], values: dict[fx.Node, Any]
         base = bases[node]
         if node.op == "get_attr":
             names[node] = str(node.target)
-        elif base is not None and readers[base] == 1 and _fits(values[node].shape, program.tensors[base].shape):
+        elif (
+            base is not None
+            and readers[base] == 1
+            and _fits(_type(values[node]).shape, _type(program.tensors[base]).shape)
+        ):
             names[node] = base
         else:
-            names[node] = _fresh("folded." + re.sub(r"^level\d+_", "", node.name), taken)
+            names[node] = fresh_name("folded." + re.sub(r"^level\d+_", "", node.name), taken)
     return names
 
 
-def _base(node: fx.Node) -> str | None:
-    """The tensor that a chain of selections starts from."""
+def _base(node: fx.Node) -> fx.Node | None:
+    """The `get_attr` node that a chain of selections and reshapes starts from."""
     while node.op == "call_function":
-        if node.target not in _SELECTIONS:
+        if node.target not in _SELECTIONS and node.target not in _RESHAPES:
             return None
         node = node.all_input_nodes[0]
-    return str(node.target)
+    return node
 
 
-def _fits(shape: torch.Size, base: torch.Size) -> bool:
-    return len(shape) == len(base) and all(size <= limit for size, limit in zip(shape, base, strict=True))
+def _fits(shape: Sequence[Size], base: Sequence[Size]) -> bool:
+    pairs = zip(shape, base, strict=False)
+    return len(shape) == len(base) and all(size.coefficient <= limit.coefficient for size, limit in pairs)
 
 
-def _fresh(name: str, taken: set[str]) -> str:
+def fresh_name(name: str, taken: set[str]) -> str:
+    """`name`, numbered if it is taken; the result is taken from then on."""
     candidate, count = name, 1
     while candidate in taken:
         candidate, count = f"{name}_{count}", count + 1
@@ -192,7 +213,8 @@ def _like(source: Tensor, copy: Tensor) -> Tensor:
     return nn.Parameter(copy, requires_grad=source.requires_grad) if isinstance(source, nn.Parameter) else copy
 
 
-def _read(graph: fx.Graph, node: fx.Node, name: str, tensor: Tensor) -> fx.Node:
+def read_tensor(graph: fx.Graph, node: fx.Node, name: str, tensor: Tensor) -> fx.Node:
+    """A `get_attr` node with the type of `tensor` and the origin of `node`."""
     result = graph.create_node("get_attr", name, name=name.replace(".", "_"))
     result.meta = {**node.meta, "type": _type(tensor)}
     return result
@@ -200,126 +222,3 @@ def _read(graph: fx.Graph, node: fx.Node, name: str, tensor: Tensor) -> fx.Node:
 
 def _type(tensor: Tensor) -> TensorType:
     return TensorType(tuple(Size(size) for size in tensor.shape), tensor.dtype)
-
-
-# Convolutions and linear layers, with the weight's dimension that holds the output channels.
-_CONVOLUTIONS: dict[Any, int] = {
-    aten.conv1d.default: 0,
-    aten.conv2d.default: 0,
-    aten.conv3d.default: 0,
-    aten.conv1d.padding: 0,
-    aten.conv2d.padding: 0,
-    aten.conv3d.padding: 0,
-    aten.linear.default: 0,
-    aten.conv_transpose1d.default: 1,
-    aten.conv_transpose2d.input: 1,
-    aten.conv_transpose3d.input: 1,
-}
-
-
-def fold_batch_norms(program: Program) -> Program:
-    """A new program in which batch norms are part of the convolution or linear layer before them.
-
-    For a convolution `y = W x + b` with no other reader than a batch norm with statistics (m, v), scale g and shift h:
-
-        W' = W * g / sqrt(v + eps)        b' = (b - m) * g / sqrt(v + eps) + h
-
-    along the output channels, in double precision. The weight keeps its name, the bias is called like the
-    convolution's bias. Meant for inference: batch statistics are gone.
-
-    Left alone: convolutions with other readers or with computed or shared weights, batch norms without running
-    statistics, and linear layers whose output has positions (batch norm then normalises along those).
-    """
-    tensors = dict(program.tensors)
-    merged = {norm: convolution for norm in program.graph.nodes if (convolution := _foldable(norm)) is not None}
-    taken = set(tensors)
-    folded = {convolution: _merge(program, convolution, norm, taken) for norm, convolution in merged.items()}
-    for parameters in folded.values():
-        tensors.update(parameters)
-
-    graph = fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {}
-    for node in program.placeholders:
-        copies[node] = graph.node_copy(node)
-    for node in _still_read(program, folded, merged):
-        copies[node] = graph.node_copy(node)
-    reads = {
-        name: _read(graph, convolution, name, tensor)
-        for convolution, parameters in folded.items()
-        for name, tensor in parameters.items()
-    }
-    for node in program.graph.nodes:
-        if node in merged:
-            copies[node] = copies[merged[node]]
-        elif node in folded:
-            weight, bias = (reads[name] for name in folded[node])
-            given = bound(node)
-            args, kwargs = rebind(
-                node.target, {**given, "input": copies[given["input"]], "weight": weight, "bias": bias}
-            )
-            copies[node] = graph.create_node("call_function", node.target, args, kwargs, node.name)
-            copies[node].meta = dict(node.meta)
-        elif node.op not in ("placeholder", "get_attr"):
-            copies[node] = graph.node_copy(node, copies.__getitem__)
-    read = {node.target for node in graph.find_nodes(op="get_attr")}
-    kept = {name: tensor for name, tensor in tensors.items() if name in read}
-    return Program(graph, kept, program.transient & kept.keys())
-
-
-def _foldable(norm: fx.Node) -> fx.Node | None:
-    """The convolution that a batch norm can be merged into."""
-    if norm.op != "call_function" or norm.target is not aten.batch_norm.default:
-        return None
-    arguments = bound(norm)
-    convolution = arguments["input"]
-    if convolution.op != "call_function" or convolution.target not in _CONVOLUTIONS or len(convolution.users) != 1:
-        return None
-    if arguments["running_mean"] is None or arguments["running_var"] is None:
-        return None
-    if convolution.target is aten.linear.default and len(convolution.meta["type"].shape) != 2:
-        return None
-    given = bound(convolution)
-    if not isinstance(given["weight"], fx.Node) or len(given["weight"].users) != 1:
-        return None
-    read = [arguments[name] for name in ("weight", "bias", "running_mean", "running_var")] + [
-        given["weight"],
-        given["bias"],
-    ]
-    return convolution if all(node is None or node.op == "get_attr" for node in read) else None
-
-
-def _merge(program: Program, convolution: fx.Node, norm: fx.Node, taken: set[str]) -> dict[str, Tensor]:
-    """Names and values of the merged weight and bias, in that order."""
-
-    def value(node: fx.Node | None, default: float) -> Tensor:
-        if node is None:
-            return torch.full_like(mean, default)
-        return program.tensors[str(node.target)].detach().double()
-
-    given, arguments = bound(convolution), bound(norm)
-    weight = program.tensors[given["weight"].target]
-    mean = program.tensors[arguments["running_mean"].target].detach().double()
-    scale = value(arguments["weight"], 1.0) / (value(arguments["running_var"], 1.0) + arguments["eps"]).sqrt()
-    bias = (value(given["bias"], 0.0) - mean) * scale + value(arguments["bias"], 0.0)
-    if _CONVOLUTIONS[convolution.target] == 0:
-        factor = scale.reshape(-1, *[1] * (weight.ndim - 1))
-    else:  # weight (in, out / groups, ...): channels of group j follow one another, in rows and in the output
-        rows = weight.shape[0] // given["groups"]
-        per_group = scale.reshape(given["groups"], 1, -1).expand(-1, rows, -1)
-        factor = per_group.reshape(weight.shape[0], -1, *[1] * (weight.ndim - 2))
-    name = str(given["weight"].target)
-    own_bias = str(given["bias"].target) if given["bias"] is not None and len(given["bias"].users) == 1 else None
-    bias_name = own_bias or _fresh(re.sub(r"weight$", "", name) + "bias", taken)
-    merged = {name: (weight.detach().double() * factor), bias_name: bias}
-    return {
-        key: nn.Parameter(tensor.to(weight.dtype).contiguous(), requires_grad=weight.requires_grad)
-        for key, tensor in merged.items()
-    }
-
-
-def _still_read(
-    program: Program, folded: dict[fx.Node, dict[str, Tensor]], merged: dict[fx.Node, fx.Node]
-) -> Iterable[fx.Node]:
-    """The `get_attr` nodes that something other than a merged pair reads."""
-    gone = {*folded, *merged}
-    return (node for node in program.graph.find_nodes(op="get_attr") if not gone.issuperset(node.users))

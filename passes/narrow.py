@@ -2,9 +2,10 @@
 
 What is rewritten:
 
-1. a parameter or buffer whose dimensions are narrowed is read through views: `slice` where a prefix is kept, `index_select` where
-   the kept entries are scattered (concatenations, inner parts of products);
-2. arguments that are sizes (`view`, `expand`, `groups`, `split`, normalised shapes) are re-evaluated by the operation's rule;
+1. a parameter or buffer whose dimensions are narrowed is read through views: `slice` where a prefix is kept,
+   `index_select` where the kept entries are scattered (concatenations, inner parts of products);
+2. arguments that are sizes (`view`, `expand`, `groups`, `split`, normalised shapes) are re-evaluated by the operation's
+   rule;
 3. everything that no narrowed axis reaches is shared with the graph it came from.
 
 A pure selection, so nothing is refused here; what may be narrowed was decided by the analysis.
@@ -109,7 +110,9 @@ class Builder:
         self._names.add(candidate)
         return candidate
 
-    def call(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str, meta: dict[str, Any]) -> fx.Node:
+    def call(
+        self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str, meta: dict[str, Any]
+    ) -> fx.Node:
         node = self.graph.create_node("call_function", target, args, kwargs, name=self._unique(name))
         node.meta = meta
         return node
@@ -176,7 +179,8 @@ class Builder:
                 return self.attribute(own, self.tensors[own], source)
             return self._view(source, axes, widths, views, prefix)
 
-        target, arguments = node.target, None
+        target: Any = node.target
+        arguments = None
         rule = rule_of(node.target)
         if rule is not None and rule.resize is not None:
             scale = self._scaler(node, types, prefix, env)
@@ -188,9 +192,7 @@ class Builder:
         args, kwargs = fx.map_arg((args, kwargs), lambda source: source if source not in env else read(source))
         return self.call(target, args, kwargs, prefix + node.name, {**node.meta, "type": types[node]})
 
-    def _view(
-        self, source: fx.Node, axes: Axes, widths: Widths, views: dict[fx.Node, fx.Node], prefix: str
-    ) -> fx.Node:
+    def _view(self, source: fx.Node, axes: Axes, widths: Widths, views: dict[fx.Node, fx.Node], prefix: str) -> fx.Node:
         """The part of a tensor that is kept, as a chain of selections; the tensor itself if nothing is cut."""
         if source in views:
             return views[source]
@@ -228,7 +230,10 @@ class Builder:
             if now == new:
                 return value
             node = env[value]
-            steps = ((operator.mul, new.coefficient, now * Size(new.coefficient)), (operator.floordiv, now.coefficient, new))
+            steps = (
+                (operator.mul, new.coefficient, now * Size(new.coefficient)),
+                (operator.floordiv, now.coefficient, new),
+            )
             for target, factor, size in steps:
                 if factor != 1:
                     meta = {"type": size, "origin": user.meta["origin"]}
@@ -243,7 +248,9 @@ def _type_at(node: fx.Node, axes: Axes, widths: Widths) -> Any:
     if isinstance(kind, TensorType):
         return axes.shape(dims, kind, widths)
     if isinstance(kind, tuple):
-        return tuple(axes.shape(d, k, widths) if isinstance(k, TensorType) else k for d, k in zip(dims, kind, strict=True))
+        return tuple(
+            axes.shape(d, k, widths) if isinstance(k, TensorType) else k for d, k in zip(dims, kind, strict=True)
+        )
     return kind
 
 
@@ -257,5 +264,3 @@ def _refresh_sizes(program: Program, types: dict[fx.Node, Any]) -> None:
         elif node.target is operator.mul:
             factors = [types[arg] if isinstance(arg, fx.Node) else Size(int(arg)) for arg in node.args]
             types[node] = factors[0] * factors[1]
-
-

@@ -3,10 +3,10 @@
 The rewrite, for dense connectivity:
 
 1. the full network stays as it is;
-2. for every lower width the graph is cloned, each axis group cut to its share, parameters read through views of the full ones;
-   what no narrowed axis reaches (a stem that is pinned) is computed once for all levels;
-3. with private norms, a normalisation whose input differs between levels gets parameters and statistics of its own per level, which
-   start as the prefix of the full ones; likewise the last layer before the prediction with private heads.
+2. for every lower width the graph is cloned, each axis group cut to its share, parameters read through views of the
+   full ones; what no narrowed axis reaches (a stem that is pinned) is computed once for all levels;
+3. with private norms, a normalisation whose input differs between levels gets parameters and statistics of its own per
+   level, which start as the prefix of the full ones; likewise the last layer before the prediction with private heads.
 
 Refused: a model whose axes are all pinned; widths that leave every axis group as it is.
 """
@@ -17,7 +17,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-import torch
 from torch import fx, nn
 
 from anytimeify.axes import Axes, Widths
@@ -44,17 +43,18 @@ LAYERS = frozenset(
 
 @dataclass(frozen=True)
 class NestedChannels(Scheme):
-    """Levels are widths; level k is the same architecture with `widths[k]` of the channels, its weights the prefix of the full ones.
+    """Levels are widths: level k is the same architecture with `widths[k]` of the channels.
 
     Fields
         widths: width multipliers, increasing, the last one 1.
-        where: `"all"` axis groups, only `"inner"` ones (bottlenecks, hidden units, heads; the residual stream stays full), or patterns
-            such as `("blocks.*.mlp.*",)`: an axis group is narrowed if the layer that makes it matches (the name in the report), or
-            if everything that has it does.
+        where: `"all"` axis groups; only `"inner"` ones (bottlenecks, hidden units, heads; the residual stream stays
+            full); or patterns such as `("blocks.*.mlp.*",)`: an axis group is narrowed if the layer that makes it
+            matches (its name in the report), or if everything that has it does.
         connectivity: `"dense"`: every level is a pass of its own through its share of the weights.
-        norms, heads: `"private"`: parameters and statistics of their own per level; `"shared"`: the prefix of the full ones.
-        order: `"l1"` first permutes each axis group by the l1 norm of its weights, the function staying the same, so that the thin
-            levels start from the most important channels.
+        norms, heads: `"private"`: parameters and statistics of their own per level; `"shared"`: the prefix of the
+            full ones.
+        order: `"l1"` first permutes each axis group by the l1 norm of its weights, the function staying the same, so
+            that the thin levels start from the most important channels.
         multiple_of: channel counts are rounded up to multiples of this.
 
     Raises `SchemeError` for fields out of range and for backbones that have nothing to narrow.
@@ -71,19 +71,21 @@ class NestedChannels(Scheme):
     multiple_of: int = 1
 
     def __post_init__(self) -> None:
-        widths = self.widths if isinstance(self.widths, tuple | list) else (self.widths,)
+        given: Any = self.widths
+        widths = given if isinstance(given, tuple | list) else (given,)
         object.__setattr__(self, "widths", tuple(_as_width(width) for width in widths))
-        if list(self.widths) != sorted(set(self.widths)) or not self.widths or self.widths[-1] != 1.0:
+        if not widths or list(self.widths) != sorted(set(self.widths)) or self.widths[-1] != 1.0:
             raise SchemeError(
                 f"widths={_listed(widths)}: expected increasing numbers in (0, 1], the last one 1, such as 0.25,0.5,1"
             )
-        if isinstance(self.where, list):
+        if not isinstance(self.where, str):
             object.__setattr__(self, "where", tuple(self.where))
         for field, choices in _CHOICES.items():
             if getattr(self, field) not in choices:
                 raise SchemeError(f"{field}={getattr(self, field)!r}: expected {' or '.join(choices)}")
-        if not isinstance(self.multiple_of, int) or isinstance(self.multiple_of, bool) or self.multiple_of < 1:
-            raise SchemeError(f"multiple_of={self.multiple_of!r}: expected a whole number, 1 or more")
+        multiple: Any = self.multiple_of
+        if isinstance(multiple, bool) or not isinstance(multiple, int) or multiple < 1:
+            raise SchemeError(f"multiple_of={multiple!r}: expected a whole number, 1 or more")
         if self.connectivity == "triangular":
             raise SchemeError("connectivity='triangular' is not available yet; use 'dense'")
 
@@ -169,7 +171,9 @@ class _Private:
     def __call__(self, user: fx.Node, source: fx.Node) -> str | None:
         name = str(source.target)
         if user in self.heads:
-            tied = len(source.users) > 1 or sum(t is self.program.tensors[name] for t in self.program.tensors.values()) > 1
+            tied = (
+                len(source.users) > 1 or sum(t is self.program.tensors[name] for t in self.program.tensors.values()) > 1
+            )
             return None if tied else f"anytime.{self.level}.{name}"
         if self.norms and user.target in NORMS:
             self._count_batches(name)
@@ -182,5 +186,3 @@ class _Private:
         counter = f"{path}.num_batches_tracked"
         if last == "running_mean" and counter in self.program.tensors:
             self.builder.tensors.setdefault(f"anytime.{self.level}.{counter}", self.program.tensors[counter].clone())
-
-

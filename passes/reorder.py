@@ -1,7 +1,7 @@
 """Permute the entries of axis groups by importance, the function staying the same.
 
-1. every narrowable axis group gets an importance per unit (a channel, a whole group, a whole head): the l1 norm of all the weights
-   that belong to it;
+1. every narrowable axis group gets an importance per unit (a channel, a whole group, a whole head): the l1 norm of all
+   the weights that belong to it;
 2. its units are sorted, the most important first, and every parameter and buffer of the group is permuted alike.
 
 Left as they are: groups whose order an operation fixes (a channel shuffle), and parameters whose dimensions are pinned.
@@ -25,7 +25,9 @@ __all__ = ["reorder"]
 
 
 def reorder(captured: Captured, axes: Axes, where: str | Sequence[str] = "all") -> Captured:
-    """The captured model with its channels sorted by the l1 norm of their weights; tensors are new, the given ones untouched."""
+    """The captured model with its channels sorted by the l1 norm of their weights; tensors are new, the given ones
+    untouched.
+    """
     program = captured.program
     groups = [group for group in axes.chosen(where) if group.ordered is None]
     orders: dict[Factor, npt.NDArray[np.int64]] = {}

@@ -76,7 +76,7 @@ class Attention(nn.Module):
         self.head = nn.Linear(dim, 5)
 
     def forward(self, x: Tensor) -> Tensor:
-        n, tokens, dim = x.shape
+        n, tokens, _ = x.shape
         q, k, v = self.qkv(x).reshape(n, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
         y = (q @ k.transpose(-2, -1)).softmax(-1) @ v
         y = self.proj(y.transpose(1, 2).reshape(n, tokens, -1))

@@ -248,6 +248,18 @@ def test_train_and_eval() -> None:
     assert not torch.equal(net.get_buffer("anytime.0.bn1.running_mean"), before)
 
 
+@pytest.mark.slow
+def test_compile_to_machine_code() -> None:
+    net, x = residual_net(), images()
+    compiled = torch.compile(net)
+    for result, expected in zip(compiled(x).levels, net(x).levels, strict=True):
+        assert close(result, expected)
+    net.train()
+    net.loss(compiled(x), torch.tensor([0, 1, 2, 3])).backward()
+    small = net.eval().extract(0)
+    assert close(torch.compile(small)(x), small(x))
+
+
 def test_deepcopy_shares_nothing_and_keeps_replaced_children() -> None:
     net, x = residual_net(), images()
     net.drop = nn.Identity()

@@ -57,7 +57,9 @@ def _distance(have: Tensor, want: Tensor) -> float:
     if have.numel() == 0 or torch.equal(have, want):
         return 0.0
     have, want = have.double(), want.double()
-    unequal = ~torch.isclose(have, want, rtol=0.0, atol=0.0, equal_nan=True)  # an infinity that both have is no difference
+    unequal = ~torch.isclose(
+        have, want, rtol=0.0, atol=0.0, equal_nan=True
+    )  # an infinity that both have is no difference
     gap = (have - want)[unequal].abs().max()
     scale = want[want.isfinite()].abs().max() if want.isfinite().any() else torch.ones(())
     return float(gap / scale.clamp_min(1e-12)) if gap.isfinite() else float("inf")
@@ -85,6 +87,3 @@ def _kept(tensors: Mapping[str, Any]) -> Iterator[None]:
         with torch.no_grad():
             for name, value in buffers.items():
                 tensors[name].copy_(value)
-
-
-

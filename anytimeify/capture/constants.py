@@ -26,14 +26,26 @@ __all__ = ["free_of_device"]
 
 aten = torch.ops.aten
 
-_FILLS = {aten.zeros.default: 0, aten.ones.default: 1, aten.full.default: None, aten.scalar_tensor.default: None}
+_FILLS: dict[object, int | None] = {
+    aten.zeros.default: 0,
+    aten.ones.default: 1,
+    aten.full.default: None,
+    aten.scalar_tensor.default: None,
+}
 _ARANGES = {aten.arange.default, aten.arange.start, aten.arange.start_step}
-_FACTORIES = {*_FILLS, *_ARANGES, aten.linspace.default, aten.eye.default, aten.eye.m, aten.tril_indices.default, aten.triu_indices.default}  # fmt: skip
-_RANDOM = {aten.rand.default: aten.rand_like.default, aten.randn.default: aten.randn_like.default}
+_FACTORIES = {
+    *_FILLS, *_ARANGES, aten.linspace.default, aten.eye.default, aten.eye.m, aten.tril_indices.default,
+    aten.triu_indices.default,
+}  # fmt: skip
+_RANDOM: dict[object, OpOverload] = {
+    aten.rand.default: aten.rand_like.default,
+    aten.randn.default: aten.randn_like.default,
+}
 _LARGEST = 2**24  # elements of a constant; what is larger is computed anew each time
 
 
 def free_of_device(draft: Draft) -> None:
+    """Applies 1 to 3 to the draft."""
     _fold(draft)
     reference = _reference(draft)
     if reference is None:
@@ -75,9 +87,11 @@ def _foldable(node: fx.Node, known: dict[fx.Node, Any]) -> bool:
 
 
 def _elements(node: fx.Node) -> int:
+    """The elements of a node's value; of a dynamic size, more than any constant may have."""
     value = node.meta.get("val")
-    sizes = [part.numel() for part in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(part, Tensor)]
-    return max((size if isinstance(size, int) else _LARGEST + 1 for size in sizes), default=0)
+    parts = value if isinstance(value, (list, tuple)) else [value]
+    counts: list[Any] = [part.numel() for part in parts if isinstance(part, Tensor)]
+    return max((count if isinstance(count, int) else _LARGEST + 1 for count in counts), default=0)
 
 
 def _reference(draft: Draft) -> fx.Node | None:

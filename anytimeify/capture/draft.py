@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from anytimeify._torch import OpOverload
 from anytimeify.errors import UnsupportedOpError
@@ -24,7 +24,7 @@ from anytimeify.schema import bound, rebind
 __all__ = ["BufferMutation", "Draft", "describe", "fake", "insert", "origin_of", "replace", "update"]
 
 
-class BufferMutation(Exception):
+class BufferMutation(Exception):  # noqa: N818  # a finding that capture acts on, not yet an error
     """The graph writes to a buffer or a parameter, which a functional program cannot say."""
 
     def __init__(self, tensor: str, node: fx.Node) -> None:
@@ -34,6 +34,8 @@ class BufferMutation(Exception):
 
 @dataclass
 class Draft:
+    """A graph, the tensors that it reads, and what was noticed on the way."""
+
     graph: fx.Graph
     tensors: dict[str, Tensor]
     transient: set[str]
@@ -42,6 +44,7 @@ class Draft:
 
     def constant(self, name: str, value: Tensor) -> fx.Node:
         """A new transient buffer `anytime.constants.<name>` and the node that reads it."""
+        name = f"{name}_" if hasattr(nn.Module, name) else name  # `to`, `type`: attributes of every module
         target, count = f"anytime.constants.{name}", 0
         while target in self.tensors:
             count += 1
@@ -88,6 +91,7 @@ def update(node: fx.Node, target: OpOverload | None = None, **values: Any) -> No
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in [^\n]*\n?\s*([^\n]*)')
 _TORCH = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
+_NO_MODULE = "_empty_nn_module_stack_from_metadata_hook"  # what the exporter writes for sizes it asks for itself
 _REPEATED_CALL = re.compile(r"@\d+(?=\.|$)")  # the second call of a module reads `layer1.relu@1`
 
 
@@ -98,7 +102,7 @@ def origin_of(node: fx.Node) -> Origin:
     if stack:
         path, kind = list(stack.values())[-1]
         module_class = kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
-        path = _REPEATED_CALL.sub("", path)
+        path = "" if path == _NO_MODULE else _REPEATED_CALL.sub("", path)
     return Origin(path, module_class, _source(node.meta.get("stack_trace") or ""))
 
 

@@ -1,12 +1,13 @@
 """From a draft to a `Program`: metadata of the canonical form, names made from module paths, nodes in order.
 
-Names: a node is called after its module when it is the only operation of a module without
-modules inside (`layer1_0_conv1`), otherwise after its module and operation (`layer1_0_add`); inputs keep their names, tensors are called after theirs. The same backbone gets
-the same names every time.
+Names: a node is called after its module when it is the only operation of a module without modules inside
+(`layer1_0_conv1`), otherwise after its module and operation (`layer1_0_add`); inputs keep their names, tensors are
+called after theirs. The same backbone gets the same names every time.
 """
 
 from __future__ import annotations
 
+import builtins
 import keyword
 import re
 from collections import Counter
@@ -45,9 +46,13 @@ def finish(draft: Draft, renaming: Renaming) -> Program:
             fx.map_arg(node.kwargs, lambda inner: values[inner]),
             name=names[node],
         )
-        new.meta["origin"] = origins.get(node) or Origin(str(node.target).rpartition(".")[0] if node.op == "get_attr" else "")
+        new.meta["origin"] = origins.get(node) or Origin(
+            str(node.target).rpartition(".")[0] if node.op == "get_attr" else ""
+        )
         new.meta["type"] = (
-            type_of(draft.tensors[str(node.target)], {}) if node.op == "get_attr" else type_of(node.meta.get("val"), renaming)
+            type_of(draft.tensors[str(node.target)], {})
+            if node.op == "get_attr"
+            else type_of(node.meta.get("val"), renaming)
         )
         values[node] = new
     results = draft.graph.output_node().args[0]
@@ -78,6 +83,7 @@ def batch_symbols(draft: Draft, sizes: Iterable[int | None]) -> tuple[str | None
 
 
 def type_of(value: Any, renaming: Renaming) -> Any:
+    """`meta["type"]` of what the exporter recorded as `meta["val"]`; None for what is neither tensor nor size."""
     if isinstance(value, Tensor):
         return TensorType(tuple(size_of(size, renaming) for size in value.shape), value.dtype)
     if isinstance(value, (list, tuple)):
@@ -149,12 +155,12 @@ def _names(
 
 def _operation(node: fx.Node) -> str:
     if isinstance(node.target, OpOverload):
-        return node.target.overloadpacket.__name__.strip("_")
-    return getattr(node.target, "__name__", str(node.target))
+        return str(node.target.overloadpacket.__name__).strip("_")
+    return str(getattr(node.target, "__name__", node.target))
 
 
 # Names that generated code cannot use, or that `fx` itself would change.
-_RESERVED = frozenset(dir(__builtins__) if not isinstance(__builtins__, dict) else __builtins__) | {"self", "torch", "inf", "nan", "device", "fx_pytree", "pytree", "NoneType"}
+_RESERVED = frozenset(dir(builtins)) | {"NoneType", "device", "fx_pytree", "inf", "nan", "pytree", "self", "torch"}
 
 
 def _identifier(text: str) -> str:

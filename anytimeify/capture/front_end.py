@@ -38,7 +38,7 @@ def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
 
 
 def export(model: nn.Module, inputs: CallInputs, dynamic_shapes: Any, *, training: bool) -> ExportedProgram:
-    """`torch.export`, with the batch dynamic where `dynamic_shapes` is None. Raises whatever it raises: see `explain`."""
+    """`torch.export`, the batch dynamic where `dynamic_shapes` is None. Raises whatever it raises: see `explain`."""
     if dynamic_shapes is None:
         inputs = repeated(inputs)
         dynamic_shapes = shapes_of_batch(model, inputs)
@@ -50,9 +50,11 @@ def export(model: nn.Module, inputs: CallInputs, dynamic_shapes: Any, *, trainin
 
 
 _DATA_DEPENDENT = re.compile(
-    r"data.dependent|unbacked|GuardOnDataDependent|DynamicOutputShape|_local_scalar_dense|on the value of|aten\.nonzero|aten\._local_scalar"
+    r"data.dependent|unbacked|GuardOnDataDependent|DynamicOutputShape|on the value of|aten\.nonzero|_local_scalar"
 )
-_SPECIALISED = re.compile(r"[Cc]onstraints? violated|speciali[sz]ed|marked .* as dynamic|not all values|Suggested fixes", re.S)
+_SPECIALISED = re.compile(
+    r"[Cc]onstraints? violated|speciali[sz]ed|marked .* as dynamic|not all values|Suggested fixes", re.S
+)
 
 
 def explain(model: nn.Module, inputs: CallInputs, dynamic_shapes: Any, error: Exception) -> CaptureError:

@@ -128,7 +128,9 @@ def _transformers(model: nn.Module) -> CallInputs | None:
     dummies = getattr(model, "dummy_inputs", None)
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     if isinstance(dummies, Mapping) and dummies:
-        return CallInputs((), {name: value.to(device) if isinstance(value, Tensor) else value for name, value in dummies.items()})
+        return CallInputs(
+            (), {name: value.to(device) if isinstance(value, Tensor) else value for name, value in dummies.items()}
+        )
     return None
 
 

@@ -1,6 +1,6 @@
 """From an exported program to a draft: one flat graph in which parameters are read by `get_attr`.
 
-1. Placeholders of parameters, buffers and constants become one `get_attr` per tensor; tied tensors share the first name.
+1. Placeholders of parameters, buffers and constants become one `get_attr` per tensor; tied ones share the first name.
 2. Inputs that are not tensors become the constants they were exported with.
 3. `wrap_with_set_grad_enabled` and `wrap_with_autocast` are inlined; what was computed without gradients is detached.
 
@@ -10,7 +10,7 @@ Refuses other higher-order operations (control flow), autocast that is switched 
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,10 +28,11 @@ aten = torch.ops.aten
 _KINDS = {InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR}
 
 
-def lower(exported: ExportedProgram) -> Draft:
+def lower(exported: ExportedProgram, order: Sequence[str] = ()) -> Draft:
+    """`order`: the names of the backbone's state dict; without it the exporter's order is kept."""
     names = _names(exported)
-    tensors, canonical = _clone(exported, names)
-    transient = {names[spec.target] for spec in _tensor_specs(exported) if _is_transient(spec)}
+    tensors, canonical = _clone(exported, names, order)
+    transient = {names[str(spec.target)] for spec in _tensor_specs(exported) if _is_transient(spec)}
     draft = Draft(fx.Graph(), tensors, transient)
     values: dict[fx.Node, Any] = {}
     specs = dict(zip(exported.graph.find_nodes(op="placeholder"), exported.graph_signature.input_specs, strict=True))
@@ -90,13 +91,15 @@ def _names(exported: ExportedProgram) -> dict[str, str]:
     return names
 
 
-def _clone(exported: ExportedProgram, names: Mapping[str, str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _clone(
+    exported: ExportedProgram, names: Mapping[str, str], order: Sequence[str]
+) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Our own copies by name, and the canonical (first) name of every name. Tied tensors stay tied."""
     originals: dict[str, Tensor] = {}
     for name, value in {**exported.constants, **exported.state_dict}.items():
         if isinstance(value, Tensor) and name in names:
             originals[name] = value
-    ordered = [*(name for name in exported.state_dict if name in originals), *originals]
+    ordered = [name for name in (*order, *exported.state_dict, *originals) if name in originals]
     tensors: dict[str, Tensor] = {}
     canonical: dict[str, str] = {}
     first: dict[tuple[Any, ...], str] = {}

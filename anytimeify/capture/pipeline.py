@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +22,7 @@ from anytimeify.capture.functionalise import functionalise
 from anytimeify.capture.inputs import CallInputs, call_inputs, infer
 from anytimeify.capture.lower import lower
 from anytimeify.capture.outputs import choose
-from anytimeify.capture.simplify import drop_idle_dropout, freeze_unread, simplify
+from anytimeify.capture.simplify import drop_identities, freeze_unread, simplify
 from anytimeify.capture.stochastic_depth import recognise_stochastic_depth
 from anytimeify.capture.training_form import restore_training_form, trains
 from anytimeify.errors import AnytimeError, CaptureError, UnsupportedOpError
@@ -50,16 +51,21 @@ def capture(
     """
     if isinstance(model, ExportedProgram):
         return _from_exported(model, example_inputs, output, check=check)
-    if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
+    if not _is_backbone(model):
         raise CaptureError(f"A backbone is an nn.Module or an ExportedProgram, not a {type(model).__name__}.")
     inputs = infer(model) if example_inputs is None else call_inputs(example_inputs)
     return _from_module(model, inputs, dynamic_shapes, output, check=check)
 
 
+def _is_backbone(model: object) -> bool:
+    """Compiled TorchScript is an nn.Module too, but holds no Python that could be traced."""
+    return isinstance(model, nn.Module) and not isinstance(model, torch.jit.ScriptModule)
+
+
 def _from_module(
     model: nn.Module, inputs: CallInputs, dynamic_shapes: Any, output: int | str | None, *, check: bool
 ) -> Captured:
-    """In train mode if that gives a program that is right in eval mode, else in eval mode, with a note of what is lost."""
+    """In train mode if that gives a program that is right in eval mode; else in eval mode, noting what is lost."""
     captured, why = _attempt(model, inputs, dynamic_shapes, output, training=True)
     if captured is not None and check:
         gap = difference_from_module(captured, model, inputs, output)
@@ -73,9 +79,9 @@ def _from_module(
     gap = difference_from_module(again, model, inputs, output)
     if gap > tolerance(_prediction_type(again)):
         raise CaptureError(
-            f"{type(model).__qualname__} does not survive capture: in eval mode, on the example inputs, the graph differs "
-            f"from the model by {gap:.1e} of the largest output ({_first_line(why)}). Its forward() reads or changes "
-            "something that torch.export cannot see, such as random numbers in eval mode or Python state."
+            f"{type(model).__qualname__} does not survive capture: in eval mode, on the example inputs, the graph "
+            f"differs from the model by {gap:.1e} of the largest output ({_first_line(why)}). Its forward() reads or "
+            "changes something that torch.export cannot see, such as random numbers in eval mode or Python state."
         )
     return replace(again, notes=(*again.notes, f"training-only behaviour was lost: {_first_line(why)}"))
 
@@ -89,7 +95,7 @@ def _attempt(
     except Exception as error:
         return None, error
     try:
-        return _canonicalise(exported, inputs, output, restore=not training), None
+        return _canonicalise(exported, inputs, output, restore=not training, order=list(model.state_dict())), None
     except (BufferMutation, UnsupportedOpError) as error:
         return None, error
 
@@ -131,7 +137,9 @@ def _from_exported(
     try:
         captured = _canonicalise(exported, inputs, output, restore=not training)
     except BufferMutation as error:
-        raise UnsupportedOpError(f"The exported program writes to a tensor of its own: {error}. Export it without.") from error
+        raise UnsupportedOpError(
+            f"The exported program writes to a tensor of its own: {error}. Export it without."
+        ) from error
     notes = list(captured.notes)
     if not training:
         notes.append("exported in eval mode: norms train again, dropout and stochastic depth are lost")
@@ -151,20 +159,28 @@ def _from_exported(
 def _random(captured: Captured) -> bool:
     """Whether the graph draws random numbers, so that two runs in train mode need not agree."""
     return any(
-        isinstance(node.target, OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags
+        (isinstance(node.target, OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags)
         or node.target is torch.ops.anytimeify.drop_path.default
         for node in captured.program.graph.nodes
     )  # fmt: skip
 
 
 def _canonicalise(
-    exported: ExportedProgram, inputs: CallInputs, output: int | str | None, *, restore: bool = False
+    exported: ExportedProgram,
+    inputs: CallInputs,
+    output: int | str | None,
+    *,
+    restore: bool = False,
+    order: Sequence[str] = (),
 ) -> Captured:
-    """Every canonical pass, in order. `restore`: the export was made in eval mode, norms shall train again."""
-    draft = lower(exported)
+    """Every canonical pass, in order. `restore`: the export was made in eval mode, norms shall train again.
+
+    `order`: the names of the backbone's state dict, for the program's tensors.
+    """
+    draft = lower(exported, order)
     results = list(exported.graph_signature.output_specs)
     prediction = _prediction(draft, results, exported.call_spec.out_spec, output)
-    drop_idle_dropout(draft)
+    drop_identities(draft)
     functionalise(draft)
     if restore:
         restore_training_form(draft)
@@ -191,5 +207,7 @@ def _prediction(draft: Draft, specs: list[OutputSpec], out_spec: Any, output: in
     prediction = choose(unflatten(list(range(len(results))), out_spec), tensors, output)
     node.args = ((results[prediction],),)
     if sum(tensors) > 1:
-        draft.notes.append(f"of {sum(tensors)} outputs of the backbone, number {prediction} is the prediction; the others are dropped")
+        draft.notes.append(
+            f"of {sum(tensors)} outputs of the backbone, number {prediction} is the prediction; the others are dropped"
+        )
     return prediction

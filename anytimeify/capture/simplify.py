@@ -1,7 +1,7 @@
 """Removes what computes nothing, and writes operations that differ only in spelling in one way.
 
-1. Assertions go. `alias`, `contiguous`, `clone`, `lift_fresh_copy`, conversions to the dtype that a tensor has, slices of
-   everything, expansions and paddings by nothing, dropout that drops nothing, and `detach` of what has no gradient
+1. Assertions go. `alias`, `contiguous`, `clone`, `lift_fresh_copy`, conversions to the dtype that a tensor has, slices
+   of everything, expansions and paddings by nothing, dropout that drops nothing, and `detach` of what has no gradient
    become their input.
 2. `view` and `_unsafe_view` become `reshape`: `contiguous` is gone, so strides are nobody's business any more.
    `type_as` and the other conversions become `to.dtype`.
@@ -20,7 +20,7 @@ from anytimeify._torch import OpOverload, schema
 from anytimeify.capture.draft import Draft, fake, replace
 from anytimeify.schema import bound
 
-__all__ = ["drop_idle_dropout", "eliminate_dead_code", "freeze_unread", "simplify"]
+__all__ = ["drop_identities", "eliminate_dead_code", "freeze_unread", "simplify"]
 
 aten = torch.ops.aten
 
@@ -36,14 +36,17 @@ _CONVERSIONS = {"aten::to", "aten::_to_copy", "aten::type_as", "aten::to_copy"}
 _MEMORY = {"aten::alias", "aten::contiguous", "aten::clone", "aten::lift_fresh_copy", "aten::lift_fresh", "aten::lift"}
 
 
-def drop_idle_dropout(draft: Draft) -> None:
-    """Dropout with p = 0 or in eval mode returns its very input, so it goes before aliases are looked at."""
+def drop_identities(draft: Draft) -> None:
+    """What returns its very input goes before aliases are looked at: idle dropout, views of everything."""
     for node in list(draft.graph.nodes):
-        if node.target in _DROPOUTS and (bound(node)["p"] == 0 or not bound(node)["train"]):
+        idle = node.target in _DROPOUTS and (bound(node)["p"] == 0 or not bound(node)["train"])
+        view = node.target in _WHOLE_VIEWS and _WHOLE_VIEWS[node.target](node)
+        if idle or view:
             replace(node, node.args[0])
 
 
 def simplify(draft: Draft) -> None:
+    """Applies 1 to 3 to a draft without in-place operations."""
     gradients = _with_gradient(draft)
     for node in list(draft.graph.nodes):
         if node.op != "call_function" or not isinstance(node.target, OpOverload):
@@ -63,13 +66,14 @@ def simplify(draft: Draft) -> None:
 
 
 def eliminate_dead_code(draft: Draft) -> None:
+    """Erases calls and tensor reads that have no users; nothing in a draft has side effects any more."""
     for node in reversed(list(draft.graph.nodes)):
         if node.op in ("call_function", "get_attr") and not node.users:
             draft.graph.erase_node(node)
 
 
 def freeze_unread(draft: Draft) -> None:
-    """Parameters that nothing reads ask for no gradient in our copy, so that distributed training does not wait for it."""
+    """Parameters that nothing reads ask for no gradient in our copy: distributed training would wait for it."""
     read = {id(draft.tensors[str(node.target)]) for node in draft.graph.find_nodes(op="get_attr")}
     unread = [
         name
@@ -98,16 +102,21 @@ def _with_gradient(draft: Draft) -> set[fx.Node]:
             floating = isinstance(value, (list, tuple)) or (isinstance(value, Tensor) and value.dtype.is_floating_point)
             if floating and node.target is not aten.detach.default:
                 found.add(node)
-            elif node.target is aten.detach.default:
-                continue
     return found
 
 
+def _first(node: fx.Node) -> Tensor | None:
+    """What the exporter recorded for the first argument."""
+    source = node.args[0]
+    return fake(source) if isinstance(source, fx.Node) else None
+
+
 def _conversion(node: fx.Node) -> None:
-    before, after = fake(node.args[0]), fake(node)
-    assert before is not None and after is not None
+    before, after = _first(node), fake(node)
+    assert before is not None
+    assert after is not None
     if before.dtype == after.dtype:
-        replace(node, node.args[0])
+        replace(node, bound(node)["self"])
         return
     node.target = aten.to.dtype
     node.args, node.kwargs = (node.args[0], after.dtype), {}
@@ -126,7 +135,7 @@ _SPELLINGS: dict[Any, OpOverload] = {
 
 
 def _is_whole(node: fx.Node) -> bool:
-    values, before, after = bound(node), fake(node.args[0]), fake(node)
+    values, before, after = bound(node), _first(node), fake(node)
     if before is None or after is None or values["step"] != 1 or values["start"] not in (None, 0):
         return False
     dim = values["dim"] % before.dim()
@@ -134,7 +143,7 @@ def _is_whole(node: fx.Node) -> bool:
 
 
 def _keeps_shape(node: fx.Node) -> bool:
-    before, after = fake(node.args[0]), fake(node)
+    before, after = _first(node), fake(node)
     return (
         before is not None
         and after is not None
@@ -156,17 +165,21 @@ def _permutes_nothing(node: fx.Node) -> bool:
     return [dim % len(dims) for dim in dims] == list(range(len(dims)))
 
 
-_NO_OPERATION: dict[Any, Callable[[fx.Node], bool]] = {
+_WHOLE_VIEWS: dict[Any, Callable[[fx.Node], bool]] = {
     aten.slice.Tensor: _is_whole,
     aten.expand.default: _keeps_shape,
     aten.expand_as.default: _keeps_shape,
     aten.reshape.default: _keeps_shape,
     aten.reshape_as.default: _keeps_shape,
     aten.flatten.using_ints: _keeps_shape,
+    aten.squeeze.default: _keeps_shape,
     aten.squeeze.dim: _keeps_shape,
     aten.view.default: _keeps_shape,
-    aten.pad.default: _pads_nothing,
-    aten.constant_pad_nd.default: _pads_nothing,
+    aten.view_as.default: _keeps_shape,
     aten.permute.default: _permutes_nothing,
 }
-
+_NO_OPERATION: dict[Any, Callable[[fx.Node], bool]] = {
+    **_WHOLE_VIEWS,
+    aten.pad.default: _pads_nothing,
+    aten.constant_pad_nd.default: _pads_nothing,
+}

@@ -40,6 +40,7 @@ class SourceKind:
 
 
 def existing_file(path: str) -> Path:
+    """`path` as a file that is there; `ArtifactError` otherwise."""
     file = Path(path)
     if not file.exists():
         raise ArtifactError(f"There is no file '{path}'. Check the path.")

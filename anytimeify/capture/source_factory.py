@@ -23,7 +23,9 @@ def _load(name: str, trust_pickle: bool) -> Source:
     try:
         found = importlib.import_module(module_name)
     except ImportError as error:
-        raise CaptureError(f"Cannot import '{module_name}' for the source '{name}': {error}. Check the name and PYTHONPATH.") from error
+        raise CaptureError(
+            f"Cannot import '{module_name}' for the source '{name}': {error}. Check the name and PYTHONPATH."
+        ) from error
     for part in attribute.split("."):
         if not hasattr(found, part):
             raise CaptureError(f"'{module_name}' has no '{attribute}'. A source is package.module:factory.")
@@ -35,10 +37,14 @@ def _load(name: str, trust_pickle: bool) -> Source:
         try:
             result = found()
         except Exception as error:
-            raise CaptureError(f"'{name}' raised {type(error).__name__}: {error}. It is called without arguments.") from error
+            raise CaptureError(
+                f"'{name}' raised {type(error).__name__}: {error}. It is called without arguments."
+            ) from error
     model, inputs = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
     if not isinstance(model, nn.Module):
-        raise CaptureError(f"'{name}' returned a {type(model).__name__}; return an nn.Module, or (nn.Module, example inputs).")
+        raise CaptureError(
+            f"'{name}' returned a {type(model).__name__}; return an nn.Module, or (nn.Module, example inputs)."
+        )
     return Source(model, inputs, name)
 
 

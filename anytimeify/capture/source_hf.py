@@ -16,7 +16,10 @@ def _load(path: str, trust_pickle: bool) -> Source:
     place = Path(path)
     file = place / "config.json" if place.is_dir() else place
     if not file.is_file():
-        raise ArtifactError(f"There is no '{file}'. 'hf:' takes a local folder with config.json, or a configuration file; it downloads nothing.")
+        raise ArtifactError(
+            f"There is no '{file}'. 'hf:' takes a local folder with config.json, or a configuration file; "
+            "it downloads nothing."
+        )
     prepare_torchvision()
     try:
         import transformers
@@ -26,7 +29,9 @@ def _load(path: str, trust_pickle: bool) -> Source:
         config = transformers.AutoConfig.from_pretrained(file, local_files_only=True, trust_remote_code=False)
     except Exception as error:
         first = (str(error).strip().splitlines() or [""])[0]
-        raise ArtifactError(f"'{file}' is no configuration of transformers {transformers.__version__}: {first}") from error
+        raise ArtifactError(
+            f"'{file}' is no configuration of transformers {transformers.__version__}: {first}"
+        ) from error
     kind = _class(transformers, config, file)
     folder = file.parent
     weights = any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json"))
@@ -34,7 +39,9 @@ def _load(path: str, trust_pickle: bool) -> Source:
         model = kind.from_pretrained(folder, local_files_only=True, use_safetensors=True) if weights else kind(config)
     except Exception as error:
         first = (str(error).strip().splitlines() or [""])[0]
-        raise ArtifactError(f"'{folder}' cannot be loaded as {kind.__name__} ({type(error).__name__}: {first}).") from error
+        raise ArtifactError(
+            f"'{folder}' cannot be loaded as {kind.__name__} ({type(error).__name__}: {first})."
+        ) from error
     return Source(model, None, place.stem if place.is_file() else place.name)
 
 
@@ -44,8 +51,10 @@ def _class(transformers: Any, config: Any, file: Path) -> Any:
         if hasattr(transformers, name):
             return getattr(transformers, name)
     if names:
-        raise CaptureError(f"'{file}' asks for {', '.join(names)}, which transformers {transformers.__version__} does not have.")
-    raise CaptureError(f"'{file}' names no architecture. Add \"architectures\": [\"...ForImageClassification\"] to it.")
+        raise CaptureError(
+            f"'{file}' asks for {', '.join(names)}, which transformers {transformers.__version__} does not have."
+        )
+    raise CaptureError(f'\'{file}\' names no architecture. Add "architectures": ["...ForImageClassification"] to it.')
 
 
 KIND = SourceKind("hf:PATH", _load, prefix="hf")

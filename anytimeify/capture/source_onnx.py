@@ -10,7 +10,9 @@ __all__ = ["KIND"]
 
 def _load(path: str, trust_pickle: bool) -> Source:
     file = existing_file(path)
-    raise CaptureError(f"ONNX sources are not supported yet: '{file}'. Export the PyTorch model with torch.export.save instead.")
+    raise CaptureError(
+        f"ONNX sources are not supported yet: '{file}'. Export the PyTorch model with torch.export.save instead."
+    )
 
 
 KIND = SourceKind("model.onnx", _load, suffixes=(".onnx",))

@@ -30,7 +30,9 @@ def _load(path: str, trust_pickle: bool) -> Source:
             model = torch.load(file, map_location="cpu", weights_only=False)
     except Exception as error:
         first = (str(error).strip().splitlines() or [""])[0]
-        raise ArtifactError(f"'{file}' cannot be unpickled ({type(error).__name__}: {first}). Is it whole, and its code installed?") from error
+        raise ArtifactError(
+            f"'{file}' cannot be unpickled ({type(error).__name__}: {first}). Is it whole, and its code installed?"
+        ) from error
     if isinstance(model, nn.Module):
         return Source(model, None, Path(path).stem)
     if isinstance(model, Mapping):

@@ -30,9 +30,13 @@ def load_exported(path: str | Path, *, trust_pickle: bool = False) -> ExportedPr
             damaged = archive.testzip()
             names = archive.namelist()
     except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError) as error:
-        raise ArtifactError(f"'{file}' is damaged or no exported program: {error}. Save it again with torch.export.save.") from error
+        raise ArtifactError(
+            f"'{file}' is damaged or no exported program: {error}. Save it again with torch.export.save."
+        ) from error
     if damaged is not None:
-        raise ArtifactError(f"'{file}' is damaged: '{damaged}' does not have the checksum it was saved with. Copy or save it again.")
+        raise ArtifactError(
+            f"'{file}' is damaged: '{damaged}' does not have the checksum it was saved with. Copy or save it again."
+        )
     if not trust_pickle and any(_PICKLED_OBJECT.search(name) for name in names):
         raise ArtifactError(
             f"'{file}' holds pickled Python objects, and loading them runs code. If you trust its author, "

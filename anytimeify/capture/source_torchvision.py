@@ -23,7 +23,9 @@ def _load(name: str, trust_pickle: bool) -> Source:
         raise MissingExtraError("torchvision", "zoo", f"The source 'torchvision:{name}'") from error
     if name not in models.list_models():
         close = difflib.get_close_matches(name, models.list_models(), 3)
-        raise CaptureError(f"torchvision has no model '{name}'." + (f" Did you mean {', '.join(close)}?" if close else ""))
+        raise CaptureError(
+            f"torchvision has no model '{name}'." + (f" Did you mean {', '.join(close)}?" if close else "")
+        )
     backbones = {"weights_backbone": None} if models.get_model_builder(name).__module__.count("segmentation") else {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # advice on initialisation, which transform does not change

@@ -42,5 +42,7 @@ def resolve(source: str, *, trust_pickle: bool = False) -> Source:
     if not Path(source).exists() and not Path(source).suffix:
         raise ArtifactError(f"'{source}' names no model, and there is no such file. A source is one of: {known}.")
     if not Path(source).exists():
-        raise ArtifactError(f"There is no file '{source}', and its extension is none of a model. A source is one of: {known}.")
+        raise ArtifactError(
+            f"There is no file '{source}', and its extension is none of a model. A source is one of: {known}."
+        )
     raise ArtifactError(f"'{source}' does not have the extension of a saved model. A source is one of: {known}.")

@@ -29,6 +29,7 @@ class _Noise(NamedTuple):
 
 
 def recognise_stochastic_depth(draft: Draft) -> None:
+    """Rewrites both patterns; what only looks similar stays random arithmetic."""
     for node in list(draft.graph.nodes):
         if node.target is not aten.mul.Tensor or not all(isinstance(argument, fx.Node) for argument in node.args[:2]):
             continue

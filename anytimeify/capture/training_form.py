@@ -20,6 +20,7 @@ aten = torch.ops.aten
 
 
 def restore_training_form(draft: Draft) -> None:
+    """Rewrites every norm with running statistics; those without have no eval form."""
     for node in draft.graph.nodes:
         if node.target is aten.batch_norm.default and bound(node)["running_mean"] is not None:
             update(node, training=True)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from anytimeify.errors import MissingExtraError
+from anytimeify.report.sheets import shortened
 
 __all__ = ["plot"]
 
@@ -46,11 +47,13 @@ def _draw_costs(axes: Any, costs: Mapping[str, tuple[int, int]]) -> None:
 
 def _draw_scores(axes: Any, costs: Mapping[str, tuple[int, int]], scores: Mapping[str, float]) -> None:
     points = [(costs[name][0], 100 * scores[name], name) for name in costs if name in scores]
-    axes.plot([point[0] for point in points], [point[1] for point in points], "o-")
+    axes.plot([macs for macs, _, _ in points], [score for _, score, _ in points], "o-")
     for macs, score, name in points:
-        axes.annotate(name, (macs, score), xytext=(0, -13), textcoords="offset points", ha="center", fontsize=8)
+        axes.annotate(name, (macs, score), xytext=(0, 6), textcoords="offset points", ha="center", fontsize=8)
     axes.set_xscale("log")
-    axes.margins(0.15, 0.25)
+    axes.set_xticks([macs for macs, _, _ in points], [shortened(macs) for macs, _, _ in points])
+    axes.minorticks_off()
+    axes.margins(0.12, 0.15)
     axes.set_xlabel("MACs of one sample")
     axes.set_ylabel("accuracy, %")
-    axes.grid(alpha=0.3, which="both")
+    axes.grid(alpha=0.3)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from torch import fx
@@ -14,7 +15,7 @@ from anytimeify.cost import macs_by_node
 from anytimeify.factors import Expr, Factor, Product, leaves
 from anytimeify.ir import Captured, Program
 from anytimeify.passes.project import ancestors
-from anytimeify.report.sheets import Sheet, in_percent
+from anytimeify.report.sheets import Sheet
 from anytimeify.rules.op import name_of
 
 __all__ = [
@@ -191,31 +192,11 @@ def axis_sheets(rows: Sequence[AxisRow], *, everything: bool) -> Iterator[Sheet]
     ordered = sorted(rows, key=lambda row: -row.share)
     for role in ("stream", "inner"):
         free = [row for row in ordered if row.pin is None and row.role == role]
+        kept = bool(free) and bool(free[0].kept)
         yield Sheet(
             f"Axis groups that may be narrowed, {role}: {len(free)}",
-            (
-                ">groups",
-                "axis",
-                ">channels",
-                ">unit",
-                ">sites",
-                ">of MACs",
-                *(["kept"] if free and free[0].kept else []),
-            ),
-            tuple(
-                (
-                    *(
-                        str(count),
-                        row.name,
-                        str(row.channels),
-                        str(row.unit),
-                        str(len(row.sites)),
-                        in_percent(row.share),
-                    ),
-                    *([" ".join("-" if kept is None else str(kept) for kept in row.kept)] if row.kept else []),
-                )
-                for row, count in ([(row, 1) for row in free] if everything else _alike(free))
-            ),
+            (">groups", "axis", ">channels", ">unit", ">sites", ">of MACs, each", *(["kept"] if kept else [])),
+            tuple(_axis_cells(same) for same in ([[row] for row in free] if everything else _alike(free))),
         )
     pinned: dict[tuple[str, str], list[AxisRow]] = {}
     for row in ordered:
@@ -231,19 +212,36 @@ def axis_sheets(rows: Sequence[AxisRow], *, everything: bool) -> Iterator[Sheet]
     )
 
 
-def _alike(rows: Sequence[AxisRow]) -> list[tuple[AxisRow, int]]:
-    """Rows that differ in numbers inside their names alone, put together under a pattern such as `blocks.*.mlp.fc1`."""
+def _alike(rows: Sequence[AxisRow]) -> list[list[AxisRow]]:
+    """Rows that differ in numbers inside their names alone, and in where they are used."""
     together: dict[Any, list[AxisRow]] = {}
     for row in rows:
-        shape = tuple("*" if part.isdigit() else part for part in row.name.split("."))
-        key = (shape, row.channels, row.unit, len(row.sites), row.kept)
-        together.setdefault(key, []).append(row)
-    result = []
-    for same in together.values():
-        columns = zip(*(row.name.split(".") for row in same), strict=True)
-        name = ".".join(column[0] if len(set(column)) == 1 else "*" for column in columns)
-        result.append((replace(same[0], name=name, share=sum(row.share for row in same)), len(same)))
-    return sorted(result, key=lambda pair: -pair[0].share)
+        shape = tuple("*" if part.isdigit() else re.sub(r"\d+$", "*", part) for part in row.name.split("."))
+        together.setdefault((shape, row.channels, row.unit, row.kept), []).append(row)
+    return list(together.values())
+
+
+def _axis_cells(same: Sequence[AxisRow]) -> tuple[str, ...]:
+    """One line for axis groups that are alike, under a pattern such as `blocks.*.mlp.fc1`."""
+    first = same[0]
+    columns = zip(*(row.name.split(".") for row in same), strict=True)
+    name = ".".join(column[0] if len(set(column)) == 1 else "*" for column in columns)
+    counts = [len(row.sites) for row in same]
+    shares = [100 * row.share for row in same]
+    cells = (
+        str(len(same)),
+        name,
+        str(first.channels),
+        str(first.unit),
+        _range(counts, "d"),
+        _range(shares, ".1f") + " %",
+    )
+    return (*cells, " ".join("-" if kept is None else str(kept) for kept in first.kept)) if first.kept else cells
+
+
+def _range(numbers: Sequence[float], form: str) -> str:
+    low, high = format(min(numbers), form), format(max(numbers), form)
+    return low if low == high else f"{low} - {high}"
 
 
 def note_sheets(notes: Sequence[str], unknown: Sequence[Place]) -> Iterator[Sheet]:

@@ -25,14 +25,15 @@ class Sheet:
     rows: tuple[tuple[str, ...], ...]
 
     def shown(self, lines: int) -> RenderableType:
-        table = Table(title=self.title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+        table = Table(box=None, pad_edge=False)
         for column in self.columns:
             right = column.startswith(">")
             table.add_column(column.removeprefix(">"), justify="right" if right else "left", overflow="fold")
         for row in self.rows[:lines]:
             table.add_row(*map(Text, row))
         rest = len(self.rows) - lines
-        return Group(table, Text(f"... and {rest} more", "dim"), "") if rest > 0 else Group(table, "")
+        more = [Text(f"... and {rest} more", "dim")] if rest > 0 else []
+        return Group(Text(self.title, "bold"), table, *more, "")
 
     def markdown(self) -> str:
         heads = [column.removeprefix(">") for column in self.columns]

@@ -1,7 +1,7 @@
 """Convolutions of one to three dimensions, plain and transposed.
 
-A group is cut whole or not at all: in `(g i)` the groups `g` are outermost, so a narrower grouped convolution has fewer groups of
-the same width. A depthwise convolution has `i = 1`, and its groups are its channels.
+A group is cut whole or not at all: in `(g i)` the groups `g` are outermost, so a narrower grouped convolution has fewer
+groups of the same width. A depthwise convolution has `i = 1`, and its groups are its channels.
 """
 
 from __future__ import annotations

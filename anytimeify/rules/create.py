@@ -1,4 +1,6 @@
-"""Operations that make tensors. Filled tensors have open axes, which follow what they meet; counted ones (arange) are pinned."""
+"""Operations that make tensors. Filled tensors have open axes, which follow what they meet; counted ones (arange) are
+pinned.
+"""
 
 from __future__ import annotations
 

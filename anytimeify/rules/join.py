@@ -11,7 +11,7 @@ from torch import fx
 from anytimeify import factors
 from anytimeify.factors import Expr
 from anytimeify.ir import Size
-from anytimeify.rules.op import Dims, Call, Op, Resize, axis_rule
+from anytimeify.rules.op import Call, Dims, Op, Resize, axis_rule
 from anytimeify.rules.targets import aten
 
 
@@ -140,8 +140,8 @@ def _bounds(r: Resize) -> dict[str, Any]:
 axis_rule(aten("slice.Tensor", "narrow.default"), _slice, literals=_bounds, view=True)
 
 
-# indexing: indexed dimensions are pinned; the others pass. The result's indexed dimensions stand where the first index stood,
-# or in front when a dimension that is not indexed lies between two that are.
+# indexing: indexed dimensions are pinned; the others pass. The result's indexed dimensions stand where the first index
+# stood, or in front when a dimension that is not indexed lies between two that are.
 def _index(op: Op) -> Dims:
     x, indices = op.axes(op["self"]), list(op["indices"])
     indices += [None] * (len(x) - len(indices))

@@ -27,8 +27,9 @@ axis_rule(aten("embedding.default"), "v e, ... -> ... e")
 axis_rule(aten("outer.default"), "i, j -> i j")
 
 
-# An attended position is normalised over, so it keeps its size. Heads are cut whole: `e` and `v` stay as they are because they
-# lie inside a product (heads, head size) elsewhere. A single head has no product around it, so it says so itself.
+# An attended position is normalised over, so it keeps its size. Heads are cut whole: `e` and `v` stay as they are
+# because they lie inside a product (heads, head size) elsewhere. A single head has no product around it, so it says so
+# itself.
 _ATTENTION = "... l e, ... s e, ... s v, ... l s -> ... l v"
 _GROUPED = "n (g r) l e, n g s e, n g s v, ... l s -> n (g r) l v"
 _attention = build_rule(_ATTENTION, macs=["... l s e", "... l s v"])

@@ -2,13 +2,13 @@
 
     n (g i) h w, (g o) i kh kw, (g o) -> n (g o) p q
 
-Operands are separated by commas, dimensions by spaces. `(a b)` is a product, outermost factor first; `(a + b)` a concatenation;
-`...` any number of dimensions (broadcast between operands); `1` a dimension of size one; `c~` says that the operation mixes
-along `c` though `c` passes through (a normalisation). Several results are separated by commas too.
+Operands are separated by commas, dimensions by spaces. `(a b)` is a product, outermost factor first; `(a + b)` a
+concatenation; `...` any number of dimensions (broadcast between operands); `1` a dimension of size one; `c~` says that
+the operation mixes along `c` though `c` passes through (a normalisation). Several results are separated by commas too.
 
 A factor that occurs only once in the whole line is one that the operation consumes or makes out of nothing: a spatial
-position, a kernel offset, a vocabulary. Such factors are pinned. A factor that the operands share and the result lacks is
-contracted.
+position, a kernel offset, a vocabulary. Such factors are pinned. A factor that the operands share and the result lacks
+is contracted.
 """
 
 from __future__ import annotations
@@ -65,6 +65,8 @@ Pattern: TypeAlias = tuple[Term, ...]
 
 @dataclass(frozen=True)
 class Notation:
+    """A parsed line: a pattern per operand and per result."""
+
     text: str
     operands: tuple[Pattern, ...]
     results: tuple[Pattern, ...]

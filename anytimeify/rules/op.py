@@ -1,8 +1,8 @@
 """What a rule sees of a node, what it gives back, and the table that rules fill.
 
-A rule says three things about an operation: how the axes of its results follow from those of its operands (`infer`), which of
-its arguments are sizes that change when axes are narrowed (`resize`), and how many multiply-accumulates it costs (`macs`). For
-most operations one line of factor notation says all three.
+A rule says three things about an operation: how the axes of its results follow from those of its operands (`infer`),
+which of its arguments are sizes that change when axes are narrowed (`resize`), and how many multiply-accumulates it
+costs (`macs`). For most operations one line of factor notation says all three.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from anytimeify.ir import Origin, Size, TensorType
 from anytimeify.rules.notation import Compound, Concat, Dots, Name, Notation, Pattern, Single, Term, parse
 from anytimeify.schema import bound
 
-__all__ = ["Dims", "Call", "Op", "Resize", "Rule", "axis_rule", "rule_of"]
+__all__ = ["Call", "Dims", "Op", "Resize", "Rule", "axis_rule", "rule_of"]
 
 Dims: TypeAlias = tuple[Expr, ...]
 """One expression per dimension of a tensor."""
@@ -89,17 +89,20 @@ class Op:
         return factors.opaque(size, Pin(reason, self.where, kind))
 
     def open(self, size: Size, *, free: bool = False) -> Expr:
-        """A new axis that takes the size of whatever it meets; `free`: it may be narrowed even if it meets no parameter."""
+        """A new axis that takes the size of whatever it meets; `free`: it may be narrowed even if it meets no
+        parameter.
+        """
         if size == Size(1):
             return ONE
         return Factor(size, free=free) if size.static else self.pinned(size, kind="batch")
 
-    def give_up(self, reason: str) -> Any:
-        """Pin every axis of every operand; the results are opaque."""
+    def give_up(self, reason: str) -> Dims:
+        """Pin every axis of every operand; the results are opaque (one entry per result where there are several)."""
         for operand in self.operands():
             for expr in self.known[operand] if isinstance(self.known[operand], tuple) else ():
                 self.pin(expr, reason)
-        return opaque_results(self.node, Pin(reason, self.where))
+        result: Dims = opaque_results(self.node, Pin(reason, self.where))
+        return result
 
 
 def opaque_results(node: fx.Node, reason: Pin) -> Any:
@@ -117,7 +120,9 @@ def opaque_results(node: fx.Node, reason: Pin) -> Any:
 
 def name_of(node: fx.Node) -> str:
     target = node.target
-    return str(target) if not callable(target) or hasattr(target, "_schema") else getattr(target, "__name__", str(target))
+    return (
+        str(target) if not callable(target) or hasattr(target, "_schema") else getattr(target, "__name__", str(target))
+    )
 
 
 def flat_nodes(values: Iterable[Any]) -> Iterable[fx.Node]:
@@ -167,6 +172,8 @@ Resizer: TypeAlias = Callable[[Resize], dict[str, Any] | Call]
 
 @dataclass(frozen=True)
 class Rule:
+    """What is known of one operation."""
+
     infer: Infer
     resize: Resizer | None = None
     macs: Callable[[fx.Node], Size] | None = None
@@ -199,9 +206,9 @@ def axis_rule(
 ) -> None:
     """Register the rule of one operation (or of a list of them).
 
-    `rule` is a line of factor notation, several of them (the first whose ranks fit is taken), or a function of the `Op`.
-    `literals` names the arguments that are sizes: `{"groups": "g"}`; or is a function of the `Resize`. `macs` lists the factors whose
-    product is the number of multiply-accumulates; several such lists add up.
+    `rule` is a line of factor notation, several of them (the first whose ranks fit is taken), or a function of the
+    `Op`. `literals` names the arguments that are sizes: `{"groups": "g"}`; or is a function of the `Resize`. `macs`
+    lists the factors whose product is the number of multiply-accumulates; several such lists add up.
     """
     for one in target if isinstance(target, list | tuple) else [target]:
         if one in _RULES:
@@ -209,9 +216,7 @@ def axis_rule(
         _RULES[one] = build_rule(rule, literals=literals, macs=macs, view=view, joins=joins)
 
 
-def build_rule(
-    rule: Any, *, literals: Any = None, macs: Any = (), view: bool = False, joins: bool = False
-) -> Rule:
+def build_rule(rule: Any, *, literals: Any = None, macs: Any = (), view: bool = False, joins: bool = False) -> Rule:
     """The `Rule` that `axis_rule` would register; for rules that choose between several at run time."""
     if callable(rule):
         return Rule(rule, literals, macs or None, view, joins)
@@ -240,7 +245,9 @@ def build_rule(
 
     def count(node: fx.Node) -> Size:
         sizes = sizes_of(node, lambda other: other.meta["type"])
-        totals = [math.prod((sizes.get(name, Size(1)) for name in item), start=Size(1)) for item in counted] if sizes else []
+        totals = (
+            [math.prod((sizes.get(name, Size(1)) for name in item), start=Size(1)) for item in counted] if sizes else []
+        )
         return factors.add_sizes(totals) if totals else Size(0)
 
     return Rule(
@@ -305,7 +312,9 @@ def _result_shape(node: fx.Node) -> tuple[Size, ...] | None:
     return kind.shape if isinstance(kind, TensorType) else None
 
 
-def _match(term: Term, expr: Expr, op: Op, notation: Notation, bindings: dict[str, Expr], sizes: dict[str, Size]) -> None:
+def _match(
+    term: Term, expr: Expr, op: Op, notation: Notation, bindings: dict[str, Expr], sizes: dict[str, Size]
+) -> None:
     if isinstance(term, Name):
         if term.name in notation.positions:
             op.pin(expr, f"position '{term.name}'", "position")
@@ -327,14 +336,18 @@ def _match(term: Term, expr: Expr, op: Op, notation: Notation, bindings: dict[st
             _match(part, piece, op, notation, bindings, sizes)
 
 
-def _instance(term: Term, op: Op, notation: Notation, bindings: dict[str, Expr], sizes: dict[str, Size], size: Size) -> Expr:
+def _instance(
+    term: Term, op: Op, notation: Notation, bindings: dict[str, Expr], sizes: dict[str, Size], size: Size
+) -> Expr:
     if isinstance(term, Name):
         if term.name not in bindings:
             bindings[term.name] = op.pinned(sizes.get(term.name, size), f"position '{term.name}'", "position")
         return bindings[term.name]
     if isinstance(term, Compound | Concat):
         parts = [_instance(part, op, notation, bindings, sizes, Size(1)) for part in term.parts]
-        return factors.resolve(factors.Product(tuple(parts)) if isinstance(term, Compound) else factors.Sum(tuple(parts)))
+        return factors.resolve(
+            factors.Product(tuple(parts)) if isinstance(term, Compound) else factors.Sum(tuple(parts))
+        )
     return ONE
 
 
@@ -374,7 +387,9 @@ def solve(notation: Notation, shapes: Sequence[Sequence[Size]], result: Sequence
         for term, size in compounds:
             unknown = [part.name for part in term.parts if isinstance(part, Name) and part.name not in sizes]
             if len(unknown) == 1:
-                rest = math.prod((sizes[p.name] for p in term.parts if isinstance(p, Name) and p.name in sizes), start=Size(1))
+                rest = math.prod(
+                    (sizes[p.name] for p in term.parts if isinstance(p, Name) and p.name in sizes), start=Size(1)
+                )
                 if rest.divides(size):
                     sizes[unknown[0]] = size // rest
     return sizes

@@ -8,7 +8,6 @@ import torch
 from torch import fx
 
 import anytimeify.modules  # noqa: F401  # registers torch.ops.anytimeify
-
 from anytimeify import factors
 from anytimeify.factors import ONE, Expr, resolve
 from anytimeify.rules.op import Dims, Op, axis_rule
@@ -32,22 +31,33 @@ def broadcast(op: Op, operands: Sequence[fx.Node]) -> Dims:
 
 
 def pointwise(op: Op) -> Dims:
+    """All tensor operands broadcast against each other."""
     return broadcast(op, op.operands())
 
 
-UNARY = """
-abs acos acosh angle asin asinh atan atanh bitwise_not ceil celu clamp clamp_max clamp_min clip clone conj cos cosh deg2rad
-detach digamma dropout elu erf erfc erfinv exp exp2 expm1 feature_dropout alpha_dropout feature_alpha_dropout fix floor frac
-gelu hardshrink hardsigmoid hardswish hardtanh isfinite isinf isnan leaky_relu lgamma log log10 log1p log2 log_sigmoid
-logical_not logit mish nan_to_num native_dropout neg negative positive rad2deg reciprocal relu relu6 round rrelu rsqrt selu
-sgn sigmoid sign signbit silu sin sinc sinh softplus softshrink softsign sqrt square tan tanh tanhshrink threshold to trunc
-_to_copy type_as zeros_like ones_like full_like empty_like rand_like randn_like bernoulli contiguous lift_fresh_copy
-masked_fill where pow float_power addcmul addcdiv lerp view_as_real_copy
-""".split()
-BINARY = """
-mul multiply div divide true_divide floor_divide remainder fmod maximum minimum fmax fmin atan2 hypot logaddexp logaddexp2
-eq ne lt le gt ge bitwise_and bitwise_or bitwise_xor logical_and logical_or logical_xor rsub copysign xlogy
-""".split()
+# fmt: off
+UNARY = [
+    "abs", "acos", "acosh", "angle", "asin", "asinh", "atan", "atanh", "bitwise_not", "ceil", "celu", "clamp",
+    "clamp_max", "clamp_min", "clip", "clone", "conj", "cos", "cosh", "deg2rad", "detach", "digamma", "dropout",
+    "elu", "erf", "erfc", "erfinv", "exp", "exp2", "expm1", "feature_dropout", "alpha_dropout",
+    "feature_alpha_dropout", "fix", "floor", "frac", "gelu", "hardshrink", "hardsigmoid", "hardswish",
+    "hardtanh", "isfinite", "isinf", "isnan", "leaky_relu", "lgamma", "log", "log10", "log1p", "log2",
+    "log_sigmoid", "logical_not", "logit", "mish", "nan_to_num", "native_dropout", "neg", "negative",
+    "positive", "rad2deg", "reciprocal", "relu", "relu6", "round", "rrelu", "rsqrt", "selu", "sgn", "sigmoid",
+    "sign", "signbit", "silu", "sin", "sinc", "sinh", "softplus", "softshrink", "softsign", "sqrt", "square",
+    "tan", "tanh", "tanhshrink", "threshold", "to", "trunc", "_to_copy", "type_as", "zeros_like", "ones_like",
+    "full_like", "empty_like", "rand_like", "randn_like", "bernoulli", "contiguous", "lift_fresh_copy",
+    "masked_fill", "fill", "where", "pow", "float_power", "addcmul", "addcdiv", "lerp", "view_as_real_copy",
+]
+# fmt: on
+# fmt: off
+BINARY = [
+    "mul", "multiply", "div", "divide", "true_divide", "floor_divide", "remainder", "fmod", "maximum",
+    "minimum", "fmax", "fmin", "atan2", "hypot", "logaddexp", "logaddexp2", "eq", "ne", "lt", "le", "gt", "ge",
+    "bitwise_and", "bitwise_or", "bitwise_xor", "logical_and", "logical_or", "logical_xor", "rsub", "copysign",
+    "xlogy",
+]
+# fmt: on
 axis_rule([target for target in aten(*UNARY, *BINARY) if target not in aten("to.prim_other")], pointwise)
 axis_rule(aten("add", "sub", "subtract"), pointwise, joins=True)
 
@@ -93,6 +103,7 @@ def _along(op: Op) -> Dims:
 
 
 axis_rule(aten("cumsum.default", "cumprod.default", "roll.default", "flip.default", "sort.default"), _along)
+
 
 # the gated linear unit halves one dimension
 def _glu(op: Op) -> Dims:

@@ -29,8 +29,8 @@ for spatial, out, names in (
     axis_rule(aten(*names.split()), [f"n c {spatial} -> n c {out}, n c {out}", f"c {spatial} -> c {out}, c {out}"])
 
 
-# Zero padding along channels is a concatenation with constant parts that grow and shrink with the widths; along anything else it
-# makes another position.
+# Zero padding along channels is a concatenation with constant parts that grow and shrink with the widths; along
+# anything else it makes another position.
 def _pad(op: Op) -> Dims:
     x = list(op.axes(op["self"]))
     sizes, pads = op.type(op["self"]).shape, list(op["pad"])

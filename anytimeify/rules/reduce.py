@@ -26,7 +26,9 @@ def _reduce(op: Op) -> Any:
     return tuple(result for _ in kinds) if isinstance(kinds, tuple) else result
 
 
-NAMES = "mean sum amax amin prod any all var std var_mean std_mean logsumexp linalg_vector_norm norm nansum count_nonzero"
+NAMES = (
+    "mean sum amax amin prod any all var std var_mean std_mean logsumexp linalg_vector_norm norm nansum count_nonzero"
+)
 axis_rule(aten(*NAMES.split()), _reduce)
 
 

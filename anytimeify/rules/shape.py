@@ -30,7 +30,7 @@ def reshape(op: Op, axes: Dims, old: Sequence[Size], new: Sequence[Size]) -> Dim
             elif j < len(new):
                 right, j = right * new[j], j + 1
             else:
-                return tuple([*result, *_regroup(op, axes[start_i:], new[start_j:])])
+                return (*result, *_regroup(op, axes[start_i:], new[start_j:]))
         result.extend(_regroup(op, axes[start_i:i], new[start_j:j]))
     return tuple(result)
 
@@ -105,7 +105,9 @@ def _movedim(op: Op) -> Dims:
 
 axis_rule(aten("permute.default"), _permute, view=True)
 axis_rule(aten("transpose.int", "swapaxes.default", "swapdims.default"), _transpose, view=True)
-axis_rule(aten("t.default", "numpy_T.default", "mT.default", "matrix_H.default", "adjoint.default"), _reverse_last, view=True)
+axis_rule(
+    aten("t.default", "numpy_T.default", "mT.default", "matrix_H.default", "adjoint.default"), _reverse_last, view=True
+)
 axis_rule(aten("movedim", "moveaxis"), _movedim, view=True)
 
 

@@ -10,7 +10,9 @@ from anytimeify.schema import is_mutable
 
 
 def aten(*names: str) -> list[Any]:
-    """All functional overloads of ATen operations; `name.overload` picks one. Names that this torch lacks are skipped."""
+    """All functional overloads of ATen operations; `name.overload` picks one. Names that this torch lacks are
+    skipped.
+    """
     found: list[Any] = []
     for name in names:
         packet_name, _, overload = name.partition(".")

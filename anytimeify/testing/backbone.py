@@ -1,4 +1,4 @@
-"""A generated backbone: plain data that builds the same architecture at any width, and copies prefixes of its weights."""
+"""A generated backbone: plain data that builds one architecture at any width, and copies prefixes of its weights."""
 
 from __future__ import annotations
 

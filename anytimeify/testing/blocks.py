@@ -1,7 +1,7 @@
 """Building blocks of generated backbones: plain data that builds a module at the ledger's width.
 
 A `Block` keeps the stream's channels (or, for dense connectivity, appends to them) and works on what the `State` says:
-an image `(n, c, side, side)` or tokens `(n, tokens, c)`.
+an image `(n, c, side, side)` here, tokens `(n, tokens, c)` in `token_blocks`.
 """
 
 from __future__ import annotations
@@ -13,17 +13,14 @@ from torch import nn
 
 from anytimeify.testing.dims import Dim, Ledger, concatenation, product, whole
 from anytimeify.testing.modules import (
-    Attention,
     ChannelsLast,
     Concatenate,
     Gate,
     GroupShuffle,
     ImageScale,
-    PatchTokens,
+    Repeated,
     Residual,
     SqueezeExcite,
-    TokensToImage,
-    Transposed,
 )
 
 __all__ = [
@@ -35,22 +32,17 @@ __all__ = [
     "Excite",
     "Gated",
     "Grouped",
-    "Mlp",
     "Pyramid",
-    "SelfAttention",
     "Shuffled",
     "SpaceToDepth",
-    "SpatialAttention",
     "State",
-    "TokenConv",
-    "TokenMixing",
-    "TokenScale",
+    "Tied",
 ]
 
 
 @dataclass(frozen=True)
 class State:
-    """What flows between blocks. `tokens` is zero for images; `group_width` is what grouped layers on the stream use."""
+    """What flows between blocks. `tokens` is zero for images; grouped layers on the stream use `group_width`."""
 
     dim: Dim
     side: int
@@ -105,7 +97,7 @@ class Basic(Block):
 
 @dataclass(frozen=True)
 class Bottleneck(Block):
-    """Narrow (or inverted) in the middle; the middle convolution in groups of `unit` channels, depthwise when it is 1."""
+    """Narrow (or inverted) in the middle; that convolution in groups of `unit` channels, depthwise when it is 1."""
 
     units: int = 4
     unit: int = 1
@@ -252,10 +244,13 @@ class Dense(Block):
 class Pyramid(Block):
     """A branch at half the resolution: pooled, convolved, upsampled, added."""
 
-    mode: Literal["nearest", "bilinear"] = "nearest"
+    mode: Literal["nearest", "bilinear", "transposed"] = "nearest"
 
     def build(self, ledger: Ledger, state: State) -> tuple[nn.Module, State]:
-        up = nn.Upsample(scale_factor=2, mode=self.mode)
+        up: nn.Module = nn.Upsample(scale_factor=2, mode=self.mode)
+        if self.mode == "transposed":
+            up = nn.ConvTranspose2d(state.dim.size, state.dim.size, 2, stride=2)
+            ledger.record(up, weight=(state.dim, state.dim, whole(2), whole(2)), bias=(state.dim,))
         return Residual(nn.Sequential(nn.AvgPool2d(2), ledger.conv(state.dim, state.dim, 3), up)), state
 
 
@@ -274,111 +269,22 @@ class SpaceToDepth(Block):
 
 
 @dataclass(frozen=True)
-class SelfAttention(Block):
-    """Norm, multi-head attention, shortcut, on tokens."""
+class Tied(Block):
+    """A block used twice with the same weights; one that keeps the stream as it is."""
 
-    heads: int = 2
-    head_size: int = 4
-    form: str = "unbind"
-    fused: bool = True
-    norm: str = "layer"
-    bias: bool = True
-    head_norm: bool = False
-    position_bias: bool = False
-    drop: float = 0.0
+    block: Block = Basic()
 
-    def build(self, ledger: Ledger, state: State) -> tuple[nn.Module, State]:
-        norm = ledger.token_norm(self.norm, state.dim)
-        return Residual(nn.Sequential(norm, self.attention(ledger, state)), drop=self.drop), state
+    @property
+    def grouped(self) -> bool:
+        return self.block.grouped
 
-    def attention(self, ledger: Ledger, state: State) -> nn.Module:
-        inner = ledger.compound(self.heads, self.head_size)
-        if self.form == "separate":
-            projections = [ledger.linear(state.dim, inner, bias=self.bias) for _ in range(3)]
-        else:
-            projections = [ledger.linear(state.dim, product(whole(3), inner), bias=self.bias)]
-        heads = inner.size // self.head_size
-        attention = Attention(
-            heads,
-            self.head_size,
-            projections,
-            ledger.linear(inner, state.dim),
-            form=self.form,
-            fused=self.fused,
-            norms=[ledger.token_norm("layer", whole(self.head_size)) for _ in range(2)] if self.head_norm else [],
-            positions=state.tokens if self.position_bias else 0,
-        )
-        tokens = whole(state.tokens)
-        kept_heads = Dim(self.heads, tuple(range(heads)))
-        ledger.record(attention, position_bias=(kept_heads, tokens, tokens))
-        return attention
-
-
-@dataclass(frozen=True)
-class SpatialAttention(Block):
-    """Attention among the positions of an image."""
-
-    attention: SelfAttention = SelfAttention()
+    @property
+    def repeats(self) -> int:
+        return self.block.repeats
 
     def build(self, ledger: Ledger, state: State) -> tuple[nn.Module, State]:
-        as_tokens = replace(state, tokens=state.side**2)
-        module = self.attention.attention(ledger, as_tokens)
-        return Residual(nn.Sequential(PatchTokens(), module, TokensToImage(state.side))), state
-
-
-@dataclass(frozen=True)
-class Mlp(Block):
-    """Norm, two linear layers, shortcut, on tokens; `gate` makes it a gated linear unit."""
-
-    hidden: int = 8
-    norm: str = "layer"
-    gate: str = ""
-    drop: float = 0.0
-
-    def build(self, ledger: Ledger, state: State) -> tuple[nn.Module, State]:
-        hidden = ledger.free(self.hidden)
-        target = concatenation(hidden, hidden) if self.gate else hidden
-        branch = nn.Sequential(
-            ledger.token_norm(self.norm, state.dim),
-            ledger.linear(state.dim, target),
-            Gate(self.gate, -1, hidden.size) if self.gate else nn.GELU(),
-            nn.Dropout(self.drop),
-            ledger.linear(hidden, state.dim),
-        )
-        return Residual(branch, drop=self.drop), state
-
-
-@dataclass(frozen=True)
-class TokenMixing(Block):
-    """Two linear layers along the tokens (MLP-Mixer); tokens stay, the hidden layer is narrowed."""
-
-    hidden: int = 8
-    norm: str = "layer"
-
-    def build(self, ledger: Ledger, state: State) -> tuple[nn.Module, State]:
-        tokens, hidden = whole(state.tokens), ledger.free(self.hidden)
-        mix = nn.Sequential(ledger.linear(tokens, hidden), nn.GELU(), ledger.linear(hidden, tokens))
-        return Residual(nn.Sequential(ledger.token_norm(self.norm, state.dim), Transposed(mix))), state
-
-
-@dataclass(frozen=True)
-class TokenConv(Block):
-    """A convolution along the tokens, depthwise or full."""
-
-    depthwise: bool = True
-
-    def build(self, ledger: Ledger, state: State) -> tuple[nn.Module, State]:
-        width = 1 if self.depthwise else None
-        conv = ledger.conv(state.dim, state.dim, 3, group_width=width, bias=True, rank=1)
-        return Residual(Transposed(conv)), state
-
-
-@dataclass(frozen=True)
-class TokenScale(Block):
-    """A learnt scale and offset per channel."""
-
-    def build(self, ledger: Ledger, state: State) -> tuple[nn.Module, State]:
-        return ledger.scale(state.dim), state
+        module, state = self.block.build(ledger, state)
+        return Repeated(module), state
 
 
 def _inner(ledger: Ledger, units: int, unit: int, grouped: bool) -> Dim:

@@ -1,8 +1,8 @@
 """Which positions of which tensor dimension a network of smaller width keeps: the bookkeeping of generated backbones.
 
-A generated backbone knows how every dimension of its tensors is composed, so a thin copy of it follows without any graph:
-a `Dim` lists the positions that are kept, and a `Ledger` hands out dimensions while a module is built and remembers
-which dimensions its tensors have. Nothing here looks at the compiler, which is compared with it.
+A generated backbone knows how every dimension of its tensors is composed, so a thin copy of it follows without any
+graph: a `Dim` lists the positions that are kept, and a `Ledger` hands out dimensions while a module is built and
+remembers which dimensions its tensors have. Nothing here looks at the compiler, which is compared with it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ def whole(size: int) -> Dim:
 
 def product(*dims: Dim) -> Dim:
     """A compound dimension, outermost first."""
-    full, kept = 1, (0,)
+    full = 1
+    kept: tuple[int, ...] = (0,)
     for dim in dims:
         kept = tuple(outer * dim.full + inner for outer in kept for inner in dim.kept)
         full *= dim.full
@@ -82,7 +83,8 @@ class Ledger:
     def free(self, size: int, quantum: int = 1, also: tuple[int, ...] = ()) -> Dim:
         """A new axis group of `size` channels kept in whole multiples of `quantum`.
 
-        `also`: the group is read elsewhere as a product with that many entries per channel, which leaves the rounding open.
+        `also`: the group is read elsewhere as a product with that many entries per channel, which leaves the rounding
+        open.
         """
         kept = self._kept(size, quantum)
         wholes = math.lcm(self.multiple_of, quantum)

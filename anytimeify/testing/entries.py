@@ -1,4 +1,4 @@
-"""How generated backbones begin, change their stream, and end: entries make a new stream of channels, heads the output."""
+"""How generated backbones begin, change their stream and end: an entry makes a new stream, a head the output."""
 
 from __future__ import annotations
 
@@ -8,15 +8,12 @@ from torch import nn
 
 from anytimeify.testing.blocks import State
 from anytimeify.testing.dims import Dim, Ledger, concatenation, product, whole
-from anytimeify.testing.modules import (
+from anytimeify.testing.modules import PadShortcut, Pooled, Residual, ShuffleUnit
+from anytimeify.testing.token_modules import (
     ClassToken,
-    PadShortcut,
     PatchTokens,
     Pick,
-    Pooled,
     PositionEmbedding,
-    Residual,
-    ShuffleUnit,
     TokenMerge,
     TokensToImage,
 )

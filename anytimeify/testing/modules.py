@@ -9,26 +9,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 __all__ = [
-    "Attention",
     "ChannelsLast",
-    "ClassToken",
     "Concatenate",
     "Gate",
     "GroupShuffle",
     "ImageScale",
     "PadShortcut",
-    "PatchTokens",
-    "Pick",
     "Pooled",
-    "PositionEmbedding",
+    "Repeated",
     "Residual",
     "ScaledBias",
     "ShuffleUnit",
     "SqueezeExcite",
     "StochasticDepth",
-    "TokenMerge",
-    "TokensToImage",
-    "Transposed",
 ]
 
 
@@ -74,6 +67,17 @@ class Residual(nn.Module):
         return self.after(self.shortcut(x) + y)  # type: ignore[no-any-return]
 
 
+class Repeated(nn.Module):
+    """One module used twice: its weights are tied, its norms see two inputs."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(self.inner(x))  # type: ignore[no-any-return]
+
+
 class PadShortcut(nn.Module):
     """The parameter-free shortcut of the first ResNets: subsample, then pad channels with zeros."""
 
@@ -94,17 +98,6 @@ class ChannelsLast(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.inner(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)  # type: ignore[no-any-return]
-
-
-class Transposed(nn.Module):
-    """Runs a module with the last two dimensions swapped."""
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.inner(x.transpose(1, 2)).transpose(1, 2)  # type: ignore[no-any-return]
 
 
 class ScaledBias(nn.Module):
@@ -209,118 +202,6 @@ class GroupShuffle(nn.Module):
         return shuffle(x, self.groups)
 
 
-class Attention(nn.Module):
-    """Multi-head self-attention over `(n, t, c)`; `form` says how q, k and v come out of the projections."""
-
-    def __init__(
-        self,
-        heads: int,
-        head_size: int,
-        projections: Sequence[nn.Module],
-        output: nn.Module,
-        *,
-        form: str,
-        fused: bool,
-        norms: Sequence[nn.Module] = (),
-        positions: int = 0,
-    ) -> None:
-        super().__init__()
-        self.heads, self.head_size, self.form, self.fused = heads, head_size, form, fused
-        self.projections = nn.ModuleList(projections)
-        self.norms = nn.ModuleList(norms)
-        self.output = output
-        self.position_bias = nn.Parameter(torch.zeros(heads, positions, positions)) if positions else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self._project(x)
-        if len(self.norms):
-            q, k = self.norms[0](q), self.norms[1](k)
-        if self.fused:
-            y = functional.scaled_dot_product_attention(q, k, v, attn_mask=self.position_bias)
-        else:
-            scores = (q * self.head_size**-0.5) @ k.transpose(-2, -1)
-            if self.position_bias is not None:
-                scores = scores + self.position_bias
-            y = scores.softmax(-1) @ v
-        n, t = x.shape[0], x.shape[1]
-        return self.output(y.transpose(1, 2).reshape(n, t, self.heads * self.head_size))  # type: ignore[no-any-return]
-
-    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        n, t = x.shape[0], x.shape[1]
-        if self.form == "unbind":
-            qkv = self.projections[0](x).reshape(n, t, 3, self.heads, self.head_size).permute(2, 0, 3, 1, 4)
-            q, k, v = qkv.unbind(0)
-        elif self.form == "index":
-            qkv = self.projections[0](x).view(n, t, 3, self.heads, self.head_size).transpose(1, 3)
-            q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-        elif self.form == "chunk":
-            parts = self.projections[0](x).chunk(3, dim=-1)
-            q, k, v = (part.view(n, t, self.heads, self.head_size).transpose(1, 2) for part in parts)
-        else:
-            parts = tuple(projection(x) for projection in self.projections)
-            q, k, v = (part.view(n, -1, self.heads, self.head_size).transpose(1, 2) for part in parts)
-        return q, k, v
-
-
-class PatchTokens(nn.Module):
-    """An image to tokens: `(n, c, h, w)` to `(n, h w, c)`, after a convolution if one is given."""
-
-    def __init__(self, project: nn.Module | None = None) -> None:
-        super().__init__()
-        self.project = project or nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.project(x).flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
-
-
-class TokensToImage(nn.Module):
-    """Tokens back to a square image."""
-
-    def __init__(self, side: int) -> None:
-        super().__init__()
-        self.side = side
-
-    def forward(self, x: Tensor) -> Tensor:
-        n, _, c = x.shape
-        return x.transpose(1, 2).reshape(n, c, self.side, self.side)
-
-
-class TokenMerge(nn.Module):
-    """Joins every 2 x 2 tokens of a square along their channels."""
-
-    def __init__(self, side: int) -> None:
-        super().__init__()
-        self.side = side
-
-    def forward(self, x: Tensor) -> Tensor:
-        n, t, c = x.shape
-        x = x.view(n, self.side, self.side, c)
-        corners = [x[:, row::2, column::2] for row in (0, 1) for column in (0, 1)]
-        return torch.cat(corners, -1).view(n, t // 4, 4 * c)
-
-
-class ClassToken(nn.Module):
-    """Puts a learnt token in front."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.token = nn.Parameter(torch.zeros(1, 1, size))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat((self.token.expand(x.shape[0], -1, -1), x), 1)
-
-
-class PositionEmbedding(nn.Module):
-    """Adds a learnt embedding per token."""
-
-    def __init__(self, tokens: int, size: int) -> None:
-        super().__init__()
-        self.positions = nn.Parameter(torch.zeros(1, tokens, size))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.positions
-
-
 class Pooled(nn.Module):
     """Global pooling of images: to `(n, c)`."""
 
@@ -334,14 +215,3 @@ class Pooled(nn.Module):
         if self.form == "max":
             return x.amax((-2, -1))
         return torch.flatten(functional.adaptive_avg_pool2d(x, 1), 1)
-
-
-class Pick(nn.Module):
-    """The class token, or the mean over tokens."""
-
-    def __init__(self, form: str) -> None:
-        super().__init__()
-        self.form = form
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x[:, 0] if self.form == "first" else x.mean(1)

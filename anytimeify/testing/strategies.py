@@ -13,6 +13,7 @@ except ImportError as error:  # pragma: no cover
 
 from anytimeify.testing import blocks as b
 from anytimeify.testing import entries as e
+from anytimeify.testing import token_blocks as t
 from anytimeify.testing.backbone import Backbone, Stage
 
 if TYPE_CHECKING:
@@ -20,12 +21,10 @@ if TYPE_CHECKING:
 
 __all__ = ["backbones", "schemes", "widths"]
 
-# Sizes collide on purpose: channels equal to the side of the image, to the number of tokens (4, 16), to a batch of 7.
+# Sizes collide on purpose: channels equal to the side of the image, to the tokens (4, 16), to a batch or window of 7.
 CHANNELS = st.sampled_from([8, 4, 6, 12, 16, 7, 5, 2])
 HIDDEN = st.sampled_from([4, 8, 6, 3, 16, 7])
-ACTIVATIONS = st.sampled_from(
-    ["relu", "relu in place", "gelu", "silu", "relu6", "hardswish", "leaky", "tanh", "prelu"]
-)
+ACTIVATIONS = st.sampled_from(["relu", "relu in place", "gelu", "silu", "relu6", "hardswish", "leaky", "tanh", "prelu"])
 TOKEN_NORMS = st.sampled_from(["layer", "rms", "none"])
 DROPS = st.sampled_from([0.0, 0.0, 0.25])
 
@@ -36,13 +35,13 @@ def image_norms(side: int, *, groups: bool) -> st.SearchStrategy[str]:
     return st.sampled_from(kinds + ["group"] * groups + ["instance"] * (side > 1))
 
 
-def attentions() -> st.SearchStrategy[b.SelfAttention]:
+def attentions() -> st.SearchStrategy[t.SelfAttention]:
     return st.builds(
-        b.SelfAttention,
+        t.SelfAttention,
         heads=st.sampled_from([2, 4, 1, 3]),
         head_size=st.sampled_from([4, 2, 3, 8]),
         form=st.sampled_from(["unbind", "chunk", "separate", "index"]),
-        fused=st.booleans(),
+        compute=st.sampled_from(["fused", "matmul", "einsum"]),
         norm=TOKEN_NORMS,
         bias=st.booleans(),
         head_norm=st.booleans(),
@@ -96,7 +95,7 @@ def image_blocks(side: int, group_width: int, *, plain: bool) -> st.SearchStrate
             bottleneck=st.sampled_from([0, 6]),
             front=st.booleans(),
         ),
-        st.builds(b.SpatialAttention, attentions()),
+        st.builds(t.SpatialAttention, attentions()),
     ]
     if plain or group_width == 1:
         choices.append(st.builds(b.Grouped, kernel=kernels, dilation=st.sampled_from([1, 2]), norm=norms))
@@ -104,20 +103,30 @@ def image_blocks(side: int, group_width: int, *, plain: bool) -> st.SearchStrate
         choices.append(st.just(b.Shuffled()))
     if side % 2 == 0 and side > 2:
         choices += [
-            st.builds(b.Pyramid, mode=st.sampled_from(["nearest", "bilinear"])),
+            st.builds(b.Pyramid, mode=st.sampled_from(["nearest", "bilinear", "transposed"])),
             st.just(b.SpaceToDepth()),
         ]
-    return st.one_of(choices)
+    windows = [size for size in (2, 4, 7) if side % size == 0]
+    if windows:
+        window = st.sampled_from(windows)
+        choices.append(st.builds(t.WindowAttention, attentions(), window=window, shift=st.booleans()))
+    return with_tied(st.one_of(choices))
+
+
+def with_tied(blocks: st.SearchStrategy[b.Block]) -> st.SearchStrategy[b.Block]:
+    """Now and then a block is used twice."""
+    return st.one_of(blocks, blocks, blocks.map(lambda block: block if isinstance(block, b.Dense) else b.Tied(block)))
 
 
 def token_blocks() -> st.SearchStrategy[b.Block]:
-    return st.one_of(
+    blocks = st.one_of(
         attentions(),
-        st.builds(b.Mlp, hidden=HIDDEN, norm=TOKEN_NORMS, gate=st.sampled_from(["", "glu", "chunk"]), drop=DROPS),
-        st.builds(b.TokenMixing, hidden=HIDDEN, norm=TOKEN_NORMS),
-        st.builds(b.TokenConv, depthwise=st.booleans()),
-        st.just(b.TokenScale()),
+        st.builds(t.Mlp, hidden=HIDDEN, norm=TOKEN_NORMS, gate=st.sampled_from(["", "glu", "chunk"]), drop=DROPS),
+        st.builds(t.TokenMixing, hidden=HIDDEN, norm=TOKEN_NORMS),
+        st.builds(t.TokenConv, depthwise=st.booleans()),
+        st.just(t.TokenScale()),
     )
+    return with_tied(blocks)
 
 
 def image_entries(side: int, *, first: bool, groups: bool) -> st.SearchStrategy[e.Entry]:
@@ -133,10 +142,9 @@ def image_entries(side: int, *, first: bool, groups: bool) -> st.SearchStrategy[
             pool=st.sampled_from(["", "max", "avg"] if side >= 8 else [""]),
         )
     ]
-    if side % 4 == 0:
-        patches = st.builds(
-            e.Patches, patch=st.sampled_from([2, 4]), class_token=st.booleans(), positions=st.booleans()
-        )
+    if side % 2 == 0:
+        sizes = st.sampled_from([2, 4] if side % 4 == 0 else [2])
+        patches = st.builds(e.Patches, patch=sizes, class_token=st.booleans(), positions=st.booleans())
         choices.append(patches)
     if not first:
         choices += [
@@ -180,7 +188,7 @@ def heads(side: int, tokens: int) -> st.SearchStrategy[e.Head]:
 @st.composite
 def backbones(draw: st.DrawFn, max_stages: int = 3, max_blocks: int = 2) -> Backbone:
     """A `Backbone` of one to `max_stages` stages with up to `max_blocks` blocks each, on small images."""
-    side = input_side = draw(st.sampled_from([8, 4, 16]))
+    side = input_side = draw(st.sampled_from([8, 4, 16, 14]))
     tokens, stages = 0, []
     for index in range(draw(st.integers(1, max_stages))):
         group_width = draw(st.sampled_from([1, 2, 4]))

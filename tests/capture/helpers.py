@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -37,7 +38,7 @@ def randomise_statistics(model: nn.Module) -> nn.Module:
 
 
 def check(model: nn.Module, inputs: Any = None, *, training: bool = True, **options: Any) -> Captured:
-    """Captures, lifts, and compares with the backbone: eval mode, inference form, one step in train mode, state dict."""
+    """Captures, lifts, compares with the backbone: eval mode, inference form, one step of training, state dict."""
     randomise_statistics(model)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     flags = [module.training for module in model.modules()]
@@ -45,7 +46,9 @@ def check(model: nn.Module, inputs: Any = None, *, training: bool = True, **opti
     assert flags == [module.training for module in model.modules()]
     after = model.state_dict()
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
-    assert not {id(tensor) for tensor in after.values()} & {id(tensor) for tensor in captured.program.tensors.values()}
+    assert not {id(tensor) for tensor in [*model.parameters(), *model.buffers()]} & set(
+        map(id, captured.program.tensors.values())
+    )
 
     network = lift(captured.program)
     state = network.state_dict()
@@ -82,13 +85,19 @@ def assert_same_step(model: nn.Module, network: nn.Module, captured: Captured) -
     if result.requires_grad:
         result.square().mean().backward()
     torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-6)
-    ours = dict(network.named_parameters(remove_duplicate=False))
+    ours = captured.program.tensors
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if parameter.grad is not None and ours[name].requires_grad:
-            torch.testing.assert_close(ours[name].grad, parameter.grad, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close(
+                ours[name].grad, parameter.grad, rtol=1e-4, atol=1e-6, msg=partial(labelled, name)
+            )
     state = network.state_dict()
     for name, tensor in model.state_dict().items():
-        torch.testing.assert_close(state[name], tensor, rtol=1e-5, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(state[name], tensor, rtol=1e-5, atol=1e-6, msg=partial(labelled, name))
+
+
+def labelled(name: str, message: str) -> str:
+    return f"{name}: {message}"
 
 
 def text(program: Program) -> str:

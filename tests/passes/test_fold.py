@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from anytimeify.ir import Program
-from anytimeify.passes.fold import fold, fold_batch_norms
+from anytimeify.passes.fold import fold
+from anytimeify.passes.fold_batch_norms import fold_batch_norms
 from tests.building import BATCH, Build, run
 
 aten = torch.ops.aten
@@ -87,6 +88,18 @@ def test_two_selections_of_one_parameter_and_computed_weights_get_names_of_their
     assert small.tensors.keys() == {"folded.part0", "folded.part1", "folded.gate"}
     assert all(isinstance(tensor, nn.Parameter) for tensor in small.tensors.values())
     same(program, small, torch.randn(BATCH, 4))
+
+
+def test_reshapes_of_a_parameter_stay_so_that_it_keeps_its_name_and_shape() -> None:
+    b = Build({"gamma": parameter(6), "proj": parameter(4, 6)}, x=torch.randn(BATCH, 3, 2))
+    gamma = b(aten.slice.Tensor, b.read("gamma"), 0, 0, 3)
+    scaled = b(aten.mul.Tensor, b.x, b(aten.reshape.default, gamma, [1, 3, 1], name="gamma_as_image"))
+    half = b(aten.slice.Tensor, b.read("proj"), 1, 0, 3)
+    across = b(aten.transpose.int, half, 0, 1, name="across")
+    small = fold(program := b.done(b(aten.matmul.default, b(aten.transpose.int, scaled, 1, 2), across)))
+    assert {name: tuple(tensor.shape) for name, tensor in small.tensors.items()} == {"gamma": (3,), "proj": (4, 3)}
+    assert {"gamma_as_image", "across"} <= {node.name for node in small.graph.nodes}
+    same(program, small, torch.randn(BATCH, 3, 2))
 
 
 def test_a_selection_that_outgrows_its_parameter_is_not_called_by_its_name() -> None:

@@ -1,5 +1,7 @@
 """Narrowing: the graph as text, and its numbers against hand-cut weights."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -65,7 +67,7 @@ def test_groups_stay_whole() -> None:
 
 
 class Heads(nn.Module):
-    """Batch and heads in one dimension, as older transformers have it: sizes of the graph depend on the number of heads."""
+    """Batch and heads in one dimension, as older transformers have it: sizes depend on the number of heads."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -86,7 +88,9 @@ def test_sizes_that_mix_batch_and_heads_follow() -> None:
     assert any("6*s" in line or "2*s" in line for line in str(program).splitlines())
     w = model.state_dict()
     rows = torch.cat([torch.arange(4) + 8 * part for part in range(3)])
-    q, k, v = nn.functional.linear(x, w["qkv.weight"][rows], w["qkv.bias"][rows]).view(3, 5, 3, 2, 2).permute(2, 0, 3, 1, 4)
+    q, k, v = (
+        nn.functional.linear(x, w["qkv.weight"][rows], w["qkv.bias"][rows]).view(3, 5, 3, 2, 2).permute(2, 0, 3, 1, 4)
+    )
     y = ((q @ k.transpose(-1, -2)).softmax(-1) @ v).transpose(1, 2).reshape(3, 5, 4).mean(1)
     torch.testing.assert_close(run(program, x), nn.functional.linear(y, w["out.weight"][:, :4], w["out.bias"]))
     assert run(program, torch.randn(7, 5, 8)).shape == (7, 5)
@@ -122,7 +126,7 @@ def test_it_runs_at_every_width_and_its_types_are_true() -> None:
 
 def assert_types_are_true(program: Program, x: Tensor) -> None:
     """Every tensor that a run makes has the type that is written on its node."""
-    env: dict[torch.fx.Node, object] = {}
+    env: dict[torch.fx.Node, Any] = {}
     for node in program.graph.nodes:
         if node.op == "placeholder":
             env[node] = x
@@ -133,4 +137,6 @@ def assert_types_are_true(program: Program, x: Tensor) -> None:
             env[node] = node.target(*args, **kwargs)
         result = env.get(node)
         if isinstance(result, Tensor):
-            assert [size.coefficient * len(x) ** len(size.symbols) for size in node.meta["type"].shape] == list(result.shape)
+            assert [size.coefficient * len(x) ** len(size.symbols) for size in node.meta["type"].shape] == list(
+                result.shape
+            )

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from anytimeify.testing import Backbone, Stage, backbones
 from anytimeify.testing import blocks as b
 from anytimeify.testing import entries as e
+from anytimeify.testing import token_blocks as t
+from anytimeify.testing.dims import Ledger
 
 WIDTHS = st.sampled_from([0.5, 0.25, 0.1, 0.6, 0.75, 0.9])
 # Norms over all channels; a shuffle that exchanges halves by place.
@@ -60,7 +62,7 @@ def test_copying_at_full_width_is_the_identity(backbone: Backbone) -> None:
 @given(backbones(), WIDTHS)
 def test_backbones_are_data(backbone: Backbone, width: float) -> None:
     """They compare by value, print as what builds them, build the same weights again, and train."""
-    namespace = {**vars(b), **vars(e), "Backbone": Backbone, "Stage": Stage}
+    namespace = {**vars(b), **vars(e), **vars(t), "Backbone": Backbone, "Stage": Stage}
     assert eval(repr(backbone), namespace) == backbone
     one, other = backbone.build(width).state_dict(), backbone.build(width).state_dict()
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
@@ -83,6 +85,4 @@ def test_backbones_are_data(backbone: Backbone, width: float) -> None:
     ],
 )
 def test_width_arithmetic(size: int, width: float, quantum: int, multiple_of: int, kept: int) -> None:
-    from anytimeify.testing.dims import Ledger
-
     assert Ledger(width, multiple_of).free(size, quantum).size == kept

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-import torch
 from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -20,7 +19,8 @@ from anytimeify.axes import analyse
 from anytimeify.capture import capture
 from anytimeify.errors import SchemeError
 from anytimeify.model import AnytimeModel
-from anytimeify.passes.fold import fold, fold_batch_norms
+from anytimeify.passes.fold import fold
+from anytimeify.passes.fold_batch_norms import fold_batch_norms
 from anytimeify.passes.narrow import narrow
 from anytimeify.passes.nested_channels import NestedChannels
 from anytimeify.passes.project import project
@@ -158,4 +158,3 @@ def test_level_is_exactly_thin_at_length(backbone: Backbone, width: float, multi
 @given(backbones(4, 3), LOWER, WHERE)
 def test_passes_leave_canonical_programs_at_length(backbone: Backbone, width: float, where: str) -> None:
     stays_canonical(backbone, width, where)
-

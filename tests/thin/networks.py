@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from timm.models.convnext import ConvNeXt
@@ -58,25 +59,27 @@ def copy_prefix(full: nn.Module, thin: nn.Module, positions: Positions) -> None:
     thin.load_state_dict(result)
 
 
+def _resnet(block: Any, **sizes: Any) -> nn.Module:
+    """A deep stem, whose width can be chosen."""
+    return ResNet(block, (2, 1, 1, 1), CLASSES, stem_type="deep", **sizes)
+
+
 def resnet_basic(share: int) -> nn.Module:
     channels = (16 // share, 24 // share, 32 // share, 40 // share)
-    return ResNet(BasicBlock, (2, 1, 1, 1), CLASSES, stem_type="deep", stem_width=8 // share, channels=channels)
+    return _resnet(BasicBlock, stem_width=8 // share, channels=channels)
 
 
 def resnet_bottleneck(share: int) -> nn.Module:
     channels = (8 // share, 12 // share, 16 // share, 24 // share)
-    return ResNet(Bottleneck, (2, 1, 1, 1), CLASSES, stem_type="deep", stem_width=8 // share, channels=channels)
+    return _resnet(Bottleneck, stem_width=8 // share, channels=channels)
 
 
 def resnext(share: int) -> nn.Module:
     """Half the groups of unchanged width: the constructor multiplies the channels, the base width and the groups."""
-    return ResNet(
+    return _resnet(
         Bottleneck,
-        (2, 1, 1, 1),
-        CLASSES,
         cardinality=8 // share,
         base_width=4 * share,
-        stem_type="deep",
         stem_width=8 // share,
         channels=(64 // share, 64 // share, 128 // share, 128 // share),
     )
@@ -84,7 +87,13 @@ def resnext(share: int) -> nn.Module:
 
 def vit(share: int) -> nn.Module:
     return VisionTransformer(
-        img_size=32, patch_size=8, num_classes=CLASSES, embed_dim=48 // share, depth=2, num_heads=4 // share, init_values=1.0
+        img_size=32,
+        patch_size=8,
+        num_classes=CLASSES,
+        embed_dim=48 // share,
+        depth=2,
+        num_heads=4 // share,
+        init_values=1.0,
     )
 
 
@@ -97,14 +106,16 @@ def vit_positions(name: str, dim: int, full: int, thin: int) -> list[int] | None
 
 def convnext(share: int) -> nn.Module:
     dims = (16 // share, 24 // share, 32 // share, 40 // share)
-    return ConvNeXt(num_classes=CLASSES, depths=(1, 1, 2, 1), dims=dims, ls_init_value=1.0)
+    model: nn.Module = ConvNeXt(num_classes=CLASSES, depths=(1, 1, 2, 1), dims=dims, ls_init_value=1.0)
+    return model
 
 
 GROWTH, FIRST, LAYERS = 8, 16, (2, 3)
 
 
 def densenet(share: int) -> nn.Module:
-    return DenseNet(GROWTH // share, LAYERS, FIRST // share, bn_size=2, num_classes=CLASSES)
+    model: nn.Module = DenseNet(GROWTH // share, LAYERS, FIRST // share, bn_size=2, num_classes=CLASSES)
+    return model
 
 
 def densenet_positions(name: str, dim: int, full: int, thin: int) -> list[int] | None:
@@ -135,12 +146,14 @@ def mixer(share: int) -> nn.Module:
 def mobilenet(share: int) -> nn.Module:
     """The width multiplier halves everything from 2 to 1; below 1 it would leave the last layer as it is."""
     setting = [[1, 8, 1, 1], [6, 12, 2, 2], [6, 16, 1, 2]]
-    return MobileNetV2(CLASSES, width_mult=2.0 / share, inverted_residual_setting=setting, round_nearest=1)
+    model: nn.Module = MobileNetV2(CLASSES, width_mult=2.0 / share, inverted_residual_setting=setting, round_nearest=1)
+    return model
 
 
 def shufflenet(share: int) -> nn.Module:
     channels = [24 // share, 48 // share, 64 // share, 96 // share, 128 // share]
-    return ShuffleNetV2([3, 2, 1], channels, CLASSES)
+    model: nn.Module = ShuffleNetV2([3, 2, 1], channels, CLASSES)
+    return model
 
 
 NETWORKS = (

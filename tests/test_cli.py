@@ -1,0 +1,347 @@
+"""The command line: what it writes, prints, and refuses with exit status 1, one message, and nothing written."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import onnxruntime
+import pytest
+import torch
+
+import anytimeify
+from anytimeify import cli
+from tests.backbones import Residual, images
+
+MODELS = """
+import torch
+from torch import nn
+from tests.backbones import Residual, images
+
+
+def residual():
+    torch.manual_seed(0)
+    return Residual(), (images(),)
+
+
+def without_inputs():
+    return Residual()
+
+
+class Branching(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x):
+        if x.sum() > 0:
+            return self.fc(x)
+        return -self.fc(x)
+
+
+def branching():
+    return Branching(), (torch.randn(2, 4),)
+
+
+def pinned():
+    return nn.Linear(4, 3), (torch.randn(2, 4),)
+
+
+def failing():
+    raise ValueError("no such luck")
+"""
+SCHEME = "nested-channels{widths=0.25,0.5,1}"
+
+
+class Result(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+class Shell:
+    """Runs the command line in this process, in an empty folder with a module of models beside it."""
+
+    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.folder, self.capsys = folder, capsys
+
+    def __call__(self, *arguments: str) -> Result:
+        with pytest.raises(SystemExit) as caught:
+            cli.main(arguments)
+        code = caught.value.code
+        out, err = self.capsys.readouterr()
+        return Result(code if isinstance(code, int) else 0, out, err)
+
+    def refuses(self, *arguments: str) -> str:
+        """The message of a refusal, after checking that it is one, that it is all, and that nothing was written."""
+        before = sorted(self.folder.rglob("*"))
+        status, out, err = self(*arguments)
+        assert (status, out) == (1, "")
+        lines = err.splitlines()
+        starts = [index for index, line in enumerate(lines) if line.startswith("error: ")]
+        assert len(starts) == 1, err
+        assert all(line.endswith(" ...") for line in lines[: starts[0]]), err  # progress, nothing else
+        assert "Traceback" not in err
+        assert [path for path in sorted(self.folder.rglob("*")) if "__pycache__" not in path.parts] == before
+        return "\n".join(lines[starts[0] :])
+
+
+@pytest.fixture
+def shell(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Shell]:
+    folder = tmp_path / "here"
+    folder.mkdir()
+    (tmp_path / "models.py").write_text(MODELS)
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield Shell(folder, capsys)
+    sys.modules.pop("models", None)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("exported") / "model.pt2"
+    torch.manual_seed(0)
+    shapes = ({0: torch.export.Dim.DYNAMIC},)
+    torch.export.save(torch.export.export(Residual(), (images(),), dynamic_shapes=shapes, strict=False), path)
+    return path
+
+
+# What works.
+
+
+def test_convert_levels_extract(shell: Shell, exported: Path) -> None:
+    status, out, err = shell(
+        *("convert", str(exported), "--scheme", SCHEME, "--out", "net"),
+        *("--budget", "macs=6000", "--budget", "params=1e6", "--format", "pt2,onnx"),
+    )
+    assert status == 0, err
+    assert "macs=6000: level 1 (width 0.5)" in out
+    assert "params=1e6: level 2 (width 1)" in out
+    assert out.endswith("written to net\n")
+    assert [line for line in err.splitlines() if not line.endswith(" ...")] == []
+    files = {path.name for path in Path("net").iterdir()}
+    levels = {f"level-{index}.{kind}" for index in (1, 2) for kind in ("pt2", "onnx")}
+    assert files == {"net.safetensors", "report.json", "report.md"} | levels
+    assert [path.name for path in shell.folder.iterdir()] == ["net"]
+
+    net = anytimeify.load("net/net.safetensors")
+    x = images(3)
+    outputs = net(x)
+    loaded = torch.export.load("net/level-1.pt2").module()
+    torch.testing.assert_close(loaded(x), outputs.levels[1])
+    session = onnxruntime.InferenceSession("net/level-2.onnx")
+    torch.testing.assert_close(torch.from_numpy(session.run(None, {"x": x.numpy()})[0]), outputs.levels[2])
+    report = json.loads(Path("net/report.json").read_text())
+    assert [level["macs"] for level in report["levels"]] == [level.cost.macs for level in net.levels]
+    assert Path("net/report.md").read_text() == net.report().to_markdown()
+
+    status, out, _ = shell("levels", "net", "--json", "--measure", "cpu", "--batch-size", "2")
+    listed = json.loads(out)
+    assert (status, listed["scheme"]) == (0, SCHEME)
+    assert [level["name"] for level in listed["levels"]] == ["width 0.25", "width 0.5", "width 1"]
+    assert all(level["latency_ms"] > 0 for level in listed["levels"])
+    status, out, _ = shell("levels", "net")
+    assert status == 0
+    assert [line.split()[0] for line in out.splitlines()] == ["level", "0", "1", "2"]
+
+    assert shell("extract", "net", "--level", "-1", "--fold", "--out", "full.pt2").status == 0
+    torch.testing.assert_close(torch.export.load("full.pt2").module()(x), outputs.levels[2], rtol=1e-4, atol=1e-5)
+    assert shell("extract", "net/net.safetensors", "--budget", "macs=6000", "--out", "half.safetensors").status == 0
+    assert "macs" in shell.refuses("extract", "net", "--budget", "macs=10", "--out", "none.pt2")
+    assert "there is no level 7" in shell.refuses("extract", "net", "--level", "7", "--out", "none.pt2")
+    assert "exists already" in shell.refuses("extract", "net", "--level", "0", "--out", "full.pt2")
+
+
+def test_convert_writes_every_level_without_a_budget_and_none_without_a_format(shell: Shell, exported: Path) -> None:
+    assert shell("convert", str(exported), "--scheme", SCHEME, "--out", "plain", "--no-verify").status == 0
+    assert {path.name for path in Path("plain").iterdir()} == {"net.safetensors", "report.json", "report.md"}
+    options = "--scheme", SCHEME, "--out", "all", "--format", "safetensors"
+    assert shell("convert", str(exported), *options).status == 0
+    assert {path.name for path in Path("all").glob("level-*")} == {f"level-{index}.safetensors" for index in range(3)}
+
+
+def test_factories_and_shapes(shell: Shell) -> None:
+    options = "--scheme", SCHEME, "--input-shape", "3,3,6,6", "--dynamic-shapes", "none"
+    assert shell("convert", "models:without_inputs", "--out", "net", *options).status == 0
+    captured = anytimeify.load("net/net.safetensors").captured
+    assert captured.batch is None
+    assert captured.example_inputs[0].shape == (3, 3, 6, 6)
+
+
+def test_inspect(shell: Shell) -> None:
+    status, out, _ = shell("inspect", "models:residual")
+    assert status == 0
+    for word in ("Axis groups that may be narrowed, stream: 1", "an output of the model", "cut points", "stage"):
+        assert word in out
+    status, out, _ = shell("inspect", "models:residual", "--json")
+    assert (status, json.loads(out)["name"]) == (0, "models:residual")
+    assert "Cut points" in shell("inspect", "models:residual", "--all").out
+    assert shell("inspect", "models:pinned").status == 0
+    assert list(shell.folder.iterdir()) == []
+
+
+def test_it_is_a_command(shell: Shell) -> None:
+    """As a user runs it: the module, in a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-m", "anytimeify"]
+    version = subprocess.run([*command, "--version"], env=environment, capture_output=True, text=True, check=False)
+    assert (version.returncode, version.stderr) == (0, "")
+    assert version.stdout.startswith("anytimeify ")
+    missing = subprocess.run(
+        [*command, "levels", "nowhere"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert (missing.returncode, missing.stdout) == (1, "")
+    assert missing.stderr == "loading nowhere ...\nerror: nowhere does not exist\n"
+
+
+# What is refused.
+
+
+def convert(shell: Shell, source: str, *options: str, scheme: str = SCHEME) -> str:
+    return shell.refuses("convert", source, "--scheme", scheme, "--out", "net", *options)
+
+
+def test_missing_file(shell: Shell) -> None:
+    assert "There is no file 'nowhere.pt2'" in convert(shell, "nowhere.pt2")
+    assert "nowhere does not exist" in shell.refuses("levels", "nowhere")
+
+
+@pytest.mark.parametrize("damage", ["truncated", "corrupted", "empty", "other"])
+def test_damaged_file(shell: Shell, exported: Path, damage: str) -> None:
+    data = bytearray(exported.read_bytes())
+    if damage == "corrupted":
+        with zipfile.ZipFile(exported) as archive:
+            entry = max(archive.infolist(), key=lambda info: info.file_size)
+        data[entry.header_offset + entry.file_size // 2] ^= 0xFF
+    contents = {"truncated": data[: len(data) // 2], "corrupted": data, "empty": b"", "other": b"hello " * 100}
+    (shell.folder / "model.pt2").write_bytes(contents[damage])
+    assert "'model.pt2' is damaged" in convert(shell, "model.pt2")
+
+
+@pytest.mark.parametrize("damage", ["truncated", "corrupted", "other"])
+def test_damaged_net(shell: Shell, tmp_path: Path, damage: str) -> None:
+    net = anytimeify.transform(Residual(), SCHEME, images(), verify=False)
+    net.save(tmp_path / "whole")
+    data = bytearray((tmp_path / "whole").read_bytes())
+    data[20:40] = bytes(20)
+    contents = {"truncated": (tmp_path / "whole").read_bytes()[:-100], "corrupted": data, "other": b"hello"}
+    (shell.folder / "net.safetensors").write_bytes(contents[damage])
+    for command in (["levels", "."], ["extract", ".", "--level", "0", "--out", "small.pt2"]):
+        assert "is not a saved anytime model, or is damaged" in shell.refuses(*command)
+
+
+def test_wrong_extension(shell: Shell) -> None:
+    (shell.folder / "model.txt").write_text("hello")
+    message = convert(shell, "model.txt")
+    assert "'model.txt' does not have the extension of a saved model" in message
+    assert "model.pt2" in message
+
+
+class Touch:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.system, (f"touch {self.path}",)
+
+
+def test_a_pickle_without_consent_runs_nothing(shell: Shell, tmp_path: Path) -> None:
+    marker = tmp_path / "ran"
+    torch.save(Touch(marker), shell.folder / "model.pt")
+    message = convert(shell, "model.pt")
+    assert "--trust-pickle" in message
+    assert not marker.exists()
+    convert(shell, "model.pt", "--trust-pickle")  # what it holds is no model either
+    assert marker.exists()  # so the test above tests something
+
+
+def test_inputs_of_the_wrong_shape(shell: Shell) -> None:
+    message = convert(shell, "models:without_inputs", "--input-shape", "2,4,6,6")
+    assert "Residual" in message
+    assert "channels" in message
+    assert "Pass example_inputs" in convert(shell, "models:without_inputs")
+
+
+def test_control_flow_that_depends_on_data(shell: Shell) -> None:
+    message = convert(shell, "models:branching")
+    assert "data-dependent" in message or "depends on" in message
+    assert "models.py" in message
+
+
+def test_all_axes_pinned(shell: Shell) -> None:
+    message = convert(shell, "models:pinned")
+    assert "no axis of this model can be narrowed" in message
+    assert "an output of the model" in message
+
+
+@pytest.mark.parametrize("widths", ["0.5,0.25,1", "0.5,1.5", "0,1", "0.5,0.5,1", "0.25,0.5", "-1,1", "half,1"])
+def test_widths_out_of_range_or_unsorted(shell: Shell, exported: Path, widths: str) -> None:
+    assert "widths" in convert(shell, str(exported), scheme=f"nested-channels{{widths={widths}}}")
+
+
+@pytest.mark.parametrize("scheme", ["nested-channel", "nested-channels{width=1}", "nested-channels{0.5}", ""])
+def test_schemes_that_are_none(shell: Shell, exported: Path, scheme: str) -> None:
+    assert f"'{scheme.partition('{')[0]}" in convert(shell, str(exported), scheme=scheme)
+
+
+def test_budget_below_the_cheapest_level(shell: Shell, exported: Path) -> None:
+    message = convert(shell, str(exported), "--budget", "macs=10")
+    assert "no level fits the budget" in message
+    assert "level 0 (width 0.25), costs macs" in message
+
+
+def test_output_that_exists(shell: Shell) -> None:
+    (shell.folder / "net").mkdir()
+    assert "'net' exists already" in convert(shell, "nowhere.pt2")  # before any work, so before looking at the source
+    (shell.folder / "file").write_text("precious")
+    assert "exists already" in shell.refuses("convert", "x.pt2", "--scheme", SCHEME, "--out", "file")
+    assert "There is no folder 'no'" in shell.refuses("convert", "x.pt2", "--scheme", SCHEME, "--out", "no/net")
+
+
+def test_failure_while_writing_leaves_nothing(shell: Shell, exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setitem(cli.FORMATS, "pt2", full)  # type: ignore[arg-type]  # a mapping only for readers
+    assert "cannot be written: [Errno 28] No space left" in convert(shell, str(exported), "--format", "pt2")
+
+
+def test_a_factory_that_fails(shell: Shell) -> None:
+    assert "'models:failing' raised ValueError: no such luck" in convert(shell, "models:failing")
+    assert "'models' has no 'nothing'" in convert(shell, "models:nothing")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_no_device_to_measure_on(shell: Shell) -> None:
+    assert "torch sees 0 CUDA devices" in shell.refuses("levels", "net", "--measure", "cuda")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["transmogrify"],
+        ["convert", "model.pt2", "--scheme", SCHEME],
+        ["convert", "model.pt2", "--out", "net"],
+        ["convert", "model.pt2", "--scheme", SCHEME, "--out", "net", "--format", "pt2,docx"],
+        ["convert", "model.pt2", "--scheme", SCHEME, "--out", "net", "--budget", "macs"],
+        ["convert", "model.pt2", "--scheme", SCHEME, "--out", "net", "--input-shape", "2x3"],
+        ["convert", "model.pt2", "--scheme", SCHEME, "--out", "net", "--dynamic-shapes", "all"],
+        ["extract", "net", "--out", "small.pt2"],
+        ["extract", "net", "--out", "small.pt2", "--level", "0", "--budget", "macs=1e6"],
+        ["extract", "net", "--out", "small.txt", "--level", "0"],
+        ["levels", "net", "--measure", "abacus"],
+        ["levels"],
+    ],
+)
+def test_bad_usage(shell: Shell, arguments: list[str]) -> None:
+    status, out, err = shell(*arguments)
+    assert status == 2
+    assert "Traceback" not in out + err
+    assert list(shell.folder.iterdir()) == []

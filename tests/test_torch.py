@@ -1,0 +1,86 @@
+"""Every symbol of torch that is not public, called once: a torch that moves one fails here, not in a user's model."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from torch import fx, nn
+
+from anytimeify import _torch
+from anytimeify.schema import argument, bound, is_mutable, position, rebind
+
+aten = torch.ops.aten
+
+
+def test_trees() -> None:
+    leaves, spec = _torch.flatten({"a": [1, (2, 3)], "b": None})
+    again = _torch.treespec_loads(_torch.treespec_dumps(spec))
+    assert _torch.unflatten(leaves, again) == {"a": [1, (2, 3)], "b": None}
+
+
+def test_functional_overloads() -> None:
+    assert _torch.functional_overload(aten.add_.Tensor) is aten.add.Tensor
+    assert _torch.functional_overload(aten.dropout_.default) is aten.dropout.default
+    assert _torch.functional_overload(aten.add.Tensor) is None
+    assert _torch.functional_overload(aten.__and__.Tensor) is None
+    assert _torch.schema(aten.add.Tensor).name == "aten::add"
+
+
+def test_expressions_and_higher_order_operations() -> None:
+    class Model(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            with torch.no_grad():
+                return x.reshape(-1) * 2
+
+    with _torch.quiet_exporter():
+        exported = torch.export.export(Model(), (torch.ones(3, 4),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    size = next(iter(exported.graph.nodes)).meta["val"].shape[0]
+    assert [str(symbol) for symbol in _torch.expression(size).free_symbols] == [str(size)]
+    assert _torch.expression(3) == 3
+    assert sum(map(_torch.is_higher_order, exported.graph.nodes)) == 1
+
+
+def test_pickles_load_no_code(tmp_path: Path) -> None:
+    torch.save(Path("not a tensor"), tmp_path / "file")
+    before = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
+    with _torch.refuse_code_in_pickles(), pytest.raises(pickle.UnpicklingError):
+        torch.load(tmp_path / "file", weights_only=False)
+    assert os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD") == before
+    with _torch.refuse_code_in_pickles(active=False):
+        assert isinstance(torch.load(tmp_path / "file", weights_only=False), Path)
+
+
+@pytest.mark.zoo
+def test_torchvision_can_be_imported() -> None:
+    _torch.prepare_torchvision()
+    _torch.prepare_torchvision()
+    import torchvision
+
+    assert torchvision.models.resnet18
+
+
+def node(target: object, *args: object, **kwargs: object) -> fx.Node:
+    return fx.Graph().call_function(target, args, kwargs)  # type: ignore[arg-type]
+
+
+def test_arguments_by_name() -> None:
+    conv = node(aten.conv2d.default, 1, 2, None, [2, 2], groups=4)
+    values = bound(conv)
+    assert list(values) == ["input", "weight", "bias", "stride", "padding", "dilation", "groups"]
+    assert values["stride"] == [2, 2]
+    assert argument(conv, "groups") == 4
+    assert argument(conv, "dilation") in ([1, 1], 1, [1])
+    assert rebind(aten.conv2d.default, values) == ((1, 2, None, [2, 2], values["padding"], values["dilation"], 4), {})
+    assert rebind(aten.softmax.int, {"self": 1, "dim": -1, "dtype": None}) == ((1, -1), {})
+    assert rebind(aten.zeros.default, {"size": [2], "dtype": torch.int64})[1] == {"dtype": torch.int64}
+    assert bound(node(max, 3, 4, key=5)) == {"0": 3, "1": 4, "key": 5}
+    assert rebind(max, {"0": 3, "1": 4, "key": 5}) == ((3, 4), {"key": 5})
+    assert position(aten.lstm.input, "train") == 6
+    assert is_mutable(aten.add_.Tensor)
+    assert is_mutable(aten.add.out)
+    assert not is_mutable(aten.add.Tensor)
+    assert not is_mutable(max)
