@@ -306,7 +306,7 @@ def _write_level(net: AnytimeModel, index: int, kind: str, path: Path, *, fold: 
 
 @contextmanager
 def _doing(what: str) -> Iterator[None]:
-    """Says what is being done: a spinner on a terminal, a line elsewhere. What torch and the model print is swallowed."""
+    """Says what is done: a spinner on a terminal, a line elsewhere. What torch and the model print is left out."""
     console = _console(sys.stderr)
     if console.is_terminal:
         with console.status(f"{what} ..."), quiet():

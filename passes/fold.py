@@ -67,9 +67,9 @@ def fold(program: Program) -> Program:
     4. All tensors are copied, also those that are read as they are: nothing shares storage with the input program,
        and nothing holds on to a tensor larger than itself. Tensors that are tied stay tied.
 
-    Left alone: random operations, operations whose result differs between training and evaluation, and at the
-    frontier what costs nothing to compute: constants made of nothing (`arange`, `zeros`), views that repeat elements
-    (`expand`), and reshapes of parameters.
+    Left alone: random operations, operations whose result differs between training and evaluation, creations of
+    constants from nothing (`arange`, `zeros`), and at the frontier whatever is larger than all that it is made of (a
+    gathered table of relative positions, `expand`): an extract never holds more than it reads.
     """
     constant = _constants(program.graph)
     frontier = [node for node in program.graph.nodes if node in constant and not constant.issuperset(node.users)]
@@ -101,16 +101,24 @@ def fold(program: Program) -> Program:
 def _constants(graph: fx.Graph) -> set[fx.Node]:
     """The nodes to evaluate or to read as they are; what they feed is computed when the program runs."""
     constant: set[fx.Node] = set()
+    source: dict[fx.Node, int] = {}  # elements of the largest tensor that a node is made of
     for node in graph.nodes:
         if node.op == "get_attr" or (_deterministic(node) and constant.issuperset(node.all_input_nodes)):
             constant.add(node)
+            inputs = [source[one] for one in node.all_input_nodes]
+            source[node] = max(inputs, default=_elements(node) if node.op == "get_attr" else 0)
     for node in reversed(graph.nodes):
         if node not in constant or node.op == "get_attr":
             continue
-        cheap = node.target in _GROWING or not node.all_input_nodes or _only_reshapes(node)
-        if cheap and not constant.issuperset(node.users):
+        live = _elements(node) > source[node] or node.target in _GROWING or _only_reshapes(node)
+        if live and not constant.issuperset(node.users):
             constant.discard(node)
     return constant
+
+
+def _elements(node: fx.Node) -> int:
+    kind = node.meta.get("type")
+    return kind.size.coefficient if isinstance(kind, TensorType) else 0
 
 
 def _only_reshapes(node: fx.Node) -> bool:

@@ -24,7 +24,7 @@ class Unit(nn.Module):
         self.drop = nn.Dropout(drop)
 
     def forward(self, x: Tensor) -> Tensor:
-        return (self.drop(self.norm(self.conv(x))) + self.shortcut(x)).relu()
+        return (self.drop(self.norm(self.conv(x))) + self.shortcut(x)).relu()  # type: ignore[no-any-return]
 
 
 class Convolutional(nn.Sequential):

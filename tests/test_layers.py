@@ -25,7 +25,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("cost",),
     ("rewriter",),
     ("passes",),
-    ("lift", "capture"),
+    ("lift", "lift_tables", "capture"),
     ("calling", "definition", "extraction", "encoding", "storage"),
     ("model", "budget", "calibration", "verification", "report", "sampling"),
     ("artifact", "export"),

@@ -25,6 +25,7 @@ from anytimeify.errors import CaptureError
 __all__ = ["lower"]
 
 aten = torch.ops.aten
+_AUTOCAST_NOTE = "regions that switch autocast off were inlined: under autocast they run in its precision"
 _KINDS = {InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR}
 
 
@@ -159,7 +160,8 @@ def _inline_wrapper(node: fx.Node, draft: Draft, values: dict[fx.Node, Any], val
                 f"switches autocast on inside the model (device {device}, dtype {dtype})",
                 "Move autocast around the call of the model.",
             )
-        draft.notes.append(f"a region that switches autocast off was inlined ({node.name})")
+        if _AUTOCAST_NOTE not in draft.notes:
+            draft.notes.append(_AUTOCAST_NOTE)
         detach = False
     else:
         raise unsupported(

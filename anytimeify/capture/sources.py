@@ -11,7 +11,6 @@ import re
 from functools import cache
 from pathlib import Path
 
-import anytimeify.capture as package
 from anytimeify.capture import source_factory
 from anytimeify.capture.source import Source, SourceKind
 from anytimeify.errors import ArtifactError
@@ -22,8 +21,10 @@ __all__ = ["kinds", "resolve"]
 @cache
 def kinds() -> tuple[SourceKind, ...]:
     """All kinds of source, the most general one (a Python factory) last."""
-    names = sorted(info.name for info in pkgutil.iter_modules(package.__path__) if info.name.startswith("source_"))
-    found = [importlib.import_module(f"{package.__name__}.{name}").KIND for name in names]
+    package = __name__.rpartition(".")[0]
+    beside = pkgutil.iter_modules([str(Path(__file__).parent)])
+    names = sorted(info.name for info in beside if info.name.startswith("source_"))
+    found = [importlib.import_module(f"{package}.{name}").KIND for name in names]
     return tuple(sorted(found, key=lambda kind: kind is source_factory.KIND))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from anytimeify.testing import blocks, entries, token_blocks
 from anytimeify.testing.backbone import Backbone, Stage, copy_prefix, randomise
 from anytimeify.testing.checks import (
     assert_costs_increase,
@@ -34,10 +35,13 @@ __all__ = [
     "assert_round_trip",
     "assert_sites_nested",
     "backbones",
+    "blocks",
     "check",
     "copy_prefix",
+    "entries",
     "randomise",
     "schemes",
+    "token_blocks",
     "widths",
 ]
 

@@ -93,7 +93,8 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
     with torch.no_grad():
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             if not tensor.is_floating_point():
-                tensor.fill_(7)
+                if name.endswith("num_batches_tracked"):
+                    tensor.fill_(7)
             elif tensor.ndim <= 1 and name.endswith(("weight", "running_var")):
                 tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
             else:

@@ -74,7 +74,7 @@ def assert_full_equals_backbone(
         _assert_close(expected, joint, "the full level, run with the others, against the backbone", tolerance)
         _assert_close(expected, alone, "the full level, run alone, against the backbone", tolerance)
     except AssertionError as error:
-        raise AssertionError(_explained(error, net, model)) from None
+        raise AssertionError(f"{error}. {_explained(net, model)}") from None
     if same_weights:
         _assert_same_tensors(model.state_dict(), net.state_dict(), "the backbone", "the anytime model")
 
@@ -180,9 +180,13 @@ def assert_gradients_add_up(
 def assert_exactly_thin(
     net: AnytimeModel, level: int | Level, thin: nn.Module, inputs: Inputs = None, *, tolerance: float = TOLERANCE
 ) -> None:
-    """A level, in the model and extracted, computes what `thin` computes, with as many parameters."""
+    """A level, in the model and extracted, computes what `thin` computes, with as many parameters.
+
+    An extract may hold the result of a computation on parameters in their place (`folded.*`); then only the level's
+    own count of parameters is compared.
+    """
     given = _inputs(net, inputs)
-    small = net.extract(level)
+    small, cost = net.extract(level), net.levels[level if isinstance(level, int) else level.index].cost
     ours, theirs = dict(small.named_parameters()), dict(thin.named_parameters())
     other = [
         f"{name} has shape {tuple(ours[name].shape)}, not {tuple(theirs[name].shape)}"
@@ -190,11 +194,11 @@ def assert_exactly_thin(
         if name in ours and ours[name].shape != theirs[name].shape
     ]
     assert not other, f"level {level} is not the thin network: {'; '.join(other[:5])} ({len(other)} in all)"
-    counts = sum(p.numel() for p in ours.values()), sum(p.numel() for p in theirs.values())
-    assert counts[0] == counts[1], (
-        f"level {level} has {counts[0]} parameters and the thin network {counts[1]}; "
-        f"only in one of them: {sorted(ours.keys() ^ theirs.keys())[:10]}"
-    )
+    own, count = (sum(p.numel() for p in parameters.values()) for parameters in (ours, theirs))
+    folded = any(name.startswith("folded.") for name in ours)
+    differing = f"only in one of them: {sorted(ours.keys() ^ theirs.keys())[:10]}"
+    assert cost.params == count, f"level {level} reads {cost.params} parameters, the thin network {count}; {differing}"
+    assert folded or own == count, f"the extract of level {level} has {own} parameters, not {count}; {differing}"
     with _evaluating(net, thin), torch.no_grad():
         expected = flatten(thin(*given))[0][net.captured.signature.prediction]
         _assert_close(expected, small(*given), f"level {level}, extracted, against the thin network", tolerance)
@@ -239,13 +243,17 @@ def _assert_standalone(small: fx.GraphModule, level: Level) -> None:
     assert "anytimeify" not in small.code, f"the code of the extract of {_name(level)} names anytimeify"
 
 
-def _explained(error: AssertionError, net: AnytimeModel, model: nn.Module) -> str:
-    """The message with the node that the translation validation blames, where it sees the difference too."""
+def _explained(net: AnytimeModel, model: nn.Module) -> str:
+    """Why the full level is not the backbone: other weights, or the node that the translation validation blames."""
+    ours = net.tensors()
+    other = [
+        name for name, tensor in model.state_dict().items() if name in ours and not torch.equal(tensor, ours[name])
+    ]
     try:
         verify(net, model)
-    except VerificationError as blamed:
-        return f"{error}. {blamed}"
-    return str(error)
+    except VerificationError as error:
+        return f"{error}. Tensors that are not the backbone's: {', '.join(other[:5]) or 'none'}"
+    return "On the example inputs they agree"
 
 
 def _one_of(prediction: Tensor, level: Level, net: AnytimeModel) -> list[Tensor]:

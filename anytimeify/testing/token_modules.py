@@ -58,7 +58,9 @@ class Attention(nn.Module):
         self.norms = nn.ModuleList(norms)
         self.output = output
         self.position_bias = nn.Parameter(torch.zeros(heads, positions, positions)) if positions else None
-        self.bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, heads)) if window else None
+        self.bias_table: nn.Parameter | None = None
+        if window:
+            self.bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, heads))
         self.bias_index: Tensor
         self.register_buffer("bias_index", relative_positions(window), persistent=False)
 
@@ -67,9 +69,10 @@ class Attention(nn.Module):
         if len(self.norms):
             q, k = self.norms[0](q), self.norms[1](k)
         n, t = x.shape[0], x.shape[1]
-        bias = self.position_bias
+        bias: Tensor | None = self.position_bias
         if self.bias_table is not None:
-            bias = self.bias_table[self.bias_index.view(-1)].view(t, t, -1).permute(2, 0, 1).contiguous().unsqueeze(0)
+            table: Tensor = self.bias_table[self.bias_index.view(-1)]
+            bias = table.view(t, t, -1).permute(2, 0, 1).contiguous().unsqueeze(0)
         if self.compute == "fused":
             y = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         else:
