@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from anytimeify.axes import Axes
 from anytimeify.calling import Calling
 from anytimeify.cost import cost
 from anytimeify.ir import Captured, Level, Program, Rewritten
+from anytimeify.lift import backbone_name
 from anytimeify.passes.project import project
 from anytimeify.rewriter import Scheme
 
@@ -74,15 +75,16 @@ def _levels(captured: Captured, rewritten: Rewritten) -> tuple[Level, ...]:
     )
 
 
-def register_missing(network: nn.Module, program: Program) -> None:
+def register_missing(network: fx.GraphModule, program: Program) -> None:
     """Registers tensors of the backbone that the rewritten program lost, so that state dicts stay whole."""
-    known = {name for name, _ in network.named_parameters(remove_duplicate=False)}
-    known |= {name for name, _ in network.named_buffers(remove_duplicate=False)}
+    renamed = network.meta.get("renamed", {})
+    known = {backbone_name(name, renamed) for name, _ in network.named_parameters(remove_duplicate=False)}
+    known |= {backbone_name(name, renamed) for name, _ in network.named_buffers(remove_duplicate=False)}
     for name, tensor in program.tensors.items():
         if name in known:
             continue
         *path, last = name.split(".")
-        owner = network
+        owner: nn.Module = network
         for part in path:
             if part not in owner._modules:
                 owner.add_module(part, nn.Module())

@@ -13,6 +13,7 @@ Nothing is copied: the modules hold the program's own tensors.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -272,15 +273,26 @@ class _Lifter:
         for name in self.program.tensors:
             if name not in self.placed:
                 self.put(name)
-        if self.renamed and self.training:
-            _keep_state_dict_names(self.module, {self.attribute_path(path): path for path in self.renamed})
+        if self.renamed:
+            names = {self.attribute_path(path): path for path in self.renamed}
+            self.module.meta["renamed"] = names
+            if self.training:
+                keep_state_dict_names(self.module, names)
 
 
 def _holds(module: nn.Module, name: str) -> bool:
     return name in module._parameters or name in module._buffers
 
 
-def _keep_state_dict_names(module: nn.Module, names: dict[str, str]) -> None:
+def backbone_name(attribute: str, renamed: Mapping[str, str]) -> str:
+    """The backbone's name of what `lift` had to give another attribute name (its `module.meta["renamed"]`)."""
+    for ours, theirs in sorted(renamed.items(), reverse=True):  # inner names before those that contain them
+        if attribute == ours or attribute.startswith(f"{ours}."):
+            attribute = theirs + attribute[len(ours) :]
+    return attribute
+
+
+def keep_state_dict_names(module: nn.Module, names: dict[str, str]) -> None:
     """State dicts keep the backbone's names where attributes could not (a child called `graph` or `code`)."""
 
     def renamed(state: dict[str, Tensor], prefix: str, one: str, other: str) -> None:

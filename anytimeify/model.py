@@ -20,7 +20,7 @@ from anytimeify.calling import Calling
 from anytimeify.definition import Definition, freeze_unread, register_missing
 from anytimeify.errors import BudgetError
 from anytimeify.ir import Captured, Level, Outputs, Rewritten
-from anytimeify.lift import lift
+from anytimeify.lift import backbone_name, keep_state_dict_names, lift
 from anytimeify.modules import BatchNormCall
 from anytimeify.passes.project import ancestors
 from anytimeify.report import Report
@@ -28,7 +28,7 @@ from anytimeify.rewriter import Scheme
 
 __all__ = ["AnytimeModel"]
 
-_OWN = frozenset({"loss", "_definition", "_graphs", "_latencies"})
+_OWN = frozenset({"loss", "_definition", "_graphs", "_latencies", "_renamed"})
 
 
 class AnytimeModel(nn.Module):
@@ -53,6 +53,9 @@ class AnytimeModel(nn.Module):
         freeze_unread(rewritten.program)
         self._parameters, self._buffers, self._modules = network._parameters, network._buffers, network._modules
         self._non_persistent_buffers_set = network._non_persistent_buffers_set
+        self._renamed: dict[str, str] = network.meta.get("renamed", {})
+        if self._renamed:
+            keep_state_dict_names(self, self._renamed)
         self._definition = Definition.of(captured, axes, scheme, rewritten, owned=self.tensors())
         self._latencies: dict[tuple[Any, ...], float] = {}
         self._bind(network.graph)
@@ -74,7 +77,11 @@ class AnytimeModel(nn.Module):
         """Parameters and buffers as they are now, by name, those of the loss left out; tied ones under each name."""
         live: dict[str, Tensor] = dict(self.named_buffers(remove_duplicate=False))
         live.update(self.named_parameters(remove_duplicate=False))
-        return {name: tensor for name, tensor in live.items() if not name.startswith("anytime.loss.")}
+        return {
+            backbone_name(name, self._renamed): tensor
+            for name, tensor in live.items()
+            if not name.startswith("anytime.loss.")
+        }
 
     def __deepcopy__(self, memo: dict[int, Any]) -> AnytimeModel:
         result = type(self).__new__(type(self))

@@ -90,9 +90,10 @@ class BatchNormCall(nn.Module):
         mean, var = running_mean.index_select(0, index), running_var.index_select(0, index)
         y = F.batch_norm(x, mean, var, weight, bias, self.training, self.momentum, self.eps)
         if self.training:
-            with torch.no_grad():
-                running_mean.index_copy_(0, index, mean)
-                running_var.index_copy_(0, index, var)
+            # Batch norms of other levels have saved these statistics for their backward pass, which does not read them
+            # in training mode; `.data` keeps the write from counting as a change of what they saved.
+            running_mean.data.index_copy_(0, index, mean)
+            running_var.data.index_copy_(0, index, var)
         return y
 
     def extra_repr(self) -> str:

@@ -24,6 +24,7 @@ from anytimeify import (
     SchemeError,
     VerificationError,
     extraction,
+    load,
     transform,
     verification,
 )
@@ -186,6 +187,28 @@ def test_children_named_like_members_of_the_model() -> None:
     x = torch.randn(4, 4)
     assert close(net(x, level=-1), backbone.eval()(x))
     assert torch.equal(net.extract(0)(x), net(x, level=0))
+
+
+def test_children_named_like_members_of_a_graph_module(tmp_path: Path) -> None:
+    class Graphs(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.graph, self.code, self.meta = nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            result: Tensor = self.meta(self.code(self.graph(x)))
+            return result
+
+    backbone, x = Graphs(), torch.randn(4, 4)
+    net = transform(backbone, NestedChannels((0.5, 1.0)), x).eval()
+    assert backbone.state_dict().keys() <= net.state_dict().keys()
+    backbone.graph.weight.data.mul_(2)
+    assert not net.load_state_dict(backbone.state_dict(), strict=False).unexpected_keys
+    assert close(net(x, level=-1), backbone.eval()(x))
+    net.save(tmp_path / "net.safetensors")
+    for same in (load(tmp_path / "net.safetensors"), copy.deepcopy(net)):
+        assert same.state_dict().keys() == net.state_dict().keys()
+        assert torch.equal(same(x, level=0), net(x, level=0))
 
 
 def test_the_loss_can_be_replaced_and_follows_the_model() -> None:

@@ -11,6 +11,7 @@ from anytimeify.errors import SchemeError
 from anytimeify.ir import Program, Rewritten
 from anytimeify.lift import lift
 from anytimeify.passes.nested_channels import NestedChannels
+from anytimeify.transform import transform
 from tests.passes.test_narrow import assert_types_are_true
 
 
@@ -91,18 +92,19 @@ def test_tied_heads_stay_shared() -> None:
     assert not own(rewrite(Tied(), NestedChannels((0.5, 1.0)), torch.randint(0, 11, (2, 3))).program, 0)
 
 
+class Joined(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 6, 1)
+        self.norm = nn.BatchNorm2d(10)
+        self.head = nn.Linear(10, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.head(self.norm(torch.cat([self.a(x), self.b(x)], 1)).mean((2, 3)))
+        return result
+
+
 def test_scattered_statistics_are_written_back() -> None:
-    class Joined(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 6, 1)
-            self.norm = nn.BatchNorm2d(10)
-            self.head = nn.Linear(10, 5)
-
-        def forward(self, x: Tensor) -> Tensor:
-            result: Tensor = self.head(self.norm(torch.cat([self.a(x), self.b(x)], 1)).mean((2, 3)))
-            return result
-
     scheme = NestedChannels((0.5, 1.0), norms="shared")
     captured = capture(Joined(), (torch.randn(2, 3, 4, 4),))
     rewritten = scheme.apply(captured, analyse(captured.program))
@@ -116,6 +118,16 @@ def test_scattered_statistics_are_written_back() -> None:
     module(torch.randn(4, 3, 4, 4))
     moved = (module.get_buffer("norm.running_mean") - before).abs() > 0
     assert moved.tolist() == [True, True, False, False, True, True, True, False, False, False]
+
+
+def test_levels_that_share_scattered_statistics_train_together() -> None:
+    torch.manual_seed(0)
+    net = transform(Joined(), NestedChannels((0.25, 0.5, 1.0), norms="shared"), torch.randn(2, 3, 4, 4)).train()
+    x = torch.randn(4, 3, 4, 4)
+    for run in (net, torch.compile(net, backend="aot_eager", fullgraph=True)):
+        before = net.get_buffer("norm.running_mean").clone()
+        torch.stack([level.square().sum() for level in run(x).levels]).sum().backward()
+        assert (net.get_buffer("norm.running_mean") != before).all()
 
 
 @pytest.mark.parametrize(
