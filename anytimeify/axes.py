@@ -10,6 +10,7 @@ from __future__ import annotations
 import fnmatch
 import math
 import operator
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -147,7 +148,8 @@ class Axes:
 
     def indices(self, expr: Expr, widths: Widths) -> npt.NDArray[np.int64]:
         """Which entries of a dimension are kept: whole units of products, a prefix of every part of a sum."""
-        return arrangement(expr, {factor: np.arange(units) for factor, units in widths.items()})
+        expr = resolve(expr)
+        return arrangement(expr, {leaf: np.arange(widths[leaf]) for leaf in leaves(expr) if leaf in widths})
 
 
 def arrangement(expr: Expr, chosen: Mapping[Factor, npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
@@ -323,13 +325,13 @@ def _names(
 
     Narrowable groups choose first; of several with one name the later ones are numbered."""
     names: dict[Factor, str] = {}
-    taken: set[str] = set()
+    taken: Counter[str] = Counter()
     for factor in sorted(factors, key=lambda factor: factor.pin is not None):
         at = list(sites.get(factor, ()))
         makers = [site for site in at if site.dim == 0 and program.tensors[site.tensor].ndim > 1] or at
         base = makers[0].tensor.removesuffix(".weight") if makers else "axis"
-        names[factor] = next(n for n in (base, *(f"{base}#{k}" for k in range(2, len(factors) + 2))) if n not in taken)
-        taken.add(names[factor])
+        taken[base] += 1
+        names[factor] = base if taken[base] == 1 else f"{base}#{taken[base]}"
     return names
 
 

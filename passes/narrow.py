@@ -14,7 +14,7 @@ A pure selection, so nothing is refused here; what may be narrowed was decided b
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,7 @@ from torch import Tensor, fx
 
 from anytimeify.axes import Axes, Widths
 from anytimeify.ir import Program, Size, TensorType
+from anytimeify.passes.project import ancestors
 from anytimeify.rules import Call, Resize, rule_of
 from anytimeify.schema import rebind
 
@@ -37,9 +38,7 @@ def narrow(program: Program, axes: Axes, widths: Widths) -> Program:
     """The program with every narrowed axis cut, reading its tensors through views."""
     builder = Builder.copying(program)
     env = builder.clone_narrowed(program, axes, widths, prefix="")
-    builder.graph.output(tuple(env[node] for node in program.outputs))
-    builder.graph.output_node().meta = dict(program.graph.output_node().meta)
-    return builder.build(program, erase_dead=True)
+    return builder.build([env[node] for node in program.outputs], program.graph.output_node())
 
 
 def narrow_tensor(tensor: Tensor, axes: tuple[Any, ...], analysis: Axes, widths: Widths) -> Tensor:
@@ -54,16 +53,15 @@ def narrow_tensor(tensor: Tensor, axes: tuple[Any, ...], analysis: Axes, widths:
 
 @dataclass
 class Builder:
-    """A graph under construction: placeholders and tensors at the top, clones of one program below."""
+    """A graph under construction: a full copy of one program, and narrowed clones of it."""
 
     graph: fx.Graph
     tensors: dict[str, Tensor]
     transient: set[str]
     shared: dict[fx.Node, fx.Node] = field(default_factory=dict)  # nodes of the source program -> their full copies
     _attributes: dict[str, fx.Node] = field(default_factory=dict)
-    _top: fx.Node | None = None  # the last placeholder or tensor
     _constants: dict[bytes, str] = field(default_factory=dict)
-    _names: set[str] = field(default_factory=set)
+    _names: dict[str, int] = field(default_factory=dict)  # names given so far, and how often each was asked for
 
     @staticmethod
     def copying(program: Program) -> Builder:
@@ -75,39 +73,42 @@ class Builder:
             copy = builder.graph.node_copy(node, lambda source: builder.shared[source])
             copy.meta = dict(node.meta)
             builder.shared[node] = copy
-            builder._names.add(copy.name)
-            if node.op in ("placeholder", "get_attr"):
-                builder._top = copy
+            builder._names[copy.name] = 1
             if node.op == "get_attr":
                 builder._attributes[str(node.target)] = copy
         return builder
 
-    def build(self, source: Program, *, erase_dead: bool = False) -> Program:
-        if erase_dead:
-            self.graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
-        return Program(self.graph, self.tensors, frozenset(self.transient))
+    def build(self, outputs: Sequence[fx.Node], like: fx.Node) -> Program:
+        """The program that returns `outputs`: tensors moved to the top, nodes that nothing needs left out. The output
+        node takes its meta from `like`."""
+        needed = ancestors(outputs)
+        graph = fx.Graph()
+        copies: dict[fx.Node, fx.Node] = {}
+        for kinds in (("placeholder",), ("get_attr",), ("call_function",)):
+            for node in self.graph.nodes:
+                if node.op in kinds and (node.op == "placeholder" or node in needed):
+                    copies[node] = graph.node_copy(node, copies.__getitem__)
+        graph.output(tuple(copies[node] for node in outputs)).meta = dict(like.meta)
+        return Program(graph, self.tensors, frozenset(self.transient))
 
-    def attribute(self, name: str, tensor: Tensor, like: fx.Node | None = None, *, transient: bool = False) -> fx.Node:
-        """The one node that reads a tensor, made at the top of the graph where it does not exist yet."""
+    def attribute(self, name: str, tensor: Tensor, like: fx.Node, *, transient: bool = False) -> fx.Node:
+        """The one node that reads a tensor, made where it does not exist yet; its origin is that of `like`."""
         if name not in self._attributes:
             self.tensors[name] = tensor
             if transient:
                 self.transient.add(name)
-            with self.graph.inserting_after(self._top):
-                node = self.graph.create_node("get_attr", name, name=self._unique(name.replace(".", "_")))
-            node.meta = {
-                "type": TensorType(tuple(Size(n) for n in tensor.shape), tensor.dtype),
-                "origin": like.meta["origin"] if like is not None else self._top.meta["origin"] if self._top else None,
-            }
-            self._attributes[name] = self._top = node
+            node = self.graph.create_node("get_attr", name, name=self._unique(name.replace(".", "_")))
+            sizes = tuple(Size(n) for n in tensor.shape)
+            node.meta = {"type": TensorType(sizes, tensor.dtype), "origin": like.meta["origin"]}
+            self._attributes[name] = node
         return self._attributes[name]
 
     def _unique(self, name: str) -> str:
-        count, candidate = 0, name
+        candidate = name
         while candidate in self._names:
-            count += 1
-            candidate = f"{name}_{count}"
-        self._names.add(candidate)
+            candidate = f"{name}_{self._names[name]}"
+            self._names[name] += 1
+        self._names[candidate] = 1
         return candidate
 
     def call(

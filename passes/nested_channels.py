@@ -108,10 +108,8 @@ class NestedChannels(Scheme):
             outputs.extend(env[node] for node in program.outputs)
         axes.chosen(self.where)
         outputs.extend(builder.shared[node] for node in program.outputs)
-        builder.graph.output(tuple(outputs))
-        builder.graph.output_node().meta = dict(program.graph.output_node().meta)
         names = tuple(f"width {width:g}" for width in self.widths)
-        return Rewritten(builder.build(program, erase_dead=True), names)
+        return Rewritten(builder.build(outputs, program.graph.output_node()), names)
 
     def _refuse_equal(self, width: float, other: float, axes: Axes) -> None:
         units = max(group.size // group.quantum for group in axes.chosen(self.where))

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from hypothesis import HealthCheck, given, reject, settings
+from hypothesis import HealthCheck, example, given, reject, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -27,6 +27,7 @@ from anytimeify.passes.project import project
 from anytimeify.passes.reorder import reorder
 from anytimeify.testing import (
     Backbone,
+    Stage,
     assert_costs_increase,
     assert_exactly_thin,
     assert_full_equals_backbone,
@@ -35,6 +36,7 @@ from anytimeify.testing import (
     assert_round_trip,
     assert_sites_nested,
     backbones,
+    entries,
     schemes,
     widths,
 )
@@ -121,7 +123,15 @@ MULTIPLES = st.sampled_from([1, 1, 2, 3])
 WHERE = st.sampled_from(["all", "inner"])
 
 
+# Statistics of a batch norm over a concatenation, which three levels write back into.
+CONCATENATED = Backbone(
+    (Stage(entries.Conv(), 4), Stage(entries.Padded(before=0, after=2, stride=1), 6), Stage(entries.Separable(), 4)),
+    entries.PoolHead(),
+)
+
+
 @few
+@example(CONCATENATED, NestedChannels(widths=(0.3, 0.6, 1.0), norms="shared"))
 @given(backbones(), schemes())
 def test_model_holds_together(backbone: Backbone, scheme: NestedChannels) -> None:
     holds_together(backbone, scheme)
