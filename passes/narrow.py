@@ -14,9 +14,9 @@ A pure selection, so nothing is refused here; what may be narrowed was decided b
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,7 @@ from anytimeify.schema import rebind
 __all__ = ["Builder", "narrow", "narrow_tensor"]
 
 aten = torch.ops.aten
+Private: TypeAlias = Callable[[fx.Node, fx.Node, Set[fx.Node]], str | None]
 
 
 def narrow(program: Program, axes: Axes, widths: Widths) -> Program:
@@ -119,129 +120,120 @@ class Builder:
         return node
 
     def clone_narrowed(
-        self,
-        program: Program,
-        axes: Axes,
-        widths: Widths,
-        *,
-        prefix: str,
-        private: Callable[[fx.Node, fx.Node], str | None] = lambda user, source: None,
+        self, program: Program, axes: Axes, widths: Widths, *, prefix: str, private: Private | None = None
     ) -> dict[fx.Node, fx.Node]:
         """Append the narrowed program; nodes that no narrowed axis reaches are those of the full copy.
 
-        `private(user, source)` names the tensor of its own that `user` reads in place of `source`, if any.
+        `private(user, source, reached)` names the tensor of its own that `user` reads in place of `source`, if any;
+        `reached` are the nodes whose values differ from the full ones.
         """
-        types = {node: _type_at(node, axes, widths) for node in program.graph.nodes if node.op != "output"}
-        _refresh_sizes(program, types)
-        env: dict[fx.Node, fx.Node] = {}
-        views: dict[fx.Node, fx.Node] = {}
-        for node in program.graph.nodes:
-            if node.op == "output":
-                continue
-            if node.op == "placeholder":
-                env[node] = self.shared[node]
-            elif node.op == "get_attr":
-                # reading is lazy: a tensor that only private users read gets no view
-                env[node] = self.shared[node]
-            else:
-                env[node] = self._clone_call(node, program, axes, widths, types, env, views, prefix, private)
-        for node in program.outputs:
-            if node.op == "get_attr":
-                env[node] = self._view(node, axes, widths, views, prefix)
-        return env
-
-    def _clone_call(
-        self,
-        node: fx.Node,
-        program: Program,
-        axes: Axes,
-        widths: Widths,
-        types: Mapping[fx.Node, Any],
-        env: Mapping[fx.Node, fx.Node],
-        views: dict[fx.Node, fx.Node],
-        prefix: str,
-        private: Callable[[fx.Node, fx.Node], str | None],
-    ) -> fx.Node:
-        touched = types[node] != node.meta["type"] or any(
-            types[source] != source.meta["type"] if source.op == "get_attr" else env[source] is not self.shared[source]
-            for source in node.all_input_nodes
-        )
-        if not touched:
-            return self.shared[node]
-
-        def read(source: fx.Node) -> fx.Node:
-            if source.op != "get_attr":
-                return env[source]
-            own = private(node, source)
-            if own is not None:
-                tensor = program.tensors[str(source.target)]
-                if own not in self.tensors:
-                    return self.attribute(own, narrow_tensor(tensor, axes.dims[source], axes, widths), source)
-                return self.attribute(own, self.tensors[own], source)
-            return self._view(source, axes, widths, views, prefix)
-
-        target: Any = node.target
-        arguments = None
-        rule = rule_of(node.target)
-        if rule is not None and rule.resize is not None:
-            scale = self._scaler(node, types, prefix, env)
-            resize = Resize(node, types, lambda expr: axes.size(expr, widths), axes.memo[node], scale)
-            changed = rule.resize(resize)
-            arguments = changed.arguments if isinstance(changed, Call) else {**resize.arguments, **changed}
-            target = changed.target if isinstance(changed, Call) else target
-        args, kwargs = (node.args, dict(node.kwargs)) if arguments is None else rebind(target, arguments)
-        args, kwargs = fx.map_arg((args, kwargs), lambda source: source if source not in env else read(source))
-        return self.call(target, args, kwargs, prefix + node.name, {**node.meta, "type": types[node]})
-
-    def _view(self, source: fx.Node, axes: Axes, widths: Widths, views: dict[fx.Node, fx.Node], prefix: str) -> fx.Node:
-        """The part of a tensor that is kept, as a chain of selections; the tensor itself if nothing is cut."""
-        if source in views:
-            return views[source]
-        node = self.shared[source]
-        kind = source.meta["type"]
-        for dim, expr in enumerate(axes.dims[source]):
-            if not axes.narrowed(expr, widths):
-                continue
-            kept = axes.indices(expr, widths)
-            kind = kind.with_shape((*kind.shape[:dim], Size(len(kept)), *kind.shape[dim + 1 :]))
-            meta = {"type": kind, "origin": source.meta["origin"], "part": True}
-            name = f"{prefix}{source.name}_part{dim}"
-            if np.array_equal(kept, np.arange(len(kept))):
-                node = self.call(aten.slice.Tensor, (node, dim, 0, len(kept)), {}, name, meta)
-            else:
-                index = self.constant(kept, source)
-                node = self.call(aten.index_select.default, (node, dim, index), {}, name, meta)
-        views[source] = node
-        return node
+        return _Clone(self, program, axes, widths, prefix, private).run()
 
     def constant(self, values: npt.NDArray[np.int64], like: fx.Node) -> fx.Node:
         """An index table; equal tables are one constant."""
-        key = values.tobytes()
-        name = self._constants.setdefault(key, f"anytime.constants.index_{len(self._constants)}")
+        name = self._constants.setdefault(values.tobytes(), f"anytime.constants.index_{len(self._constants)}")
         device = next((t.device for t in self.tensors.values()), torch.device("cpu"))
         return self.attribute(name, torch.from_numpy(values.copy()).to(device), like, transient=True)
 
-    def _scaler(
-        self, user: fx.Node, types: Mapping[fx.Node, Any], prefix: str, env: Mapping[fx.Node, fx.Node]
-    ) -> Callable[[Any, Size, Size], Any]:
-        def scale(value: Any, old: Size, new: Size) -> Any:
-            if not isinstance(value, fx.Node):
-                return new.coefficient
-            now = types[value]
-            if now == new:
-                return value
-            node = env[value]
-            steps = (
-                (operator.mul, new.coefficient, now * Size(new.coefficient)),
-                (operator.floordiv, now.coefficient, new),
-            )
-            for target, factor, size in steps:
-                if factor != 1:
-                    meta = {"type": size, "origin": user.meta["origin"]}
-                    node = self.call(target, (node, factor), {}, f"{prefix}{value.name}_{target.__name__}", meta)
-            return node
 
-        return scale
+class _Clone:
+    """One narrowed clone, while it is appended."""
+
+    def __init__(
+        self, builder: Builder, program: Program, axes: Axes, widths: Widths, prefix: str, private: Private | None
+    ) -> None:
+        self.builder, self.program, self.axes, self.widths = builder, program, axes, widths
+        self.prefix, self.private = prefix, private
+        self.types = {node: _type_at(node, axes, widths) for node in program.graph.nodes if node.op != "output"}
+        _refresh_sizes(program, self.types)
+        self.reached = _reached(program, self.types)
+        self.env: dict[fx.Node, fx.Node] = {}
+        self.views: dict[fx.Node, fx.Node] = {}
+
+    def run(self) -> dict[fx.Node, fx.Node]:
+        for node in self.program.graph.nodes:
+            if node in self.reached:
+                self.env[node] = self.call(node)
+            elif node.op != "output":
+                self.env[node] = self.builder.shared[node]  # tensors too: their parts are read where they are used
+        for node in self.program.outputs:
+            if node.op == "get_attr":
+                self.env[node] = self.part(node)
+        return self.env
+
+    def call(self, node: fx.Node) -> fx.Node:
+        target: Any = node.target
+        args, kwargs = node.args, dict(node.kwargs)
+        rule = rule_of(target)
+        if rule is not None and rule.resize is not None:
+            resize = Resize(
+                node,
+                self.types,
+                lambda expr: self.axes.size(expr, self.widths),
+                self.axes.memo[node],
+                lambda value, new: self.scale(node, value, new),
+            )
+            changed = rule.resize(resize)
+            arguments = changed.arguments if isinstance(changed, Call) else {**resize.arguments, **changed}
+            target = changed.target if isinstance(changed, Call) else target
+            args, kwargs = rebind(target, arguments)
+        args, kwargs = fx.map_arg((args, kwargs), lambda source: self.read(node, source))
+        meta = {**node.meta, "type": self.types[node]}
+        return self.builder.call(target, args, kwargs, self.prefix + node.name, meta)
+
+    def read(self, user: fx.Node, source: fx.Node) -> fx.Node:
+        """What a clone reads in place of `source`; nodes that resizing has just made stay themselves."""
+        if source not in self.env:
+            return source
+        if source.op != "get_attr":
+            return self.env[source]
+        own = self.private(user, source, self.reached) if self.private is not None else None
+        if own is None:
+            return self.part(source)
+        if own not in self.builder.tensors:
+            tensor = self.program.tensors[str(source.target)]
+            small = narrow_tensor(tensor, self.axes.dims[source], self.axes, self.widths)
+            return self.builder.attribute(own, small, source)
+        return self.builder.attribute(own, self.builder.tensors[own], source)
+
+    def part(self, source: fx.Node) -> fx.Node:
+        """The part of a tensor that is kept, as a chain of selections; the tensor itself if nothing is cut."""
+        if source in self.views:
+            return self.views[source]
+        node, kind = self.builder.shared[source], source.meta["type"]
+        for dim, expr in enumerate(self.axes.dims[source]):
+            if not self.axes.narrowed(expr, self.widths):
+                continue
+            kept = self.axes.indices(expr, self.widths)
+            kind = kind.with_shape((*kind.shape[:dim], Size(len(kept)), *kind.shape[dim + 1 :]))
+            meta = {"type": kind, "origin": source.meta["origin"], "part": True}
+            name = f"{self.prefix}{source.name}_part{dim}"
+            if np.array_equal(kept, np.arange(len(kept))):
+                node = self.builder.call(aten.slice.Tensor, (node, dim, 0, len(kept)), {}, name, meta)
+            else:
+                index = self.builder.constant(kept, source)
+                node = self.builder.call(aten.index_select.default, (node, dim, index), {}, name, meta)
+        self.views[source] = node
+        return node
+
+    def scale(self, user: fx.Node, value: Any, new: Size) -> Any:
+        """A size argument at its new value: a number, or the node that computes it (a batch of heads) multiplied."""
+        if not isinstance(value, fx.Node):
+            return new.coefficient
+        now = self.types[value]
+        if now == new:
+            return value
+        node = self.env[value]
+        steps = (
+            (operator.mul, new.coefficient, now * Size(new.coefficient)),
+            (operator.floordiv, now.coefficient, new),
+        )
+        for target, factor, size in steps:
+            if factor != 1:
+                meta = {"type": size, "origin": user.meta["origin"]}
+                name = f"{self.prefix}{value.name}_{target.__name__}"
+                node = self.builder.call(target, (node, factor), {}, name, meta)
+        return node
 
 
 def _type_at(node: fx.Node, axes: Axes, widths: Widths) -> Any:
@@ -253,6 +245,18 @@ def _type_at(node: fx.Node, axes: Axes, widths: Widths) -> Any:
             axes.shape(d, k, widths) if isinstance(k, TensorType) else k for d, k in zip(dims, kind, strict=True)
         )
     return kind
+
+
+def _reached(program: Program, types: Mapping[fx.Node, Any]) -> Set[fx.Node]:
+    """The calls whose result differs from the full graph's: in shape, or because something that they read does."""
+    reached: set[fx.Node] = set()
+    for node in program.graph.nodes:
+        if node.op == "call_function" and (
+            types[node] != node.meta["type"]
+            or any(source in reached or types[source] != source.meta["type"] for source in node.all_input_nodes)
+        ):
+            reached.add(node)
+    return reached
 
 
 def _refresh_sizes(program: Program, types: dict[fx.Node, Any]) -> None:

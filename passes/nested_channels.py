@@ -13,7 +13,7 @@ Refused: a model whose axes are all pinned; widths that leave every axis group a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -158,7 +158,8 @@ def _heads(program: Program) -> Iterator[fx.Node]:
 
 @dataclass(frozen=True)
 class _Private:
-    """Which tensors a level has for itself: those of its norms and heads, unless something else reads them too."""
+    """Which tensors a level has for itself: those of its norms and heads, unless something else reads them too (a tied
+    weight, a norm whose other call no narrowed axis reaches)."""
 
     program: Program
     builder: Builder
@@ -166,14 +167,13 @@ class _Private:
     heads: set[fx.Node]
     norms: bool
 
-    def __call__(self, user: fx.Node, source: fx.Node) -> str | None:
+    def __call__(self, user: fx.Node, source: fx.Node, reached: Set[fx.Node]) -> str | None:
         name = str(source.target)
         if user in self.heads:
-            tied = (
-                len(source.users) > 1 or sum(t is self.program.tensors[name] for t in self.program.tensors.values()) > 1
-            )
+            tensor = self.program.tensors[name]
+            tied = len(source.users) > 1 or sum(other is tensor for other in self.program.tensors.values()) > 1
             return None if tied else f"anytime.{self.level}.{name}"
-        if self.norms and user.target in NORMS:
+        if self.norms and all(other.target in NORMS and other in reached for other in source.users):
             self._count_batches(name)
             return f"anytime.{self.level}.{name}"
         return None

@@ -144,7 +144,7 @@ class Resize:
     types: Mapping[fx.Node, Any]
     size: Callable[[Expr], Size]
     memo: Mapping[str, Any]
-    scale: Callable[[Any, Size, Size], Any]  # (size argument, old size, new size) -> new argument
+    scale: Callable[[Any, Size], Any]  # (size argument, new size) -> new argument
     arguments: dict[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -153,7 +153,7 @@ class Resize:
     def shape_argument(self, original: Sequence[Any], old: Sequence[Size], new: Sequence[Size]) -> list[Any]:
         """A list of sizes with the narrowed ones replaced; -1 and unchanged entries stay as they are."""
         return [
-            value if before == after or (isinstance(value, int) and value == -1) else self.scale(value, before, after)
+            value if before == after or (isinstance(value, int) and value == -1) else self.scale(value, after)
             for value, before, after in zip(original, old, new, strict=True)
         ]
 

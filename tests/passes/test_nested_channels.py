@@ -92,6 +92,22 @@ def test_tied_heads_stay_shared() -> None:
     assert not own(rewrite(Tied(), NestedChannels((0.5, 1.0)), torch.randint(0, 11, (2, 3))).program, 0)
 
 
+def test_a_norm_called_twice_is_private_in_both_calls_or_in_none() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.a, self.b = nn.LayerNorm(4), nn.Linear(4, 16), nn.Linear(16, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            for _ in range(2):
+                x = x + self.b(self.a(self.norm(x)).relu())
+            return x
+
+    net = transform(Twice(), NestedChannels((0.5, 1.0)), torch.randn(2, 4))
+    assert net.levels[0].cost.params == 4 * 8 + 8 + 8 * 4 + 4 + 8
+    assert {name for name, _ in net.extract(0).named_parameters()} == {name for name, _ in Twice().named_parameters()}
+
+
 class Joined(nn.Module):
     def __init__(self) -> None:
         super().__init__()
