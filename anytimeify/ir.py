@@ -176,6 +176,7 @@ class Captured:
     example_inputs: tuple[Tensor, ...]  # flat, one per placeholder
     batch: str | None  # the symbol of the dynamic batch; None if the batch is static
     notes: tuple[str, ...] = ()  # what was lost or decided during capture, for the report
+    reference: Tensor | None = None  # the backbone's own prediction for the example inputs, in eval mode
 
 
 class Cost(NamedTuple):

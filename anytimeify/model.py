@@ -58,15 +58,16 @@ class AnytimeModel(nn.Module):
             keep_state_dict_names(self, self._renamed)
         self._definition = Definition.of(captured, axes, scheme, rewritten, owned=self.tensors())
         self._latencies: dict[tuple[Any, ...], float] = {}
-        self._bind(network.graph)
+        self._bind(network)
         self.loss = loss if loss is not None else scheme.default_loss()
 
-    def _bind(self, joint: fx.Graph) -> None:
+    def _bind(self, network: fx.GraphModule) -> None:
         """Makes the graph modules that run: the joint one, and one per level."""
+        joint = network.graph
         outputs: tuple[fx.Node, ...] = joint.output_node().args[0]  # type: ignore[assignment]  # canonical: a flat tuple
         root = self._sharing(nn.Module())
         views = [_only(joint, node) for node in outputs[: len(self.levels)]]
-        self._graphs = tuple(self._sharing(fx.GraphModule(root, graph)) for graph in (_whole(joint), *views))
+        self._graphs = (self._sharing(network), *(self._sharing(fx.GraphModule(root, graph)) for graph in views))
 
     def _sharing(self, module: Any) -> Any:
         for name in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
@@ -88,7 +89,7 @@ class AnytimeModel(nn.Module):
         memo[id(self)] = result
         state = {name: value for name, value in self.__dict__.items() if name != "_graphs"}
         result.__dict__.update(copy.deepcopy(state, memo))
-        result._bind(self._graphs[0].graph)
+        result._bind(fx.GraphModule(result._sharing(nn.Module()), _whole(self._graphs[0].graph)))
         return result
 
     def __reduce__(self) -> Any:

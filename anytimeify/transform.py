@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -47,14 +48,14 @@ def transform(
     """
     chosen = _single(scheme)
     captured = capture(model, example_inputs, dynamic_shapes=dynamic_shapes, output=output)
-    axes = analyse(captured.program)
-    captured = chosen.prepare(captured, axes)
+    axes, reference = analyse(captured.program), captured.reference
+    captured = replace(chosen.prepare(captured, axes), reference=None)
     rewritten = chosen.apply(captured, axes)
     net = AnytimeModel(captured, axes, chosen, rewritten, loss)
     if isinstance(model, nn.Module):
         net.train(model.training)
     if verify:
-        verification.verify(net, model)
+        verification.verify(net, model, reference=reference)
     return net
 
 

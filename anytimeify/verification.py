@@ -31,21 +31,22 @@ TOLERANCE = 1e-5
 _ADVICE = "Please report this with the model; transform(..., verify=False) skips the check"
 
 
-def verify(net: AnytimeModel, model: nn.Module | ExportedProgram) -> None:
+def verify(net: AnytimeModel, model: nn.Module | ExportedProgram, *, reference: Tensor | None = None) -> None:
     """Checks a fresh model; `VerificationError` names the first node that differs.
 
     1. The full level equals `model`, the backbone. A program that was exported in training mode cannot be run in eval
        mode, and is left out.
     2. Every level run inside the joint graph equals the same level extracted.
 
-    Training flags are afterwards as before; the backbone is only called.
+    `reference` is the backbone's prediction where it is known already. Training flags are afterwards as before; the
+    backbone is only called.
     """
     inputs = net.captured.example_inputs
     with _evaluating(net), torch.no_grad():
         predictions = [_clone(x) for x in net.graphs[0](*_clone(inputs))[: len(net.levels)]]
         backbone = _eval_form(model)
         if backbone is not None:
-            _check_full(net, backbone, predictions[net.full])
+            _check_full(net, backbone, predictions[net.full], reference)
         for level in net.levels:
             small = net.extract(level)
             args, kwargs = _call(net, inputs)
@@ -93,9 +94,10 @@ def _agree(reference: Tensor, result: Tensor) -> bool:
     return difference(reference, result) <= TOLERANCE and bool(reference.isfinite().all())
 
 
-def _check_full(net: AnytimeModel, model: nn.Module, prediction: Tensor) -> None:
+def _check_full(net: AnytimeModel, model: nn.Module, prediction: Tensor, reference: Tensor | None) -> None:
     captured = net.captured
-    reference = _run_backbone(model, captured, captured.example_inputs)
+    if reference is None:
+        reference = _run_backbone(model, captured, captured.example_inputs)
     if _agree(reference, prediction):
         return
     error = difference(reference, prediction)

@@ -25,8 +25,10 @@ def tolerance(dtype: torch.dtype) -> float:
     return max(1e-5, 8 * torch.finfo(dtype).eps) if dtype.is_floating_point else 0.0
 
 
-def difference_from_module(captured: Captured, model: nn.Module, inputs: CallInputs, output: int | str | None) -> float:
-    """How far the prediction in eval mode is from the model's, relative to its largest element."""
+def difference_from_module(
+    captured: Captured, model: nn.Module, inputs: CallInputs, output: int | str | None
+) -> tuple[float, Tensor]:
+    """How far the prediction in eval mode is from the model's, relative to its largest element; and the model's."""
     with in_mode(model, training=False), _quietly():
         expected = model(*inputs.args, **inputs.kwargs)
     return _difference(captured, expected, output, training=False)
@@ -34,21 +36,21 @@ def difference_from_module(captured: Captured, model: nn.Module, inputs: CallInp
 
 def difference_from_exported(
     captured: Captured, exported: ExportedProgram, inputs: CallInputs, output: int | str | None, *, training: bool
-) -> float:
+) -> tuple[float, Tensor]:
     """The same for an exported program, which runs in the mode that it was exported in; its buffers are put back."""
     with _kept(exported.state_dict), _quietly():
         expected = exported.module(check_guards=False)(*inputs.args, **inputs.kwargs)
     return _difference(captured, expected, output, training=training)
 
 
-def _difference(captured: Captured, expected: Any, output: int | str | None, *, training: bool) -> float:
+def _difference(captured: Captured, expected: Any, output: int | str | None, *, training: bool) -> tuple[float, Tensor]:
     leaves, tree = flatten(expected)  # not the captured structure: a model may return less in eval mode
     tensors = [isinstance(leaf, Tensor) for leaf in leaves]
     want = leaves[choose(unflatten(list(range(len(leaves))), tree), tensors, output)]
     network = lift(captured.program)
     with in_mode(network, training=training), _kept(captured.program.tensors), _quietly():
         (have,) = network(*captured.example_inputs)
-    return _distance(have, want)
+    return _distance(have, want), want
 
 
 def _distance(have: Tensor, want: Tensor) -> float:

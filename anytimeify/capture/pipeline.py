@@ -68,7 +68,8 @@ def _from_module(
     """In train mode if that gives a program that is right in eval mode; else in eval mode, noting what is lost."""
     captured, why = _attempt(model, inputs, dynamic_shapes, output, training=True)
     if captured is not None and check:
-        gap = difference_from_module(captured, model, inputs, output)
+        gap, reference = difference_from_module(captured, model, inputs, output)
+        captured = replace(captured, reference=reference)
         if gap > tolerance(_prediction_type(captured)):
             why = CaptureError(f"the graph of train mode differs from the model in eval mode by {gap:.1e}")
     if captured is not None and why is None:
@@ -76,14 +77,15 @@ def _from_module(
     again, _ = _attempt(model, inputs, dynamic_shapes, output, training=False)
     if again is None:
         raise _final(model, inputs, dynamic_shapes, why)
-    gap = difference_from_module(again, model, inputs, output)
+    gap, reference = difference_from_module(again, model, inputs, output)
     if gap > tolerance(_prediction_type(again)):
         raise CaptureError(
             f"{type(model).__qualname__} does not survive capture: in eval mode, on the example inputs, the graph "
             f"differs from the model by {gap:.1e} of the largest output ({_first_line(why)}). Its forward() reads or "
             "changes something that torch.export cannot see, such as random numbers in eval mode or Python state."
         )
-    return replace(again, notes=(*again.notes, f"training-only behaviour was lost: {_first_line(why)}"))
+    lost = f"training-only behaviour was lost: {_first_line(why)}"
+    return replace(again, reference=reference, notes=(*again.notes, lost))
 
 
 def _attempt(
@@ -147,7 +149,7 @@ def _from_exported(
         notes.append("the batch size is fixed, as in the exported program")
     captured = replace(captured, notes=tuple(notes))
     if check:
-        gap = difference_from_exported(captured, exported, inputs, output, training=training)
+        gap, _ = difference_from_exported(captured, exported, inputs, output, training=training)
         if gap > tolerance(_prediction_type(captured)) and not _random(captured):
             raise CaptureError(
                 f"The exported program does not survive capture: on its example inputs the canonical graph differs by "
