@@ -195,6 +195,11 @@ def registered() -> Mapping[Any, Rule]:
     return _RULES
 
 
+def unregister(target: Any) -> None:
+    """Forget the rule of an operation, so that another may be registered."""
+    del _RULES[target]
+
+
 def axis_rule(
     target: Any,
     rule: str | Infer | Sequence[str],

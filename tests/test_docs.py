@@ -1,0 +1,58 @@
+"""What the documentation shows is run."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from anytimeify import NestedChannels, SchemeError, transform
+from anytimeify.rules.op import registered, unregister
+from anytimeify.testing import check
+
+ROOT = Path(__file__).parent.parent
+
+
+def blocks(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+
+
+class Bilinear(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Linear(8, 12), nn.Linear(6, 10)
+        self.both, self.head = nn.Bilinear(12, 10, 16), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        result: Tensor = self.head(self.both(self.left(x), self.right(y)).relu())
+        return result
+
+
+@pytest.fixture
+def bilinear_rule() -> Iterator[None]:
+    target = torch.ops.aten.bilinear.default
+    assert target not in registered()
+    exec(blocks("docs/first_op_rule.md")[0], {})
+    yield
+    unregister(target)
+
+
+def test_without_its_rule_the_operation_pins_and_is_named() -> None:
+    with pytest.raises(SchemeError, match=r"no axis rule for this operation: aten\.bilinear"):
+        transform(Bilinear(), NestedChannels((0.5, 1.0)), (torch.randn(4, 8), torch.randn(4, 6)))
+
+
+@pytest.mark.usefixtures("bilinear_rule")
+def test_the_first_op_rule_of_the_documentation() -> None:
+    model, inputs = Bilinear(), (torch.randn(4, 8), torch.randn(4, 6))
+    net = transform(model, NestedChannels((0.5, 1.0)), inputs)
+    assert {group.name for group in net.axes.narrowable} == {"left", "right", "both"}
+    check(net, model, inputs)
+    assert net.levels[0].cost.macs == 8 * 6 + 6 * 5 + 6 * 5 * 8 + 8 * 5
+
+
+def test_the_example_of_the_readme_compiles() -> None:
+    for text in blocks("README.md"):
+        compile(text, "README.md", "exec")
