@@ -222,6 +222,8 @@ def analyse(program: Program) -> Axes:
                 known[node] = op.give_up("no axis rule for this operation")
                 continue
             known[node] = rule.infer(op)
+            if not _fits(known[node], node.meta["type"]):
+                known[node] = op.give_up("its axis rule does not fit this call")
             memo[node] = op.memo
             if rule.joins:
                 joins.extend(_joined(op, live))
@@ -229,6 +231,15 @@ def analyse(program: Program) -> Axes:
         mark_stream(expr)
     dims = {node: _resolved(axes) for node, axes in known.items()}
     return Axes(_groups(program, dims), dims, memo, tuple(unknown))
+
+
+def _fits(axes: Any, kind: Any) -> bool:
+    """Whether a rule gave one expression per dimension of every result."""
+    if isinstance(kind, TensorType):
+        return isinstance(axes, tuple) and len(axes) == len(kind.shape)
+    return len(axes) == len(kind) and all(
+        _fits(one, each) for one, each in zip(axes, kind, strict=True) if isinstance(each, TensorType)
+    )
 
 
 def _where(node: fx.Node) -> Where:

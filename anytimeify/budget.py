@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from anytimeify.errors import BudgetError
 from anytimeify.ir import Captured, Level
 
-__all__ = ["Budget", "example_batch", "measure_latency", "select"]
+__all__ = ["Budget", "example_batch", "measure_latency", "select", "usable"]
 
 _LIMITS = ("macs", "params", "latency_ms", "memory_bytes")
 
@@ -58,7 +58,7 @@ class Budget:
                 raise BudgetError(f"{name}={value!r}: expected a whole number")
         try:
             torch.device(self.device or "cpu")
-        except RuntimeError as error:
+        except (RuntimeError, TypeError) as error:
             raise BudgetError(f"device={str(self.device)!r}: {str(error).splitlines()[0]}") from error
         if self.batch_size < 1:
             raise BudgetError(f"batch_size={self.batch_size}: expected 1 or more")
@@ -173,6 +173,15 @@ def measure_latency(
         while len(times) < 5 or (len(times) < repeats and time.perf_counter() < end):
             times.append(run())
     return statistics.median(times)
+
+
+def usable(device: torch.device) -> torch.device:
+    """The device; `BudgetError` where nothing can be computed on it: none is there, or it holds no data (`meta`)."""
+    try:
+        torch.ones(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts that there is some
+        raise BudgetError(f"latency cannot be measured on {device}: {str(error).splitlines()[0]}") from error
+    return device
 
 
 def example_batch(captured: Captured, batch_size: int) -> tuple[Tensor, ...]:

@@ -102,7 +102,7 @@ def convert(
     DIR gets the model (net.safetensors), its report (report.json, report.md), and the extracted levels asked for.
     """
     budgets = [_budget(text) for text in budget or ()]
-    kinds = [_format(name, "--format") for name in formats.split(",")] if formats is not None else []
+    kinds = list(dict.fromkeys(_format(name, "--format") for name in formats.split(","))) if formats is not None else []
     if budgets and not kinds:
         kinds = ["pt2"]
     chosen = parse_scheme(scheme)
@@ -267,9 +267,12 @@ def _inputs(shapes: list[str] | None) -> CallInputs | None:
     generator = torch.Generator().manual_seed(0)
     tensors = []
     for text in shapes:
-        if not re.fullmatch(r"\d+(,\d+)*", text.replace(" ", "")):
+        if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", text.replace(" ", "")):
             raise typer.BadParameter(f"'{text}' is no shape; write 2,3,224,224", param_hint="--input-shape")
-        tensors.append(torch.randn([int(size) for size in text.split(",")], generator=generator))
+        try:
+            tensors.append(torch.randn([int(size) for size in text.split(",")], generator=generator))
+        except RuntimeError as error:
+            raise typer.BadParameter(f"'{text}' is more than fits into memory", param_hint="--input-shape") from error
     return CallInputs(tuple(tensors), {})
 
 

@@ -34,7 +34,9 @@ _NAMESPACES = ("aten", "anytimeify")
 _FORBIDDEN = re.compile(
     r"from_file|from_blob|print|storage|as_strided|resize|data_ptr|record_stream|pin_memory|empty_strided"
 )
-_PRIVATE = re.compile(r"_softmax|_log_softmax|_to_copy|_unsafe_view|_unsafe_index|_fft_\w+|_upsample_\w+_aa")
+_PRIVATE = re.compile(
+    r"_softmax|_log_softmax|_to_copy|_unsafe_view|_unsafe_index|_weight_norm|_fft_\w+|_upsample_\w+_aa"
+)
 _TENSOR_NAME = re.compile(r"[\w\-+ :/@$]+(\.[\w\-+ :/@$]+)*")
 _DTYPES = {str(value).removeprefix("torch."): value for value in vars(torch).values() if isinstance(value, torch.dtype)}
 _LAYOUTS = {str(value): value for value in vars(torch).values() if isinstance(value, torch.layout)}
@@ -123,6 +125,8 @@ def _identifier(name: Any) -> str:
 
 def _target_name(node: fx.Node) -> str:
     if isinstance(node.target, OpOverload):
+        if not _allowed(str(node.target)):  # refused here rather than when the file is read
+            raise ArtifactError(f"node {node.name} calls {node.target}, which cannot be saved")
         return str(node.target)
     if node.op == "call_function":
         name = getattr(node.target, "__name__", "")
@@ -148,20 +152,25 @@ def _function(name: str) -> Callable[..., Any]:
     if namespace == "operator" and rest in _OPERATORS:
         return _OPERATORS[rest]
     packet_name, _, overload_name = rest.partition(".")
-    allowed = (
-        namespace in _NAMESPACES
-        and packet_name.isidentifier()
-        and overload_name.isidentifier()
-        and (not packet_name.startswith("_") or _PRIVATE.fullmatch(packet_name))
-        and not packet_name.endswith("_")
-        and not overload_name.startswith("_")
-        and not _FORBIDDEN.search(packet_name)
-    )
-    _check(allowed, f"the operation {name!r} is not allowed")
+    _check(_allowed(name), f"the operation {name!r} is not allowed")
     target: Any = getattr(getattr(getattr(torch.ops, namespace), packet_name, None), overload_name, None)
     _check(isinstance(target, OpOverload) and not is_mutable(target), f"there is no functional operation {name!r}")
     result: Callable[..., Any] = target
     return result
+
+
+def _allowed(name: str) -> bool:
+    namespace, _, rest = name.partition(".")
+    packet_name, _, overload_name = rest.partition(".")
+    return (
+        namespace in _NAMESPACES
+        and packet_name.isidentifier()
+        and overload_name.isidentifier()
+        and (not packet_name.startswith("_") or _PRIVATE.fullmatch(packet_name) is not None)
+        and not packet_name.endswith("_")
+        and not overload_name.startswith("_")
+        and not _FORBIDDEN.search(packet_name)
+    )
 
 
 def _encode(value: Any) -> Any:

@@ -203,7 +203,7 @@ class AnytimeModel(nn.Module):
         index = self._index(level)
         tensors = self.tensors()
         where = (
-            torch.device(device)
+            budgets.usable(torch.device(device))
             if device is not None
             else next((t.device for t in tensors.values()), torch.device("cpu"))
         )

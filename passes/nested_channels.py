@@ -78,8 +78,11 @@ class NestedChannels(Scheme):
             raise SchemeError(
                 f"widths={_listed(widths)}: expected increasing numbers in (0, 1], the last one 1, such as 0.25,0.5,1"
             )
-        if not isinstance(self.where, str):
-            object.__setattr__(self, "where", tuple(self.where))
+        where: Any = self.where
+        if not isinstance(where, str):
+            if not isinstance(where, tuple | list) or not all(isinstance(pattern, str) for pattern in where):
+                raise SchemeError(f"where={where!r}: expected all, inner, or names of layers such as blocks.*.mlp.*")
+            object.__setattr__(self, "where", tuple(where))
         for field, choices in _CHOICES.items():
             if getattr(self, field) not in choices:
                 raise SchemeError(f"{field}={getattr(self, field)!r}: expected {' or '.join(choices)}")

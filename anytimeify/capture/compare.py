@@ -62,6 +62,8 @@ def _distance(have: Tensor, want: Tensor) -> float:
     unequal = ~torch.isclose(
         have, want, rtol=0.0, atol=0.0, equal_nan=True
     )  # an infinity that both have is no difference
+    if not unequal.any():
+        return 0.0
     gap = (have - want)[unequal].abs().max()
     scale = want[want.isfinite()].abs().max() if want.isfinite().any() else torch.ones(())
     return float(gap / scale.clamp_min(1e-12)) if gap.isfinite() else float("inf")

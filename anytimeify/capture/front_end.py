@@ -21,7 +21,9 @@ from anytimeify._torch import quiet_exporter
 from anytimeify.capture.inputs import CallInputs, repeated, shapes_of_batch
 from anytimeify.errors import CaptureError
 
-__all__ = ["explain", "export", "in_mode"]
+__all__ = ["MOMENTUM", "cumulative_norms", "explain", "export", "in_mode"]
+
+MOMENTUM = 0.1  # torch's default, for norms whose own cannot be said in a graph
 
 
 @contextmanager
@@ -37,12 +39,37 @@ def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
             module.training = flag
 
 
+@contextmanager
+def _without_cumulative_averages(model: nn.Module) -> Iterator[None]:
+    """Norms with `momentum=None` divide by the number of batches so far, which is a value and not part of a graph."""
+    norms = cumulative_norms(model)
+    try:
+        for norm in norms.values():
+            norm.momentum = MOMENTUM
+        yield
+    finally:
+        for norm in norms.values():
+            norm.momentum = None
+
+
+def cumulative_norms(model: nn.Module) -> dict[str, Any]:
+    """The norms whose running statistics are averages over all batches, by module path."""
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+    return {path: one for path, one in model.named_modules() if isinstance(one, kinds) and one.momentum is None}
+
+
 def export(model: nn.Module, inputs: CallInputs, dynamic_shapes: Any, *, training: bool) -> ExportedProgram:
     """`torch.export`, the batch dynamic where `dynamic_shapes` is None. Raises whatever it raises: see `explain`."""
     if dynamic_shapes is None:
         inputs = repeated(inputs)
         dynamic_shapes = shapes_of_batch(model, inputs)
-    with in_mode(model, training=training), torch.enable_grad(), warnings.catch_warnings(), quiet_exporter():
+    with (
+        in_mode(model, training=training),
+        _without_cumulative_averages(model),
+        torch.enable_grad(),
+        warnings.catch_warnings(),
+        quiet_exporter(),
+    ):
         warnings.simplefilter("ignore")  # the exporter's advice on its own internals
         return torch.export.export(
             model, inputs.args, dict(inputs.kwargs), dynamic_shapes=dynamic_shapes or None, strict=False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -128,9 +129,10 @@ def _transformers(model: nn.Module) -> CallInputs | None:
     dummies = getattr(model, "dummy_inputs", None)
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     if isinstance(dummies, Mapping) and dummies:
-        return CallInputs(
-            (), {name: value.to(device) if isinstance(value, Tensor) else value for name, value in dummies.items()}
-        )
+        # a cache among the results is no tensor, and there is none to fill
+        without = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
+        given = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in dummies.items()}
+        return CallInputs((), {**given, **without})
     return None
 
 

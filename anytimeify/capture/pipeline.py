@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
-from torch.export.graph_signature import OutputKind, OutputSpec
+from torch.export.graph_signature import InputKind, OutputKind, OutputSpec
 
 from anytimeify import spec
 from anytimeify._torch import OpOverload, unflatten
@@ -17,7 +17,7 @@ from anytimeify.capture.compare import difference_from_exported, difference_from
 from anytimeify.capture.constants import free_of_device
 from anytimeify.capture.draft import BufferMutation, Draft, fake
 from anytimeify.capture.finish import batch_symbols, finish
-from anytimeify.capture.front_end import explain, export
+from anytimeify.capture.front_end import MOMENTUM, cumulative_norms, explain, export
 from anytimeify.capture.functionalise import functionalise
 from anytimeify.capture.inputs import CallInputs, call_inputs, infer
 from anytimeify.capture.lower import lower
@@ -53,6 +53,9 @@ def capture(
         return _from_exported(model, example_inputs, output, check=check)
     if not _is_backbone(model):
         raise CaptureError(f"A backbone is an nn.Module or an ExportedProgram, not a {type(model).__name__}.")
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, nn.UninitializedParameter):
+            raise CaptureError(f"'{name}' is not initialised: run the lazy model once before it is transformed.")
     inputs = infer(model) if example_inputs is None else call_inputs(example_inputs)
     return _from_module(model, inputs, dynamic_shapes, output, check=check)
 
@@ -97,9 +100,14 @@ def _attempt(
     except Exception as error:
         return None, error
     try:
-        return _canonicalise(exported, inputs, output, restore=not training, order=list(model.state_dict())), None
+        captured = _canonicalise(exported, inputs, output, restore=not training, order=list(model.state_dict()))
     except (BufferMutation, UnsupportedOpError) as error:
         return None, error
+    averaging = list(cumulative_norms(model))
+    if averaging:
+        note = f"momentum=None became {MOMENTUM} in {len(averaging)} norms, net.calibrate() averages: {averaging[0]}"
+        captured = replace(captured, notes=(*captured.notes, note))
+    return captured, None
 
 
 def _final(model: nn.Module, inputs: CallInputs, dynamic_shapes: Any, error: Exception | None) -> Exception:
@@ -135,6 +143,7 @@ def _from_exported(
         inputs = CallInputs(tuple(exported.example_inputs[0]), dict(exported.example_inputs[1]))
     else:
         raise CaptureError("The exported program carries no example inputs. Pass example_inputs.")
+    _check_inputs(exported, inputs)
     training = trains(exported)
     try:
         captured = _canonicalise(exported, inputs, output, restore=not training)
@@ -156,6 +165,29 @@ def _from_exported(
                 f"{gap:.1e} of the largest output. Export the model anew, in train mode."
             )
     return captured
+
+
+def _check_inputs(exported: ExportedProgram, inputs: CallInputs) -> None:
+    """`CaptureError` where the inputs are not what the program was exported for."""
+    names = [one.arg.name for one in exported.graph_signature.input_specs if one.kind is InputKind.USER_INPUT]
+    leaves = inputs.flat(exported.call_spec.in_spec)
+    if len(leaves) != len(names):
+        raise CaptureError(f"The exported program takes {len(names)} inputs, but {len(leaves)} examples were given.")
+    expected = {node.name: fake(node) for node in exported.graph.find_nodes(op="placeholder")}
+    for leaf, name in zip(leaves, names, strict=True):
+        want = expected.get(name)
+        if want is not None and not (isinstance(leaf, Tensor) and _fits(leaf, want)):
+            found = f"{list(leaf.shape)} {leaf.dtype}" if isinstance(leaf, Tensor) else type(leaf).__name__
+            raise CaptureError(
+                f"The exported program takes '{name}' as {list(want.shape)} {want.dtype}, but the example input is "
+                f"{found}. Pass example_inputs that it accepts, or export the model anew."
+            )
+
+
+def _fits(tensor: Tensor, want: Tensor) -> bool:
+    sizes: list[Any] = list(want.shape)  # an int, or a SymInt where the size is dynamic
+    static = all(size == found for size, found in zip(sizes, tensor.shape, strict=False) if isinstance(size, int))
+    return tensor.dtype == want.dtype and tensor.dim() == want.dim() and static
 
 
 def _random(captured: Captured) -> bool:

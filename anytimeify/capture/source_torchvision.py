@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import warnings
 from typing import Any
 
@@ -26,7 +27,8 @@ def _load(name: str, trust_pickle: bool) -> Source:
         raise CaptureError(
             f"torchvision has no model '{name}'." + (f" Did you mean {', '.join(close)}?" if close else "")
         )
-    backbones = {"weights_backbone": None} if models.get_model_builder(name).__module__.count("segmentation") else {}
+    options = inspect.signature(models.get_model_builder(name)).parameters
+    backbones = {"weights_backbone": None} if "weights_backbone" in options else {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # advice on initialisation, which transform does not change
         model = models.get_model(name, weights=None, **backbones)

@@ -42,12 +42,12 @@ UNARY = [
     "elu", "erf", "erfc", "erfinv", "exp", "exp2", "expm1", "feature_dropout", "alpha_dropout",
     "feature_alpha_dropout", "fix", "floor", "frac", "gelu", "hardshrink", "hardsigmoid", "hardswish",
     "hardtanh", "isfinite", "isinf", "isnan", "leaky_relu", "lgamma", "log", "log10", "log1p", "log2",
-    "log_sigmoid", "logical_not", "logit", "mish", "nan_to_num", "native_dropout", "neg", "negative",
+    "log_sigmoid", "logical_not", "logit", "mish", "nan_to_num", "neg", "negative",
     "positive", "rad2deg", "reciprocal", "relu", "relu6", "round", "rrelu", "rsqrt", "selu", "sgn", "sigmoid",
     "sign", "signbit", "silu", "sin", "sinc", "sinh", "softplus", "softshrink", "softsign", "sqrt", "square",
     "tan", "tanh", "tanhshrink", "threshold", "to", "trunc", "_to_copy", "type_as", "zeros_like", "ones_like",
     "full_like", "empty_like", "rand_like", "randn_like", "bernoulli", "contiguous", "lift_fresh_copy",
-    "masked_fill", "fill", "where", "pow", "float_power", "addcmul", "addcdiv", "lerp", "view_as_real_copy",
+    "masked_fill", "fill", "where", "pow", "float_power", "addcmul", "addcdiv", "lerp",
 ]
 # fmt: on
 # fmt: off
@@ -58,8 +58,17 @@ BINARY = [
     "xlogy",
 ]
 # fmt: on
-axis_rule([target for target in aten(*UNARY, *BINARY) if target not in aten("to.prim_other")], pointwise)
+axis_rule([target for target in aten(*UNARY, *BINARY) if target not in aten("where.default")], pointwise)
 axis_rule(aten("add", "sub", "subtract"), pointwise, joins=True)
+
+
+# the result and the mask
+def _with_mask(op: Op) -> tuple[Dims, ...]:
+    x = op.axes(op["input"])
+    return x, x
+
+
+axis_rule(aten("native_dropout.default"), _with_mask)
 
 
 # one slope per channel, or one for all
@@ -102,7 +111,13 @@ def _along(op: Op) -> Dims:
     return x
 
 
-axis_rule(aten("cumsum.default", "cumprod.default", "roll.default", "flip.default", "sort.default"), _along)
+def _sort(op: Op) -> tuple[Dims, ...]:
+    x = _along(op)
+    return x, x
+
+
+axis_rule(aten("cumsum.default", "cumprod.default", "roll.default", "flip.default", "argsort"), _along)
+axis_rule(aten("sort", "cummax.default", "cummin.default"), _sort)
 
 
 # the gated linear unit halves one dimension

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from anytimeify import factors
 from anytimeify.factors import ONE, Expr
 from anytimeify.ir import Size
-from anytimeify.rules.op import Dims, Op, Resize, axis_rule
+from anytimeify.rules.op import Call, Dims, Op, Resize, axis_rule
 from anytimeify.rules.targets import aten
 
 
@@ -73,8 +75,27 @@ def _unflatten(r: Resize) -> dict[str, Any]:
 
 
 axis_rule(aten("unflatten.int"), _view, literals=_unflatten, view=True)
-axis_rule(aten("reshape_as.default", "view_as.default"), _view, view=True)
-axis_rule(aten("squeeze", "unsqueeze.default"), _view, view=True)
+
+
+def _view_as(op: Op) -> Dims:
+    result = op.axes(op["other"])
+    for one, other in zip(_view(op), result, strict=True):
+        op.unify(one, other)
+    return result
+
+
+axis_rule(aten("reshape_as.default", "view_as.default"), _view_as, view=True)
+axis_rule(aten("unsqueeze.default", "squeeze.dim", "squeeze.dims"), _view, view=True)
+
+
+# squeezing whatever is of size one would also squeeze an axis that a width has left one entry of
+def _squeezed(r: Resize) -> Call:
+    shape = r.arguments["self"].meta["type"].shape
+    dims = [dim for dim, size in enumerate(shape) if size == Size(1)]
+    return Call(torch.ops.aten.squeeze.dims, {"self": r.arguments["self"], "dim": dims})
+
+
+axis_rule(aten("squeeze.default"), _view, literals=_squeezed, view=True)
 
 
 def _permute(op: Op) -> Dims:

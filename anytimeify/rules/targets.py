@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from anytimeify._torch import schema
 from anytimeify.schema import is_mutable
 
 
@@ -21,6 +22,10 @@ def aten(*names: str) -> list[Any]:
             continue
         for one in [overload] if overload else packet.overloads():
             target = getattr(packet, one, None)
-            if target is not None and not is_mutable(target) and target not in found:
+            if target is not None and _gives_tensors(target) and not is_mutable(target) and target not in found:
                 found.append(target)
     return found
+
+
+def _gives_tensors(target: Any) -> bool:
+    return any("Tensor" in str(result.type) for result in schema(target).returns)

@@ -1,0 +1,361 @@
+"""Every registered rule on its own: the operation on narrowed operands gives what the rule says.
+
+Operands are parameters, so all of their axes start free. At several widths the program is narrowed, run, and compared
+with the types that the analysis gave. Every operation that has a rule must have a call here.
+"""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx
+
+from anytimeify._torch import schema
+from anytimeify.axes import analyse
+from anytimeify.ir import Origin, Program, Size, TensorType
+from anytimeify.passes.narrow import Builder
+from anytimeify.rules import axis_rule, registered
+from anytimeify.rules.op import unregister
+from anytimeify.rules.pointwise import BINARY, UNARY
+
+aten = torch.ops.aten
+
+
+def f(*shape: int) -> Tensor:
+    return torch.nn.Parameter(torch.rand(shape) * 0.8 + 0.1)
+
+
+def i(high: int, *shape: int) -> Tensor:
+    return torch.randint(0, high, shape)
+
+
+IMAGE = (2, 8, 6, 6)
+# positional arguments of each operation; a list of several calls where the rule distinguishes them
+CALLS: dict[str, list[tuple[Any, ...]]] = {
+    "conv1d": [(f(2, 8, 9), f(12, 8, 3), f(12)), (f(2, 8, 9), f(12, 2, 3), None, [1], [1], [1], 4)],
+    "conv2d": [
+        (f(*IMAGE), f(12, 8, 3, 3), f(12)),
+        (f(*IMAGE), f(8, 1, 3, 3), None, [1, 1], [1, 1], [1, 1], 8),
+        (f(*IMAGE), f(12, 2, 3, 3), f(12), [1, 1], [1, 1], [1, 1], 4),
+        (f(8, 6, 6), f(12, 8, 3, 3)),
+    ],
+    "conv3d": [(f(2, 8, 5, 5, 5), f(6, 4, 3, 3, 3), f(6), [1, 1, 1], [0, 0, 0], [1, 1, 1], 2)],
+    "conv_transpose1d": [(f(2, 8, 9), f(8, 3, 3), f(6), [1], [0], [0], 2)],
+    "conv_transpose2d": [(f(*IMAGE), f(8, 5, 3, 3), f(5)), (f(*IMAGE), f(8, 3, 3, 3), None, [2, 2], [0, 0], [0, 0], 4)],
+    "conv_transpose3d": [(f(2, 8, 4, 4, 4), f(8, 5, 3, 3, 3), f(5))],
+    "linear": [(f(2, 5, 8), f(12, 8), f(12)), (f(8), f(12, 8))],
+    "matmul": [(f(3, 4, 8), f(3, 8, 6)), (f(4, 8), f(8, 6)), (f(3, 4, 8), f(8)), (f(8), f(3, 8, 6)), (f(8), f(8))],
+    "mm": [(f(4, 8), f(8, 6))],
+    "bmm": [(f(3, 4, 8), f(3, 8, 6))],
+    "mv": [(f(4, 8), f(8))],
+    "addmm": [(f(6), f(4, 8), f(8, 6)), (f(4, 6), f(4, 8), f(8, 6))],
+    "baddbmm": [(f(3, 4, 6), f(3, 4, 8), f(3, 8, 6))],
+    "embedding": [(f(11, 8), i(11, 2, 5))],
+    "outer": [(f(4), f(6))],
+    "einsum": [("nci,oc->noi", [f(2, 8, 5), f(12, 8)]), ("bhid,bhjd->bhij", [f(2, 4, 5, 6), f(2, 4, 7, 6)])],
+    "scaled_dot_product_attention": [(f(2, 4, 5, 6), f(2, 4, 7, 6), f(2, 4, 7, 3))],
+    "batch_norm": [(f(*IMAGE), f(8), f(8), torch.rand(8), torch.rand(8), True, 0.1, 1e-5, False)],
+    "instance_norm": [(f(*IMAGE), f(8), f(8), None, None, True, 0.1, 1e-5, False)],
+    "layer_norm": [(f(2, 5, 8), [8], f(8), f(8)), (f(2, 4, 6), [4, 6], f(4, 6))],
+    "rms_norm": [(f(2, 5, 8), [8], f(8))],
+    "group_norm": [(f(*IMAGE), 4, f(8), f(8)), (f(*IMAGE), 1, f(8), f(8))],
+    "_weight_norm": [(f(8, 4, 3), f(8, 1, 1), 0), (f(8, 4, 3), f(1, 1, 3), 2)],
+    "bitwise_and.Scalar": [(i(3, 2, 8), 1)],
+    "bitwise_or.Scalar": [(i(3, 2, 8), 1)],
+    "bitwise_xor.Scalar": [(i(3, 2, 8), 1)],
+    "bitwise_and.Scalar_Tensor": [(1, i(3, 2, 8))],
+    "bitwise_or.Scalar_Tensor": [(1, i(3, 2, 8))],
+    "bitwise_xor.Scalar_Tensor": [(1, i(3, 2, 8))],
+    "clamp": [(f(2, 8), 0.1)],
+    "clip": [(f(2, 8), 0.1)],
+    "clamp.Tensor": [(f(2, 8), f(8))],
+    "clip.Tensor": [(f(2, 8), f(8))],
+    "fill.Tensor": [(f(2, 8), f())],
+    "masked_fill.Tensor": [(f(2, 8), torch.rand(8) > 0.5, f())],
+    "native_dropout": [(f(2, 8), 0.5, True)],
+    "to.device": [(f(2, 8), torch.device("cpu"), torch.float32)],
+    "to.prim_Device": [(f(2, 8), torch.device("cpu"))],
+    "norm.ScalarOpt_dim_dtype": [(f(2, 8, 5), 2.0, [1], False, {"dtype": torch.float32})],
+    "norm.ScalarOpt_dtype": [(f(2, 8, 5), 2.0, {"dtype": torch.float32})],
+    "movedim.int": [(f(2, 8, 6), 1, 2)],
+    "moveaxis.int": [(f(2, 8, 6), 1, 2)],
+    "prelu": [(f(*IMAGE), f(8)), (f(*IMAGE), f(1))],
+    "expand_as": [(f(1, 8), f(6, 8))],
+    "glu": [(f(2, 8, 5), 1)],
+    "drop_path": [(f(2, 8, 5), 0.5, True, "row")],
+    "softmax": [(f(2, 8, 5), -1)],
+    "log_softmax": [(f(2, 8, 5), 1)],
+    "_softmax": [(f(2, 8, 5), 1, False)],
+    "_log_softmax": [(f(2, 8, 5), 1, False)],
+    "cumsum": [(f(2, 8, 5), 1)],
+    "cumprod": [(f(2, 8, 5), 1)],
+    "cummax": [(f(2, 8, 5), 1)],
+    "cummin": [(f(2, 8, 5), 1)],
+    "roll": [(f(2, 8, 5), [1], [1])],
+    "flip": [(f(2, 8, 5), [1])],
+    "sort": [(f(2, 8, 5), 1)],
+    "argsort": [(f(2, 8, 5), 1)],
+    "max_pool1d": [(f(2, 8, 9), [3])],
+    "avg_pool1d": [(f(2, 8, 9), [3])],
+    "adaptive_avg_pool1d": [(f(2, 8, 9), [3])],
+    "max_pool2d": [(f(*IMAGE), [2, 2]), (f(8, 6, 6), [2, 2])],
+    "avg_pool2d": [(f(*IMAGE), [2, 2])],
+    "lp_pool2d": [(f(*IMAGE), 2, [2, 2])],
+    "adaptive_avg_pool2d": [(f(*IMAGE), [1, 1])],
+    "max_pool3d": [(f(2, 8, 4, 4, 4), [2, 2, 2])],
+    "avg_pool3d": [(f(2, 8, 4, 4, 4), [2, 2, 2])],
+    "adaptive_avg_pool3d": [(f(2, 8, 4, 4, 4), [1, 1, 1])],
+    "max_pool1d_with_indices": [(f(2, 8, 9), [3])],
+    "adaptive_max_pool1d": [(f(2, 8, 9), [3])],
+    "max_pool2d_with_indices": [(f(*IMAGE), [2, 2])],
+    "adaptive_max_pool2d": [(f(*IMAGE), [2, 2])],
+    "max_pool3d_with_indices": [(f(2, 8, 4, 4, 4), [2, 2, 2])],
+    "adaptive_max_pool3d": [(f(2, 8, 4, 4, 4), [2, 2, 2])],
+    "pad": [(f(*IMAGE), [1, 1, 2, 2]), (f(*IMAGE), [0, 0, 0, 0, 4, 4]), (f(2, 8), [0, 3])],
+    "constant_pad_nd": [(f(*IMAGE), [0, 0, 0, 0, 0, 8])],
+    "reflection_pad1d": [(f(2, 8, 5), [1, 1])],
+    "reflection_pad2d": [(f(*IMAGE), [1, 1, 1, 1])],
+    "reflection_pad3d": [(f(2, 8, 4, 4, 4), [1] * 6)],
+    "replication_pad1d": [(f(2, 8, 5), [1, 1])],
+    "replication_pad2d": [(f(*IMAGE), [1, 1, 1, 1])],
+    "replication_pad3d": [(f(2, 8, 4, 4, 4), [1] * 6)],
+    "pixel_shuffle": [(f(2, 16, 3, 3), 2)],
+    "pixel_unshuffle": [(f(*IMAGE), 2)],
+    "channel_shuffle": [(f(*IMAGE), 2)],
+    "native_channel_shuffle": [(f(*IMAGE), 2)],
+    "im2col": [(f(*IMAGE), [3, 3], [1, 1], [0, 0], [1, 1])],
+    "col2im": [(f(2, 36, 9), [6, 6], [2, 2], [1, 1], [0, 0], [2, 2])],
+    "unfold": [(f(2, 8, 6), 2, 2, 2)],
+    "view": [(f(2, 8, 6), [2, 4, 2, 6])],
+    "_unsafe_view": [(f(2, 8, 6), [16, 6])],
+    "reshape": [(f(2, 8, 6), [2, 4, 2, 6]), (f(2, 4, 2, 6), [2, 8, -1]), (f(2, 6, 4), [2, 24])],
+    "flatten": [(f(2, 8, 3, 3), 1)],
+    "unflatten": [(f(2, 8, 6), 1, [4, 2])],
+    "reshape_as": [(f(2, 8, 6), f(2, 4, 2, 6))],
+    "view_as": [(f(2, 8, 6), f(2, 4, 2, 6))],
+    "squeeze": [(f(2, 1, 8),)],
+    "squeeze.dim": [(f(2, 1, 8), 1)],
+    "squeeze.dims": [(f(2, 1, 8), [1])],
+    "unsqueeze": [(f(2, 8), 1)],
+    "permute": [(f(2, 8, 6), [2, 0, 1])],
+    "transpose": [(f(2, 8, 6), 1, 2)],
+    "swapaxes": [(f(2, 8, 6), 1, 2)],
+    "swapdims": [(f(2, 8, 6), 1, 2)],
+    "t": [(f(8, 6),)],
+    "numpy_T": [(f(8, 6),)],
+    "mT": [(f(2, 8, 6),)],
+    "matrix_H": [(f(8, 6),)],
+    "adjoint": [(f(2, 8, 6),)],
+    "movedim": [(f(2, 8, 6), [1], [2])],
+    "moveaxis": [(f(2, 8, 6), [1], [2])],
+    "expand": [(f(1, 8), [4, 8]), (f(8, 1), [3, 8, 5])],
+    "broadcast_to": [(f(1, 8), [4, 8])],
+    "repeat": [(f(2, 8), [3, 1, 2])],
+    "tile": [(f(2, 8), [2])],
+    "repeat_interleave": [(f(2, 8), 3, 1)],
+    "cat": [([f(2, 8, 5), f(2, 4, 5)], 1)],
+    "concat": [([f(2, 8, 5), f(2, 4, 5)], 1)],
+    "concatenate": [([f(2, 8, 5), f(2, 4, 5)], 1)],
+    "stack": [([f(2, 8), f(2, 8)], 1)],
+    "split": [(f(2, 8, 5), 4, 1), (f(2, 7, 5), 4, 1)],
+    "split.sizes": [(f(2, 8, 5), [2, 6], 1)],
+    "split_with_sizes": [(f(2, 8, 5), [2, 6], 1)],
+    "chunk": [(f(2, 8, 5), 2, 1)],
+    "tensor_split.sections": [(f(2, 8, 5), 2, 1)],
+    "unbind": [(f(2, 3, 5), 1)],
+    "select": [(f(2, 3, 5), 1, 0)],
+    "slice": [(f(2, 8, 5), 1, 2, 6), (f(2, 8, 5), 1, 0, 4), (f(2, 8, 5), 1, 0, 8, 2)],
+    "narrow": [(f(2, 8, 5), 1, 2, 4)],
+    "index": [(f(9, 4), [i(9, 25)]), (f(2, 9, 4), [None, i(9, 5, 5)]), (f(5, 4, 6), [i(5, 3), None, i(6, 3)])],
+    "index_select": [(f(9, 4), 0, i(9, 25))],
+    "topk": [(f(2, 8, 5), 2, 1)],
+    "one_hot": [(i(4, 2, 5), 4)],
+    "slice_scatter": [(f(2, 8, 5), f(2, 4, 5), 1, 0, 4)],
+    "select_scatter": [(f(2, 8, 5), f(2, 5), 1, 0)],
+    "max": [(f(2, 8, 5),)],
+    "min": [(f(2, 8, 5),)],
+    "median": [(f(2, 8, 5),)],
+    "max.dim": [(f(2, 8, 5), 1)],
+    "min.dim": [(f(2, 8, 5), 1)],
+    "median.dim": [(f(2, 8, 5), 1)],
+    "mode": [(f(2, 8, 5), 1)],
+    "max.other": [(f(2, 8), f(8))],
+    "min.other": [(f(2, 8), f(8))],
+    "argmax": [(f(2, 8, 5), 1)],
+    "argmin": [(f(2, 8, 5), 1)],
+    "zeros": [([2, 3],)],
+    "ones": [([2, 3],)],
+    "full": [([2, 3], 1.0)],
+    "rand": [([2, 3],)],
+    "randn": [([2, 3],)],
+    "empty.memory_format": [([2, 3],)],
+    "new_zeros": [(f(2), [2, 3])],
+    "new_ones": [(f(2), [2, 3])],
+    "new_full": [(f(2), [2, 3], 1.0)],
+    "new_empty": [(f(2), [2, 3])],
+    "arange": [(5,)],
+    "eye": [(4,)],
+    "tril": [(f(5, 5),)],
+    "triu": [(f(5, 5),)],
+    "meshgrid": [([f(3), f(4)],)],
+    "linspace": [(0.0, 1.0, 5)],
+    "logspace": [(0.0, 1.0, 5)],
+    "randint": [(5, [2, 3])],
+    "randint.low": [(1, 5, [2, 3])],
+    "randperm": [(5,)],
+    "hann_window": [(5,)],
+    "scalar_tensor": [(1.0,)],
+    "tril_indices": [(4, 4)],
+    "triu_indices": [(4, 4)],
+    "upsample_nearest1d": [(f(2, 8, 5), [10])],
+    "upsample_linear1d": [(f(2, 8, 5), [10], False)],
+    "upsample_nearest2d": [(f(*IMAGE), [12, 12])],
+    "_upsample_nearest_exact2d": [(f(*IMAGE), [12, 12])],
+    "upsample_bilinear2d": [(f(*IMAGE), [12, 12], False)],
+    "upsample_bicubic2d": [(f(*IMAGE), [12, 12], False)],
+    "_upsample_bilinear2d_aa": [(f(*IMAGE), [12, 12], False)],
+    "_upsample_bicubic2d_aa": [(f(*IMAGE), [12, 12], False)],
+    "upsample_nearest3d": [(f(2, 8, 4, 4, 4), [8, 8, 8])],
+    "upsample_trilinear3d": [(f(2, 8, 4, 4, 4), [8, 8, 8], False)],
+}
+"""Calls of `name.overload`, or of the default overload of `name`."""
+
+
+def run_rule(target: Any, arguments: tuple[Any, ...], width: float) -> bool:
+    """Narrow a program of one call and run it; whether anything could be narrowed."""
+    program, node = one_call(target, arguments)
+    axes = analyse(program)
+    dims = axes.dims[node]
+    kinds = node.meta["type"]
+    for each, kind in zip(dims, kinds, strict=True) if isinstance(kinds, tuple) else [(dims, kinds)]:
+        assert len(each) == len(kind.shape)
+        for expr, size in zip(each, kind.shape, strict=True):
+            assert axes.size(expr, {}) == size
+    if not axes.narrowable:
+        return False
+    builder = Builder.copying(program)
+    widths = axes.widths(width)
+    env = builder.clone_narrowed(program, axes, widths, prefix="thin_")
+    thin = builder.build([env[node]], program.graph.output_node())
+    values: dict[fx.Node, Any] = {}
+    for step in thin.graph.nodes:
+        if step.op == "get_attr":
+            values[step] = thin.tensors[str(step.target)]
+        elif step.op == "call_function":
+            args, kwargs = fx.map_arg((step.args, dict(step.kwargs)), lambda source: values[source])
+            values[step] = step.target(*args, **kwargs)
+    result, kind = values[thin.outputs[0]], thin.outputs[0].meta["type"]
+    for tensor, one in zip(result, kind, strict=True) if isinstance(kind, tuple) else [(result, kind)]:
+        assert [size.coefficient for size in one.shape] == list(tensor.shape)
+    return bool(widths)
+
+
+def one_call(target: Any, arguments: tuple[Any, ...]) -> tuple[Program, fx.Node]:
+    """A program of one call whose operands are tensors read by name. Nothing of it is an output, so nothing is pinned."""
+    graph = fx.Graph()
+    tensors: dict[str, Tensor] = {}
+    held = graph.placeholder("held")
+    held.meta = {"type": TensorType((Size(1, ("s0",)),), torch.float32), "origin": Origin()}
+
+    def read(value: Any) -> Any:
+        if isinstance(value, list):
+            return [read(item) for item in value]
+        if not isinstance(value, Tensor):
+            return value
+        name = f"t{len(tensors)}"
+        tensors[name] = value
+        node = graph.create_node("get_attr", name, name=name)
+        node.meta = {"type": type_of(value), "origin": Origin()}
+        return node
+
+    kwargs = arguments[-1] if arguments and isinstance(arguments[-1], dict) else {}
+    given = arguments[:-1] if kwargs else arguments
+    args = tuple(map(read, given))
+    with torch.no_grad():
+        result = target(*(_copies(value) for value in given), **kwargs)
+    node = graph.call_function(target, args, kwargs)
+    node.meta = {"type": type_of(result), "origin": Origin("here")}
+    graph.output((held,))
+    return Program(graph, tensors), node
+
+
+def _copies(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_copies(item) for item in value]
+    return value.detach().clone() if isinstance(value, Tensor) else value
+
+
+def type_of(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return tuple(map(type_of, value))
+    return TensorType(tuple(Size(n) for n in value.shape), value.dtype)
+
+
+def calls_of(target: Any) -> list[tuple[Any, ...]]:
+    """The calls to try for an operation; those of element-wise operations and reductions follow from the schema."""
+    name, overload = schema(target).name.rpartition("::")[2], schema(target).overload_name or "default"
+    if f"{name}.{overload}" in CALLS:
+        return CALLS[f"{name}.{overload}"]
+    if name in CALLS and overload in ("default", "int", "using_ints", "Tensor", "input", "intlist", "self_int", "dim"):
+        return CALLS[name]
+    if not may_generate(name):
+        return []
+    positional = [generated(argument, name) for argument in required(target)]
+    kwargs = {
+        a.name: KEYWORDS.get(a.name) for a in schema(target).arguments if a.kwarg_only and not a.has_default_value()
+    }
+    return [(*positional, kwargs) if kwargs else tuple(positional)]
+
+
+KEYWORDS = {"rounding_mode": "floor", "decimals": 1, "dtype": torch.float32}
+
+
+def may_generate(name: str) -> bool:
+    from anytimeify.rules.reduce import NAMES
+
+    return name in (*UNARY, *BINARY, "add", "sub", "subtract", *NAMES.split())
+
+
+def required(target: Any) -> list[Any]:
+    return [a for a in schema(target).arguments if not a.has_default_value() and not a.kwarg_only]
+
+
+def generated(argument: Any, name: str) -> Any:
+    kind = str(argument.type)
+    if "Tensor" in kind:
+        shape = {"other": (8, 1), "exponent": (8, 1), "tensor2": (8, 1), "end": (8, 1)}.get(argument.name, (2, 8, 5))
+        if argument.name in ("mask", "condition"):
+            return torch.rand(2, 8, 5) > 0.5
+        return i(3, *shape) if name.startswith("bitwise") else f(*shape)
+    if argument.name in ("dim", "dims"):
+        return [1] if "List" in kind or "[]" in kind else 1
+    return {"float": 0.5, "number": 0.5, "int": 1, "bool": False}.get(
+        kind, torch.float32 if "dtype" in argument.name else 1
+    )
+
+
+TARGETS = sorted(registered(), key=str)
+
+
+@pytest.mark.parametrize("target", [target for target in TARGETS if calls_of(target)], ids=str)
+def test_narrowed_calls_have_the_shape_that_the_rule_says(target: Any) -> None:
+    for arguments in calls_of(target):
+        for width in (0.1, 0.3, 0.5, 0.75):
+            run_rule(target, arguments, width)
+
+
+def test_every_rule_is_tried() -> None:
+    untried = {str(target).rpartition(".")[0] for target in TARGETS if not calls_of(target)}
+    tried = {str(target).rpartition(".")[0] for target in TARGETS if calls_of(target)}
+    assert untried - tried == set()
+
+
+def test_the_check_finds_wrong_rules() -> None:
+    """A rule that says that a sum over channels keeps them must fail."""
+    target = aten.bilinear.default
+    axis_rule(target, "... i, ... j, o i j, o -> ... j")
+    try:
+        with pytest.raises((AssertionError, RuntimeError)):
+            run_rule(target, (f(4, 8), f(4, 6), f(5, 8, 6), f(5)), 0.5)
+    finally:
+        unregister(target)
