@@ -193,15 +193,14 @@ def analyse(program: Program) -> Axes:
     """Find the axis groups of a canonical program. Linear in the number of nodes."""
     known: dict[fx.Node, Any] = {}
     memo: dict[fx.Node, dict[str, Any]] = {}
-    live: set[fx.Node] = set()  # depends on an input
+    depth: dict[fx.Node, int] = {}  # layers with parameters on the way from an input, of what depends on one
     joins: list[Expr] = []
     unknown: list[fx.Node] = []
     of_tensor: dict[int, Dims] = {}  # tied parameters are one tensor under several names
     for node in program.graph.nodes:
-        if any(source in live for source in node.all_input_nodes):
-            live.add(node)
+        if node.op == "placeholder" or any(source in depth for source in node.all_input_nodes):
+            depth[node] = max((depth.get(source, 0) for source in node.all_input_nodes), default=0) + _is_layer(node)
         if node.op == "placeholder":
-            live.add(node)
             known[node] = _input_dims(node)
         elif node.op == "get_attr":
             tensor = program.tensors[str(node.target)]
@@ -226,7 +225,7 @@ def analyse(program: Program) -> Axes:
                 known[node] = op.give_up("its axis rule does not fit this call")
             memo[node] = op.memo
             if rule.joins:
-                joins.extend(_joined(op, live))
+                joins.extend(_joined(op, depth))
     for expr in joins:
         mark_stream(expr)
     dims = {node: _resolved(axes) for node, axes in known.items()}
@@ -267,10 +266,17 @@ def _tensor_dims(node: fx.Node, tensor: torch.Tensor) -> Dims:
     return tuple(ONE if size == Size(1) else Factor(size, free=free) for size in sizes)
 
 
-def _joined(op: Op, live: set[fx.Node]) -> Iterator[Expr]:
-    """The axes on which a residual addition meets: both operands depend on the input and have the dimension."""
+def _is_layer(node: fx.Node) -> bool:
+    rule = rule_of(node.target) if node.op == "call_function" else None
+    reads = any(source.op == "get_attr" for source in node.all_input_nodes)
+    return rule is not None and rule.macs is not None and reads
+
+
+def _joined(op: Op, depth: Mapping[fx.Node, int]) -> Iterator[Expr]:
+    """The axes on which a residual addition meets: both operands depend on the input and have the dimension, and one
+    of them has been through more layers (two halves of a rotary embedding have not)."""
     operands = op.operands()
-    if len(operands) == 2 and all(node in live for node in operands):
+    if len(operands) == 2 and all(node in depth for node in operands) and len({depth[n] for n in operands}) == 2:
         for one, other in zip(reversed(op.axes(operands[0])), reversed(op.axes(operands[1])), strict=False):
             if resolve(one) != ONE and resolve(other) != ONE:
                 yield one
@@ -380,8 +386,18 @@ def _quanta(products: Sequence[Product], whole: set[Factor]) -> dict[Factor, int
     """The number of channels in one unit of a factor: what it carries whole inside its products."""
     quanta: dict[Factor, int] = {}
     for product in products:
-        carried = math.prod(leaf.size.coefficient for leaf in leaves(product) if leaf in whole)
-        for leaf in leaves(product):
-            if leaf.pin is None and leaf not in whole:
-                quanta[leaf] = max(quanta.get(leaf, 1), carried)
+        carried = [_carried(part, whole) for part in product.parts]
+        for index, part in enumerate(product.parts):
+            others = math.prod(carried[:index] + carried[index + 1 :])
+            for leaf in leaves(part):
+                if leaf.pin is None and leaf not in whole:
+                    quanta[leaf] = max(quanta.get(leaf, 1), others)
     return quanta
+
+
+def _carried(expr: Expr, whole: set[Factor]) -> int:
+    """Channels of an expression that is kept whole; pinned factors and those that are cut count as one."""
+    if isinstance(expr, Factor):
+        return expr.size.coefficient if expr in whole else 1
+    counts = [_carried(part, whole) for part in expr.parts]
+    return math.prod(counts) if isinstance(expr, Product) else sum(counts) if any(c > 1 for c in counts) else 1

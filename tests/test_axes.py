@@ -91,6 +91,25 @@ def test_attention_cuts_whole_heads_of_a_fused_projection() -> None:
     assert sites(axes, "qkv") == {"qkv.weight:0", "qkv.bias:0", "proj.weight:1"}
 
 
+class Rotary(Attention):
+    """Queries and keys are turned in pairs of halves: the head size is a concatenation inside a product."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, tokens, _ = x.shape
+        q, k, v = self.qkv(x).reshape(n, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        angles = torch.arange(tokens)[:, None] * torch.ones(6)
+        q, k = (y * angles.cos() + torch.cat([-y[..., 3:], y[..., :3]], -1) * angles.sin() for y in (q, k))
+        y = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, tokens, -1)
+        result: Tensor = self.head((x + self.proj(y)).mean(1))
+        return result
+
+
+def test_rotary_embeddings_keep_whole_heads_and_make_no_stream() -> None:
+    axes = axes_of(nn.Sequential(nn.Linear(24, 24), Rotary()), 7, 24)
+    assert (group(axes, "1.qkv").size, group(axes, "1.qkv").quantum, group(axes, "1.qkv").role) == (24, 6, "inner")
+    assert group(axes, "0").role == "stream"
+
+
 @pytest.mark.parametrize(
     "tokens", [7, 24, 4, 6, 3]
 )  # equal to the channels, the heads, the head size, the three of qkv

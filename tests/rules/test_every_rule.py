@@ -251,7 +251,7 @@ def run_rule(target: Any, arguments: tuple[Any, ...], width: float) -> bool:
 
 
 def one_call(target: Any, arguments: tuple[Any, ...]) -> tuple[Program, fx.Node]:
-    """A program of one call whose operands are tensors read by name. Nothing of it is an output, so nothing is pinned."""
+    """A program of one call whose operands are tensors read by name. Nothing of it is an output."""
     graph = fx.Graph()
     tensors: dict[str, Tensor] = {}
     held = graph.placeholder("held")

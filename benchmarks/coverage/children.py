@@ -1,0 +1,90 @@
+"""A child process with a time limit and a reading of its peak memory.
+
+Nothing heavy is imported here: on Linux the peak of a child starts at that of the process that forked it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Ended", "ask", "run"]
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a child ended. `code`: its exit status, negative for a signal; `last`: its last line on stderr."""
+
+    code: int
+    timed_out: bool
+    seconds: float
+    peak_mib: float
+    last: str
+
+
+def run(command: Sequence[str], seconds: float, environment: Mapping[str, str] | None = None) -> Ended:
+    """Runs a command to its end or to the time limit, when it and everything that it started are killed."""
+    expired = threading.Event()
+    start = time.monotonic()
+    with tempfile.TemporaryFile() as errors:
+        child = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**os.environ, **(environment or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            start_new_session=True,
+        )
+
+        def kill() -> None:
+            with suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+
+        def expire() -> None:
+            expired.set()
+            kill()
+
+        timer = threading.Timer(seconds, expire)
+        timer.start()
+        try:
+            _, status, usage = os.wait4(child.pid, 0)
+            child.returncode = os.waitstatus_to_exitcode(status)
+        finally:
+            timer.cancel()
+            kill()
+        errors.seek(0)
+        lines = [line.strip() for line in errors.read().decode(errors="replace").splitlines() if line.strip()]
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    peak = round(usage.ru_maxrss / unit, 1)
+    return Ended(child.returncode, expired.is_set(), time.monotonic() - start, peak, lines[-1] if lines else "")
+
+
+def ask(
+    module: str, task: Mapping[str, Any], seconds: float, environment: Mapping[str, str] | None = None
+) -> tuple[dict[str, Any], Ended]:
+    """Runs `python -m module TASK FILE`, where the child appends what it finds to FILE, an object a line.
+
+    Returns all of it as one object, also that of a child which did not get to its end."""
+    with tempfile.TemporaryDirectory() as folder:
+        answer = Path(folder) / "answer.jsonl"
+        answer.touch()
+        ended = run([sys.executable, "-m", module, json.dumps(task), str(answer)], seconds, environment)
+        found: dict[str, Any] = {}
+        for line in answer.read_text().splitlines():
+            with suppress(json.JSONDecodeError):  # the last line of a child that was killed while it wrote
+                found.update(json.loads(line))
+    return found, ended

@@ -1,0 +1,247 @@
+"""The child: one backbone and one scheme, step by step. `python -m benchmarks.coverage.worker TASK FILE`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from anytimeify import AnytimeModel, verification
+from anytimeify.axes import Axes, Widths, analyse
+from anytimeify.capture import capture
+from anytimeify.capture.front_end import export
+from anytimeify.capture.inputs import CallInputs, call_inputs
+from anytimeify.cost import macs_by_node
+from anytimeify.factors import Expr, Pin, leaves
+from anytimeify.ir import Captured, Outputs
+from anytimeify.passes.narrow import Builder
+from anytimeify.report.rows import sizes
+from anytimeify.rewriter import parse_scheme, schemes
+from anytimeify.testing import assert_costs_increase
+from benchmarks.zoo import build, catalogue, family
+
+__all__ = ["held", "main", "measure"]
+
+WIDTH = 0.25
+DEFAULTS = {"nested-channels": "nested-channels{widths=0.25,0.5,1}"}
+
+Say = Callable[[Mapping[str, Any]], None]
+
+
+def main() -> None:
+    """Does the task of the command line."""
+    task: dict[str, Any] = json.loads(sys.argv[1])
+    file = Path(sys.argv[2])
+
+    def say(found: Mapping[str, Any]) -> None:
+        with file.open("a") as lines:
+            lines.write(json.dumps(found) + "\n")
+
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    warnings.simplefilter("ignore")  # what backbones and the exporter say of themselves
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    {"list": list_names, "measure": measure, "prune": prune}[task.pop("do")](say, **task)
+
+
+def list_names(say: Say, kinds: list[str]) -> None:
+    """Names of backbones by prefix, and the spec string of every scheme."""
+    say({"names": {kind: catalogue(kind) for kind in kinds}})
+    say({"schemes": [DEFAULTS.get(name, name) for name in schemes()]})
+
+
+def prune(say: Say, **task: Any) -> None:
+    """The same backbone through Torch-Pruning."""
+    from benchmarks.coverage.torch_pruning import prune
+
+    prune(say, **task)
+
+
+class Steps:
+    """Clocks steps and says which one runs, so that a child which is killed leaves word of how far it came."""
+
+    def __init__(self, say: Say) -> None:
+        self.say = say
+        self.seconds: Counter[str] = Counter()
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        self.say({"step": name})
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] += time.perf_counter() - start
+
+
+def measure(say: Say, backbone: str, scheme: str, input_size: list[int] | None = None) -> None:
+    """Everything that is known of one backbone under one scheme; what fails is said in `why`, with its step."""
+    step = Steps(say)
+    try:
+        _measure(say, step, backbone, scheme, input_size)
+    except Exception as error:
+        say({"verified": False, "why": _line(error)})
+
+
+def _measure(say: Say, step: Steps, backbone: str, scheme: str, input_size: list[int] | None) -> None:
+    with step("build"):
+        model, example = build(backbone, input_size)
+        say({"family": family(backbone), "params": sum(parameter.numel() for parameter in model.parameters())})
+        capture(nn.Linear(2, 2), (torch.randn(2, 2),))  # the first export of a process loads much of torch
+    with step("export"):
+        say({"exported": _export_alone(model, call_inputs(example))})
+    say({"export_seconds": step.seconds["export"]})
+    with step("build"):
+        model, example = build(backbone, input_size)  # an export may leave something behind in the model
+    with step("capture"):
+        captured = capture(model, example)
+    say({"notes": captured.notes, "nodes": len(captured.program.graph.nodes)})
+    with step("analysis"):
+        axes = analyse(captured.program)
+    say({"analysis_seconds": step.seconds["analysis"], "without_rule": _without_rule(axes)})
+    chosen = parse_scheme(scheme)
+    with step("rewrite"):
+        reference, captured = captured.reference, chosen.prepare(captured, axes)
+        net = AnytimeModel(captured, axes, chosen, chosen.apply(captured, axes))
+    macs = [level.cost.macs for level in net.levels]
+    say({"macs": macs, "shares": [one / macs[net.full] for one in macs], "levels": [one.name for one in net.levels]})
+    say(held(captured, axes))
+    with step("verify"):
+        verification.verify(net, model, reference=reference)
+    rest = max(0.0, step.seconds["capture"] - step.seconds["export"]) + step.seconds["rewrite"] + step.seconds["verify"]
+    say({"rest_seconds": rest, **{f"{name}_seconds": step.seconds[name] for name in ("capture", "rewrite", "verify")}})
+    assert_costs_increase(net)
+    with step("training step"):
+        gradients = _training_step(net)
+    say({"gradients": gradients, "training_seconds": step.seconds["training step"]})
+    for problem in ("missing", "not finite"):
+        if names := gradients[problem]:
+            raise AssertionError(f"gradients {problem} after a training step: {len(names)}, such as {names[0]}")
+    say({"verified": True, "step": "done"})
+
+
+def _export_alone(model: nn.Module, inputs: CallInputs) -> str:
+    """torch.export and nothing else, in the mode in which it succeeds."""
+    for training in (True, False):
+        try:
+            export(model, inputs, None, training=training)
+        except Exception:
+            continue
+        return "train" if training else "eval"
+    return "fails"
+
+
+def _training_step(net: AnytimeModel) -> dict[str, list[str]]:
+    """Parameters without a gradient. The loss is the model's own for class scores, alone or at every pixel; for results
+    of other shapes it is the sum of squares: plain sums have no gradient through a norm."""
+    args, kwargs = net.calling.arguments(tuple(x.clone() for x in net.captured.example_inputs), net.captured.signature)
+    net.train()
+    outputs: Outputs = net(*args, **kwargs)
+    _loss(net, outputs).backward()
+    asked = {name: parameter.grad for name, parameter in net.named_parameters() if parameter.requires_grad}
+    there = {name: grad for name, grad in asked.items() if grad is not None}
+    return {
+        "missing": [name for name in asked if name not in there],
+        "not finite": [name for name, grad in there.items() if not grad.isfinite().all()],
+        "zero": [name for name, grad in there.items() if not grad.any()],
+    }
+
+
+def _loss(net: AnytimeModel, outputs: Outputs) -> Tensor:
+    full = outputs.levels[net.full]
+    if full.ndim in (2, 4) and full.shape[1] > 1:
+        target = torch.randint(0, full.shape[1], (full.shape[0], *full.shape[2:]))
+        loss: Tensor = net.loss(outputs, target)
+        return loss
+    return torch.stack([level.square().sum() for level in (*outputs.levels, *outputs.members)]).sum()
+
+
+def _without_rule(axes: Axes) -> list[str]:
+    return sorted({str(node.target) for node in axes.unknown})
+
+
+def held(captured: Captured, axes: Axes, width: float = WIDTH) -> dict[str, Any]:
+    """What keeps the cost up at a width, whatever the scheme.
+
+    `pinned`: the share of the MACs of operations that cost there what they cost in full. `held`: what a layer costs
+    above the square of the width, summed by why one of its channel axes stays longer, largest first: a share of all
+    MACs, the reason, the operation that pins, the line of the backbone, and a node for example.
+    """
+    program = captured.program
+    full = macs_by_node(program, captured.batch, *sizes(captured))
+    total = sum(full.values())
+    widths = axes.widths(width) if axes.narrowable else {}
+    builder = Builder.copying(program)
+    env = builder.clone_narrowed(program, axes, widths, prefix="")
+    thin = macs_by_node(
+        program, captured.batch, *sizes(captured), nodes=dict.fromkeys(env.get(node, node) for node in full)
+    )
+    pinned = 0
+    rows: dict[tuple[str, str], list[Any]] = {}
+    for node, macs in full.items():
+        kept = thin.get(env.get(node, node), 0)
+        pinned += macs if kept == macs else 0
+        excess = kept - macs * width**2
+        why = _why(node, axes, widths, width, kept / macs) if excess > 0.01 * macs else None
+        if why is not None:
+            row = rows.setdefault((why.reason, why.where.op), [0.0, *_cells(why), node.name])
+            row[0] += excess / total
+    listed = sorted(rows.values(), key=lambda row: -row[0])[:8]
+    return {"pinned": pinned / total if total else None, "held": listed}
+
+
+def _cells(pin: Pin) -> tuple[str, str, str]:
+    return pin.reason, pin.where.op, str(pin.where.origin) if pin.where.op else ""
+
+
+def _why(node: fx.Node, axes: Axes, widths: Widths, width: float, kept: float) -> Pin:
+    """Of a layer's own parameters first, then of what it reads: the pin of an axis, or that whole units are kept."""
+    parameters = [source for source in node.all_input_nodes if source.op == "get_attr"]
+    exprs = [expr for source in parameters for expr in axes.dims[source][:2]]
+    exprs += [expr for source in (*node.all_input_nodes, node) for expr in _flat(axes.dims[source])]
+    pins = [leaf.pin for expr in exprs for leaf in leaves(expr) if leaf.pin is not None]
+    for pin in pins:
+        if pin.kind not in ("position", "batch", "constant"):
+            return pin
+    narrowed = [expr for expr in exprs if axes.narrowed(expr, widths)]
+    ratios = [axes.size(expr, widths).coefficient / max(1, _full(axes, expr)) for expr in narrowed]
+    if ratios and max(ratios) > 1.15 * width:
+        return Pin("whole heads, groups or channels: the least is more than the width")
+    if narrowed and kept <= 1.15 * width:
+        return Pin("one channel axis: depthwise, or attention between positions")
+    for pin in pins:
+        if pin.kind == "constant":
+            return pin
+    if narrowed:
+        return Pin("one of two channel axes is not narrowed")
+    return next(iter(pins), Pin("no axis can be narrowed"))
+
+
+def _full(axes: Axes, expr: Expr) -> int:
+    return axes.size(expr, {}).coefficient
+
+
+def _flat(dims: Any) -> Iterator[Expr]:
+    for one in dims:
+        if isinstance(one, tuple):
+            yield from _flat(one)
+        else:
+            yield one
+
+
+def _line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {' '.join(lines)[:400]}" if lines else type(error).__name__
+
+
+if __name__ == "__main__":
+    main()
