@@ -21,6 +21,7 @@ from anytimeify.capture.front_end import MOMENTUM, cumulative_norms, explain, ex
 from anytimeify.capture.functionalise import functionalise
 from anytimeify.capture.inputs import CallInputs, call_inputs, infer
 from anytimeify.capture.lower import lower
+from anytimeify.capture.recompose import recompose
 from anytimeify.capture.outputs import choose
 from anytimeify.capture.simplify import drop_identities, freeze_unread, simplify
 from anytimeify.capture.stochastic_depth import recognise_stochastic_depth
@@ -212,6 +213,7 @@ def _canonicalise(
     `order`: the names of the backbone's state dict, for the program's tensors.
     """
     draft = lower(exported, order)
+    recompose(draft)
     results = list(exported.graph_signature.output_specs)
     prediction = _prediction(draft, results, exported.call_spec.out_spec, output)
     drop_identities(draft)

@@ -15,10 +15,14 @@ for spatial, out, names in (
     (
         "h w",
         "p q",
-        "max_pool2d avg_pool2d adaptive_avg_pool2d upsample_nearest2d upsample_bilinear2d upsample_bicubic2d "
+        "max_pool2d avg_pool2d adaptive_avg_pool2d _adaptive_avg_pool2d upsample_nearest2d upsample_bilinear2d upsample_bicubic2d "
         "_upsample_bilinear2d_aa _upsample_bicubic2d_aa _upsample_nearest_exact2d lp_pool2d",
     ),
-    ("h w d", "p q r", "max_pool3d avg_pool3d adaptive_avg_pool3d upsample_nearest3d upsample_trilinear3d"),
+    (
+        "h w d",
+        "p q r",
+        "max_pool3d avg_pool3d adaptive_avg_pool3d _adaptive_avg_pool3d upsample_nearest3d upsample_trilinear3d",
+    ),
 ):
     axis_rule(aten(*names.split()), [f"n c {spatial} -> n c {out}", f"c {spatial} -> c {out}"])
 for spatial, out, names in (

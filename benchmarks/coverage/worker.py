@@ -122,7 +122,8 @@ def _measure(say: Say, step: Steps, backbone: str, scheme: str, input_size: list
     assert_costs_increase(net)
     with step("training step"):
         gradients = _training_step(net)
-    say({"gradients": gradients, "training_seconds": step.seconds["training step"]})
+    counts = {problem: len(names) for problem, names in gradients.items()}
+    say({"gradients": counts, "training_seconds": step.seconds["training step"]})
     for problem in ("missing", "not finite"):
         if names := gradients[problem]:
             raise AssertionError(f"gradients {problem} after a training step: {len(names)}, such as {names[0]}")
@@ -208,11 +209,12 @@ def _why(node: fx.Node, axes: Axes, widths: Widths, width: float, kept: float) -
     parameters = [source for source in node.all_input_nodes if source.op == "get_attr"]
     exprs = [expr for source in parameters for expr in axes.dims[source][:2]]
     exprs += [expr for source in (*node.all_input_nodes, node) for expr in _flat(axes.dims[source])]
-    pins = [leaf.pin for expr in exprs for leaf in leaves(expr) if leaf.pin is not None]
+    narrowed = [expr for expr in exprs if axes.narrowed(expr, widths)]
+    whole = [expr for expr in exprs if expr not in narrowed]
+    pins = [leaf.pin for expr in whole for leaf in leaves(expr) if leaf.pin is not None]
     for pin in pins:
         if pin.kind not in ("position", "batch", "constant"):
             return pin
-    narrowed = [expr for expr in exprs if axes.narrowed(expr, widths)]
     ratios = [axes.size(expr, widths).coefficient / max(1, _full(axes, expr)) for expr in narrowed]
     if ratios and max(ratios) > 1.15 * width:
         return Pin("whole heads, groups or channels: the least is more than the width")

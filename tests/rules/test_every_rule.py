@@ -104,6 +104,8 @@ CALLS: dict[str, list[tuple[Any, ...]]] = {
     "adaptive_avg_pool2d": [(f(*IMAGE), [1, 1])],
     "max_pool3d": [(f(2, 8, 4, 4, 4), [2, 2, 2])],
     "avg_pool3d": [(f(2, 8, 4, 4, 4), [2, 2, 2])],
+    "_adaptive_avg_pool2d": [(f(*IMAGE), [1, 1])],
+    "_adaptive_avg_pool3d": [(f(2, 8, 4, 4, 4), [1, 1, 1])],
     "adaptive_avg_pool3d": [(f(2, 8, 4, 4, 4), [1, 1, 1])],
     "max_pool1d_with_indices": [(f(2, 8, 9), [3])],
     "adaptive_max_pool1d": [(f(2, 8, 9), [3])],

@@ -1,0 +1,77 @@
+"""Writes operations of core ATen, which `run_decompositions` leaves, as the operations they were made of.
+
+`convolution` becomes `conv2d` and its kin, `native_layer_norm(...)[0]` becomes `layer_norm`, and so on. Programs that
+come straight from `torch.export.export` hold none of them.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import fx
+
+from anytimeify.capture.draft import Draft, fake, insert, replace
+from anytimeify.schema import bound
+
+__all__ = ["recompose"]
+
+aten = torch.ops.aten
+_CONVOLUTIONS = {3: aten.conv1d.default, 4: aten.conv2d.default, 5: aten.conv3d.default}
+_TRANSPOSED = {3: aten.conv_transpose1d.default, 4: aten.conv_transpose2d.input, 5: aten.conv_transpose3d.input}
+
+
+def recompose(draft: Draft) -> None:
+    """Rewrites what has one exact counterpart; everything else stays."""
+    for node in list(draft.graph.nodes):
+        if node.target is aten.convolution.default:
+            _convolution(node)
+        elif node.target in _FIRST_RESULTS:
+            _first_result(node)
+
+
+def _convolution(node: fx.Node) -> None:
+    given, weight = bound(node), fake(node.args[1])  # type: ignore[arg-type]  # the schema: a tensor
+    if weight is None or weight.ndim not in _CONVOLUTIONS:
+        return
+    head = given["input"], given["weight"], given["bias"], given["stride"], given["padding"]
+    if given["transposed"]:
+        tail = given["output_padding"], given["groups"], given["dilation"]
+        replace(node, insert(node, _TRANSPOSED[weight.ndim], *head, *tail))
+    else:
+        replace(node, insert(node, _CONVOLUTIONS[weight.ndim], *head, given["dilation"], given["groups"]))
+
+
+def _first_result(node: fx.Node) -> None:
+    """Operations that also return statistics, which only a backward pass would read."""
+    reads = list(node.users)
+    if any(user.target is not operator.getitem or user.args[1] != 0 for user in reads):
+        return
+    target, arguments = _FIRST_RESULTS[node.target](bound(node))
+    new = insert(node, target, *arguments, val=reads[0].meta["val"] if reads else None)
+    for user in reads:
+        replace(user, new)
+    node.graph.erase_node(node)
+
+
+def _batch_norm(given: dict[str, Any]) -> tuple[Any, tuple[Any, ...]]:
+    statistics = given["running_mean"], given["running_var"]
+    tail = False, given["momentum"], given["eps"], False
+    return aten.batch_norm.default, (given["input"], given["weight"], given["bias"], *statistics, *tail)
+
+
+def _layer_norm(given: dict[str, Any]) -> tuple[Any, tuple[Any, ...]]:
+    names = ("input", "normalized_shape", "weight", "bias", "eps")
+    return aten.layer_norm.default, tuple(given[name] for name in names)
+
+
+def _group_norm(given: dict[str, Any]) -> tuple[Any, tuple[Any, ...]]:
+    return aten.group_norm.default, tuple(given[name] for name in ("input", "group", "weight", "bias", "eps"))
+
+
+_FIRST_RESULTS = {
+    aten._native_batch_norm_legit_no_training.default: _batch_norm,
+    aten.native_layer_norm.default: _layer_norm,
+    aten.native_group_norm.default: _group_norm,
+}
