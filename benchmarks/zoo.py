@@ -261,7 +261,9 @@ _BY_KIND: dict[str, dict[str, Callable[[], Example]]] = {
         }),
     },
     "text decoder": {
-        "gpt2": _model("GPT2LMHeadModel", _causal, vocab_size=WORDS, n_embd=64, n_layer=2, n_head=4, n_positions=32, **_IDS),
+        "gpt2": _model(
+            "GPT2LMHeadModel", _causal, vocab_size=WORDS, n_embd=64, n_layer=2, n_head=4, n_positions=32, **_IDS,
+        ),
         "gpt-neo": _model(
             "GPTNeoForCausalLM", _causal, vocab_size=WORDS, hidden_size=64, num_layers=2, num_heads=4,
             attention_types=[[["global", "local"], 1]], max_position_embeddings=32, window_size=4, **_IDS,
@@ -281,8 +283,13 @@ _BY_KIND: dict[str, dict[str, Callable[[], Example]]] = {
         "gemma2": _model("Gemma2ForCausalLM", _causal, **_GROUPED, head_dim=8, sliding_window=8),
         "phi": _model("PhiForCausalLM", _causal, **_DECODER),
         "phi3": _model("Phi3ForCausalLM", _causal, **_GROUPED),
-        "falcon": _model("FalconForCausalLM", _causal, vocab_size=WORDS, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, **_IDS),
-        "mamba": _model("MambaForCausalLM", _causal, vocab_size=WORDS, hidden_size=32, num_hidden_layers=2, state_size=4, **_IDS),
+        "falcon": _model(
+            "FalconForCausalLM", _causal, vocab_size=WORDS, hidden_size=64, num_hidden_layers=2, num_attention_heads=4,
+            **_IDS,
+        ),
+        "mamba": _model(
+            "MambaForCausalLM", _causal, vocab_size=WORDS, hidden_size=32, num_hidden_layers=2, state_size=4, **_IDS,
+        ),
     },
     "text encoder-decoder": {
         "t5": _model("T5ForConditionalGeneration", _pair, **_T5),
@@ -298,17 +305,46 @@ _BY_KIND: dict[str, dict[str, Callable[[], Example]]] = {
         "deit": _model("DeiTForImageClassification", _pixels(), **_VIT),
         "beit": _model("BeitForImageClassification", _pixels(), **_VIT, use_relative_position_bias=True),
         "dinov2": _model("Dinov2ForImageClassification", _pixels(), **_VIT, mlp_ratio=2),
-        "swin": _model("SwinForImageClassification", _pixels(), **_STAGES, embed_dim=16, num_heads=[4, 8], window_size=4, patch_size=2),
-        "swinv2": _model("Swinv2ForImageClassification", _pixels(), **_STAGES, embed_dim=16, num_heads=[4, 8], window_size=4, patch_size=2),
+        "swin": _model(
+            "SwinForImageClassification", _pixels(), **_STAGES, embed_dim=16, num_heads=[4, 8], window_size=4,
+            patch_size=2,
+        ),
+        "swinv2": _model(
+            "Swinv2ForImageClassification", _pixels(), **_STAGES, embed_dim=16, num_heads=[4, 8], window_size=4,
+            patch_size=2,
+        ),
         "convnext": _model("ConvNextForImageClassification", _pixels(), **_STAGES, hidden_sizes=[16, 32], num_stages=2),
-        "convnextv2": _model("ConvNextV2ForImageClassification", _pixels(), **_STAGES, hidden_sizes=[16, 32], num_stages=2),
-        "resnet": _model("ResNetForImageClassification", _pixels(), depths=[1, 1], hidden_sizes=[32, 64], embedding_size=16, num_labels=5),
-        "regnet": _model("RegNetForImageClassification", _pixels(), depths=[1, 1], hidden_sizes=[32, 64], embedding_size=16, groups_width=8, num_labels=5),
-        "mobilevit": _model("MobileViTForImageClassification", _pixels(64), image_size=64, hidden_sizes=[32, 48, 64], neck_hidden_sizes=[8, 16, 24, 32, 48, 64, 96], num_labels=5),
-        "poolformer": _model("PoolFormerForImageClassification", _pixels(64), depths=[1, 1, 1, 1], hidden_sizes=[8, 16, 24, 32], num_labels=5),
-        "levit": _model("LevitForImageClassification", _pixels(64), image_size=64, hidden_sizes=[32, 48, 64], num_attention_heads=[2, 3, 4], depths=[1, 1, 1], key_dim=[8, 8, 8], num_labels=5),
-        "cvt": _model("CvtForImageClassification", _pixels(64), embed_dim=[16, 32, 64], num_heads=[1, 2, 4], depth=[1, 2, 3], num_labels=5),
-        "segformer": _model("SegformerForSemanticSegmentation", _pixels(64), depths=[1, 1, 1, 1], hidden_sizes=[8, 16, 32, 64], num_attention_heads=[1, 2, 4, 8], decoder_hidden_size=32, num_labels=5),
+        "convnextv2": _model(
+            "ConvNextV2ForImageClassification", _pixels(), **_STAGES, hidden_sizes=[16, 32], num_stages=2,
+        ),
+        "resnet": _model(
+            "ResNetForImageClassification", _pixels(), depths=[1, 1], hidden_sizes=[32, 64], embedding_size=16,
+            num_labels=5,
+        ),
+        "regnet": _model(
+            "RegNetForImageClassification", _pixels(), depths=[1, 1], hidden_sizes=[32, 64], embedding_size=16,
+            groups_width=8, num_labels=5,
+        ),
+        "mobilevit": _model(
+            "MobileViTForImageClassification", _pixels(64), image_size=64, hidden_sizes=[32, 48, 64],
+            neck_hidden_sizes=[8, 16, 24, 32, 48, 64, 96], num_labels=5,
+        ),
+        "poolformer": _model(
+            "PoolFormerForImageClassification", _pixels(64), depths=[1, 1, 1, 1], hidden_sizes=[8, 16, 24, 32],
+            num_labels=5,
+        ),
+        "levit": _model(
+            "LevitForImageClassification", _pixels(64), image_size=64, hidden_sizes=[32, 48, 64],
+            num_attention_heads=[2, 3, 4], depths=[1, 1, 1], key_dim=[8, 8, 8], num_labels=5,
+        ),
+        "cvt": _model(
+            "CvtForImageClassification", _pixels(64), embed_dim=[16, 32, 64], num_heads=[1, 2, 4], depth=[1, 2, 3],
+            num_labels=5,
+        ),
+        "segformer": _model(
+            "SegformerForSemanticSegmentation", _pixels(64), depths=[1, 1, 1, 1], hidden_sizes=[8, 16, 32, 64],
+            num_attention_heads=[1, 2, 4, 8], decoder_hidden_size=32, num_labels=5,
+        ),
         "clip": _model("CLIPForImageClassification", _pixels(), vision_config=_VIT, projection_dim=32, num_labels=5),
     },
     "audio": {
@@ -316,8 +352,8 @@ _BY_KIND: dict[str, dict[str, Callable[[], Example]]] = {
         "wav2vec2-ctc": _model("Wav2Vec2ForCTC", _samples, **_SPEECH),
         "hubert": _model("HubertForSequenceClassification", _samples, **_SPEECH),
         "audio-spectrogram": _model(
-            "ASTForAudioClassification", _spectrum, **{key: value for key, value in _VIT.items() if key != "image_size"},
-            max_length=64, num_mel_bins=16, frequency_stride=8, time_stride=8,
+            "ASTForAudioClassification", _spectrum,
+            **{key: value for key, value in _VIT.items() if key != "image_size"}, max_length=64, num_mel_bins=16, frequency_stride=8, time_stride=8,
         ),
         "whisper": _model("WhisperForConditionalGeneration", _whisper, **{
             **{key: value for key, value in _BART.items() if key != "max_position_embeddings"},

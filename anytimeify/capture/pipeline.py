@@ -21,8 +21,8 @@ from anytimeify.capture.front_end import MOMENTUM, cumulative_norms, explain, ex
 from anytimeify.capture.functionalise import functionalise
 from anytimeify.capture.inputs import CallInputs, call_inputs, infer
 from anytimeify.capture.lower import lower
-from anytimeify.capture.recompose import recompose
 from anytimeify.capture.outputs import choose
+from anytimeify.capture.recompose import recompose
 from anytimeify.capture.simplify import drop_identities, freeze_unread, simplify
 from anytimeify.capture.stochastic_depth import recognise_stochastic_depth
 from anytimeify.capture.training_form import restore_training_form, trains

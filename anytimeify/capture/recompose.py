@@ -7,6 +7,7 @@ come straight from `torch.export.export` hold none of them.
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -70,7 +71,7 @@ def _group_norm(given: dict[str, Any]) -> tuple[Any, tuple[Any, ...]]:
     return aten.group_norm.default, tuple(given[name] for name in ("input", "group", "weight", "bias", "eps"))
 
 
-_FIRST_RESULTS = {
+_FIRST_RESULTS: dict[Any, Callable[[dict[str, Any]], tuple[Any, tuple[Any, ...]]]] = {
     aten._native_batch_norm_legit_no_training.default: _batch_norm,
     aten.native_layer_norm.default: _layer_norm,
     aten.native_group_norm.default: _group_norm,

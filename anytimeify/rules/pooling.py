@@ -15,7 +15,8 @@ for spatial, out, names in (
     (
         "h w",
         "p q",
-        "max_pool2d avg_pool2d adaptive_avg_pool2d _adaptive_avg_pool2d upsample_nearest2d upsample_bilinear2d upsample_bicubic2d "
+        "max_pool2d avg_pool2d adaptive_avg_pool2d _adaptive_avg_pool2d upsample_nearest2d upsample_bilinear2d "
+        "upsample_bicubic2d "
         "_upsample_bilinear2d_aa _upsample_bicubic2d_aa _upsample_nearest_exact2d lp_pool2d",
     ),
     (

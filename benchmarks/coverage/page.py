@@ -128,18 +128,18 @@ def _percent(value: float | None) -> str:
 
 PAGE = """# Does it work on my model?
 
-`python -m benchmarks.coverage` writes this page. Every backbone has random weights, a batch of 2 and a process of its own
-with a time limit.
+`python -m benchmarks.coverage` writes this page. Every backbone has random weights, a batch of 2 and a process of its
+own with a time limit.
 
 * **verified**: the full level equals the backbone, every level equals its extract, costs increase strictly, and one
   training step gives every trainable parameter a gradient that is finite. The loss is the model's own where the
   prediction is class scores, alone or at every pixel, and the sum of squares otherwise.
-* **export**: `torch.export` alone, in the same process before. **analysis**: finding the axes. **rest**: what `transform`
-  takes besides the two, verification included. **peak**: resident memory of the process at its largest, in all steps.
+* **export**: `torch.export` alone, in the same process before. **analysis**: finding the axes. **rest**: what
+  `transform` takes besides the two, verification included. **peak**: the largest resident memory of the process.
 * **MACs at 0.25**: multiply-accumulates of the cheapest level over those of the backbone; the square of the width is
   0.063. **MACs pinned**: those of operations that cost at width 0.25 what they cost in full.
 * **what holds the MACs**: the two largest parts of what level 0.25 costs above the square of the width, as a share of
   the backbone's MACs, by what keeps a channel axis of the layer longer.
-* **Torch-Pruning**: 1.6.1, `BasePruner` with `GroupMagnitudeImportance` at a ratio of 0.5, 60 s: the share of MACs by its own
-  counter where the result still runs on the example input, else why not.
+* **Torch-Pruning**: 1.6.1, `BasePruner` with `GroupMagnitudeImportance` at a ratio of 0.5, 60 s: the share of MACs by
+  its own counter where the result still runs on the example input, else why not.
 """

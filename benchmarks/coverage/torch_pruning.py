@@ -1,4 +1,4 @@
-"""The same backbone through Torch-Pruning, as its documentation starts: magnitude importance, one ratio, the head left."""
+"""The same backbone through Torch-Pruning, as its documentation starts: magnitude importance, one ratio, head left."""
 
 from __future__ import annotations
 

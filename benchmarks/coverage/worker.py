@@ -8,7 +8,7 @@ import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -206,26 +206,32 @@ def _cells(pin: Pin) -> tuple[str, str, str]:
 
 def _why(node: fx.Node, axes: Axes, widths: Widths, width: float, kept: float) -> Pin:
     """Of a layer's own parameters first, then of what it reads: the pin of an axis, or that whole units are kept."""
-    parameters = [source for source in node.all_input_nodes if source.op == "get_attr"]
-    exprs = [expr for source in parameters for expr in axes.dims[source][:2]]
-    exprs += [expr for source in (*node.all_input_nodes, node) for expr in _flat(axes.dims[source])]
+    sources = node.all_input_nodes
+    channels = [expr for source in sources if source.op == "get_attr" for expr in axes.dims[source][:2]]
+    exprs = [*channels, *(expr for one in (*sources, node) for expr in _flat(axes.dims[one]))]
     narrowed = [expr for expr in exprs if axes.narrowed(expr, widths)]
-    whole = [expr for expr in exprs if expr not in narrowed]
-    pins = [leaf.pin for expr in whole for leaf in leaves(expr) if leaf.pin is not None]
+    for pin in _pins(channels, axes, widths):
+        if pin.kind in ("fixed", "input", "output"):
+            return pin
+    pins = list(_pins(exprs, axes, widths))
     for pin in pins:
-        if pin.kind not in ("position", "batch", "constant"):
+        if pin.kind == "fixed":
             return pin
     ratios = [axes.size(expr, widths).coefficient / max(1, _full(axes, expr)) for expr in narrowed]
     if ratios and max(ratios) > 1.15 * width:
         return Pin("whole heads, groups or channels: the least is more than the width")
     if narrowed and kept <= 1.15 * width:
         return Pin("one channel axis: depthwise, or attention between positions")
-    for pin in pins:
-        if pin.kind == "constant":
-            return pin
     if narrowed:
         return Pin("one of two channel axes is not narrowed")
     return next(iter(pins), Pin("no axis can be narrowed"))
+
+
+def _pins(exprs: Iterable[Expr], axes: Axes, widths: Widths) -> Iterator[Pin]:
+    """Why the dimensions that stay whole do so; a pinned part of a narrowed dimension (q, k and v) holds nothing."""
+    for expr in exprs:
+        if not axes.narrowed(expr, widths):
+            yield from (leaf.pin for leaf in leaves(expr) if leaf.pin is not None)
 
 
 def _full(axes: Axes, expr: Expr) -> int:

@@ -1,0 +1,249 @@
+"""The coverage benchmark's own logic: what it selects, what it does with children that fail, and what it writes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from anytimeify.axes import analyse
+from anytimeify.capture import capture
+from benchmarks.coverage import __main__ as coverage
+from benchmarks.coverage import children, page
+from benchmarks.coverage.selection import Backbone, backbones, read_list
+from benchmarks.coverage.worker import held, measure
+
+SCHEME = "nested-channels{widths=0.25,0.5,1}"
+HERE = "tests.test_coverage"
+
+# Backbones for the children.
+
+
+def small() -> tuple[nn.Module, Any]:
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 32, 3), nn.Flatten())
+    return nn.Sequential(model, nn.Linear(32 * 16, 5)), (torch.randn(2, 3, 8, 8),)
+
+
+def hangs() -> tuple[nn.Module, Any]:
+    time.sleep(600)
+    raise AssertionError
+
+
+def crashes() -> tuple[nn.Module, Any]:
+    os.kill(os.getpid(), signal.SIGSEGV)
+    raise AssertionError
+
+
+def refuses() -> tuple[nn.Module, Any]:
+    raise ValueError("no such weights\nsecond line")
+
+
+def unmeasured(backbone: Backbone, scheme: str, *, seconds: float, threads: int) -> dict[str, Any]:
+    """In place of the process of a backbone."""
+    return {"backbone": backbone.name, "scheme": scheme, "verified": True, "seconds": seconds, "shares": [0.1, 0.3, 1]}
+
+
+# Selection.
+
+
+def test_a_list_may_hold_names_or_objects_and_puts_small_models_first(tmp_path: Path) -> None:
+    file = tmp_path / "list.json"
+    large = {"model": "resnet50", "family": "resnet", "input_size": [3, 64, 64], "params": 25_000_000}
+    file.write_text(json.dumps([large, {"model": "torchvision:alexnet", "params": 7}, "hf:bert"]))
+    assert read_list(file) == [
+        Backbone("hf:bert"),
+        Backbone("torchvision:alexnet"),
+        Backbone("timm:resnet50", (3, 64, 64), "resnet"),
+    ]
+
+
+def test_the_default_list_is_that_of_the_families_of_timm() -> None:
+    rows = json.loads((coverage.ROOT / "benchmarks" / "backbones.json").read_text())
+    assert (
+        len(rows) == len({row["family"] for row in rows}) == len(read_list(coverage.ROOT / "benchmarks/backbones.json"))
+    )
+    assert all(row.keys() == {"family", "model", "input_size"} for row in rows)
+
+
+def test_patterns_are_matched_against_the_names_behind_their_prefix(tmp_path: Path) -> None:
+    asked: list[list[str]] = []
+
+    def names(kinds: Sequence[str]) -> dict[str, list[str]]:
+        asked.append(list(kinds))
+        return {"timm": ["resnet18", "resnet50", "vgg11"], "hf": ["bert", "gpt2"]}
+
+    file = tmp_path / "list.json"
+    file.write_text('["resnet18"]')
+    chosen = backbones([str(file), "timm:res*", "hf:b*", "hf:gpt2", "own.module:factory"], names)
+    assert [one.name for one in chosen] == [
+        "timm:resnet18", "timm:resnet50", "hf:bert", "hf:gpt2", "own.module:factory",
+    ]  # fmt: skip
+    assert asked == [["hf", "timm"]]
+    with pytest.raises(ValueError, match=r"'timm:nothing\*' names no backbone"):
+        backbones(["timm:nothing*"], names)
+    with pytest.raises(ValueError, match=r"'resnet18': expected a \.json file, or one of timm:, torchvision:, hf:"):
+        backbones(["resnet18"], names)
+
+
+# Children.
+
+
+def test_a_child_that_hangs_is_killed_with_what_it_started() -> None:
+    script = "import subprocess, sys; print('busy', file=sys.stderr, flush=True); subprocess.run(['sleep', '60'])"
+    start = time.monotonic()
+    ended = children.run([sys.executable, "-c", script], 1.0)
+    assert ended.timed_out
+    assert ended.code == -signal.SIGKILL
+    assert ended.last == "busy"
+    assert time.monotonic() - start < 20
+
+
+def test_a_child_tells_its_peak_memory_and_its_last_words() -> None:
+    script = "import sys; x = bytearray(80 * 2**20); print('a', file=sys.stderr); sys.exit('the end')"
+    ended = children.run([sys.executable, "-c", script], 60)
+    assert not ended.timed_out
+    assert ended.code == 1
+    assert ended.last == "the end"
+    assert ended.peak_mib > 80
+
+
+@pytest.mark.parametrize(
+    ("factory", "seconds", "why"),
+    [
+        ("hangs", 12, r"time limit of 12 s in step: build"),
+        ("crashes", 60, r"the process ended with signal 11 in step: build"),
+        ("refuses", 60, r"^ValueError: no such weights second line$"),
+    ],
+)
+def test_a_backbone_that_fails_says_why(factory: str, seconds: float, why: str) -> None:
+    row = coverage.measure(Backbone(f"{HERE}:{factory}", family="own"), SCHEME, seconds=seconds, threads=1)
+    assert not row["verified"]
+    assert row["family"] == "own"
+    assert row["step"] == "build"
+    assert re.search(why, row["why"]), row["why"]
+
+
+def test_a_backbone_is_measured_step_by_step() -> None:
+    row: dict[str, Any] = {}
+    steps: list[str] = []
+
+    def say(found: Any) -> None:
+        steps.extend([found["step"]] if "step" in found else [])
+        row.update(found)
+
+    measure(say, f"{HERE}:small", SCHEME)
+    assert row["verified"], row.get("why")
+    assert steps == ["build", "export", "build", "capture", "analysis", "rewrite", "verify", "training step", "done"]
+    assert row["exported"] == "train"
+    assert row["macs"] == sorted(row["macs"])
+    assert row["shares"][-1] == 1
+    assert row["gradients"] == {"missing": 0, "not finite": 0, "zero": 0}
+    assert row["without_rule"] == []
+    assert all(row[f"{name}_seconds"] >= 0 for name in ("export", "analysis", "rest"))
+
+
+def test_what_holds_the_cost_is_the_pin_of_the_axis_that_stays() -> None:
+    class Flipped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.head = nn.Linear(8, 16), nn.Linear(16, 64), nn.Linear(64, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            result: torch.Tensor = self.head(self.second(self.first(x).cumsum(1)))
+            return result
+
+    captured = capture(Flipped(), (torch.randn(2, 8),))
+    found = held(captured, analyse(captured.program))
+    total = 8 * 16 + 16 * 64 + 64 * 4
+    assert found["pinned"] == 8 * 16 / total  # neither of its axes is narrowed
+    shares = {(reason, operation): share for share, reason, operation, *_ in found["held"]}
+    by_operation = {operation: share for (_, operation), share in shares.items()}
+    assert by_operation["aten.cumsum.default"] == pytest.approx((16 * 16 - 16 * 64 / 16) / total)
+    assert by_operation["output"] == pytest.approx((64 / 4 * 4 - 64 * 4 / 16) / total)
+
+
+# Results and the page.
+
+
+def test_resume_skips_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results, out, file = tmp_path / "results.jsonl", tmp_path / "page.md", tmp_path / "list.json"
+    file.write_text('["a", "b"]')
+    called: list[str] = []
+
+    def counted(backbone: Backbone, scheme: str, **limits: Any) -> dict[str, Any]:
+        called.append(f"{backbone.name} {scheme}")
+        return unmeasured(backbone, scheme, **limits)
+
+    monkeypatch.setattr(coverage, "measure", counted)
+    results.write_text(json.dumps({"backbone": "timm:a", "scheme": SCHEME, "verified": False}) + '\n{"backbone": "ti')
+    options = ["--models", str(file), "--schemes", SCHEME, "--results", str(results), "--out", str(out)]
+    assert coverage.main([*options, "--resume"]) == 0
+    assert called == [f"timm:b {SCHEME}"]
+    assert coverage.main([*options, "--resume", "--torch-pruning"]) == 0
+    assert called[1:] == [f"timm:a {coverage.PRUNING}", f"timm:b {coverage.PRUNING}"]
+    assert len(coverage.read_results(results)) == 4
+    called.clear()
+    assert coverage.main(options) == 0
+    assert called == [f"timm:a {SCHEME}", f"timm:b {SCHEME}"]
+
+
+def test_a_wrong_name_is_bad_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert coverage.main(["--models", "resnet18", "--results", str(tmp_path / "r.jsonl")]) == 2
+    assert "'resnet18'" in capsys.readouterr().err
+    assert not (tmp_path / "r.jsonl").exists()
+
+
+def rows() -> list[dict[str, Any]]:
+    common = {"scheme": SCHEME, "export_seconds": 1.0, "rest_seconds": 2.0, "peak_mib": 500.4, "pinned": 0.01}
+    good = {**common, "verified": True, "analysis_seconds": 0.1, "shares": [0.1, 0.3, 1.0]}
+    dear = {**common, "verified": True, "analysis_seconds": 0.3, "shares": [0.5, 0.6, 1.0]}
+    return [
+        {**good, "backbone": "timm:b", "family": "y", "held": [[0.02, "an input of the model", "input", "", "n"]]},
+        {
+            **dear,
+            "backbone": "timm:a",
+            "family": "x",
+            "held": [[0.4, "a|b", "", "", "n"], [0.0001, "tiny", "", "", "n"]],
+        },
+        {"backbone": "timm:c", "scheme": SCHEME, "verified": False, "why": "CaptureError: two\nlines", "seconds": 3.0},
+        {"backbone": "timm:a", "scheme": coverage.PRUNING, "verified": True, "shares": [0.25]},
+        {
+            "backbone": "timm:b",
+            "scheme": coverage.PRUNING,
+            "verified": False,
+            "why": "time limit of 60 s in step: prune",
+        },
+        {**good, "backbone": "hf:bert", "family": "text"},
+    ]
+
+
+def test_the_page_has_a_table_for_every_source_and_scheme(tmp_path: Path) -> None:
+    file = tmp_path / "docs" / "coverage.md"
+    page.write(rows(), file, coverage.PRUNING)
+    text = file.read_text()
+    assert [line for line in text.splitlines() if line.startswith("## ")] == [
+        f"## timm, `{SCHEME}`",
+        f"## transformers, tiny configurations, `{SCHEME}`",
+    ]
+    assert json.loads(file.with_suffix(".json").read_text()) == rows()
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    assert table[2:5] == [
+        "| c |  | CaptureError: two lines | - | - | - | - | - | - | - | - | - |",
+        "| a | x | yes | 1.0 | 0.300 | 2.0 | 500 | 0.500 | 1.0 % | 40.0 %: a\\|b | 0.600 | 0.250 |",
+        "| b | y | yes | 1.0 | 0.100 | 2.0 | 500 | 0.100 | 1.0 % | 2.0 %: an input of the model (input) | 0.300 "
+        "| time limit of 60 s in step: prune |",
+    ]
+    assert page.summaries(rows(), coverage.PRUNING)[0] == (
+        f"timm, `{SCHEME}`: 2 of 3 verified. MACs of the cheapest level: median 0.300, below 0.20 for 50 % of them. "
+        "Analysis: median 0.20 s, worst 0.30 s. Torch-Pruning: 1 of 2 run after pruning, 1 do not end in time."
+    )
