@@ -82,7 +82,7 @@ def _timm(name: str, input_size: Sequence[int] | None) -> Example:
     prepare_torchvision()
     import timm
 
-    model = timm.create_model(name, pretrained=False)
+    model: Any = timm.create_model(name, pretrained=False)
     return model, _image(*(input_size or model.pretrained_cfg["input_size"]))
 
 
@@ -197,8 +197,8 @@ def _model(name: str, inputs: Callable[[], dict[str, Any]], config: str = "", **
     return make
 
 
-_IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-_ENCODER = {
+_IDS: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+_ENCODER: dict[str, Any] = {
     "vocab_size": WORDS,
     "hidden_size": 64,
     "num_hidden_layers": 2,
@@ -208,9 +208,9 @@ _ENCODER = {
     "num_labels": 5,
     **_IDS,
 }
-_DECODER = {key: value for key, value in _ENCODER.items() if key != "num_labels"}
-_GROUPED = {**_DECODER, "num_attention_heads": 8, "num_key_value_heads": 4}
-_BART = {
+_DECODER: dict[str, Any] = {key: value for key, value in _ENCODER.items() if key != "num_labels"}
+_GROUPED: dict[str, Any] = {**_DECODER, "num_attention_heads": 8, "num_key_value_heads": 4}
+_BART: dict[str, Any] = {
     "vocab_size": WORDS,
     "d_model": 64,
     "encoder_layers": 2,
@@ -223,20 +223,20 @@ _BART = {
     "decoder_start_token_id": 1,
     **_IDS,
 }
-_T5 = {
+_T5: dict[str, Any] = {
     "vocab_size": WORDS, "d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4,
     "decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 2,
 }  # fmt: skip
-_VIT = {
+_VIT: dict[str, Any] = {
     "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128,
     "image_size": 32, "patch_size": 8, "num_labels": 5,
 }  # fmt: skip
-_SPEECH = {
+_SPEECH: dict[str, Any] = {
     **_ENCODER, "conv_dim": (32, 32), "conv_stride": (5, 4), "conv_kernel": (10, 4), "num_conv_pos_embeddings": 16,
     "num_conv_pos_embedding_groups": 4, "num_feat_extract_layers": 2, "classifier_proj_size": 32,
     "apply_spec_augment": False, "layerdrop": 0.0,
 }  # fmt: skip
-_STAGES = {"depths": [1, 1], "image_size": 32, "num_labels": 5}
+_STAGES: dict[str, Any] = {"depths": [1, 1], "image_size": 32, "num_labels": 5}
 
 _BY_KIND: dict[str, dict[str, Callable[[], Example]]] = {
     "text encoder": {
@@ -353,7 +353,8 @@ _BY_KIND: dict[str, dict[str, Callable[[], Example]]] = {
         "hubert": _model("HubertForSequenceClassification", _samples, **_SPEECH),
         "audio-spectrogram": _model(
             "ASTForAudioClassification", _spectrum,
-            **{key: value for key, value in _VIT.items() if key != "image_size"}, max_length=64, num_mel_bins=16, frequency_stride=8, time_stride=8,
+            **{key: value for key, value in _VIT.items() if key != "image_size"},
+            max_length=64, num_mel_bins=16, frequency_stride=8, time_stride=8,
         ),
         "whisper": _model("WhisperForConditionalGeneration", _whisper, **{
             **{key: value for key, value in _BART.items() if key != "max_position_embeddings"},

@@ -118,7 +118,8 @@ def _constants(graph: fx.Graph) -> set[fx.Node]:
 
 def _elements(node: fx.Node) -> int:
     kind = node.meta.get("type")
-    return kind.size.coefficient if isinstance(kind, TensorType) else 0
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    return sum(one.size.coefficient for one in kinds if isinstance(one, TensorType))
 
 
 def _only_reshapes(node: fx.Node) -> bool:

@@ -29,7 +29,8 @@ def _cat(op: Op) -> Dims:
 
 
 def joined(op: Op, parts: Sequence[Expr], sizes: Sequence[Size]) -> Expr:
-    """The sum of some parts, or an opaque axis if one of them is a position."""
+    """The sum of some parts, empty ones left out, or an opaque axis if one of them is a position."""
+    parts = [part for part, size in zip(parts, sizes, strict=True) if size != Size(0)]
     places = {leaf.pin.kind for part in parts for leaf in factors.leaves(factors.resolve(part)) if leaf.pin is not None}
     if places & {"position", "batch"} or not all(size.static for size in sizes):
         for part in parts:
@@ -105,6 +106,9 @@ def _slice(op: Op) -> Dims:
     dim = op.dim()
     before, after = op.type(op["self"]).shape[dim], op.type().shape[dim]
     if before == after:
+        return tuple(x)
+    if after == Size(0):  # what is left of a partial rotary embedding that turns everything
+        x[dim] = op.pinned(after, "an empty slice")
         return tuple(x)
     start = op["start"]
     start = 0 if start is None else start

@@ -44,8 +44,7 @@ def main(given: Sequence[str] | None = None) -> int:
             print(error, file=sys.stderr)
             return 2
         options.results.parent.mkdir(parents=True, exist_ok=True)
-        if not options.resume:
-            options.results.write_text("")
+        _begin(options.results, keep=options.resume)
         _run(chosen, schemes, options)
         rows = read_results(options.results)
     page.write(rows, options.out, PRUNING)
@@ -106,6 +105,12 @@ def _run(chosen: Iterable[Backbone], schemes: Sequence[str], options: argparse.N
     with ThreadPoolExecutor(options.jobs) as pool:
         for _ in pool.map(do, tasks):
             pass
+
+
+def _begin(results: Path, *, keep: bool) -> None:
+    """An empty file, or the one that there is; a line that was cut off when the benchmark was stopped is ended."""
+    text = results.read_text() if keep and results.exists() else ""
+    results.write_text(text if not text or text.endswith("\n") else text + "\n")
 
 
 def measure(backbone: Backbone, scheme: str, *, seconds: float, threads: int) -> dict[str, Any]:

@@ -21,7 +21,7 @@ RATIO = 0.5
 def prune(say: Callable[[Mapping[str, Any]], None], backbone: str, input_size: list[int] | None = None) -> None:
     """Prunes, runs the result on the example inputs, and counts multiply-accumulates with Torch-Pruning's counter."""
     try:
-        import torch_pruning
+        import torch_pruning  # type: ignore[import-not-found]  # optional, and without types
     except ImportError:
         say({"verified": False, "why": "torch-pruning is not installed"})
         raise

@@ -6,8 +6,9 @@ import json
 import os
 import sys
 import time
+import traceback
 import warnings
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ from anytimeify.capture import capture
 from anytimeify.capture.front_end import export
 from anytimeify.capture.inputs import CallInputs, call_inputs
 from anytimeify.cost import macs_by_node
+from anytimeify.errors import AnytimeError
 from anytimeify.factors import Expr, Pin, leaves
 from anytimeify.ir import Captured, Outputs
 from anytimeify.passes.narrow import Builder
@@ -50,7 +52,8 @@ def main() -> None:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     warnings.simplefilter("ignore")  # what backbones and the exporter say of themselves
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    {"list": list_names, "measure": measure, "prune": prune}[task.pop("do")](say, **task)
+    tasks: dict[str, Callable[..., None]] = {"list": list_names, "measure": measure, "prune": prune}
+    tasks[task.pop("do")](say, **task)
 
 
 def list_names(say: Say, kinds: list[str]) -> None:
@@ -71,7 +74,7 @@ class Steps:
 
     def __init__(self, say: Say) -> None:
         self.say = say
-        self.seconds: Counter[str] = Counter()
+        self.seconds: dict[str, float] = defaultdict(float)
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
@@ -246,9 +249,13 @@ def _flat(dims: Any) -> Iterator[Expr]:
             yield one
 
 
-def _line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {' '.join(lines)[:400]}" if lines else type(error).__name__
+def _line(error: Exception) -> str:
+    """The error in one line; those that were not raised for a user say where they come from."""
+    text = f"{type(error).__name__}: {' '.join(str(error).split())[:400]}".removesuffix(": ")
+    frames = traceback.extract_tb(error.__traceback__)
+    if isinstance(error, AnytimeError) or not frames:
+        return text
+    return f"{text} (at {Path(frames[-1].filename).name}:{frames[-1].lineno} in {frames[-1].name})"
 
 
 if __name__ == "__main__":

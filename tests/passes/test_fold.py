@@ -110,6 +110,14 @@ def test_a_selection_that_outgrows_its_parameter_stays_live() -> None:
     same(program, small, torch.randn(6, 3))
 
 
+def test_parts_of_what_outgrows_its_parameter_stay_live() -> None:
+    b = Build({"row": parameter(1, 4)}, x=torch.randn(3, 4))
+    halves = b(aten.split.Tensor, b(aten.mul.Tensor, b(aten.expand.default, b.read("row"), [6, 4]), 2.0), 3)
+    small = fold(program := b.done(b(aten.add.Tensor, b.x, b(operator.getitem, halves, 1, name="second"))))
+    assert small.tensors.keys() == {"row"}
+    same(program, small, torch.randn(3, 4))
+
+
 def test_multiple_results_and_sizes_of_parameters_are_folded() -> None:
     b = Build({"pair": parameter(6, 4)}, x=torch.randn(BATCH, 4))
     halves = b(aten.split.Tensor, b.read("pair"), 3)
