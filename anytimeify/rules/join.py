@@ -196,6 +196,32 @@ def _along_dimension(op: Op) -> Any:
 axis_rule(aten("topk.default"), _along_dimension)
 
 
+# the result has the shape of the index; only dimensions of equal size can be the same axis
+def _gather(op: Op) -> Dims:
+    x, index, dim = op.axes(op["self"]), op.axes(op["index"]), op.dim()
+    sizes = op.type(op["self"]).shape, op.type(op["index"]).shape
+    for place, (one, other) in enumerate(zip(x, index, strict=True)):
+        if place != dim and sizes[0][place] == sizes[1][place]:
+            op.unify(one, other)
+        else:
+            op.pin(one, "gathered from")
+    return index
+
+
+axis_rule(aten("gather.default"), _gather)
+
+
+# differences of neighbours, and counts of values
+def _neighbours(op: Op) -> Dims:
+    x, dim = list(op.axes(op["self"])), op.dim()
+    op.pin(x[dim], "the order along it matters")
+    x[dim] = op.pinned(op.type().shape[dim], "differences", "position")
+    return tuple(x)
+
+
+axis_rule(aten("diff.default"), _neighbours)
+
+
 def _one_hot(op: Op) -> Dims:
     return (*op.axes(op["self"]), op.pinned(op.type().shape[-1], "classes of a one-hot code"))
 

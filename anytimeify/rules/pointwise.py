@@ -37,6 +37,7 @@ def pointwise(op: Op) -> Dims:
 
 # fmt: off
 UNARY = [
+    "real", "imag", "conj_physical", "resolve_conj", "resolve_neg",
     "abs", "acos", "acosh", "angle", "asin", "asinh", "atan", "atanh", "bitwise_not", "ceil", "celu", "clamp",
     "clamp_max", "clamp_min", "clip", "clone", "conj", "cos", "cosh", "deg2rad", "detach", "digamma", "dropout",
     "elu", "erf", "erfc", "erfinv", "exp", "exp2", "expm1", "feature_dropout", "alpha_dropout",
@@ -54,7 +55,7 @@ UNARY = [
 BINARY = [
     "mul", "multiply", "div", "divide", "true_divide", "floor_divide", "remainder", "fmod", "maximum",
     "minimum", "fmax", "fmin", "atan2", "hypot", "logaddexp", "logaddexp2", "eq", "ne", "lt", "le", "gt", "ge",
-    "bitwise_and", "bitwise_or", "bitwise_xor", "logical_and", "logical_or", "logical_xor", "rsub", "copysign",
+    "bitwise_and", "bitwise_or", "bitwise_xor", "logical_and", "logical_or", "logical_xor", "rsub", "complex", "polar", "copysign",
     "xlogy",
 ]
 # fmt: on

@@ -169,6 +169,14 @@ CALLS: dict[str, list[tuple[Any, ...]]] = {
     "slice": [(f(2, 8, 5), 1, 8, 100), (f(2, 8, 5), 1, 2, 6), (f(2, 8, 5), 1, 0, 4), (f(2, 8, 5), 1, 0, 8, 2)],
     "narrow": [(f(2, 8, 5), 1, 2, 4)],
     "index": [(f(9, 4), [i(9, 25)]), (f(2, 9, 4), [None, i(9, 5, 5)]), (f(5, 4, 6), [i(5, 3), None, i(6, 3)])],
+    "gather": [(f(2, 9, 4), 1, i(9, 2, 3, 4))],
+    "diff": [(f(2, 9, 4), 1, 1)],
+    "complex": [(f(2, 8), f(2, 8))],
+    "polar": [(f(2, 8), f(2, 8))],
+    "imag": [(torch.randn(2, 8, dtype=torch.complex64),)],
+    "view_as_real": [(torch.randn(2, 8, dtype=torch.complex64),)],
+    "view_as_real_copy": [(torch.randn(2, 8, dtype=torch.complex64),)],
+    "view_as_complex": [(f(2, 8, 2),)],
     "index_select": [(f(9, 4), 0, i(9, 25))],
     "topk": [(f(2, 8, 5), 2, 1)],
     "one_hot": [(i(4, 2, 5), 4)],
@@ -220,6 +228,10 @@ CALLS: dict[str, list[tuple[Any, ...]]] = {
     "upsample_nearest3d": [(f(2, 8, 4, 4, 4), [8, 8, 8])],
     "upsample_trilinear3d": [(f(2, 8, 4, 4, 4), [8, 8, 8], False)],
 }
+for _kind in ("", "i", "r", "ir", "h", "ih"):
+    for _rank, _dims in (("", 1), ("2", [1, 2]), ("n", [1, 2])):
+        _shape = torch.randn(2, 6, 8, 3, dtype=torch.complex64 if _kind in ("i", "ir", "h") else torch.float32)
+        CALLS[f"fft_{_kind}fft{_rank}"] = [(_shape, None, _dims)]
 """Calls of `name.overload`, or of the default overload of `name`."""
 
 
