@@ -1,4 +1,4 @@
-"""Fourier transforms: the transformed dimensions are mixed whole, the others pass. Complex tensors as pairs of reals."""
+"""Fourier transforms: transformed dimensions are mixed whole, the others pass. Complex tensors as pairs."""
 
 from __future__ import annotations
 

@@ -55,8 +55,8 @@ UNARY = [
 BINARY = [
     "mul", "multiply", "div", "divide", "true_divide", "floor_divide", "remainder", "fmod", "maximum",
     "minimum", "fmax", "fmin", "atan2", "hypot", "logaddexp", "logaddexp2", "eq", "ne", "lt", "le", "gt", "ge",
-    "bitwise_and", "bitwise_or", "bitwise_xor", "logical_and", "logical_or", "logical_xor", "rsub", "complex", "polar", "copysign",
-    "xlogy",
+    "bitwise_and", "bitwise_or", "bitwise_xor", "logical_and", "logical_or", "logical_xor", "rsub", "complex", "polar",
+    "copysign", "xlogy",
 ]
 # fmt: on
 axis_rule([target for target in aten(*UNARY, *BINARY) if target not in aten("where.default")], pointwise)
