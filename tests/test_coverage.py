@@ -196,6 +196,15 @@ def test_resume_skips_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert called == [f"timm:a {SCHEME}", f"timm:b {SCHEME}"]
 
 
+def test_a_page_of_several_results_takes_the_last_row_of_a_backbone(tmp_path: Path) -> None:
+    first, second, out = tmp_path / "1.jsonl", tmp_path / "2.jsonl", tmp_path / "page.md"
+    old = {"backbone": "timm:a", "scheme": SCHEME, "verified": False, "why": "old"}
+    first.write_text("".join(json.dumps(row) + "\n" for row in (old, rows()[0])))
+    second.write_text(json.dumps(rows()[1]) + "\n")
+    assert coverage.main(["--page-of", str(first), str(second), "--out", str(out)]) == 0
+    assert json.loads(out.with_suffix(".json").read_text()) == [rows()[1], rows()[0]]
+
+
 def test_a_wrong_name_is_bad_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert coverage.main(["--models", "resnet18", "--results", str(tmp_path / "r.jsonl")]) == 2
     assert "'resnet18'" in capsys.readouterr().err

@@ -77,7 +77,14 @@ def _split_sizes(r: Resize) -> Call | dict[str, Any]:
 
 
 axis_rule(
-    aten("split.Tensor", "split.sizes", "split_with_sizes.default", "chunk.default", "tensor_split.sections"),
+    aten(
+        "split.Tensor",
+        "split.sizes",
+        "split_with_sizes.default",
+        "chunk.default",
+        "tensor_split.sections",
+        "tensor_split.indices",
+    ),
     _split,
     literals=_split_sizes,
 )

@@ -34,6 +34,10 @@ for spatial, out, names in (
     axis_rule(aten(*names.split()), [f"n c {spatial} -> n c {out}, n c {out}", f"c {spatial} -> c {out}, c {out}"])
 
 
+axis_rule(aten("grid_sampler.default", "grid_sampler_2d.default"), "n c h w, n p q xy -> n c p q")
+axis_rule(aten("grid_sampler_3d.default"), "n c h w d, n p q r xyz -> n c p q r")
+
+
 # Zero padding along channels is a concatenation with constant parts that grow and shrink with the widths; along
 # anything else it makes another position.
 def _pad(op: Op) -> Dims:

@@ -17,6 +17,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -36,7 +37,7 @@ def main(given: Sequence[str] | None = None) -> int:
     """Runs what the command line asks for."""
     options = _options(given)
     if options.page_of:
-        rows = [row for file in options.page_of for row in read_results(file)]
+        rows = read_results(*options.page_of)
     else:
         try:
             chosen, schemes = _ask(options)
@@ -134,9 +135,9 @@ def measure(backbone: Backbone, scheme: str, *, seconds: float, threads: int) ->
     return row
 
 
-def read_results(file: Path) -> list[dict[str, Any]]:
-    """Rows of a results file; of several for one backbone and scheme the last one counts."""
-    rows = _rows(file) if file.exists() else iter(())
+def read_results(*files: Path) -> list[dict[str, Any]]:
+    """Rows of results files; of several for one backbone and scheme the last one counts."""
+    rows = chain.from_iterable(_rows(file) for file in files if file.exists())
     return list({(row["backbone"], row["scheme"]): row for row in rows}.values())
 
 

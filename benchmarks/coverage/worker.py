@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -79,6 +80,7 @@ class Steps:
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         self.say({"step": name})
+        gc.collect()  # what a step before has left is not this one's
         start = time.perf_counter()
         try:
             yield
@@ -220,9 +222,9 @@ def _why(node: fx.Node, axes: Axes, widths: Widths, width: float, kept: float) -
     for pin in pins:
         if pin.kind == "fixed":
             return pin
-    ratios = [axes.size(expr, widths).coefficient / max(1, _full(axes, expr)) for expr in narrowed]
-    if ratios and max(ratios) > 1.15 * width:
-        return Pin("whole heads, groups or channels: the least is more than the width")
+    for leaf in (leaf for expr in narrowed for leaf in leaves(expr) if leaf in widths):
+        if widths[leaf] > 1.15 * width * leaf.size.coefficient:
+            return Pin(f"whole heads or groups: {widths[leaf]} of {leaf.size.coefficient} are kept")
     if narrowed and kept <= 1.15 * width:
         return Pin("one channel axis: depthwise, or attention between positions")
     if narrowed:
@@ -235,10 +237,6 @@ def _pins(exprs: Iterable[Expr], axes: Axes, widths: Widths) -> Iterator[Pin]:
     for expr in exprs:
         if not axes.narrowed(expr, widths):
             yield from (leaf.pin for leaf in leaves(expr) if leaf.pin is not None)
-
-
-def _full(axes: Axes, expr: Expr) -> int:
-    return axes.size(expr, {}).coefficient
 
 
 def _flat(dims: Any) -> Iterator[Expr]:
