@@ -1,5 +1,6 @@
 """A compiler from any PyTorch network to an anytime model: one graph, nested levels, cheapest first."""
 
+from anytimeify._torch import cope_with_torchvision
 from anytimeify.artifact import load
 from anytimeify.budget import Budget
 from anytimeify.errors import (
@@ -45,3 +46,5 @@ __all__ = [
     "schemes",
     "transform",
 ]
+
+cope_with_torchvision()

@@ -20,6 +20,8 @@ from torch import nn
 
 from anytimeify import AnytimeModel, ArtifactError, JointLoss, NestedChannels, load, transform
 from anytimeify.artifact import save
+from anytimeify.encoding import encode_program
+from anytimeify.ir import Program
 from tests.backbones import Clashing, Keywords, Nested, images, residual_net
 
 
@@ -354,3 +356,17 @@ def test_it_is_a_module_again(saved: Path) -> None:
     assert isinstance(loaded, AnytimeModel)
     loaded.train()
     loaded.loss(loaded(images()), torch.tensor([0, 1, 2, 3])).backward()
+
+
+def test_weight_norm_comes_back(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(6, 8)), nn.ReLU(), nn.Linear(8, 3))
+    net, x = transform(model, NestedChannels((0.5, 1.0)), torch.randn(2, 6)).eval(), torch.randn(3, 6)
+    net.save(tmp_path / "net")
+    assert all(map(torch.equal, load(tmp_path / "net")(x).levels, net(x).levels))
+
+
+def test_what_cannot_be_read_back_is_not_written() -> None:
+    graph = torch.fx.Graph()
+    graph.call_function(torch.ops.aten._cdist_forward.default, (graph.placeholder("x"), graph.placeholder("y"), 2.0, 0))
+    with pytest.raises(ArtifactError, match=r"_cdist_forward.default, which cannot be saved"):
+        encode_program(Program(graph, {}))

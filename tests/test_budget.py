@@ -30,6 +30,7 @@ from tests.backbones import Keywords, Residual, images, residual_net
         ({"macs": 5, "batch_size": 0}, "batch_size=0: expected 1 or more"),
         ({"macs": 5, "batch_size": 2.0}, "batch_size=2.0: expected a whole number"),
         ({"macs": 5, "device": "cray"}, "device='cray'"),
+        ({"macs": 5, "device": ["cpu"]}, r"device=\"\['cpu'\]\""),
     ],
 )
 def test_nonsense_is_refused(fields: dict[str, Any], message: str) -> None:
@@ -175,3 +176,17 @@ def test_a_static_batch_cannot_be_resized() -> None:
     assert example_batch(net.captured, 4)[0].shape[0] == 4
     with pytest.raises(BudgetError, match="captured with a static batch of 4"):
         net.select(Budget(latency_ms=5, batch_size=3))
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        "meta",
+        pytest.param(
+            "cuda", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+        ),
+    ],
+)
+def test_devices_that_compute_nothing_are_refused(device: str) -> None:
+    with pytest.raises(BudgetError, match=f"latency cannot be measured on {device}"):
+        residual_net().select(Budget(latency_ms=5, device=device))

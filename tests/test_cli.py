@@ -278,6 +278,12 @@ def test_inputs_of_the_wrong_shape(shell: Shell) -> None:
     assert "Pass example_inputs" in convert(shell, "models:without_inputs")
 
 
+@pytest.mark.parametrize("shapes", [["2,4,6,6"], ["2,3,7,7"], ["2,3"], ["2,3,6,6", "2,3"]])
+def test_inputs_that_an_exported_program_does_not_take(shell: Shell, exported: Path, shapes: list[str]) -> None:
+    options = [part for shape in shapes for part in ("--input-shape", shape)]
+    assert "The exported program takes" in convert(shell, str(exported), *options)
+
+
 def test_control_flow_that_depends_on_data(shell: Shell) -> None:
     message = convert(shell, "models:branching")
     assert "data-dependent" in message or "depends on" in message
@@ -342,6 +348,8 @@ def test_no_device_to_measure_on(shell: Shell) -> None:
         ["convert", "model.pt2", "--scheme", SCHEME, "--out", "net", "--format", "pt2,docx"],
         ["convert", "model.pt2", "--scheme", SCHEME, "--out", "net", "--budget", "macs"],
         ["convert", "model.pt2", "--scheme", SCHEME, "--out", "net", "--input-shape", "2x3"],
+        ["convert", "model.pt2", "--scheme", SCHEME, "--out", "net", "--input-shape", "0,3"],
+        ["convert", "model.pt2", "--scheme", SCHEME, "--out", "net", "--input-shape", "99999999999999,3,8,8"],
         ["convert", "model.pt2", "--scheme", SCHEME, "--out", "net", "--dynamic-shapes", "all"],
         ["extract", "net", "--out", "small.pt2"],
         ["extract", "net", "--out", "small.pt2", "--level", "0", "--budget", "macs=1e6"],

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -84,3 +86,11 @@ def test_arguments_by_name() -> None:
     assert is_mutable(aten.add.out)
     assert not is_mutable(aten.add.Tensor)
     assert not is_mutable(max)
+
+
+def test_torchvision_imports_after_anytimeify() -> None:
+    """On a CPU build of torch too, and without loading torchvision for those who do not want it."""
+    pytest.importorskip("torchvision")
+    code = "import sys, anytimeify; assert 'torchvision' not in sys.modules; import torchvision.models"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -290,6 +290,26 @@ def test_other_behaviour_of_training_is_lost_with_a_note() -> None:
     assert text(captured.program) == "linear = linear(x, linear_weight, linear_bias)\nreturn linear"
 
 
+def test_cumulative_averages_become_moving_ones_with_a_note() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, momentum=None), nn.Dropout(0.5))
+    captured = capture(model, IMAGES)
+    assert captured.notes == ("momentum=None became 0.1 in 1 norms, net.calibrate() averages: 1",)
+    assert "True, 0.1, 1e-05" in text(captured.program)
+    assert "dropout" in text(captured.program)
+    assert [one.momentum for one in model if isinstance(one, nn.BatchNorm2d)] == [None]
+
+
+def test_lazy_models_are_not_initialised_behind_ones_back() -> None:
+    model = nn.Sequential(nn.LazyLinear(4))
+    with pytest.raises(CaptureError, match=r"'0.weight' is not initialised"):
+        capture(model, torch.randn(2, 3))
+    assert isinstance(model[0].weight, nn.UninitializedParameter)
+
+
+def test_predictions_that_are_no_numbers_agree() -> None:
+    assert capture(nn.Linear(3, 4), torch.full((2, 3), float("nan"))).notes == ()
+
+
 class Branches(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.sum() > 0:

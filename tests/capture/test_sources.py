@@ -256,3 +256,8 @@ def test_torchvision_inputs_come_from_the_weights() -> None:
     source = resolve("torchvision:inception_v3")
     assert source.example_inputs[0].shape == (2, 3, 299, 299)
     assert resolve("torchvision:regnet_y_16gf").example_inputs[0].shape[-1] in (224, 384)
+
+
+@pytest.mark.zoo
+def test_detectors_of_torchvision_download_nothing() -> None:
+    assert isinstance(resolve("torchvision:fasterrcnn_mobilenet_v3_large_320_fpn").model, nn.Module)

@@ -11,6 +11,7 @@ from anytimeify.errors import SchemeError
 from anytimeify.ir import Program, Rewritten
 from anytimeify.lift import lift
 from anytimeify.passes.nested_channels import NestedChannels
+from anytimeify.rewriter import parse_scheme
 from anytimeify.transform import transform
 from tests.passes.test_narrow import assert_types_are_true
 
@@ -159,6 +160,12 @@ def test_levels_that_are_no_levels_are_refused(scheme: NestedChannels, says: str
     with pytest.raises(SchemeError) as error:
         rewrite(Small(), scheme, torch.randn(2, 3, 4, 4))
     assert says in str(error.value)
+
+
+@pytest.mark.parametrize("where", ["3", "none", "blocks,3"])
+def test_where_that_names_no_layers_is_refused(where: str) -> None:
+    with pytest.raises(SchemeError, match="where="):
+        parse_scheme(f"nested-channels{{where={where}}}")
 
 
 def test_a_model_whose_axes_are_all_pinned_is_refused() -> None:
