@@ -237,8 +237,9 @@ def rows() -> list[dict[str, Any]]:
 
 def test_the_page_has_a_table_for_every_source_and_scheme(tmp_path: Path) -> None:
     file = tmp_path / "docs" / "coverage.md"
-    page.write(rows(), file, coverage.PRUNING)
+    page.write(rows(), file, coverage.PRUNING, "Measured on a Monday.")
     text = file.read_text()
+    assert "\n\nMeasured on a Monday.\n\n## timm" in text
     assert [line for line in text.splitlines() if line.startswith("## ")] == [
         f"## timm, `{SCHEME}`",
         f"## transformers, tiny configurations, `{SCHEME}`",

@@ -48,7 +48,7 @@ def main(given: Sequence[str] | None = None) -> int:
         _begin(options.results, keep=options.resume)
         _run(chosen, schemes, options)
         rows = read_results(options.results)
-    page.write(rows, options.out, PRUNING)
+    page.write(rows, options.out, PRUNING, options.note)
     print("\n".join(page.summaries(rows, PRUNING)))
     return 0
 
@@ -74,6 +74,7 @@ def _options(given: Sequence[str] | None) -> argparse.Namespace:
     add("--resume", action="store_true", help="keep the results that there are, and do the rest")
     add("--out", type=Path, default=ROOT / "docs" / "coverage.md", help="the page; the JSON goes beside it")
     add("--page-of", nargs="+", type=Path, default=[], metavar="RESULTS", help="run nothing, write the page of these")
+    add("--note", default="", metavar="TEXT", help="a paragraph of the page: what was run, on what, what is left out")
     return parser.parse_args(given)
 
 

@@ -19,9 +19,9 @@ TITLES = {
 }
 
 
-def write(rows: Sequence[Row], file: Path, pruning: str) -> None:
-    """The page, and all numbers beside it as JSON."""
-    parts = [PAGE]
+def write(rows: Sequence[Row], file: Path, pruning: str, note: str = "") -> None:
+    """The page, and all numbers beside it as JSON. `note` says what a reader has to know of this run."""
+    parts = [PAGE, *([f"{note}\n"] if note else [])]
     for title, group, peers in _sections(rows, pruning):
         parts += [f"## {title}\n", summary(group, peers) + "\n", table(group, peers) + "\n"]
     file.parent.mkdir(parents=True, exist_ok=True)
