@@ -26,6 +26,8 @@ def _load(name: str, trust_pickle: bool) -> Source:
         raise CaptureError(
             f"Cannot import '{module_name}' for the source '{name}': {error}. Check the name and PYTHONPATH."
         ) from error
+    except (Exception, SystemExit) as error:
+        raise CaptureError(f"Importing '{module_name}' raised {type(error).__name__}: {error}.") from error
     for part in attribute.split("."):
         if not hasattr(found, part):
             raise CaptureError(f"'{module_name}' has no '{attribute}'. A source is package.module:factory.")
@@ -36,7 +38,7 @@ def _load(name: str, trust_pickle: bool) -> Source:
             raise CaptureError(f"'{name}' is a {type(found).__name__}, neither a model nor a function that makes one.")
         try:
             result = found()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise CaptureError(
                 f"'{name}' raised {type(error).__name__}: {error}. It is called without arguments."
             ) from error

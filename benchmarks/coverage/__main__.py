@@ -126,9 +126,13 @@ def measure(backbone: Backbone, scheme: str, *, seconds: float, threads: int) ->
     row = {"backbone": backbone.name, "scheme": scheme, "verified": False, **found}
     if backbone.family:
         row["family"] = backbone.family
-    row["seconds"], row["peak_mib"] = round(ended.seconds, 2), ended.peak_mib
+    row["seconds"], row["cpu_seconds"] = round(ended.seconds, 2), round(ended.cpu_seconds, 2)
+    row["peak_mib"] = ended.peak_mib
     if ended.timed_out:
-        row["verified"], row["why"] = False, f"time limit of {limit:.0f} s in step: {found.get('step', 'start')}"
+        row["verified"] = False
+        row["why"] = (
+            f"time limit of {limit:.0f} s in step: {found.get('step', 'start')}, after {ended.cpu_seconds:.0f} s of CPU"
+        )
     elif ended.code != 0:
         how = f"signal {-ended.code}" if ended.code < 0 else f"exit status {ended.code}"
         row["verified"] = False

@@ -26,11 +26,14 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class Ended:
-    """How a child ended. `code`: its exit status, negative for a signal; `last`: its last line on stderr."""
+    """How a child ended. `code`: its exit status, negative for a signal; `last`: its last line on stderr.
+
+    `cpu_seconds` far below `seconds` says that it was kept from running: stopped, or on a machine that others use."""
 
     code: int
     timed_out: bool
     seconds: float
+    cpu_seconds: float
     peak_mib: float
     last: str
 
@@ -70,7 +73,8 @@ def run(command: Sequence[str], seconds: float, environment: Mapping[str, str] |
         lines = [line.strip() for line in errors.read().decode(errors="replace").splitlines() if line.strip()]
     unit = 2**20 if sys.platform == "darwin" else 2**10
     peak = round(usage.ru_maxrss / unit, 1)
-    return Ended(child.returncode, expired.is_set(), time.monotonic() - start, peak, lines[-1] if lines else "")
+    seconds, cpu = time.monotonic() - start, usage.ru_utime + usage.ru_stime
+    return Ended(child.returncode, expired.is_set(), seconds, cpu, peak, lines[-1] if lines else "")
 
 
 def ask(

@@ -133,11 +133,14 @@ own with a time limit.
 
 * **verified**: the full level equals the backbone, every level equals its extract, costs increase strictly, and one
   training step gives every trainable parameter a gradient that is finite. The loss is the model's own where the
-  prediction is class scores, alone or at every pixel, and the sum of squares otherwise.
+  prediction is class scores, alone or at every pixel, and the sum of squares otherwise. A gradient of zeros counts:
+  many backbones start with a last norm or a layer scale of zero, and nothing reaches what lies before it in the first
+  step.
 * **export**: `torch.export` alone, in the same process before. **analysis**: finding the axes. **rest**: what
   `transform` takes besides the two, verification included. **peak**: the largest resident memory of the process.
 * **MACs at 0.25**: multiply-accumulates of the cheapest level over those of the backbone; the square of the width is
-  0.063. **MACs pinned**: those of operations that cost at width 0.25 what they cost in full.
+  0.063. Rows that are not verified count in the summary too where they have a cost. **MACs pinned**: those of
+  operations that cost at width 0.25 what they cost in full.
 * **what holds the MACs**: the two largest parts of what level 0.25 costs above the square of the width, as a share of
   the backbone's MACs, by what keeps a channel axis of the layer longer.
 * **Torch-Pruning**: 1.6.1, `BasePruner` with `GroupMagnitudeImportance` at a ratio of 0.5, 60 s: the share of MACs by

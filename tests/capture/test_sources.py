@@ -176,6 +176,7 @@ def with_inputs(): return nn.Linear(3, 2), torch.ones(4, 3)
 class Space: model = nn.Linear(3, 2)
 def wrong(): return 3
 def broken(): raise KeyError("lost")
+def leaving(): raise SystemExit(7)
 number = 3
 """
 
@@ -183,6 +184,7 @@ number = 3
 @pytest.fixture
 def factories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "their_models.py").write_text(FACTORIES)
+    (tmp_path / "their_typos.py").write_text("def (:")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     sys.modules.pop("their_models", None)
@@ -204,6 +206,8 @@ def test_factories() -> None:
         ("no_such_module:plain", "Cannot import 'no_such_module'"),
         ("their_models:wrong", "returned a int"),
         ("their_models:broken", "raised KeyError"),
+        ("their_models:leaving", "raised SystemExit: 7"),
+        ("their_typos:plain", "Importing 'their_typos' raised SyntaxError"),
         ("their_models:number", "neither a model nor a function"),
     ],
 )
