@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import fx
 
-from anytimeify.ir import Cost, Program, Size, TensorType
+from anytimeify.ir import Captured, Cost, Program, Size, TensorType
 from anytimeify.rules import rule_of
 
-__all__ = ["cost", "macs_by_node"]
+__all__ = ["cost", "macs_by_node", "sizes"]
 
 
 def cost(program: Program, batch: str | None, batch_size: int = 1, symbols: Mapping[str, int] | None = None) -> Cost:
@@ -50,6 +50,17 @@ def macs_by_node(
             if macs != Size(0):
                 result[node] = count(macs)
     return result
+
+
+def sizes(captured: Captured) -> tuple[int, dict[str, int]]:
+    """The batch size and the dynamic sizes of the example inputs, as `cost` takes them."""
+    symbols: dict[str, int] = {}
+    for node, tensor in zip(captured.program.placeholders, captured.example_inputs, strict=True):
+        for size, value in zip(node.meta["type"].shape, tensor.shape, strict=True):
+            if size.coefficient == 1 and len(size.symbols) == 1:
+                symbols[size.symbols[0]] = value
+    first = captured.example_inputs[0] if captured.example_inputs else None
+    return (first.shape[0] if first is not None and first.ndim else 1), symbols
 
 
 class _Counter:

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from anytimeify.axes import Axes
 from anytimeify.calling import Calling
-from anytimeify.cost import cost
+from anytimeify.cost import cost, sizes
 from anytimeify.ir import Captured, Level, Program, Rewritten
 from anytimeify.lift import backbone_name
 from anytimeify.passes.project import project
@@ -56,14 +56,7 @@ class Definition:
 
 
 def _levels(captured: Captured, rewritten: Rewritten) -> tuple[Level, ...]:
-    symbols: dict[str, int] = {}
-    for node, tensor in zip(captured.program.placeholders, captured.example_inputs, strict=True):
-        for size, value in zip(node.meta["type"].shape, tensor.shape, strict=True):
-            if size.coefficient == 1 and len(size.symbols) == 1:
-                symbols[size.symbols[0]] = value
-    batch_size = (
-        captured.example_inputs[0].shape[0] if captured.example_inputs and captured.example_inputs[0].ndim else 1
-    )
+    batch_size, symbols = sizes(captured)
     return tuple(
         Level(
             index,

@@ -11,7 +11,7 @@ from typing import Any
 from torch import fx
 
 from anytimeify.axes import Axes, AxisGroup, Pin
-from anytimeify.cost import macs_by_node
+from anytimeify.cost import macs_by_node, sizes
 from anytimeify.factors import Expr, Factor, Product, leaves
 from anytimeify.ir import Captured, Program
 from anytimeify.passes.project import ancestors
@@ -141,17 +141,6 @@ def _reason(node: fx.Node, axes: Axes) -> Pin:
     ]
     telling = [pin for pin in pins if pin.kind not in ("position", "batch", "input")]
     return next(iter((*telling, *pins)), Pin("no axis is longer than 1"))
-
-
-def sizes(captured: Captured) -> tuple[int, dict[str, int]]:
-    """The batch size and the dynamic sizes of the example inputs, for `anytimeify.cost`."""
-    symbols: dict[str, int] = {}
-    for node, tensor in zip(captured.program.placeholders, captured.example_inputs, strict=True):
-        for size, value in zip(node.meta["type"].shape, tensor.shape, strict=True):
-            if size.coefficient == 1 and len(size.symbols) == 1:
-                symbols[size.symbols[0]] = value
-    first = captured.example_inputs[0] if captured.example_inputs else None
-    return (first.shape[0] if first is not None and first.ndim else 1), symbols
 
 
 def _shares(captured: Captured) -> dict[fx.Node, float]:

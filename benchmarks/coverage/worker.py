@@ -23,12 +23,11 @@ from anytimeify.axes import Axes, Widths, analyse
 from anytimeify.capture import capture
 from anytimeify.capture.front_end import export
 from anytimeify.capture.inputs import CallInputs, call_inputs
-from anytimeify.cost import macs_by_node
+from anytimeify.cost import macs_by_node, sizes
 from anytimeify.errors import AnytimeError
 from anytimeify.factors import Expr, Pin, leaves
 from anytimeify.ir import Captured, Outputs
 from anytimeify.passes.narrow import Builder
-from anytimeify.report.rows import sizes
 from anytimeify.rewriter import parse_scheme, schemes
 from anytimeify.testing import assert_costs_increase
 from benchmarks.zoo import build, catalogue, family
