@@ -88,11 +88,17 @@ class Axes:
     groups: tuple[AxisGroup, ...]  # narrowable ones and pinned ones that have parameters, in graph order
     dims: Mapping[fx.Node, Any]  # axes of every node, resolved
     memo: Mapping[fx.Node, dict[str, Any]]  # what the rules remember for resizing
+    mixed: Mapping[fx.Node, frozenset[Factor]]  # factors along which an operation mixes: contracts, normalises
     unknown: tuple[fx.Node, ...]  # operations without a rule
 
     @property
     def narrowable(self) -> tuple[AxisGroup, ...]:
         return tuple(group for group in self.groups if group.pin is None)
+
+    def mixes(self, node: fx.Node, group: AxisGroup) -> bool:
+        """Whether the leading channels of what a node computes may depend on later channels of its operands. Where the
+        order of channels has a meaning (a shuffle, a convolution along them) every node may do that."""
+        return group.ordered is not None or group.factor in self.mixed.get(node, frozenset())
 
     def chosen(self, where: str | Sequence[str] = "all") -> tuple[AxisGroup, ...]:
         """The narrowable groups that `where` names: `"all"`, `"inner"`, or patterns of layers.
@@ -193,6 +199,7 @@ def analyse(program: Program) -> Axes:
     """Find the axis groups of a canonical program. Linear in the number of nodes."""
     known: dict[fx.Node, Any] = {}
     memo: dict[fx.Node, dict[str, Any]] = {}
+    mixed: dict[fx.Node, list[Expr]] = {}
     depth: dict[fx.Node, int] = {}  # layers with parameters on the way from an input, of what depends on one
     joins: list[Expr] = []
     unknown: list[fx.Node] = []
@@ -224,12 +231,17 @@ def analyse(program: Program) -> Axes:
             if not _fits(known[node], node.meta["type"]):
                 known[node] = op.give_up("its axis rule does not fit this call")
             memo[node] = op.memo
+            if op.mixed:
+                mixed[node] = op.mixed
             if rule.joins:
                 joins.extend(_joined(op, depth))
     for expr in joins:
         mark_stream(expr)
     dims = {node: _resolved(axes) for node, axes in known.items()}
-    return Axes(_groups(program, dims), dims, memo, tuple(unknown))
+    leaves_of = {
+        node: frozenset(leaf for expr in exprs for leaf in leaves(resolve(expr))) for node, exprs in mixed.items()
+    }
+    return Axes(_groups(program, dims), dims, memo, leaves_of, tuple(unknown))
 
 
 def _fits(axes: Any, kind: Any) -> bool:

@@ -6,10 +6,26 @@ from typing import Any
 
 from anytimeify import factors
 from anytimeify.ir import Size
-from anytimeify.rules.op import Dims, Op, Resize, axis_rule
+from anytimeify.rules.op import Dims, Op, Resize, axis_rule, build_rule
 from anytimeify.rules.targets import aten
 
-axis_rule(aten("batch_norm.default", "instance_norm.default"), "n c ..., c, c, c, c -> n c ...")
+_per_channel = build_rule("n c ..., c, c, c, c -> n c ...")
+
+
+# statistics of every channel for itself, over its positions and, in a batch norm, over the samples
+def _instance_norm(op: Op) -> Dims:
+    result: Dims = _per_channel.infer(op)
+    op.mix(*op.axes(op["input"])[2:])
+    return result
+
+
+def _batch_norm(op: Op) -> Dims:
+    op.mix(op.axes(op["input"])[0])
+    return _instance_norm(op)
+
+
+axis_rule(aten("instance_norm.default"), _instance_norm)
+axis_rule(aten("batch_norm.default"), _batch_norm)
 
 
 # layer norm and RMS norm: the last k dimensions, each with its own factor
@@ -19,6 +35,7 @@ def _last_dimensions(op: Op) -> Dims:
         if parameter is not None:
             for one, other in zip(reversed(x), reversed(op.axes(parameter)), strict=False):
                 op.unify(one, other)
+    op.mix(*x[len(x) - len(op["normalized_shape"]) :])
     return x
 
 
@@ -40,6 +57,7 @@ def _group_norm(op: Op) -> Dims:
         op.pin(x[1], "does not divide into groups")
         pieces = [op.pinned(Size(groups))]
     op.memo["groups"] = pieces[0]
+    op.mix(*pieces[1:], *x[2:])
     for parameter in (op["weight"], op["bias"]):
         if parameter is not None:
             op.unify(x[1], op.axes(parameter)[0])
@@ -54,9 +72,10 @@ axis_rule(
 
 
 def _weight_norm(op: Op) -> Dims:
-    v, g = op.axes(op["v"]), op.axes(op["g"])
+    v, g, dim = op.axes(op["v"]), op.axes(op["g"]), op.dim(of=op["v"])
     if len(g) == len(v):
-        op.unify(v[op.dim(of=op["v"])], g[op.dim(of=op["v"])])
+        op.unify(v[dim], g[dim])
+    op.mix(*v[:dim], *v[dim + 1 :])
     return v
 
 

@@ -33,6 +33,7 @@ class Op:
     node: fx.Node
     known: Mapping[fx.Node, Any]  # axes of every earlier node: Dims, or a tuple of them
     memo: dict[str, Any] = field(default_factory=dict)  # what `infer` leaves for `resize`
+    mixed: list[Expr] = field(default_factory=list)  # what `mix` was told
     arguments: dict[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -83,6 +84,12 @@ class Op:
 
     def pin(self, expr: Expr, reason: str, kind: PinKind = "fixed") -> None:
         factors.pin(expr, Pin(reason, self.where, kind))
+
+    def mix(self, *exprs: Expr) -> None:
+        """Say that an entry of a result may depend on every entry of these axes: they are contracted, reduced or
+        normalised over. Along all other axes an entry depends on its own entry alone, so that leading channels never
+        depend on later ones; notation says it of itself, functions have to."""
+        self.mixed.extend(exprs)
 
     def pinned(self, size: Size, reason: str = "made by an operation", kind: PinKind = "constant") -> Expr:
         """A new axis that keeps its size."""
@@ -299,6 +306,7 @@ def apply(notation: Notation, op: Op, tensors: Sequence[fx.Node]) -> Any:
                     dots[distance] = expr
             else:
                 _match(term, expr, op, notation, bindings, sizes)
+    op.mix(*(bindings[name] for name in sorted(notation.contracted | notation.mixed) if name in bindings))
     kinds = op.node.meta["type"]
     results = [
         tuple(

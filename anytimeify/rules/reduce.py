@@ -16,7 +16,8 @@ def _reduce(op: Op) -> Any:
     kinds = op.node.meta["type"]
     first = kinds[0] if isinstance(kinds, tuple) else kinds
     assert isinstance(first, TensorType)
-    gone = set(op.dims()) if op["dim"] is not None or len(first.shape) != len(x) else set()
+    gone = set(op.dims())
+    op.mix(*(x[dim] for dim in gone))
     if len(first.shape) == 0:
         result: Dims = ()
     elif len(first.shape) == len(x):
