@@ -82,7 +82,11 @@ def _timm(name: str, input_size: Sequence[int] | None) -> Example:
     prepare_torchvision()
     import timm
 
-    model: Any = timm.create_model(name, pretrained=False)
+    told: Any = timm.get_pretrained_cfg(name)
+    own = tuple(told.input_size) if told else None
+    other = input_size is not None and own is not None and tuple(input_size) != own
+    options: dict[str, Any] = {"img_size": input_size[-1]} if input_size and other and told.fixed_input_size else {}
+    model: Any = timm.create_model(name, pretrained=False, **options)
     return model, _image(*(input_size or model.pretrained_cfg["input_size"]))
 
 
@@ -139,7 +143,8 @@ def _torchvision(name: str, input_size: Sequence[int] | None) -> Example:
         return LastFlow(model), (*_image(*size), *_image(*size))
     if task == "video":
         return model, _image(*(input_size or _CLIPS.get(name, (3, 16, 112, 112))))
-    side = 299 if name == "inception_v3" else 224
+    large = sum(parameter.numel() for parameter in model.parameters()) > 60e6 and not name.startswith("vit")
+    side = 299 if name == "inception_v3" else 128 if large else 224
     return model, _image(*(input_size or (3, side, side)))
 
 

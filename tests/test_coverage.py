@@ -61,10 +61,17 @@ def test_a_list_may_hold_names_or_objects_and_puts_small_models_first(tmp_path: 
     large = {"model": "resnet50", "family": "resnet", "input_size": [3, 64, 64], "params": 25_000_000}
     file.write_text(json.dumps([large, {"model": "torchvision:alexnet", "params": 7}, "hf:bert"]))
     assert read_list(file) == [
-        Backbone("hf:bert"),
-        Backbone("torchvision:alexnet"),
-        Backbone("timm:resnet50", (3, 64, 64), "resnet"),
+        Backbone("hf:bert", listed="list"),
+        Backbone("torchvision:alexnet", listed="list"),
+        Backbone("timm:resnet50", (3, 64, 64), "resnet", "list"),
     ]
+
+
+def test_the_further_members_are_others_of_the_same_families() -> None:
+    one, further = (read_list(coverage.ROOT / "benchmarks" / f"{name}.json") for name in ("backbones", "members"))
+    assert not {backbone.name for backbone in one} & {backbone.name for backbone in further}
+    assert {backbone.family for backbone in further} <= {backbone.family for backbone in one}
+    assert all(backbone.input_size for backbone in further)
 
 
 def test_the_default_list_is_that_of_the_families_of_timm() -> None:

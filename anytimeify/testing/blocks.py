@@ -247,11 +247,13 @@ class Pyramid(Block):
     mode: Literal["nearest", "bilinear", "transposed"] = "nearest"
 
     def build(self, ledger: Ledger, state: State) -> tuple[nn.Module, State]:
+        hidden = state.dim
         up: nn.Module = nn.Upsample(scale_factor=2, mode=self.mode)
         if self.mode == "transposed":
-            up = nn.ConvTranspose2d(state.dim.size, state.dim.size, 2, stride=2)
-            ledger.record(up, weight=(state.dim, state.dim, whole(2), whole(2)), bias=(state.dim,))
-        return Residual(nn.Sequential(nn.AvgPool2d(2), ledger.conv(state.dim, state.dim, 3), up)), state
+            hidden = ledger.free(state.dim.full)  # between two layers, so whatever the stream is made of
+            up = nn.ConvTranspose2d(hidden.size, state.dim.size, 2, stride=2)
+            ledger.record(up, weight=(hidden, state.dim, whole(2), whole(2)), bias=(state.dim,))
+        return Residual(nn.Sequential(nn.AvgPool2d(2), ledger.conv(state.dim, hidden, 3), up)), state
 
 
 @dataclass(frozen=True)

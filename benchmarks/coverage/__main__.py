@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from threading import Lock
@@ -124,8 +126,11 @@ def measure(backbone: Backbone, scheme: str, *, seconds: float, threads: int) ->
         task["do"], task["scheme"], limit = "measure", scheme, seconds
     found, ended = children.ask(WORKER, task, limit, {"OMP_NUM_THREADS": str(threads)})
     row = {"backbone": backbone.name, "scheme": scheme, "verified": False, **found}
+    row["revision"] = _revision()
     if backbone.family:
         row["family"] = backbone.family
+    if backbone.listed:
+        row["list"] = backbone.listed
     row["seconds"], row["cpu_seconds"] = round(ended.seconds, 2), round(ended.cpu_seconds, 2)
     row["peak_mib"] = ended.peak_mib
     if ended.timed_out:
@@ -138,6 +143,15 @@ def measure(backbone: Backbone, scheme: str, *, seconds: float, threads: int) ->
         row["verified"] = False
         row["why"] = f"the process ended with {how} in step: {found.get('step', 'start')}. {ended.last}".strip()
     return row
+
+
+@cache
+def _revision() -> str:
+    """What is measured, by git; a `+` says that files differ from it."""
+    found = subprocess.run(
+        ["git", "describe", "--always", "--dirty=+"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    return found.stdout.strip() or "unknown"
 
 
 def read_results(*files: Path) -> list[dict[str, Any]]:

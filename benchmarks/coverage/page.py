@@ -13,6 +13,8 @@ __all__ = ["summaries", "table", "verdict", "write"]
 Row = dict[str, Any]
 
 TITLES = {
+    "backbones": "timm, one of every family",
+    "members": "timm, further members of every family",
     "timm": "timm",
     "torchvision": "torchvision",
     "hf": "transformers, tiny configurations",
@@ -37,14 +39,18 @@ def summaries(rows: Sequence[Row], pruning: str) -> list[str]:
 def _sections(rows: Sequence[Row], pruning: str) -> Iterator[tuple[str, list[Row], dict[str, Row]]]:
     peers = {row["backbone"]: row for row in rows if row["scheme"] == pruning}
     own = [row for row in rows if row["scheme"] != pruning]
-    kinds = list(dict.fromkeys(row["backbone"].partition(":")[0] for row in own))
-    for kind in kinds:
+    for title in dict.fromkeys(map(_title, own)):
         for scheme in dict.fromkeys(row["scheme"] for row in own):
-            group = [row for row in own if row["scheme"] == scheme and row["backbone"].startswith(f"{kind}:")]
+            group = [row for row in own if row["scheme"] == scheme and _title(row) == title]
             if group:
                 names = {row["backbone"] for row in group}
                 beside = {name: row for name, row in peers.items() if name in names}
-                yield f"{TITLES.get(kind, kind)}, `{scheme}`", group, beside
+                yield f"{title}, `{scheme}`", group, beside
+
+
+def _title(row: Row) -> str:
+    kind: str = row["backbone"].partition(":")[0]
+    return TITLES.get(row.get("list", ""), TITLES.get(kind, kind))
 
 
 def summary(group: Sequence[Row], peers: dict[str, Row]) -> str:

@@ -16,11 +16,12 @@ PREFIXES = ("timm", "torchvision", "hf")
 
 @dataclass(frozen=True)
 class Backbone:
-    """A name such as `timm:resnet50`; size of one input and family where a list says them."""
+    """A name such as `timm:resnet50`; size of one input and family where a list says them, and the list's name."""
 
     name: str
     input_size: tuple[int, ...] | None = None
     family: str = ""
+    listed: str = ""
 
 
 def read_list(file: Path) -> list[Backbone]:
@@ -33,6 +34,7 @@ def read_list(file: Path) -> list[Backbone]:
             row["model"] if ":" in row["model"] else f"timm:{row['model']}",
             tuple(row["input_size"]) if row.get("input_size") else None,
             row.get("family", ""),
+            file.stem,
         )
         for row in rows
     ]

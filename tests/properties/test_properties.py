@@ -36,6 +36,7 @@ from anytimeify.testing import (
     assert_round_trip,
     assert_sites_nested,
     backbones,
+    blocks,
     entries,
     schemes,
     widths,
@@ -137,7 +138,19 @@ def test_model_holds_together(backbone: Backbone, scheme: NestedChannels) -> Non
     holds_together(backbone, scheme)
 
 
+# The channels between a convolution and a transposed one are an axis of their own, rounded apart from the stream's.
+UPSAMPLED = Backbone(
+    (
+        Stage(entries.Conv(), 8),
+        Stage(entries.Padded(before=0, after=1, stride=1), 8, (blocks.Pyramid("transposed"),)),
+        Stage(entries.Conv(), 8),
+    ),
+    entries.PoolHead(),
+)
+
+
 @few
+@example(UPSAMPLED, 0.5, 1)
 @given(backbones(), LOWER, MULTIPLES)
 def test_level_is_exactly_thin(backbone: Backbone, width: float, multiple_of: int) -> None:
     is_exactly_thin(backbone, width, multiple_of)
