@@ -1,4 +1,4 @@
-"""The command line: `convert`, `inspect`, `extract`, `levels`. What each does is a few calls of the library.
+"""The command line: `convert`, `inspect`, `extract`, `levels`, `papers`. Each is a few calls of the library.
 
 Results go to standard output, progress and errors to standard error. Exit status: 0; 1 for a refusal, with one message
 and nothing half-written; 2 for bad usage.
@@ -13,6 +13,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any, TextIO
@@ -31,6 +32,7 @@ from anytimeify.capture.inputs import CallInputs
 from anytimeify.errors import AnytimeError, BudgetError
 from anytimeify.export import FORMATS, new_folder, quiet, refuse_existing, require
 from anytimeify.model import AnytimeModel
+from anytimeify.papers import entries
 from anytimeify.rewriter import parse_scheme
 from anytimeify.transform import transform
 
@@ -206,6 +208,33 @@ def levels(
         table.add_column(title, justify="left" if title == "name" else "right")
     for row in rows:
         table.add_row(*(f"{cell:.3f}" if isinstance(cell, float) else _cell(cell) for cell in row.values()))
+    _print(table)
+
+
+@app.command()
+def papers(as_json: AsJson = False) -> None:
+    """List the networks of the papers; anytimeify.papers.recipe(NAME).build() makes one. Nothing is built here."""
+    rows: list[dict[str, Any]] = [
+        {
+            "name": entry.name,
+            "backbone": entry.about,
+            "params": entry.params(),
+            "scheme": str(entry.scheme),
+            "source": entry.source,
+            "num_classes": entry.num_classes,
+            "training": asdict(entry.training),
+        }
+        for entry in entries()
+    ]
+    if as_json:
+        typer.echo(json.dumps({"networks": rows}, indent=2))
+        return
+    table = Table(box=None, pad_edge=False)
+    table.add_column("name", no_wrap=True)  # to be copied
+    for title in ("backbone", "parameters", "scheme", "from"):
+        table.add_column(title, justify="right" if title == "parameters" else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(_cell(row[key]) for key in ("name", "backbone", "params", "scheme", "source")))
     _print(table)
 
 

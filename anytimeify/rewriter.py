@@ -111,10 +111,11 @@ def _read_fields(body: str, text: str) -> dict[str, Any]:
 
 def _read(text: str) -> Any:
     """A number, a truth value, a word, or a tuple of them where there is a comma or a bracket."""
+    parts = _parts(text)
+    if len(parts) > 1:
+        return tuple(_read(part) for part in parts if part)
     if text.startswith("(") and text.endswith(")"):
         return tuple(_read(part) for part in _parts(text[1:-1]) if part)
-    if "," in text:
-        return tuple(_read(part) for part in _parts(text) if part)
     if text in ("true", "false", "none"):
         return {"true": True, "false": False, "none": None}[text]
     for convert in (int, float):
@@ -136,10 +137,11 @@ def _parts(text: str) -> list[str]:
     return [*parts, text[start:].strip()]
 
 
-def _write(value: Any) -> str:
+def _write(value: Any, *, inside: bool = False) -> str:
     if isinstance(value, tuple):
-        inner = ",".join(_write(item) for item in value)
-        return inner if len(value) > 1 and not any(isinstance(item, tuple) for item in value) else f"({inner})"
+        inner = ",".join(_write(item, inside=True) for item in value)
+        bare = len(value) > 1 and not inside and not any(isinstance(item, tuple) for item in value)
+        return inner if bare else f"({inner})"
     if value is None or isinstance(value, bool):
         return str(value).lower()
     return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)

@@ -4,7 +4,7 @@ import pytest
 
 from anytimeify.errors import SchemeError
 from anytimeify.passes.nested_channels import NestedChannels
-from anytimeify.rewriter import parse_scheme, schemes
+from anytimeify.rewriter import _read, _write, parse_scheme, schemes
 
 
 def test_schemes_are_found_by_being_there() -> None:
@@ -24,6 +24,11 @@ def test_schemes_are_found_by_being_there() -> None:
 )
 def test_spec_strings_round_trip(scheme: NestedChannels) -> None:
     assert parse_scheme(str(scheme)) == scheme
+
+
+@pytest.mark.parametrize("value", [(("blocks.2", 16),), (("a", 2), ("b", 3)), ((("x", 1),), 2), ("a",), ()])
+def test_nested_values_round_trip(value: object) -> None:
+    assert _read(_write(value)) == value
 
 
 @pytest.mark.parametrize(

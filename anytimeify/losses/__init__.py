@@ -1,7 +1,21 @@
 """Training objectives: each is an `nn.Module` called as `loss(outputs, target)`, with `terms(outputs, target)`."""
 
+from anytimeify.losses.co_distillation import CoDistillation
+from anytimeify.losses.diversity import diversity
+from anytimeify.losses.hierarchical import HierarchicalLoss
+from anytimeify.losses.hierarchical_co_distillation import HierarchicalCoDistillation
 from anytimeify.losses.in_place_distillation import InPlaceDistillation
+from anytimeify.losses.independent import IndependentLoss
 from anytimeify.losses.joint import JointLoss
 from anytimeify.losses.objective import Objective
 
-__all__ = ["InPlaceDistillation", "JointLoss", "Objective"]
+__all__ = [
+    "CoDistillation",
+    "HierarchicalCoDistillation",
+    "HierarchicalLoss",
+    "InPlaceDistillation",
+    "IndependentLoss",
+    "JointLoss",
+    "Objective",
+    "diversity",
+]

@@ -1,0 +1,134 @@
+"""Every network of every paper: it is found, it is listed, it runs, and its recipe is passed on."""
+
+from __future__ import annotations
+
+import json
+import pkgutil
+from dataclasses import FrozenInstanceError, replace
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+
+from anytimeify import AnytimeError, NestedChannels, cli, papers
+from anytimeify.losses import JointLoss
+from anytimeify.papers import Optimiser, Schedule, Training, entries, names, recipe
+
+MACHINERY = {"catalogue", "recipe", "training"}
+
+
+def test_every_file_of_a_paper_lists_its_networks() -> None:
+    files = {info.name for info in pkgutil.iter_modules(papers.__path__)} - MACHINERY
+    assert {name.partition("/")[0] for name in names()} == files
+    assert len(set(names())) == len(names()) == len(entries())
+
+
+@pytest.mark.parametrize("name", names())
+def test_recipes_are_whole(name: str) -> None:
+    made = recipe(name, num_classes=7)
+    assert made.name == name
+    (x,) = made.example_inputs
+    assert x.shape[0] == 2
+    with torch.no_grad():
+        prediction = made.backbone.eval()(x)
+    assert prediction.shape == (2, 7)
+    assert isinstance(made.loss, nn.Module)
+    optimiser = made.training.optimiser.build(made.backbone.parameters())
+    assert optimiser.defaults["lr"] == made.training.optimiser.learning_rate
+    assert optimiser.defaults["weight_decay"] == made.training.optimiser.weight_decay
+    assert made.training.learning_rate(0) > made.training.learning_rate(made.training.epochs - 1) >= 0
+    with pytest.raises(FrozenInstanceError):
+        made.name = ""  # type: ignore[misc]  # what is tested
+
+
+@pytest.mark.parametrize("entry", entries(), ids=lambda entry: entry.name)
+def test_parameters_are_counted_without_building(entry: papers.Entry) -> None:
+    backbone = entry.recipe().backbone
+    assert entry.params() == sum(parameter.numel() for parameter in backbone.parameters())
+    assert {parameter.device.type for parameter in backbone.parameters()} == {"cpu"}
+
+
+def test_build_is_transform_with_the_objective_of_the_paper() -> None:
+    made = replace(recipe("hne/resnet50-cifar-small"), scheme=NestedChannels((0.5, 1.0)))
+    x = made.example_inputs[0]
+    net = made.build(verify=False).eval()
+    assert net.loss is made.loss
+    torch.testing.assert_close(net(x, level=-1), made.backbone.eval()(x), rtol=1e-4, atol=1e-5)
+    other = JointLoss()
+    assert made.build(loss=other, verify=False).loss is other
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("hne/resnet50-cifra", r"'hne/resnet50-cifra' is no network of the papers; did you mean hne/resnet50-cifar,"),
+        ("resnet50-cifar-small", "did you mean hne/resnet50-cifar-small"),
+        ("hne/", "did you mean hne/"),
+        ("alexnet?", f"there are: {names()[0]}"),
+        ("", f"there are: {names()[0]}"),
+    ],
+)
+def test_unknown_names(name: str, message: str) -> None:
+    with pytest.raises(AnytimeError, match=message):
+        recipe(name)
+
+
+@pytest.mark.parametrize("classes", [0, -1, 2.5, True, "10"])
+def test_numbers_of_classes_that_are_none(classes: int) -> None:
+    with pytest.raises(AnytimeError, match=r"num_classes=.*expected a whole number, 1 or more"):
+        recipe(names()[0], classes)
+
+
+def test_schedules() -> None:
+    def rates(kind: str, **options: object) -> list[float]:
+        schedule = Schedule(kind=kind, **options)  # type: ignore[arg-type]  # parameters of the test
+        return [schedule.factor(epoch, 12) for epoch in range(13)]
+
+    assert rates("steps", milestones=(4, 8.5)) == pytest.approx([1.0] * 4 + [0.1] * 5 + [0.01] * 4)
+    cosine = rates("cosine")
+    assert (cosine[0], cosine[6], cosine[12]) == pytest.approx((1.0, 0.5, 0.0))
+    assert all(one > other for one, other in pairwise(cosine))
+    cyclic = rates("cyclic", cycle=4, milestones=(9,), gamma=0.5)
+    assert cyclic == pytest.approx([1, 4, 3, 2, 1, 4, 3, 2, 1, 2, 1.5, 1, 0.5])
+
+
+def test_a_schedule_drives_an_optimiser() -> None:
+    training = Training(
+        data="none",
+        optimiser=Optimiser(learning_rate=0.2, weight_decay=0.0, nesterov=True),
+        schedule=Schedule(kind="steps", milestones=(1,), gamma=0.25),
+        batch=1,
+        epochs=2,
+    )
+    optimiser = training.optimiser.build(nn.Linear(2, 2).parameters())
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda epoch: training.schedule.factor(epoch, training.epochs)
+    )
+    seen = []
+    for epoch in range(2):
+        seen.append((optimiser.param_groups[0]["lr"], training.learning_rate(epoch)))
+        optimiser.step()
+        scheduler.step()
+    assert seen == [(0.2, 0.2), (0.05, 0.05)]
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["papers", *arguments])
+    out, err = capsys.readouterr()
+    assert (caught.value.code, err) == (0, "")
+    return out
+
+
+def test_the_command_lists_them(capsys: pytest.CaptureFixture[str]) -> None:
+    first, *rest = run(capsys).splitlines()
+    assert first.split() == ["name", "backbone", "parameters", "scheme", "from"]
+    assert [line.split()[0] for line in rest if not line.startswith(" ")] == list(names())
+    listed = json.loads(run(capsys, "--json"))["networks"]
+    assert [row["name"] for row in listed] == list(names())
+    for row, entry in zip(listed, entries(), strict=True):
+        assert row["params"] == entry.params()
+        assert row["scheme"] == str(entry.scheme)
+        assert row["training"]["batch"] == entry.training.batch
+        assert row["training"]["optimiser"]["learning_rate"] == entry.training.optimiser.learning_rate
