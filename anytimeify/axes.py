@@ -10,6 +10,7 @@ from __future__ import annotations
 import fnmatch
 import math
 import operator
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -347,6 +348,9 @@ def _groups(program: Program, dims: Mapping[fx.Node, Any]) -> tuple[AxisGroup, .
     )
 
 
+_WEIGHT = re.compile(r"\.weight(_[a-z]+_l\d+)?$")  # recurrent layers: rnn.weight_ih_l0
+
+
 def _names(
     factors: Sequence[Factor], sites: Mapping[Factor, Mapping[Site, None]], program: Program
 ) -> dict[Factor, str]:
@@ -358,7 +362,7 @@ def _names(
     for factor in sorted(factors, key=lambda factor: factor.pin is not None):
         at = list(sites.get(factor, ()))
         makers = [site for site in at if site.dim == 0 and program.tensors[site.tensor].ndim > 1] or at
-        base = makers[0].tensor.removesuffix(".weight") if makers else "axis"
+        base = _WEIGHT.sub("", makers[0].tensor) if makers else "axis"
         taken[base] += 1
         names[factor] = base if taken[base] == 1 else f"{base}#{taken[base]}"
     return names

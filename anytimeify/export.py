@@ -183,7 +183,13 @@ def _run_onnx(path: Path) -> Callable[[CallInputs], Tensor]:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # fatal errors alone: what it raises is enough
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its errors share no class of their own
+        raise ArtifactError(
+            f"ONNX was not written: onnxruntime refuses the file that torch made of this network "
+            f"({_first_line(error)}). Export to pt2 instead"
+        ) from error
     names = [entry.name for entry in session.get_inputs()]
 
     def run(inputs: CallInputs) -> Tensor:

@@ -37,6 +37,7 @@ LAYERS = frozenset(
         *("linear.default", "addmm.default", "matmul.default", "einsum.default"),
         *(f"conv{n}d.{overload}" for n in (1, 2, 3) for overload in ("default", "padding")),
         *("conv_transpose1d.default", "conv_transpose2d.input", "conv_transpose3d.input"),
+        *("lstm.input", "gru.input", "rnn_tanh.input", "rnn_relu.input"),
     )
 )
 

@@ -5,9 +5,10 @@ it.
 import importlib
 import pkgutil
 
-from anytimeify.rules.op import Call, Dims, Op, Resize, Rule, axis_rule, registered, rule_of
+from anytimeify.rules.named import named_rule, rule_of
+from anytimeify.rules.op import Call, Dims, Op, Resize, Rule, axis_rule, registered
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
 
-__all__ = ["Call", "Dims", "Op", "Resize", "Rule", "axis_rule", "registered", "rule_of"]
+__all__ = ["Call", "Dims", "Op", "Resize", "Rule", "axis_rule", "named_rule", "registered", "rule_of"]

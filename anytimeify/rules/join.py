@@ -251,3 +251,38 @@ def _scatter(op: Op) -> Dims:
 
 
 axis_rule(aten("slice_scatter.default", "select_scatter.default"), _scatter)
+
+
+# writing at indices: what is indexed is pinned, and in all other dimensions base and values agree
+def _index_put(op: Op) -> Dims:
+    x, values = op.axes(op["self"]), op.axes(op["values"])
+    indices = [*op["indices"], *[None] * (len(x) - len(op["indices"]))]
+    taken = [dim for dim, index in enumerate(indices) if index is not None]
+    if any(op.type(indices[dim]).dtype == torch.bool for dim in taken):
+        return op.give_up("written to by a mask")
+    for dim in taken:
+        op.pin(x[dim], "written to in part")
+        for expr in op.axes(indices[dim]):
+            op.pin(expr, "an index", "position")
+    rank = max(op.rank(indices[dim]) for dim in taken)
+    at = taken[0] if taken == list(range(taken[0], taken[-1] + 1)) else 0
+    rest: list[Expr | None] = [expr for dim, expr in enumerate(x) if dim not in taken]
+    targets = [*rest[:at], *[None] * rank, *rest[at:]]
+    for value, target in zip(reversed(values), reversed(targets), strict=False):
+        if target is None:
+            op.pin(value, "written at indices", "position")
+        elif factors.resolve(value) != factors.ONE:
+            op.unify(target, value)
+    return x
+
+
+axis_rule(aten("index_put.default"), _index_put)
+
+
+# a histogram counts all entries, whatever their place
+def _histogram(op: Op) -> Dims:
+    op.mix(*op.axes(op["self"]))
+    return (op.pinned(op.type().shape[0], "counts of values"),)
+
+
+axis_rule(aten("histc.default"), _histogram)

@@ -54,33 +54,29 @@ def _attention_macs(node: fx.Node) -> Size:
 axis_rule(aten("scaled_dot_product_attention.default"), _scaled_dot_product_attention, macs=_attention_macs)
 
 
-def _line(equation: str) -> str | None:
-    """An einsum equation in factor notation; None where a letter repeats inside one operand (a diagonal)."""
+def _line(equation: str) -> str:
+    """An einsum equation in factor notation. Where a letter repeats inside one operand (a diagonal), its dimensions are
+    one axis."""
     left, arrow, right = equation.replace(" ", "").partition("->")
     terms = left.split(",")
     if not arrow:
         letters = left.replace(",", "").replace(".", "")
         right = ("..." if "..." in left else "") + "".join(sorted(c for c in set(letters) if letters.count(c) == 1))
-    if any(len(set(letters := term.replace(".", ""))) != len(letters) for term in [*terms, right]):
-        return None
     spaced = [" ".join(term.replace("...", ".")).replace(".", "...") for term in [*terms, right]]
     return f"{', '.join(spaced[:-1])} -> {spaced[-1]}"
 
 
 def _einsum(op: Op) -> Dims:
-    line = _line(op["equation"])
-    if line is None:
-        return op.give_up("an einsum along a diagonal")
-    result: Dims = build_rule(line).infer(op)
+    result: Dims = build_rule(_line(op["equation"])).infer(op)
     return result
 
 
 def _einsum_macs(node: fx.Node) -> Size:
     arguments = bound(node)
-    line = _line(arguments["equation"])
-    if line is None or len(arguments["tensors"]) < 2:
+    if len(arguments["tensors"]) < 2:
         return Size(0)
-    sizes = solve(parse(line), [n.meta["type"].shape for n in arguments["tensors"]], node.meta["type"].shape)
+    line = parse(_line(arguments["equation"]))
+    sizes = solve(line, [n.meta["type"].shape for n in arguments["tensors"]], node.meta["type"].shape)
     total = Size(1)
     for size in sizes.values():
         total = total * size

@@ -106,7 +106,7 @@ def _pixel_unshuffle(op: Op) -> Dims:
     *rest, c, h, w = op.axes(op["self"])
     op.pin(h, "a position", "position")
     op.pin(w, "a position", "position")
-    r = op.pinned(Size(int(op["downscale_factor"])))
+    r = op.pinned(Size(int(op["downscale_factor"])), "was a position")
     *_, p, q = op.type().shape
     return (*rest, factors.product([c, r, r]), op.pinned(p, kind="position"), op.pinned(q, kind="position"))
 

@@ -32,12 +32,18 @@ def i(high: int, *shape: int) -> Tensor:
 IMAGE = (2, 8, 6, 6)
 # positional arguments of each operation; a list of several calls where the rule distinguishes them
 CALLS: dict[str, list[tuple[Any, ...]]] = {
-    "conv1d": [(f(2, 8, 9), f(12, 8, 3), f(12)), (f(2, 8, 9), f(12, 2, 3), None, [1], [1], [1], 4)],
+    "conv1d": [
+        (f(2, 8, 9), f(12, 8, 3), f(12)),
+        (f(2, 8, 9), f(12, 2, 3), None, [1], [1], [1], 4),
+        (f(2, 1, 16), f(1, 1, 5), None, [1], [4], [2]),  # a convolution along channels
+    ],
+    "conv1d.padding": [(f(2, 8, 9), f(12, 8, 3), f(12)), (f(2, 1, 16), f(3, 1, 4), None, [1], "same")],
     "conv2d": [
         (f(*IMAGE), f(12, 8, 3, 3), f(12)),
         (f(*IMAGE), f(8, 1, 3, 3), None, [1, 1], [1, 1], [1, 1], 8),
         (f(*IMAGE), f(12, 2, 3, 3), f(12), [1, 1], [1, 1], [1, 1], 4),
         (f(8, 6, 6), f(12, 8, 3, 3)),
+        (f(2, 2, 16, 6), f(1, 2, 3, 3), f(1), [1], [1]),
     ],
     "conv3d": [(f(2, 8, 5, 5, 5), f(6, 4, 3, 3, 3), f(6), [1, 1, 1], [0, 0, 0], [1, 1, 1], 2)],
     "conv_transpose1d": [(f(2, 8, 9), f(8, 3, 3), f(6), [1], [0], [0], 2)],
@@ -52,8 +58,43 @@ CALLS: dict[str, list[tuple[Any, ...]]] = {
     "baddbmm": [(f(3, 4, 6), f(3, 4, 8), f(3, 8, 6))],
     "embedding": [(f(11, 8), i(11, 2, 5))],
     "outer": [(f(4), f(6))],
-    "einsum": [("nci,oc->noi", [f(2, 8, 5), f(12, 8)]), ("bhid,bhjd->bhij", [f(2, 4, 5, 6), f(2, 4, 7, 6)])],
+    "einsum": [
+        ("nci,oc->noi", [f(2, 8, 5), f(12, 8)]),
+        ("bhid,bhjd->bhij", [f(2, 4, 5, 6), f(2, 4, 7, 6)]),
+        ("nii->ni", [f(2, 8, 8)]),
+        ("nci,dd->nci", [f(2, 8, 5), f(6, 6)]),
+        ("nci,cii", [f(2, 8, 5), f(8, 5, 5)]),
+    ],
     "scaled_dot_product_attention": [(f(2, 4, 5, 6), f(2, 4, 7, 6), f(2, 4, 7, 3))],
+    "lstm": [
+        (f(2, 5, 6), [f(1, 2, 8), f(1, 2, 8)], [f(32, 6), f(32, 8), f(32), f(32)], True, 1, 0.0, False, False, True),
+        (f(5, 2, 6), [f(2, 2, 8), f(2, 2, 8)], [f(32, 6), f(32, 8)] * 2, False, 1, 0.0, False, True, False),
+    ],
+    "gru": [
+        (f(2, 5, 6), f(1, 2, 8), [f(24, 6), f(24, 8), f(24), f(24)], True, 1, 0.0, False, False, True),
+        (
+            f(2, 5, 6),
+            f(4, 2, 8),
+            [f(24, 6), f(24, 8)] * 2 + [f(24, 16), f(24, 8)] * 2,
+            *(False, 2, 0.0, False, True, True),
+        ),
+    ],
+    "rnn_tanh": [(f(2, 5, 6), f(1, 2, 8), [f(8, 6), f(8, 8), f(8), f(8)], True, 1, 0.0, False, False, True)],
+    "rnn_relu": [(f(2, 5, 6), f(2, 2, 8), [f(8, 6), f(8, 8)] * 2, False, 1, 0.0, False, True, True)],
+    "lstm_cell": [(f(2, 6), [f(2, 8), f(2, 8)], f(32, 6), f(32, 8), f(32), f(32))],
+    "gru_cell": [(f(2, 6), f(2, 8), f(24, 6), f(24, 8)), (f(2, 6), f(2, 8), f(24, 6), f(24, 8), f(24), f(24))],
+    "rnn_tanh_cell": [(f(2, 6), f(2, 8), f(8, 6), f(8, 8), f(8), f(8))],
+    "rnn_relu_cell": [(f(2, 6), f(2, 8), f(8, 6), f(8, 8))],
+    "_grouped_mm": [
+        (f(7, 16), f(3, 16, 8), torch.tensor([2, 4, 7], dtype=torch.int32)),
+        (f(3, 7, 16), f(3, 16, 8)),
+    ],
+    "histc": [(f(2, 8), 4, 0, 1)],
+    "index_put": [
+        (f(9, 4), [i(9, 5)], f(5, 4)),
+        (f(2, 9, 4), [None, i(9, 5)], f(4)),
+        (f(5, 4, 6), [i(5, 3), None, i(6, 3)], f(3, 4), True),
+    ],
     "batch_norm": [(f(*IMAGE), f(8), f(8), torch.rand(8), torch.rand(8), True, 0.1, 1e-5, False)],
     "instance_norm": [(f(*IMAGE), f(8), f(8), None, None, True, 0.1, 1e-5, False)],
     "layer_norm": [(f(2, 5, 8), [8], f(8), f(8)), (f(2, 4, 6), [4, 6], f(4, 6))],
