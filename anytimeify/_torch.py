@@ -18,6 +18,7 @@ import importlib.util
 import logging
 import os
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -89,15 +90,37 @@ def expression(size: int | torch.SymInt) -> sympy.Expr:
     return size.node.expr if isinstance(size, torch.SymInt) else sympy.Integer(size)
 
 
+# What the exporter says besides what it raises: tracebacks, symbols without a source line, operations that failed.
+_EXPORTER_LOGS = ("torch.export", "torch.fx.experimental.symbolic_shapes", "torch._subclasses.fake_tensor")
+
+
+class _Muted:
+    """A stream that drops what one thread writes; a progress display in another thread goes on."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream, self._thread = stream, threading.get_ident()
+
+    def write(self, text: str) -> int:
+        return len(text) if threading.get_ident() == self._thread else int(self._stream.write(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 @contextmanager
 def quiet_exporter() -> Iterator[None]:
-    """`torch.export` writes tracebacks of what it then raises anyway to its log."""
-    log = logging.getLogger("torch.export")
-    disabled, log.disabled = log.disabled, True
+    """`torch.export` logs what it then raises anyway, and prints the graph that it had so far to stderr."""
+    logs = [logging.getLogger(name) for name in _EXPORTER_LOGS]
+    disabled, stream = [log.disabled for log in logs], sys.stderr
     try:
+        for log in logs:
+            log.disabled = True
+        sys.stderr = _Muted(stream)  # as much of a stream as print asks for
         yield
     finally:
-        log.disabled = disabled
+        sys.stderr = stream
+        for log, before in zip(logs, disabled, strict=True):
+            log.disabled = before
 
 
 @contextmanager

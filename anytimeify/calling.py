@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, fx
 
 from anytimeify._torch import flatten, unflatten
-from anytimeify.errors import CaptureError
+from anytimeify.errors import ArgumentError, CaptureError
 from anytimeify.ir import Captured, Signature
 
 __all__ = ["Calling", "Parameter"]
@@ -19,7 +20,7 @@ __all__ = ["Calling", "Parameter"]
 
 @dataclass(frozen=True)
 class Parameter:
-    """One argument of the backbone. `tree` is a leaf number, or tuples, lists and dicts of leaf numbers."""
+    """One argument of the backbone. `tree` is a leaf number, or a tuple, list, dict or dataclass of trees."""
 
     name: str
     tree: Any
@@ -29,13 +30,15 @@ class Parameter:
 class Calling:
     """The backbone's parameters, in order; leaf numbers count the flat inputs, constants among them.
 
-    Every parameter can be given by position or by name. One that was a constant when the backbone was captured (a
-    flag, a number, None) may be left out, and may not be given another value: its value is part of the graph.
+    Every parameter can be given by name, and the first `positional` by position. One that was a constant when the
+    backbone was captured (a flag, a number, None) may be left out, and may not be given another value: its value is
+    part of the graph.
     """
 
     parameters: tuple[Parameter, ...]
     constants: Mapping[int, Any]
     plain: bool  # all positional, all tensors
+    positional: int  # how many may be given by position
 
     @staticmethod
     def of(captured: Captured) -> Calling:
@@ -49,28 +52,35 @@ class Calling:
         name_of = dict(zip(tensors, names, strict=True))
         positional, keywords = unflatten(range(len(names) + len(constants)), signature.in_spec)
         _check_structure((positional, keywords))
-        parameters = [Parameter(_name(tree, name_of) or f"arg{index}", tree) for index, tree in enumerate(positional)]
+        given = (*signature.names, *[""] * len(positional))
+        parameters = [
+            Parameter(given[index] or _name(tree, name_of) or f"arg{index}", tree)
+            for index, tree in enumerate(positional)
+        ]
         parameters += [Parameter(name, tree) for name, tree in keywords.items()]
         plain = not keywords and not constants and all(isinstance(tree, int) for tree in positional)
-        return Calling(tuple(parameters), constants, plain)
+        count = len(parameters) if signature.positional is None else signature.positional
+        return Calling(tuple(parameters), constants, plain, count)
 
     def flat(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, ...]:
-        """The program's inputs; `TypeError` where the arguments do not fit the backbone's."""
+        """The program's inputs; `ArgumentError` (a `TypeError`) where the arguments do not fit the backbone's."""
         if self.plain and not kwargs and len(args) == len(self.parameters):
             return args
-        leaves: list[Any] = []
+        leaves: dict[int, Any] = {}
         for parameter, value in self._bind(args, kwargs):
-            found, spec = flatten(value)
-            if spec != flatten(parameter.tree)[1]:
-                raise TypeError(f"input '{parameter.name}' has another structure than when the backbone was captured")
-            leaves.extend(found)
+            leaves.update(_leaves(parameter.tree, value, parameter.name))
         for leaf, constant in self.constants.items():
             if isinstance(leaves[leaf], Tensor) or leaves[leaf] != constant:
-                raise TypeError(
-                    f"input '{self._owner(leaf)}' was {constant!r} when the backbone was captured, and is part of the "
-                    f"graph: it cannot be {leaves[leaf]!r} now. Transform the backbone again with that value"
+                given = (
+                    f"a tensor of shape {tuple(found.shape)}"
+                    if isinstance(found := leaves[leaf], Tensor)
+                    else repr(found)
                 )
-        return tuple(value for leaf, value in enumerate(leaves) if leaf not in self.constants)
+                raise ArgumentError(
+                    f"input '{self._owner(leaf)}' was {constant!r} when the backbone was captured, and is part of the "
+                    f"graph: it cannot be {given} now. Transform the backbone again with that value"
+                )
+        return tuple(leaves[leaf] for leaf in sorted(leaves) if leaf not in self.constants)
 
     def arguments(self, inputs: tuple[Tensor, ...], signature: Signature) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The inverse of `flat`: positional and keyword arguments as the backbone takes them."""
@@ -108,11 +118,15 @@ class Calling:
     def _bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[tuple[Parameter, Any]]:
         names = [parameter.name for parameter in self.parameters]
         if len(args) > len(names):
-            raise TypeError(f"{len(args)} inputs given, but the backbone takes {len(names)}: {', '.join(names)}")
+            raise ArgumentError(f"{len(args)} inputs given, but the backbone takes {len(names)}: {', '.join(names)}")
+        if len(args) > self.positional:
+            raise ArgumentError(
+                f"{len(args)} inputs given by position, of which '{names[self.positional]}' cannot be: give it by name"
+            )
         unknown = [name for name in kwargs if name not in names[len(args) :]]
         if unknown:
             problem = "given twice" if unknown[0] in names else "unknown"
-            raise TypeError(f"input '{unknown[0]}' is {problem}: the backbone takes {', '.join(names)}")
+            raise ArgumentError(f"input '{unknown[0]}' is {problem}: the backbone takes {', '.join(names)}")
         for position, parameter in enumerate(self.parameters):
             if position < len(args):
                 yield parameter, args[position]
@@ -122,7 +136,7 @@ class Calling:
                 leaves, spec = flatten(parameter.tree)
                 yield parameter, unflatten([self.constants[leaf] for leaf in leaves], spec)
             else:
-                raise TypeError(f"input '{parameter.name}' is missing: the backbone takes {', '.join(names)}")
+                raise ArgumentError(f"input '{parameter.name}' is missing: the backbone takes {', '.join(names)}")
 
     def _owner(self, leaf: int) -> str:
         return next(parameter.name for parameter in self.parameters if leaf in flatten(parameter.tree)[0])
@@ -138,26 +152,58 @@ def _name(tree: Any, name_of: Mapping[int, str]) -> str:
     """The name of a positional argument: its placeholder's, less the path of a leaf (`extra_bias`: `extra["bias"]`)."""
     suffix = ""
     while not isinstance(tree, int):
-        items = list(tree.items() if isinstance(tree, dict) else enumerate(tree))
-        if not items:
+        parts = _parts(tree)
+        if not parts:
             return ""
-        key, tree = items[0]
+        key, tree, _ = parts[0]
         suffix += f"_{key}"
     name = name_of.get(tree, "")
     return name.removesuffix(suffix) if name.endswith(suffix) else ""
 
 
-def _check_structure(tree: Any) -> None:
-    if isinstance(tree, dict):
-        tree = tuple(tree.values())
+def _parts(tree: Any) -> list[tuple[Any, Any, Callable[..., Any]]]:
+    """What a structure holds: by which key, and how it is read. Fields that are None hold nothing."""
+    if isinstance(tree, Mapping):
+        return [(key, part, operator.getitem) for key, part in tree.items()]
     if isinstance(tree, (tuple, list)):
-        for part in tree:
+        return [(index, part, operator.getitem) for index, part in enumerate(tree)]
+    if dataclasses.is_dataclass(tree):
+        fields = [(field.name, getattr(tree, field.name), getattr) for field in dataclasses.fields(tree)]
+        return [part for part in fields if part[1] is not None]
+    raise CaptureError(
+        f"an input is a {type(tree).__name__}: inputs may be tensors, and tuples, lists, dicts and dataclasses of "
+        "tensors. Wrap the model in a module that takes the tensors"
+    )
+
+
+def _check_structure(tree: Any) -> None:
+    if not isinstance(tree, int):
+        for _, part, _ in _parts(tree):
             _check_structure(part)
-    elif not isinstance(tree, int):
-        raise CaptureError(
-            f"an input is a {type(tree).__name__}: inputs may be tensors, and tuples, lists and dicts of tensors. "
-            "Wrap the model in a module that takes the tensors"
-        )
+
+
+def _leaves(tree: Any, value: Any, name: str) -> Iterator[tuple[int, Any]]:
+    """What `value`, the input `name`, holds at the places of the leaves. A dict may be in another order."""
+    if isinstance(tree, int):
+        if isinstance(value, (tuple, list, Mapping)):
+            raise _other_structure(name)
+        yield tree, value
+        return
+    parts = _parts(tree)
+    if isinstance(tree, Mapping):
+        fits = isinstance(value, Mapping) and value.keys() == tree.keys()
+    elif isinstance(tree, (tuple, list)):
+        fits = isinstance(value, (tuple, list)) and len(value) == len(tree)
+    else:
+        fits = isinstance(value, type(tree))
+    if not fits:
+        raise _other_structure(name)
+    for key, part, read in parts:
+        yield from _leaves(part, read(value, key), name)
+
+
+def _other_structure(name: str) -> ArgumentError:
+    return ArgumentError(f"input '{name}' has another structure than when the backbone was captured")
 
 
 def _unpack(graph: fx.Graph, tree: Any, node: fx.Node) -> Iterator[tuple[int, fx.Node]]:
@@ -165,5 +211,5 @@ def _unpack(graph: fx.Graph, tree: Any, node: fx.Node) -> Iterator[tuple[int, fx
     if isinstance(tree, int):
         yield tree, node
         return
-    for key, part in tree.items() if isinstance(tree, dict) else enumerate(tree):
-        yield from _unpack(graph, part, graph.call_function(operator.getitem, (node, key)))
+    for key, part, read in _parts(tree):
+        yield from _unpack(graph, part, graph.call_function(read, (node, key)))

@@ -20,6 +20,7 @@ from torch import Tensor, fx
 from anytimeify._torch import OpOverload, flatten, unflatten
 from anytimeify.errors import ArtifactError
 from anytimeify.ir import Origin, Program, Signature, Size, TensorType
+from anytimeify.rules.named import named
 from anytimeify.schema import is_mutable
 
 __all__ = ["decode_program", "decode_signature", "dtype_of", "encode_program", "encode_signature"]
@@ -91,6 +92,8 @@ def encode_signature(signature: Signature) -> dict[str, Any]:
     return {
         "inputs": _encode_tree(unflatten(range(leaves), signature.in_spec)),
         "constants": [[position, _encode(value)] for position, value in signature.constants],
+        "names": list(signature.names),
+        "positional": signature.positional,
     }
 
 
@@ -104,7 +107,11 @@ def decode_signature(data: Mapping[str, Any]) -> Signature:
     )
     _check(leaves == list(range(len(leaves))), "the signature does not number its inputs in order")
     constants = tuple((int(position), _decode(value, {})) for position, value in data["constants"])
-    return Signature(in_spec, flatten(0)[1], 0, constants)
+    names, positional = data.get("names", []), data.get("positional")
+    _check(positional is None or isinstance(positional, int), "the signature does not say what goes by position")
+    return Signature(
+        in_spec, flatten(0)[1], 0, constants, tuple(_identifier(name or "_") for name in names), positional
+    )
 
 
 def dtype_of(name: str) -> torch.dtype:
@@ -154,6 +161,8 @@ def _function(name: str) -> Callable[..., Any]:
     packet_name, _, overload_name = rest.partition(".")
     _check(_allowed(name), f"the operation {name!r} is not allowed")
     target: Any = getattr(getattr(getattr(torch.ops, namespace), packet_name, None), overload_name, None)
+    if target is None and name in named():
+        raise ArtifactError(f"the saved graph calls {name}: import {namespace}, which defines it, before loading")
     _check(isinstance(target, OpOverload) and not is_mutable(target), f"there is no functional operation {name!r}")
     result: Callable[..., Any] = target
     return result
@@ -162,7 +171,7 @@ def _function(name: str) -> Callable[..., Any]:
 def _allowed(name: str) -> bool:
     namespace, _, rest = name.partition(".")
     packet_name, _, overload_name = rest.partition(".")
-    return (
+    return name in named() or (
         namespace in _NAMESPACES
         and packet_name.isidentifier()
         and overload_name.isidentifier()

@@ -23,6 +23,10 @@ class VerificationError(AnytimeError):
     """Two graphs that must agree do not; names the first node that differs."""
 
 
+class ArgumentError(AnytimeError, TypeError):
+    """A call with arguments of another kind than it takes; says what it takes."""
+
+
 class BudgetError(AnytimeError):
     """No level fits a budget; names the cheapest level and its cost."""
 

@@ -165,6 +165,8 @@ class Signature:
     out_spec: Any  # pytree of the backbone's result
     prediction: int = 0
     constants: tuple[tuple[int, Any], ...] = ()  # flat positions of inputs that are not tensors, with their values
+    names: tuple[str, ...] = ()  # of the positional arguments, as the backbone calls them; "" where it does not
+    positional: int | None = None  # how many arguments may be given by position, keywords among them; None: all
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 import os
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -18,7 +19,7 @@ from anytimeify.budget import Budget
 from anytimeify.calibration import batch_arguments, calibrate
 from anytimeify.calling import Calling
 from anytimeify.definition import Definition, freeze_unread, register_missing
-from anytimeify.errors import BudgetError
+from anytimeify.errors import ArgumentError, BudgetError
 from anytimeify.ir import Captured, Level, Outputs, Rewritten
 from anytimeify.lift import backbone_name, keep_state_dict_names, lift
 from anytimeify.modules import BatchNormCall
@@ -93,7 +94,10 @@ class AnytimeModel(nn.Module):
         return result
 
     def __reduce__(self) -> Any:
-        raise TypeError("an AnytimeModel is not pickled: write it with net.save(path), or pickle net.state_dict()")
+        raise TypeError(
+            "an AnytimeModel is not pickled, for its graphs are code. Write it with net.save(path) and read it with "
+            "anytimeify.load(path), in another process too; or pickle net.state_dict(), or net.extract(level)"
+        )
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _OWN:  # nn.Module would take `loss` for a child, and refuses others where a child has the name
@@ -185,6 +189,8 @@ class AnytimeModel(nn.Module):
 
     def select(self, budget: Budget) -> Level:
         """The best level within the budget; `BudgetError` names the cheapest level and its cost where none fits."""
+        if not isinstance(budget, Budget):
+            raise ArgumentError(f"a budget is given as {budget!r}: expected a Budget, such as Budget(macs=5e8)")
         itemsize = next((p.element_size() for p in self.parameters() if p.is_floating_point()), 4)
         return budgets.select(
             self.levels,
@@ -255,10 +261,17 @@ class AnytimeModel(nn.Module):
         return f"{self.scheme}, {len(self.levels)} levels"
 
     def _index(self, level: int | Level) -> int:
-        index = level.index if isinstance(level, Level) else level
+        index: Any = level.index if isinstance(level, Level) else level
+        if not isinstance(index, int):
+            if not hasattr(index, "__index__"):  # integers of numpy have it, and tensors, if of one integer
+                raise ArgumentError(
+                    f"a level is given as {level!r}: expected its number, 0 (cheapest) to {len(self.levels) - 1} "
+                    "(full), or one of net.levels"
+                )
+            index = operator.index(index)
         if not -len(self.levels) <= index < len(self.levels):
             raise BudgetError(f"there is no level {index}: levels are 0 (cheapest) to {len(self.levels) - 1} (full)")
-        return index % len(self.levels)
+        return int(index % len(self.levels))
 
 
 def _whole(graph: fx.Graph) -> fx.Graph:

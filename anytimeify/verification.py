@@ -1,9 +1,10 @@
 """Translation validation: the numbers of a model against those of its backbone, on the example inputs, in eval mode.
 
 Two programs agree when no element differs by more than 1e-5 of the largest magnitude of the reference. Networks with
-random weights may amplify rounding beyond that, or overflow: where single precision says that they differ, or gives
-anything that is not finite, both are run once more in double precision, and that decides. Infinities and NaNs agree
-with themselves.
+random weights may amplify rounding beyond that, or overflow, and half precision rounds by more: where the model's own
+precision says that they differ, or gives anything that is not finite, both are run once more in double precision, and
+that decides. A model that insists on its own precision (it casts to it) is judged by what that precision rounds off.
+Infinities and NaNs agree with themselves.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -19,14 +20,16 @@ from torch.export import ExportedProgram
 
 from anytimeify._torch import OpOverload, flatten
 from anytimeify.calling import Calling
+from anytimeify.capture.compare import difference, randomness, seeded, tolerance
 from anytimeify.errors import VerificationError
-from anytimeify.ir import Captured
+from anytimeify.ir import Captured, Program, TensorType
 from anytimeify.lift import lift
 from anytimeify.model import AnytimeModel
 from anytimeify.schema import bound
 
 __all__ = ["TOLERANCE", "difference", "verify"]
 
+Module = TypeVar("Module", bound=nn.Module)
 TOLERANCE = 1e-5
 _ADVICE = "Please report this with the model; transform(..., verify=False) skips the check"
 
@@ -52,26 +55,7 @@ def verify(net: AnytimeModel, model: nn.Module | ExportedProgram, *, reference: 
             args, kwargs = _call(net, inputs)
             result = small(*args, **kwargs)
             if not _agree(predictions[level.index], result):
-                _check_level_in_double(net, level.index)
-
-
-def difference(reference: Tensor, result: Tensor) -> float:
-    """The largest difference relative to the largest magnitude of `reference`; infinite where shapes or what is not
-    finite differ."""
-    if reference.shape != result.shape:
-        return float("inf")
-    if not reference.numel():
-        return 0.0
-    expected, found = reference.detach().double(), result.detach().double()
-    finite = expected.isfinite()
-    same = torch.where(finite, found.isfinite(), (expected == found) | (expected.isnan() & found.isnan()))
-    if not bool(same.all()):
-        return float("inf")
-    if not bool(finite.any()):
-        return 0.0
-    scale = float(expected[finite].abs().max())
-    error = float((expected[finite] - found[finite]).abs().max())
-    return error / scale if scale > 0 else (0.0 if error == 0 else float("inf"))
+                _check_level_again(net, level.index, difference(predictions[level.index], result))
 
 
 def _eval_form(model: nn.Module | ExportedProgram) -> nn.Module | None:
@@ -90,7 +74,7 @@ def _eval_form(model: nn.Module | ExportedProgram) -> nn.Module | None:
 
 
 def _agree(reference: Tensor, result: Tensor) -> bool:
-    """Whether single precision is enough to say that two results agree."""
+    """Whether the model's own precision is enough to say that two results agree."""
     return difference(reference, result) <= TOLERANCE and bool(reference.isfinite().all())
 
 
@@ -100,20 +84,18 @@ def _check_full(net: AnytimeModel, model: nn.Module, prediction: Tensor, referen
         reference = _run_backbone(model, captured, captured.example_inputs)
     if _agree(reference, prediction):
         return
-    error = difference(reference, prediction)
+    error, limit = difference(reference, prediction), _rounding(captured.program)
+    _refuse_randomness(captured.program, error)
     inputs = tuple(_double(x) for x in captured.example_inputs)
     try:
-        double = copy.deepcopy(model).double()
-        reference = _run_backbone(double, captured, inputs)
-        wide = copy.deepcopy(net).double()
-        prediction = wide.graphs[1 + net.full](*_clone(inputs))
-    except Exception:  # a model that cannot be copied or that insists on single precision: that verdict stands
-        if error <= TOLERANCE:
-            return
+        reference = _run_backbone(_in_double(model), captured, inputs)
+        prediction = _in_double(net).graphs[1 + net.full](*_clone(inputs))
+    except Exception:  # a model that cannot be copied or that insists on its own precision: that verdict stands
+        pass
     else:
-        error = difference(reference, prediction)
-        if error <= TOLERANCE:
-            return
+        error, limit = difference(reference, prediction), _cast(captured.program)
+    if error <= limit:
+        return
     source = lift(captured.program, training=False)
     node = _first_difference(source, captured.example_inputs, net.graphs[1 + net.full], captured.example_inputs)
     if node is None:
@@ -126,14 +108,21 @@ def _check_full(net: AnytimeModel, model: nn.Module, prediction: Tensor, referen
     )
 
 
-def _check_level_in_double(net: AnytimeModel, index: int) -> None:
-    wide = copy.deepcopy(net).double()
-    inputs = tuple(_double(x) for x in net.captured.example_inputs)
-    small = wide.extract(index)
-    level = wide.graphs[1 + index]
-    args, kwargs = _call(net, inputs)
-    error = difference(level(*_clone(inputs)), small(*args, **kwargs))
-    if error <= TOLERANCE:
+def _check_level_again(net: AnytimeModel, index: int, error: float) -> None:
+    """A level that differs from its extract by `error`, in double precision."""
+    program = net.captured.program
+    _refuse_randomness(program, error)
+    limit, inputs = _rounding(program), net.captured.example_inputs
+    level, small = net.graphs[1 + index], net.extract(index)
+    try:
+        wide, doubles = _in_double(net), tuple(_double(x) for x in inputs)
+        args, kwargs = _call(net, doubles)
+        error = difference(wide.graphs[1 + index](*_clone(doubles)), wide.extract(index)(*args, **kwargs))
+    except Exception:  # the net insists on its own precision: that verdict stands
+        args, kwargs = _call(net, inputs)
+    else:
+        level, small, inputs, limit = wide.graphs[1 + index], wide.extract(index), doubles, _cast(program)
+    if error <= limit:
         return
     node = _first_difference(level, inputs, small, args, kwargs, prefix=f"level{index}_")
     name = net.levels[index].name
@@ -141,6 +130,27 @@ def _check_level_in_double(net: AnytimeModel, index: int) -> None:
         f"level {index} ({name}) differs by {error:.1e} between the model and its extract, "
         f"first at {_where(net, node)}. {_ADVICE}"
     )
+
+
+def _refuse_randomness(program: Program, error: float) -> None:
+    found = randomness(program)
+    if found is not None:
+        raise VerificationError(
+            f"the backbone is random in eval mode, so that no two runs agree (these differ by {error:.1e}): {found}. "
+            "Let it do so in train mode only (if self.training: ...); transform(..., verify=False) takes it as it is"
+        )
+
+
+def _rounding(program: Program) -> float:
+    """What the least precise type of the program rounds off."""
+    kinds = (node.meta.get("type") for node in program.graph.nodes)
+    return max([TOLERANCE, *(tolerance(kind.dtype) for kind in kinds if isinstance(kind, TensorType))])
+
+
+def _cast(program: Program) -> float:
+    """What remains of that where all tensors are in double precision: conversions that the program itself makes."""
+    given = (value for node in program.graph.nodes for value in (*node.args, *node.kwargs.values()))
+    return max([TOLERANCE, *(tolerance(value) for value in given if isinstance(value, torch.dtype))])
 
 
 def _first_difference(
@@ -188,8 +198,7 @@ def _positional(module: fx.GraphModule, args: tuple[Any, ...], kwargs: dict[str,
 
 def _run_backbone(model: nn.Module, captured: Captured, inputs: tuple[Tensor, ...]) -> Tensor:
     args, kwargs = Calling.of(captured).arguments(_clone(inputs), captured.signature)
-    with _evaluating(model), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with _evaluating(model), seeded():
         result = flatten(model(*args, **kwargs))[0][captured.signature.prediction]
     assert isinstance(result, Tensor)
     return result
@@ -216,7 +225,17 @@ def _call(net: AnytimeModel, inputs: tuple[Tensor, ...]) -> tuple[tuple[Any, ...
     return net.calling.arguments(_clone(inputs), net.captured.signature)
 
 
+def _in_double(module: Module) -> Module:
+    """A copy in double precision."""
+    wide = copy.deepcopy(module).double()
+    for tensor in (*wide.parameters(), *wide.buffers()):
+        tensor.data = _double(tensor.data)  # `double()` leaves complex ones as they are
+    return wide
+
+
 def _double(x: Tensor) -> Tensor:
+    if x.is_complex():
+        return x.to(torch.complex128)
     return x.double() if x.is_floating_point() else x
 
 

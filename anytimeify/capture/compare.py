@@ -2,79 +2,150 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from anytimeify._torch import flatten, unflatten
+from anytimeify._torch import OpOverload, TreeSpec, flatten, unflatten
 from anytimeify.capture.front_end import in_mode
 from anytimeify.capture.inputs import CallInputs
 from anytimeify.capture.outputs import choose
-from anytimeify.ir import Captured
+from anytimeify.errors import CaptureError
+from anytimeify.ir import Captured, Program
 from anytimeify.lift import lift
+from anytimeify.schema import bound
 
-__all__ = ["difference_from_exported", "difference_from_module", "tolerance"]
+__all__ = [
+    "Expected",
+    "difference",
+    "expected_from_exported",
+    "expected_from_module",
+    "gaps",
+    "randomness",
+    "seeded",
+    "tolerance",
+]
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the source returns for the example inputs: the structure, and the prediction in it."""
+
+    prediction: Tensor
+    position: int  # among the flat results
+    spec: TreeSpec
+
+    @staticmethod
+    def of(result: Any, output: int | str | None) -> Expected:
+        leaves, spec = flatten(result)
+        tensors = [isinstance(leaf, Tensor) for leaf in leaves]
+        foreign = next((leaf for leaf in leaves if dataclasses.is_dataclass(leaf)), None)
+        if foreign is not None and not any(tensors):
+            name = type(foreign).__qualname__
+            raise CaptureError(
+                f"The model returns a {name}, a dataclass whose tensors torch cannot see. "
+                f"Call torch.export.register_dataclass({name}) once, before the model is transformed."
+            )
+        position = choose(unflatten(list(range(len(leaves))), spec), tensors, output)
+        return Expected(leaves[position], position, spec)
+
+
+def expected_from_module(model: nn.Module, inputs: CallInputs, output: int | str | None) -> Expected:
+    """In eval mode; what the model writes to its buffers is put back. Raises whatever the model raises."""
+    with in_mode(model, training=False), _buffers_kept(model), _quietly():
+        return Expected.of(model(*inputs.args, **inputs.kwargs), output)
+
+
+def expected_from_exported(exported: ExportedProgram, inputs: CallInputs, output: int | str | None) -> Expected:
+    """In the mode that the program was exported in; its buffers are put back."""
+    with _kept(exported.state_dict), _quietly():
+        return Expected.of(exported.module(check_guards=False)(*inputs.args, **inputs.kwargs), output)
+
+
+def gaps(captured: Captured, expected: Expected, *, training: bool) -> list[float]:
+    """The difference of every output of the program, run in one mode, from the expected prediction."""
+    network = lift(captured.program)
+    with in_mode(network, training=training), _kept(captured.program.tensors), _quietly():
+        results = network(*captured.example_inputs)
+    want = expected.prediction
+    return [difference(want, have) if have.dtype == want.dtype else float("inf") for have in results]
 
 
 def tolerance(dtype: torch.dtype) -> float:
     """Largest difference that is rounding, relative to the largest element."""
-    return max(1e-5, 8 * torch.finfo(dtype).eps) if dtype.is_floating_point else 0.0
+    return max(1e-5, 8 * torch.finfo(dtype).eps) if dtype.is_floating_point or dtype.is_complex else 0.0
 
 
-def difference_from_module(
-    captured: Captured, model: nn.Module, inputs: CallInputs, output: int | str | None
-) -> tuple[float, Tensor]:
-    """How far the prediction in eval mode is from the model's, relative to its largest element; and the model's."""
-    with in_mode(model, training=False), _quietly():
-        expected = model(*inputs.args, **inputs.kwargs)
-    return _difference(captured, expected, output, training=False)
-
-
-def difference_from_exported(
-    captured: Captured, exported: ExportedProgram, inputs: CallInputs, output: int | str | None, *, training: bool
-) -> tuple[float, Tensor]:
-    """The same for an exported program, which runs in the mode that it was exported in; its buffers are put back."""
-    with _kept(exported.state_dict), _quietly():
-        expected = exported.module(check_guards=False)(*inputs.args, **inputs.kwargs)
-    return _difference(captured, expected, output, training=training)
-
-
-def _difference(captured: Captured, expected: Any, output: int | str | None, *, training: bool) -> tuple[float, Tensor]:
-    leaves, tree = flatten(expected)  # not the captured structure: a model may return less in eval mode
-    tensors = [isinstance(leaf, Tensor) for leaf in leaves]
-    want = leaves[choose(unflatten(list(range(len(leaves))), tree), tensors, output)]
-    network = lift(captured.program)
-    with in_mode(network, training=training), _kept(captured.program.tensors), _quietly():
-        (have,) = network(*captured.example_inputs)
-    return _distance(have, want), want
-
-
-def _distance(have: Tensor, want: Tensor) -> float:
-    if have.shape != want.shape or have.dtype != want.dtype:
+def difference(reference: Tensor, result: Tensor) -> float:
+    """The largest difference relative to the largest magnitude of `reference`; infinite where shapes or what is not
+    finite differ."""
+    if reference.shape != result.shape:
         return float("inf")
-    if have.numel() == 0 or torch.equal(have, want):
+    if not reference.numel():
         return 0.0
-    have, want = have.double(), want.double()
-    unequal = ~torch.isclose(
-        have, want, rtol=0.0, atol=0.0, equal_nan=True
-    )  # an infinity that both have is no difference
-    if not unequal.any():
+    expected, found = _wide(reference), _wide(result)
+    finite = expected.isfinite()
+    same = torch.where(finite, found.isfinite(), (expected == found) | (expected.isnan() & found.isnan()))
+    if not bool(same.all()):
+        return float("inf")
+    if not bool(finite.any()):
         return 0.0
-    gap = (have - want)[unequal].abs().max()
-    scale = want[want.isfinite()].abs().max() if want.isfinite().any() else torch.ones(())
-    return float(gap / scale.clamp_min(1e-12)) if gap.isfinite() else float("inf")
+    scale = float(expected[finite].abs().max())
+    error = float((expected[finite] - found[finite]).abs().max())
+    return error / scale if scale > 0 else (0.0 if error == 0 else float("inf"))
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """In double precision; complex numbers as pairs."""
+    tensor = tensor.detach()
+    return (torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor).double()
+
+
+def randomness(program: Program) -> str | None:
+    """The first node, in words, that draws random numbers in eval mode too: then no two runs agree."""
+    for node in lift(program, training=False).graph.nodes:
+        if not isinstance(node.target, OpOverload) or torch.Tag.nondeterministic_seeded not in node.target.tags:
+            continue
+        given = bound(node)
+        idle = given.get("train") is False or given.get("training") is False or given.get("dropout_p") == 0
+        if not idle:
+            return f"'{node.target}' (node '{node.name}' of {node.meta.get('origin')}) draws random numbers"
+    return None
+
+
+@contextmanager
+def seeded() -> Iterator[None]:
+    """Every call starts from the same random state; the caller's is put back."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.default_generator.manual_seed(0)
+        if devices:
+            torch.cuda.manual_seed_all(0)
+        yield
 
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """No gradients; the caller's random state is put back, and every call starts from the same one."""
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with torch.no_grad(), seeded():
         yield
+
+
+@contextmanager
+def _buffers_kept(model: nn.Module) -> Iterator[None]:
+    """A forward pass may write to its buffers or put others in their place."""
+    places = [(module, name, buffer) for module in model.modules() for name, buffer in module._buffers.items()]
+    try:
+        with _kept({str(index): buffer for index, (_, _, buffer) in enumerate(places)}):
+            yield
+    finally:
+        for module, name, buffer in places:
+            module._buffers[name] = buffer
 
 
 @contextmanager

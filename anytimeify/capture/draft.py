@@ -91,6 +91,7 @@ def update(node: fx.Node, target: OpOverload | None = None, **values: Any) -> No
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in [^\n]*\n?\s*([^\n]*)')
 _TORCH = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
+_GENERATED = "<eval_with_key>"  # code of graph modules: lines of any length that nobody wrote
 _NO_MODULE = "_empty_nn_module_stack_from_metadata_hook"  # what the exporter writes for sizes it asks for itself
 _REPEATED_CALL = re.compile(r"@\d+(?=\.|$)")  # the second call of a module reads `layer1.relu@1`
 
@@ -108,7 +109,7 @@ def origin_of(node: fx.Node) -> Origin:
 
 def _source(trace: str) -> str:
     for file, line, code in reversed(_FRAME.findall(trace)):
-        if not file.startswith(_TORCH) and f"{os.sep}torch{os.sep}nn{os.sep}" not in file:
+        if not file.startswith((_TORCH, _GENERATED)) and f"{os.sep}torch{os.sep}nn{os.sep}" not in file:
             return f"{os.path.basename(file)}:{line}: {code.strip()}".rstrip(": ")
     return ""
 

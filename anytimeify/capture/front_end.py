@@ -21,7 +21,7 @@ from anytimeify._torch import quiet_exporter
 from anytimeify.capture.inputs import CallInputs, repeated, shapes_of_batch
 from anytimeify.errors import CaptureError
 
-__all__ = ["MOMENTUM", "cumulative_norms", "explain", "export", "in_mode"]
+__all__ = ["MOMENTUM", "cumulative_norms", "does_not_run", "explain", "export", "in_mode"]
 
 MOMENTUM = 0.1  # torch's default, for norms whose own cannot be said in a graph
 
@@ -79,6 +79,7 @@ def export(model: nn.Module, inputs: CallInputs, dynamic_shapes: Any, *, trainin
 _DATA_DEPENDENT = re.compile(
     r"data.dependent|unbacked|GuardOnDataDependent|DynamicOutputShape|on the value of|aten\.nonzero|_local_scalar"
 )
+_UNKNOWN_TYPE = re.compile(r"(?:Unsupported input type|Found) <class '(?:[\w.<>]+\.)?(\w+)'>")
 _SPECIALISED = re.compile(
     r"[Cc]onstraints? violated|speciali[sz]ed|marked .* as dynamic|not all values|Suggested fixes", re.S
 )
@@ -90,12 +91,15 @@ def explain(model: nn.Module, inputs: CallInputs, dynamic_shapes: Any, error: Ex
     where = _where(error)
     own = _runs(model, inputs)
     if own is not None:
-        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in inputs.tensors)
-        return CaptureError(
-            f"{name} does not run on the example inputs (shapes {shapes}): {_first_line(own)}{_where(own)}. "
-            "Pass example_inputs that the model accepts."
-        )
+        return does_not_run(model, inputs, own)
+    if isinstance(error, CaptureError):
+        return error
     text = f"{type(error).__name__}: {error}"
+    if (unknown := _UNKNOWN_TYPE.search(text)) is not None:
+        return CaptureError(
+            f"{name} takes or returns a {unknown[1]}, whose tensors torch cannot see. If it is a dataclass, call "
+            "torch.export.register_dataclass on it once; else use tuples, lists or dicts of tensors."
+        )
     if _DATA_DEPENDENT.search(text):
         return CaptureError(
             f"{name} has control flow or sizes that depend on the values of tensors{where}: {_first_line(error)}. "
@@ -110,6 +114,27 @@ def explain(model: nn.Module, inputs: CallInputs, dynamic_shapes: Any, error: Ex
         f"torch.export cannot capture {name}{where}: {_reason(error)}. "
         "Change that line of the model, or pass an ExportedProgram that you made."
     )
+
+
+def does_not_run(model: nn.Module, inputs: CallInputs, error: Exception) -> CaptureError:
+    """The model cannot be called in this way at all."""
+    name = type(model).__qualname__
+    given = {tensor.device for tensor in inputs.tensors if tensor.dim() > 0}
+    own = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
+    if given and own and not given & own:
+        return CaptureError(
+            f"{name} is on {_listed(own)}, but the example inputs are on {_listed(given)}. Move one of them: "
+            f"example_inputs that are on {_listed(own)}, or model.to({_listed(given)!r})."
+        )
+    shapes = ", ".join(str(tuple(tensor.shape)) for tensor in inputs.tensors)
+    return CaptureError(
+        f"{name} does not run on the example inputs ({f'shapes {shapes}' if shapes else 'no tensor among them'}): "
+        f"{_first_line(error)}{_where(error)}. Pass example_inputs that the model accepts."
+    )
+
+
+def _listed(devices: set[torch.device]) -> str:
+    return ", ".join(sorted(map(str, devices)))
 
 
 def _runs(model: nn.Module, inputs: CallInputs) -> Exception | None:

@@ -3,7 +3,10 @@
 1. `y = add_(x, z)` becomes `y = add(x, z)`; whoever reads `x` afterwards reads `y`.
 2. A write through a view is written back into what the view was taken from (`slice_scatter`, `select_scatter`, a
    reshape or permutation backwards), and every other view of it is taken anew when it is read next.
-3. `copy_`, `fill_`, `zero_` become the value that they write; the counter of batches seen by a norm is dropped.
+3. `copy_`, `fill_`, `zero_` become the value that they write.
+
+`drop_dead_writes` comes first: a write to a buffer that the prediction does not read (a counter, statistics that are
+only collected) is no part of what the program computes.
 
 Refuses a write through a view that has no inverse here, if what it was taken from is read later, and operations
 without a functional form. A write to a parameter or a buffer raises `BufferMutation`.
@@ -22,7 +25,7 @@ from anytimeify._torch import OpOverload, expression, functional_overload, schem
 from anytimeify.capture.draft import BufferMutation, Draft, unsupported
 from anytimeify.schema import bound, is_mutable, mutated_arguments, rebind
 
-__all__ = ["functionalise"]
+__all__ = ["drop_dead_writes", "functionalise"]
 
 aten = torch.ops.aten
 
@@ -39,6 +42,54 @@ def functionalise(draft: Draft) -> None:
     """Applies 1 to 3; a draft without in-place operations stays as it is."""
     if any(is_mutable(node.target) for node in draft.graph.nodes):
         draft.graph = _Functionaliser(draft).run()
+
+
+def drop_dead_writes(draft: Draft) -> dict[str, fx.Node]:
+    """Removes writes to memory that nothing reads which the results depend on.
+
+    Returns the first such write by the name of the buffer that keeps its value instead.
+    """
+    writes = [node for node in draft.graph.nodes if node.op == "call_function" and is_mutable(node.target)]
+    if not writes:
+        return {}
+    memory = _memory(draft.graph)
+    writers: dict[fx.Node, list[fx.Node]] = {}
+    for node in writes:
+        for name in mutated_arguments(node.target):
+            written = bound(node)[name]
+            for one in written if isinstance(written, (list, tuple)) else [written]:
+                if isinstance(one, fx.Node):
+                    writers.setdefault(memory[one], []).append(node)
+    live: set[fx.Node] = set()
+    todo = [draft.graph.output_node()]
+    while todo:
+        node = todo.pop()
+        if node not in live:
+            live.add(node)
+            todo += [*node.all_input_nodes, *writers.get(memory[node], ())]
+    dropped: dict[str, fx.Node] = {}
+    for node in writes:
+        if node not in live and memory[node].op == "get_attr":
+            dropped.setdefault(str(memory[node].target), node)
+    for node in reversed(list(draft.graph.nodes)):
+        if node not in live and node.op == "call_function":
+            draft.graph.erase_node(node)
+    return dropped
+
+
+def _memory(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
+    """For every node the one that first held the memory of its value."""
+    memory: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        base = _written(node) if is_mutable(node.target) else _base(node) if node.op == "call_function" else None
+        memory[node] = memory[base] if base is not None else node
+    return memory
+
+
+def _written(node: fx.Node) -> fx.Node | None:
+    """What an in-place operation writes to, and returns."""
+    written = bound(node)[mutated_arguments(node.target)[0]]
+    return written if isinstance(written, fx.Node) else None
 
 
 class _Functionaliser:
@@ -94,8 +145,6 @@ class _Functionaliser:
             raise unsupported(node, "writes to several tensors at once", "Use its functional form in the model.")
         root = self.root(written)
         if root.op == "get_attr":
-            if str(root.target).endswith("num_batches_tracked") and not node.users:
-                return
             raise BufferMutation(str(root.target), node)
         new = self.functional(node, written)
         chain = [written]

@@ -14,7 +14,7 @@ from torch.export import Dim, ShapesCollection
 from anytimeify._torch import TreeSpec, flatten, unflatten
 from anytimeify.errors import CaptureError
 
-__all__ = ["CallInputs", "call_inputs", "infer", "repeated", "shapes_of_batch"]
+__all__ = ["Arguments", "CallInputs", "call_inputs", "in_order", "infer", "repeated", "shapes_of_batch"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,16 @@ class CallInputs:
     def batch(self) -> int | None:
         """The size that inputs share as their first: that of the first tensor input which is no scalar."""
         return next((int(tensor.shape[0]) for tensor in self.tensors if tensor.dim() > 0), None)
+
+    def outside_inference_mode(self) -> CallInputs:
+        """Tensors made under `torch.inference_mode` cannot be traced with gradients: copies of those, outside of it."""
+        leaves, spec = flatten((self.args, dict(self.kwargs)))
+        if not any(isinstance(leaf, Tensor) and leaf.is_inference() for leaf in leaves):
+            return self
+        args, kwargs = unflatten(
+            [leaf.clone() if isinstance(leaf, Tensor) and leaf.is_inference() else leaf for leaf in leaves], spec
+        )
+        return CallInputs(args, kwargs)
 
     def flat(self, in_spec: TreeSpec) -> list[Any]:
         """Leaves in the order in which the exporter saw them: it sorts keyword arguments by the signature."""
@@ -58,13 +68,56 @@ def call_inputs(example_inputs: Any) -> CallInputs:
     )
 
 
+@dataclass(frozen=True)
+class Arguments:
+    """What the signature of forward() says of a call."""
+
+    names: tuple[str, ...]  # of the positional arguments, "" where they have none (`*args`)
+    positional: int | None  # how many arguments may be given by position; None if that is not known
+
+
+def in_order(model: nn.Module, inputs: CallInputs) -> tuple[CallInputs, Arguments]:
+    """Keyword arguments in the order of the signature, and what else it says.
+
+    An optional parameter that was left out ends what may be given by position: the next one would take its place.
+    """
+    try:
+        parameters = list(inspect.signature(model.forward).parameters.values())
+    except (TypeError, ValueError):  # written in C
+        return inputs, Arguments((), None)
+    order = {parameter.name: index for index, parameter in enumerate(parameters)}
+    kwargs = dict(sorted(inputs.kwargs.items(), key=lambda item: order.get(item[0], len(order))))
+    places = [one.name for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
+    names = tuple(places[index] if index < len(places) else "" for index in range(len(inputs.args)))
+    positional = len(names)
+    while positional < len(places) and places[positional] in kwargs:
+        positional += 1
+    return CallInputs(inputs.args, kwargs), Arguments(names, positional)
+
+
 def shapes_of_batch(model: nn.Module, inputs: CallInputs) -> Any:
     """`dynamic_shapes` in which the first dimension of every input of the common batch is dynamic."""
+    if inputs.batch == 0:
+        raise CaptureError("The example inputs hold no sample: their first size is 0. Pass at least one sample.")
+    unnamed = _unnamed_keywords(model, inputs)
+    if unnamed:
+        raise CaptureError(
+            f"{type(model).__qualname__} takes {', '.join(unnamed)} through **kwargs of its forward(), and "
+            "torch.export makes no batch of such inputs dynamic. Name them in the signature of forward(), or pass "
+            "dynamic_shapes={} to keep every size as in the example."
+        )
     shapes = ShapesCollection()
     for tensor in inputs.tensors:
         if tensor.dim() > 0 and tensor.shape[0] == inputs.batch:
             shapes[tensor] = {0: Dim.DYNAMIC}
     return shapes.dynamic_shapes(model, inputs.args, dict(inputs.kwargs))
+
+
+def _unnamed_keywords(model: nn.Module, inputs: CallInputs) -> list[str]:
+    signature = inspect.signature(model.forward)
+    known = [one.name for one in signature.parameters.values() if one.kind is not inspect.Parameter.VAR_KEYWORD]
+    has_rest = len(known) < len(signature.parameters)
+    return [name for name in inputs.kwargs if name not in known] if has_rest else []
 
 
 def repeated(inputs: CallInputs) -> CallInputs:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ def lower(exported: ExportedProgram, order: Sequence[str] = ()) -> Draft:
     names = _names(exported)
     tensors, canonical = _clone(exported, names, order)
     transient = {names[str(spec.target)] for spec in _tensor_specs(exported) if _is_transient(spec)}
-    draft = Draft(fx.Graph(), tensors, transient)
+    draft = Draft(fx.Graph(), tensors, transient, notes=_overlaps(exported, names, canonical))
     values: dict[fx.Node, Any] = {}
     specs = dict(zip(exported.graph.find_nodes(op="placeholder"), exported.graph_signature.input_specs, strict=True))
     position = 0
@@ -117,6 +118,34 @@ def _identity(tensor: Tensor) -> tuple[Any, ...]:
     if tensor.numel() == 0 or tensor.device.type == "meta":
         return (id(tensor),)
     return (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+
+
+def _overlaps(exported: ExportedProgram, names: Mapping[str, str], canonical: Mapping[str, str]) -> list[str]:
+    """Notes on tensors that are views of one memory and no ties: copies cannot stay that, they train apart."""
+    spans: dict[int, list[tuple[int, int, str]]] = {}
+    for theirs, tensor in {**exported.constants, **exported.state_dict}.items():
+        name = names.get(theirs)
+        if name is not None and canonical.get(name) == name and isinstance(tensor, Tensor):
+            spans.setdefault(_storage(tensor), []).append((*_span(tensor), name))
+    notes = []
+    for shared in spans.values():
+        for (_, end, one), (start, _, other) in pairwise(sorted(shared)):
+            if start < end:
+                notes.append(f"'{one}' and '{other}' are views of one memory: here they are apart, and train apart")
+    return notes
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else id(tensor)
+
+
+def _span(tensor: Tensor) -> tuple[int, int]:
+    """The bytes of its storage that a tensor lies between."""
+    if tensor.numel() == 0 or tensor.layout is not torch.strided:
+        return 0, 0
+    last = sum((size - 1) * stride for size, stride in zip(map(int, tensor.shape), tensor.stride(), strict=True))
+    start = int(tensor.storage_offset())
+    return start * tensor.element_size(), (start + last + 1) * tensor.element_size()
 
 
 def _copy(tensor: Tensor) -> Tensor:

@@ -3,6 +3,9 @@
 A graph exported in eval mode has `batch_norm(..., training=False, ...)` everywhere. With running statistics, the
 training form means the same in eval mode, and trains. What else training does (dropout, stochastic depth) is lost.
 In a graph that was exported in train mode such a norm is frozen on purpose and stays.
+
+A dropout that is on in eval mode is on always (`F.dropout(x)` without its flag). Dropout of the canonical form follows
+the mode, so that one is written as what it computes: a product with random numbers.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import torch
 from torch.export import ExportedProgram
 
 from anytimeify._torch import OpOverload, schema
-from anytimeify.capture.draft import Draft, update
+from anytimeify.capture.draft import Draft, insert, replace, update
 from anytimeify.schema import bound
 
 __all__ = ["restore_training_form", "trains"]
@@ -20,12 +23,18 @@ aten = torch.ops.aten
 
 
 def restore_training_form(draft: Draft) -> None:
-    """Rewrites every norm with running statistics; those without have no eval form."""
-    for node in draft.graph.nodes:
+    """Rewrites every norm with running statistics, for those without have no eval form, and every dropout."""
+    for node in list(draft.graph.nodes):
         if node.target is aten.batch_norm.default and bound(node)["running_mean"] is not None:
             update(node, training=True)
         elif node.target is aten.instance_norm.default and bound(node)["running_mean"] is not None:
             update(node, use_input_stats=True)
+        elif node.target is aten.dropout.default:
+            x, keep = node.args[0], 1 - bound(node)["p"]
+            noise = insert(node, aten.bernoulli.p, x, keep)
+            replace(
+                node, insert(node, aten.mul.Tensor, x, insert(node, aten.div.Tensor, noise, keep) if keep else noise)
+            )
 
 
 def trains(exported: ExportedProgram) -> bool:

@@ -42,8 +42,8 @@ class Report(Sheets):
     def plot(self, path: str | os.PathLike[str], scores: Mapping[str, float] | None = None) -> None:
         """Draws the cost of every level and, with `scores` (accuracy from 0 to 1 by level name), accuracy against MACs.
 
-        The suffix of `path` chooses the format. Raises `MissingExtraError` without the extra `plot`, `ValueError` for
-        a score of what is no level.
+        The suffix of `path` chooses the format. Raises `MissingExtraError` without the extra `plot`, `ArtifactError`
+        where the picture cannot be written, `ValueError` for a score of what is no level.
         """
         plot(path, {row.name: (row.macs, row.params) for row in self.levels}, scores or {})
 

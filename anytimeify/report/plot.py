@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from anytimeify.errors import MissingExtraError
+from anytimeify.errors import ArtifactError, MissingExtraError
 from anytimeify.report.sheets import shortened
 
 __all__ = ["plot"]
@@ -16,7 +17,13 @@ def plot(path: str | os.PathLike[str], costs: Mapping[str, tuple[int, int]], sco
     """Draws MACs and parameters of every level; with `scores`, accuracy against MACs beside them.
 
     `costs`: (MACs, parameters) by level name, cheapest first. `scores`: accuracy from 0 to 1 by level name.
+    `ArtifactError` where the picture cannot be written.
     """
+    target = Path(path)
+    if target.is_dir():
+        raise ArtifactError(f"{target} is a folder: give the name of a picture to draw, such as levels.png")
+    if not target.parent.is_dir():
+        raise ArtifactError(f"cannot draw {target}: the folder {target.parent} does not exist")
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -31,7 +38,13 @@ def plot(path: str | os.PathLike[str], costs: Mapping[str, tuple[int, int]], sco
         _draw_scores(figure.add_subplot(1, panels, 1), costs, scores)
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(os.fspath(path), dpi=150)
+    formats = figure.canvas.get_supported_filetypes()
+    if target.suffix.removeprefix(".").lower() not in formats:
+        raise ArtifactError(f"cannot draw {target}: its suffix chooses the format, one of {', '.join(sorted(formats))}")
+    try:
+        figure.savefig(target, dpi=150)
+    except OSError as error:
+        raise ArtifactError(f"cannot draw {target}: {error}") from error
 
 
 def _draw_costs(axes: Any, costs: Mapping[str, tuple[int, int]]) -> None:

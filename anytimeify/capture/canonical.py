@@ -1,0 +1,98 @@
+"""Every canonical pass, in order: from an exported program to a canonical one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor, fx
+from torch.export import ExportedProgram
+from torch.export.graph_signature import OutputKind
+
+from anytimeify import spec
+from anytimeify.capture.constants import free_of_device
+from anytimeify.capture.draft import Draft, fake
+from anytimeify.capture.finish import batch_symbols, finish
+from anytimeify.capture.functionalise import drop_dead_writes, functionalise
+from anytimeify.capture.inputs import CallInputs
+from anytimeify.capture.lower import lower
+from anytimeify.capture.recompose import recompose
+from anytimeify.capture.simplify import drop_identities, freeze_unread, simplify
+from anytimeify.capture.stochastic_depth import recognise_stochastic_depth
+from anytimeify.capture.training_form import restore_training_form
+from anytimeify.ir import Captured, Signature
+
+__all__ = ["Canonical", "canonicalise", "results_of"]
+
+
+class Canonical(NamedTuple):
+    """What the passes make of an exported program."""
+
+    captured: Captured
+    collected: Mapping[str, fx.Node]  # buffers that the backbone writes to and its prediction does not read: one write
+
+
+def canonicalise(
+    exported: ExportedProgram,
+    inputs: CallInputs,
+    positions: Sequence[int],
+    *,
+    restore: bool = False,
+    order: Sequence[str] = (),
+) -> Canonical:
+    """`positions`: the flat results to keep; the first of them is the prediction.
+
+    `restore`: the export was made in eval mode, norms shall train again. `order`: the names of the backbone's state
+    dict, for the program's tensors.
+    """
+    draft = lower(exported, order)
+    recompose(draft)
+    _keep_results(draft, exported, positions)
+    drop_identities(draft)
+    collected = drop_dead_writes(draft)
+    functionalise(draft)
+    if restore:
+        restore_training_form(draft)
+    simplify(draft)
+    recognise_stochastic_depth(draft)
+    free_of_device(draft)
+    freeze_unread(draft)
+    flat = [leaf for leaf in inputs.flat(exported.call_spec.in_spec) if isinstance(leaf, Tensor)]
+    batch, renaming = batch_symbols(draft, [tensor.shape[0] if tensor.dim() else None for tensor in flat])
+    program = finish(draft, renaming)
+    spec.verify(program, after="capture")
+    signature = Signature(
+        exported.call_spec.in_spec, exported.call_spec.out_spec, positions[0], tuple(draft.constant_inputs)
+    )
+    # Norms count their batches; nothing but momentum=None, which is no part of a graph, reads that.
+    collected = {name: node for name, node in collected.items() if not name.endswith("num_batches_tracked")}
+    draft.notes.extend(
+        f"'{name}' keeps its value: the backbone writes to it, but its prediction does not read it"
+        for name in collected
+    )
+    return Canonical(Captured(program, signature, tuple(flat), batch, tuple(draft.notes)), collected)
+
+
+def results_of(exported: ExportedProgram) -> list[Tensor | None]:
+    """The flat results of the backbone: without data, as the exporter recorded them; None for what is no tensor."""
+    node = exported.graph.output_node()
+    results = _user_outputs(node, exported)
+    return [fake(result) if isinstance(result, fx.Node) else None for result in results]
+
+
+def _user_outputs(node: fx.Node, exported: ExportedProgram) -> list[Any]:
+    """What `node`, an output node, holds of the backbone's results: nodes and constants."""
+    results: Any = node.args[0]  # the exporter: one tuple
+    pairs = zip(results, exported.graph_signature.output_specs, strict=True)
+    return [result for result, kind in pairs if kind.kind is OutputKind.USER_OUTPUT]
+
+
+def _keep_results(draft: Draft, exported: ExportedProgram, positions: Sequence[int]) -> None:
+    node = draft.graph.output_node()
+    results = _user_outputs(node, exported)
+    node.args = (tuple(results[position] for position in positions),)
+    tensors = sum(isinstance(result, fx.Node) and fake(result) is not None for result in results)
+    if tensors > 1:
+        draft.notes.append(
+            f"of {tensors} outputs of the backbone, number {positions[0]} is the prediction; the others are dropped"
+        )

@@ -1,0 +1,91 @@
+"""From an exported program, which is what it is: in one mode, with the batch that it was exported for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+
+from anytimeify._torch import OpOverload, unflatten
+from anytimeify.capture.canonical import canonicalise, results_of
+from anytimeify.capture.compare import expected_from_exported, gaps, tolerance
+from anytimeify.capture.draft import BufferMutation, fake
+from anytimeify.capture.inputs import CallInputs, call_inputs
+from anytimeify.capture.outputs import choose
+from anytimeify.capture.training_form import trains
+from anytimeify.errors import CaptureError, UnsupportedOpError
+from anytimeify.ir import Captured
+
+__all__ = ["from_exported"]
+
+
+def from_exported(exported: ExportedProgram, example_inputs: Any, output: int | str | None, *, check: bool) -> Captured:
+    """`check`: compare on the example inputs, in the mode of the export, unless that is random."""
+    if example_inputs is not None:
+        inputs = call_inputs(example_inputs)
+    elif exported.example_inputs is not None:
+        inputs = CallInputs(tuple(exported.example_inputs[0]), dict(exported.example_inputs[1]))
+    else:
+        raise CaptureError("The exported program carries no example inputs. Pass example_inputs.")
+    _check_inputs(exported, inputs)
+    training = trains(exported)
+    results = results_of(exported)
+    tree = unflatten(list(range(len(results))), exported.call_spec.out_spec)
+    position = choose(tree, [result is not None for result in results], output)
+    try:
+        captured, _ = canonicalise(exported, inputs, [position], restore=not training)
+    except BufferMutation as error:
+        raise UnsupportedOpError(
+            f"The exported program writes to a tensor of its own: {error}. Export it without."
+        ) from error
+    notes = list(captured.notes)
+    if not training:
+        notes.append("exported in eval mode: norms train again, dropout and stochastic depth are lost")
+    if captured.batch is None:
+        notes.append("the batch size is fixed, as in the exported program")
+    captured = replace(captured, notes=tuple(notes))
+    if check:
+        expected = expected_from_exported(exported, inputs, output)
+        (gap,) = gaps(captured, expected, training=training)
+        if gap > tolerance(expected.prediction.dtype) and not _random(captured):
+            raise CaptureError(
+                f"The exported program does not survive capture: on its example inputs the canonical graph differs by "
+                f"{gap:.1e} of the largest output. Export the model anew, in train mode."
+            )
+    return captured
+
+
+def _check_inputs(exported: ExportedProgram, inputs: CallInputs) -> None:
+    """`CaptureError` where the inputs are not what the program was exported for."""
+    names = [one.arg.name for one in exported.graph_signature.input_specs if one.kind is InputKind.USER_INPUT]
+    leaves = inputs.flat(exported.call_spec.in_spec)
+    if len(leaves) != len(names):
+        raise CaptureError(f"The exported program takes {len(names)} inputs, but {len(leaves)} examples were given.")
+    expected = {node.name: fake(node) for node in exported.graph.find_nodes(op="placeholder")}
+    for leaf, name in zip(leaves, names, strict=True):
+        want = expected.get(name)
+        if want is not None and not (isinstance(leaf, Tensor) and _fits(leaf, want)):
+            found = f"{list(leaf.shape)} {leaf.dtype}" if isinstance(leaf, Tensor) else type(leaf).__name__
+            raise CaptureError(
+                f"The exported program takes '{name}' as {list(want.shape)} {want.dtype}, but the example input is "
+                f"{found}. Pass example_inputs that it accepts, or export the model anew."
+            )
+
+
+def _fits(tensor: Tensor, want: Tensor) -> bool:
+    sizes: list[Any] = list(want.shape)  # an int, or a SymInt where the size is dynamic
+    static = all(size == found for size, found in zip(sizes, tensor.shape, strict=False) if isinstance(size, int))
+    return tensor.dtype == want.dtype and tensor.dim() == want.dim() and static
+
+
+def _random(captured: Captured) -> bool:
+    """Whether the graph draws random numbers, so that two runs in train mode need not agree."""
+    return any(
+        (isinstance(node.target, OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags)
+        or node.target is torch.ops.anytimeify.drop_path.default
+        for node in captured.program.graph.nodes
+    )  # fmt: skip

@@ -1,0 +1,189 @@
+"""From a module: captured in train mode if that gives a program that is right in eval mode, else in eval mode."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+
+from anytimeify._torch import unflatten
+from anytimeify.capture.canonical import canonicalise, results_of
+from anytimeify.capture.compare import Expected, difference, expected_from_module, gaps, randomness, tolerance
+from anytimeify.capture.draft import BufferMutation
+from anytimeify.capture.front_end import MOMENTUM, cumulative_norms, does_not_run, explain, export
+from anytimeify.capture.inputs import Arguments, CallInputs, in_order
+from anytimeify.capture.outputs import choose
+from anytimeify.errors import AnytimeError, CaptureError, UnsupportedOpError, VerificationError
+from anytimeify.ir import Captured
+
+__all__ = ["from_module"]
+
+
+def from_module(
+    model: nn.Module, inputs: CallInputs, dynamic_shapes: Any, output: int | str | None, *, check: bool
+) -> Captured:
+    """The prediction is what the model returns in eval mode; train mode may return more, or another structure."""
+    inputs, arguments = in_order(model, inputs)
+    source = _Source(model, inputs, arguments, dynamic_shapes, output)
+    exported, why = source.export(training=True)
+    if check:
+        source = replace(source, expected=source.in_eval_mode())
+    attempt = source.capture(exported, training=True) if exported is not None else _Attempt(why=why)
+    if attempt.captured is not None and not attempt.collected:
+        return attempt.captured
+    exported, why = source.export(training=False)
+    again = source.capture(exported, training=False) if exported is not None else _Attempt(why=why)
+    if attempt.captured is not None and again.captured is not None:
+        # Buffers that train mode only writes to may be what eval mode reads, and be neutral by chance (zeros) today.
+        read = {str(node.target) for node in again.captured.program.graph.find_nodes(op="get_attr")}
+        if not read & attempt.collected.keys():
+            return attempt.captured
+    why = attempt.why or _mutation(attempt.collected)
+    if again.captured is None:
+        raise source.refusal(why, again)
+    lost = f"training-only behaviour was lost: {_first_line(why)}"
+    return replace(again.captured, notes=(*again.captured.notes, lost))
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """A capture in one mode: a program that is right in eval mode, or what prevented it."""
+
+    captured: Captured | None = None
+    why: Exception | None = None
+    collected: Mapping[str, fx.Node] = field(default_factory=dict)  # buffers that are written but not read
+    wrong: Captured | None = None  # what came out, but computes something else
+    gap: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A module, how it is called, and what it returns in eval mode, once that is known."""
+
+    model: nn.Module
+    inputs: CallInputs
+    arguments: Arguments
+    dynamic_shapes: Any
+    output: int | str | None
+    expected: Expected | None = None
+
+    @property
+    def name(self) -> str:
+        return type(self.model).__qualname__
+
+    def export(self, *, training: bool) -> tuple[ExportedProgram | None, Exception | None]:
+        try:
+            return export(self.model, self.inputs, self.dynamic_shapes, training=training), None
+        except Exception as error:
+            return None, error
+
+    def in_eval_mode(self) -> Expected:
+        try:
+            return expected_from_module(self.model, self.inputs, self.output)
+        except AnytimeError:
+            raise
+        except Exception as error:
+            raise does_not_run(self.model, self.inputs, error) from error
+
+    def capture(self, exported: ExportedProgram, *, training: bool) -> _Attempt:
+        """A wrong `output` is wrong in both modes, and raised."""
+        mode = "train" if training else "eval"
+        order = list(self.model.state_dict())
+        try:
+            position = self.position(exported, training=training)
+            if position is None:
+                return _Attempt(why=CaptureError(f"what {mode} mode returns does not tell the prediction of eval mode"))
+            captured, collected = canonicalise(exported, self.inputs, [position], restore=not training, order=order)
+        except (BufferMutation, UnsupportedOpError) as error:
+            return _Attempt(why=error)
+        names, positional = self.arguments.names, self.arguments.positional
+        captured = replace(captured, signature=replace(captured.signature, names=names, positional=positional))
+        averaging = list(cumulative_norms(self.model))
+        if averaging:
+            note = (
+                f"momentum=None became {MOMENTUM} in {len(averaging)} norms, net.calibrate() averages: {averaging[0]}"
+            )
+            captured = replace(captured, notes=(*captured.notes, note))
+        if self.expected is None:
+            return _Attempt(captured, collected=collected)
+        (gap,) = gaps(captured, self.expected, training=False)
+        if gap <= tolerance(self.expected.prediction.dtype):
+            signature = replace(
+                captured.signature, out_spec=self.expected.spec, prediction=self.expected.position
+            )  # of eval mode, in which models are compared
+            captured = replace(captured, signature=signature, reference=self.expected.prediction)
+            return _Attempt(captured, collected=collected)
+        differs = CaptureError(f"the graph of {mode} mode differs from the model in eval mode by {gap:.1e}")
+        return _Attempt(why=_mutation(collected) or differs, wrong=captured, gap=gap)
+
+    def position(self, exported: ExportedProgram, *, training: bool) -> int | None:
+        """Which of the exported results is the prediction: the one in its place where the structure is that of eval
+        mode; else the only one that computes the same in eval mode; None if none or several do."""
+        results, spec = results_of(exported), exported.call_spec.out_spec
+        if self.expected is None:
+            tensors = [result is not None for result in results]
+            return choose(unflatten(list(range(len(results))), spec), tensors, self.output)
+        if spec == self.expected.spec:
+            return self.expected.position
+        want = self.expected.prediction
+        candidates = [place for place, one in enumerate(results) if one is not None and _alike(one, want)]
+        if len(candidates) < 2:
+            return candidates[0] if candidates else None
+        captured, _ = canonicalise(exported, self.inputs, candidates, restore=not training)
+        found = gaps(captured, self.expected, training=False)
+        same = [place for place, gap in zip(candidates, found, strict=True) if gap <= tolerance(want.dtype)]
+        return same[0] if len(same) == 1 else None
+
+    def refusal(self, why: Exception | None, again: _Attempt) -> Exception:
+        """The error for the user when neither mode could be captured: why train mode could not."""
+        assert why is not None
+        if again.wrong is not None:
+            return self.does_not_survive(why, again.wrong, again.gap)
+        final: Exception = why
+        if isinstance(why, BufferMutation):
+            final = UnsupportedOpError(
+                f"{why}, in eval mode too. Keep that state outside the model, or write to it in train mode only."
+            )
+        elif not isinstance(why, AnytimeError):
+            final = explain(self.model, self.inputs, self.dynamic_shapes, why)
+        final.__cause__ = why if final is not why else None
+        return final
+
+    def does_not_survive(self, why: Exception, wrong: Captured, gap: float) -> Exception:
+        random = randomness(wrong.program)
+        if random is not None:
+            return VerificationError(
+                f"{self.name} is random in eval mode, so that no two runs agree: {random}. Let it do so in train mode "
+                "only (if self.training: ...)."
+            )
+        assert self.expected is not None
+        repeated = difference(self.expected.prediction, self.in_eval_mode().prediction)
+        reason = "Its forward() reads or changes something that torch.export cannot see, such as Python state."
+        if repeated > 0:
+            reason = (
+                f"Two runs of the model itself from the same random state of torch differ by {repeated:.1e}: it draws "
+                "random numbers elsewhere (numpy, random), or changes Python state. Take that out of forward()."
+            )
+        return CaptureError(
+            f"{self.name} does not survive capture: in eval mode, on the example inputs, the graph differs from the "
+            f"model by {gap:.1e} of the largest output ({_first_line(why)}). {reason}"
+        )
+
+
+def _alike(found: Tensor, want: Tensor) -> bool:
+    """Whether a result may be the wanted one, as far as types tell; dynamic sizes may be anything."""
+    sizes: list[Any] = list(found.shape)
+    static = all(size == need for size, need in zip(sizes, want.shape, strict=False) if isinstance(size, int))
+    return found.dtype == want.dtype and found.dim() == want.dim() and static
+
+
+def _mutation(collected: Mapping[str, fx.Node]) -> BufferMutation | None:
+    return next((BufferMutation(name, node) for name, node in collected.items()), None)
+
+
+def _first_line(error: Exception | None) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
