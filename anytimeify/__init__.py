@@ -14,8 +14,9 @@ from anytimeify.errors import (
     VerificationError,
 )
 from anytimeify.ir import Captured, Cost, Level, Outputs
-from anytimeify.losses import InPlaceDistillation, JointLoss
+from anytimeify.losses import HierarchicalCoDistillation, InPlaceDistillation, JointLoss
 from anytimeify.model import AnytimeModel
+from anytimeify.passes.hierarchical_ensemble import HierarchicalEnsemble
 from anytimeify.passes.nested_channels import NestedChannels
 from anytimeify.rewriter import Scheme, parse_scheme, schemes
 from anytimeify.sampling import SandwichSampler
@@ -30,6 +31,8 @@ __all__ = [
     "CaptureError",
     "Captured",
     "Cost",
+    "HierarchicalCoDistillation",
+    "HierarchicalEnsemble",
     "InPlaceDistillation",
     "JointLoss",
     "Level",

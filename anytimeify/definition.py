@@ -15,6 +15,7 @@ from anytimeify.ir import Captured, Level, Program, Rewritten
 from anytimeify.lift import backbone_name
 from anytimeify.passes.project import project
 from anytimeify.rewriter import Scheme
+from anytimeify.stacks import first_member
 
 __all__ = ["Definition", "freeze_unread", "register_missing"]
 
@@ -37,7 +38,7 @@ class Definition:
     ) -> Definition:
         """`owned`: the tensors of the model, by name."""
         return Definition(
-            replace(captured, program=_without_data(captured.program, owned)),
+            replace(captured, program=_without_data(captured.program, owned), fresh=None),
             axes,
             scheme,
             replace(rewritten, program=_without_data(rewritten.program, owned)),
@@ -46,7 +47,13 @@ class Definition:
         )
 
     def captured_with(self, tensors: Mapping[str, Tensor]) -> Captured:
-        return replace(self.captured, program=_with(self.captured.program, tensors))
+        shapes = {name: tensor.shape for name, tensor in self.captured.program.tensors.items()}
+        own = {
+            name: first_member(tensor, shapes[name]) if name in self.rewritten.stacks else tensor
+            for name, tensor in tensors.items()
+            if name in shapes
+        }
+        return replace(self.captured, program=_with(self.captured.program, own))
 
     def rewritten_with(self, tensors: Mapping[str, Tensor]) -> Rewritten:
         return replace(self.rewritten, program=_with(self.rewritten.program, tensors))
@@ -61,7 +68,7 @@ def _levels(captured: Captured, rewritten: Rewritten) -> tuple[Level, ...]:
         Level(
             index,
             name,
-            cost(project(rewritten.program, [index]), captured.batch, batch_size, symbols),
+            cost(project(rewritten.program, [rewritten.position(index)]), captured.batch, batch_size, symbols),
             index in rewritten.training_only,
         )
         for index, name in enumerate(rewritten.level_names)

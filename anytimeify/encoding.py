@@ -22,6 +22,7 @@ from anytimeify.errors import ArtifactError
 from anytimeify.ir import Origin, Program, Signature, Size, TensorType
 from anytimeify.rules.named import named
 from anytimeify.schema import is_mutable
+from anytimeify.stacks import first_member
 
 __all__ = ["decode_program", "decode_signature", "dtype_of", "encode_program", "encode_signature"]
 
@@ -65,6 +66,16 @@ def decode_program(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Pr
     """The inverse of `encode_program`. `ArtifactError` where the data is damaged, or asks for what is not allowed."""
     for name in tensors:
         _check(_TENSOR_NAME.fullmatch(name), f"{name!r} is not a name of a tensor")
+    shapes = {
+        entry["target"]: _decode_type(entry["type"]).shape for entry in data["nodes"] if entry["op"] == "get_attr"
+    }
+    for name, shape in shapes.items():
+        _check(name in tensors, f"the tensor {name!r} is missing")
+        _check(all(size.static for size in shape), f"the tensor {name!r} has no fixed size")
+    tensors = {
+        name: first_member(tensor, [size.coefficient for size in shapes[name]]) if name in shapes else tensor
+        for name, tensor in tensors.items()
+    }
     graph = fx.Graph()
     nodes: dict[str, fx.Node] = {}
     for entry in data["nodes"]:

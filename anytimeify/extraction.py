@@ -17,20 +17,23 @@ from anytimeify.passes.project import project
 __all__ = ["as_module", "extract", "small_program"]
 
 
-def extract(program: Program, index: int, calling: Calling, *, merge_batch_norms: bool = False) -> fx.GraphModule:
-    """The output `index` of a program as a plain `fx.GraphModule` in eval mode that owns its tensors.
+def extract(
+    program: Program, index: int, calling: Calling, *, position: int | None = None, merge_batch_norms: bool = False
+) -> fx.GraphModule:
+    """Level `index`, the output at `position`, as a plain `fx.GraphModule` in eval mode that owns its tensors.
 
     1. keep that output alone; 2. turn parameter views into small parameters; 3. give private parameters and nodes
     of the level the backbone's names; 4. merge batch norms, if asked; 5. lift in inference form; 6. call it like the
     backbone. Running the result needs torch and nothing else.
     """
-    small = small_program(program, index)
+    small = small_program(program, index, position)
     return as_module(fold_batch_norms(small) if merge_batch_norms else small, calling)
 
 
-def small_program(program: Program, index: int) -> Program:
+def small_program(program: Program, index: int, position: int | None = None) -> Program:
     """Steps 1 to 3."""
-    return _with_backbone_names(_with_counters(fold(project(program, [index])), program), index)
+    alone = project(program, [index if position is None else position])
+    return _with_backbone_names(_with_counters(fold(alone), program), index)
 
 
 def as_module(program: Program, calling: Calling) -> fx.GraphModule:
@@ -64,7 +67,7 @@ def _with_backbone_names(program: Program, index: int) -> Program:
     copies: dict[fx.Node, fx.Node] = {}
     for node in program.graph.nodes:
         args, kwargs = fx.map_arg((node.args, node.kwargs), copies.__getitem__)
-        target, name = node.target, re.sub(rf"^level{index}_", "", node.name)
+        target, name = node.target, re.sub(rf"^(level{index}_|member0_)", "", node.name)
         if node.op == "get_attr":
             target = names[str(node.target)]
             name = target.replace(".", "_")

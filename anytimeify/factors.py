@@ -204,7 +204,10 @@ def _merge(one: Factor, other: Factor) -> None:
 def unify(one: Expr, other: Expr, where: Where) -> None:
     """Make two expressions the same axis. What cannot be lined up is pinned, with `where` as the reason."""
     one, other = resolve(one), resolve(other)
-    if one == other or (is_pinned(one) and is_pinned(other)):
+    if one == other:
+        return
+    if is_pinned(one) and is_pinned(other):
+        _spread_batch(one, other)
         return
     if is_pinned(one) or is_pinned(other):
         reason = (first_pin(one) if is_pinned(one) else first_pin(other)) or Pin("meets a single entry", where)
@@ -214,6 +217,14 @@ def unify(one: Expr, other: Expr, where: Where) -> None:
         reason = Pin(f"axes of {size_of(one)} and {size_of(other)} do not line up", where)
         pin(one, reason)
         pin(other, reason)
+
+
+def _spread_batch(one: Expr, other: Expr) -> None:
+    """What meets the batch sample by sample enumerates samples too, wherever its size came from."""
+    if isinstance(one, Factor) and isinstance(other, Factor) and one.size == other.size and one.size.symbols:
+        for batch, unknown in ((one, other), (other, one)):
+            if batch.pin is not None and batch.pin.kind == "batch":
+                unknown.pin = batch.pin
 
 
 def _unify(one: Expr, other: Expr, where: Where) -> bool:

@@ -15,7 +15,7 @@ their training form; `anytimeify.lift` turns them into modules, as the last step
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -179,6 +179,8 @@ class Captured:
     batch: str | None  # the symbol of the dynamic batch; None if the batch is static
     notes: tuple[str, ...] = ()  # what was lost or decided during capture, for the report
     reference: Tensor | None = None  # the backbone's own prediction for the example inputs, in eval mode
+    # The backbone's tensors as its own initialisers draw them; None where its class is not known (a loaded file).
+    fresh: Callable[[], Mapping[str, Tensor]] | None = field(default=None, repr=False, compare=False)
 
 
 class Cost(NamedTuple):
@@ -219,3 +221,10 @@ class Rewritten:
     full: int = -1  # the level that equals the backbone; None in a scheme that promises no such level
     resumable: bool = False
     notes: tuple[str, ...] = field(default=())
+    alone: tuple[int, ...] = ()  # where each level is computed at its own cost; empty: as in the joint graph
+    steps: tuple[int, ...] = ()  # where levels are computed one from the other, for a stream
+    stacks: Mapping[str, int] = field(default_factory=dict)  # tensors that hold several members', the backbone's first
+
+    def position(self, level: int) -> int:
+        """The output that is a level's prediction at its own cost."""
+        return self.alone[level] if self.alone else level

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import operator
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -24,12 +24,14 @@ from anytimeify.ir import Captured, Level, Outputs, Rewritten
 from anytimeify.lift import backbone_name, keep_state_dict_names, lift
 from anytimeify.modules import BatchNormCall
 from anytimeify.passes.project import ancestors
+from anytimeify.passes.resume import Step, steps
 from anytimeify.report import Report
 from anytimeify.rewriter import Scheme
+from anytimeify.stacks import accept_backbones
 
 __all__ = ["AnytimeModel"]
 
-_OWN = frozenset({"loss", "_definition", "_graphs", "_latencies", "_renamed"})
+_OWN = frozenset({"loss", "_definition", "_everything", "_graphs", "_latencies", "_renamed", "_steps"})
 
 
 class AnytimeModel(nn.Module):
@@ -57,18 +59,29 @@ class AnytimeModel(nn.Module):
         self._renamed: dict[str, str] = network.meta.get("renamed", {})
         if self._renamed:
             keep_state_dict_names(self, self._renamed)
+        stacks = {name: captured.program.tensors[name].shape for name in rewritten.stacks}
+        if stacks:
+            accept_backbones(self, stacks)
         self._definition = Definition.of(captured, axes, scheme, rewritten, owned=self.tensors())
         self._latencies: dict[tuple[Any, ...], float] = {}
+        self._steps: list[tuple[Step, fx.GraphModule]] | None = None
         self._bind(network)
         self.loss = loss if loss is not None else scheme.default_loss()
 
     def _bind(self, network: fx.GraphModule) -> None:
         """Makes the graph modules that run: the joint one, and one per level."""
-        joint = network.graph
-        outputs: tuple[fx.Node, ...] = joint.output_node().args[0]  # type: ignore[assignment]  # canonical: a flat tuple
-        root = self._sharing(nn.Module())
-        views = [_only(joint, node) for node in outputs[: len(self.levels)]]
-        self._graphs = (self._sharing(network), *(self._sharing(fx.GraphModule(root, graph)) for graph in views))
+        whole, rewritten = network.graph, self._definition.rewritten
+        outputs: tuple[fx.Node, ...] = whole.output_node().args[0]  # type: ignore[assignment]  # canonical: a flat tuple
+        positions = [rewritten.position(level) for level in range(len(self.levels))]
+        joint = _only(whole, outputs[: max((len(self.levels) - 1, *rewritten.members)) + 1])
+        views = [joint, *(_only(whole, outputs[position]) for position in positions)]
+        self._graphs = tuple(self._module(graph) for graph in views)
+        self._everything = whole
+        self._steps = None
+
+    def _module(self, graph: fx.Graph) -> fx.GraphModule:
+        module: fx.GraphModule = self._sharing(fx.GraphModule(self._sharing(nn.Module()), graph))
+        return module
 
     def _sharing(self, module: Any) -> Any:
         for name in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
@@ -88,9 +101,10 @@ class AnytimeModel(nn.Module):
     def __deepcopy__(self, memo: dict[int, Any]) -> AnytimeModel:
         result = type(self).__new__(type(self))
         memo[id(self)] = result
-        state = {name: value for name, value in self.__dict__.items() if name != "_graphs"}
+        left_out = ("_graphs", "_everything", "_steps")
+        state = {name: value for name, value in self.__dict__.items() if name not in left_out}
         result.__dict__.update(copy.deepcopy(state, memo))
-        result._bind(fx.GraphModule(result._sharing(nn.Module()), _whole(self._graphs[0].graph)))
+        result._bind(fx.GraphModule(result._sharing(nn.Module()), _whole(self._everything)))
         return result
 
     def __reduce__(self) -> Any:
@@ -182,10 +196,27 @@ class AnytimeModel(nn.Module):
         return Outputs(tuple(flat[: len(self.levels)]), tuple(flat[member] for member in members))
 
     def stream(self, *args: Any, **kwargs: Any) -> Iterator[tuple[Level, Tensor]]:
-        """Predictions of better and better levels: stop whenever time is up."""
+        """Predictions of better and better levels: stop whenever time is up.
+
+        Where the model is `resumable`, each step computes only what the steps before it did not."""
+        if self.resumable:
+            yield from self._resume(self.calling.flat(args, kwargs))
+            return
         for level in self.levels:
             if not level.training_only:
                 yield level, self(*args, level=level, **kwargs)
+
+    def _resume(self, inputs: Sequence[Tensor]) -> Iterator[tuple[Level, Tensor]]:
+        if self._steps is None:
+            outputs: tuple[fx.Node, ...] = self._everything.output_node().args[0]  # type: ignore[assignment]
+            chain = steps(self._everything, [outputs[position] for position in self._definition.rewritten.steps])
+            self._steps = [(step, self._module(step.graph)) for step in chain]
+        names = [node.name for node in self._everything.find_nodes(op="placeholder")]
+        known: dict[str, Any] = dict(zip(names, inputs, strict=True))
+        for level, (step, module) in zip(self.levels, self._steps, strict=True):
+            results = module(*(known[name] for name in step.reads))
+            known.update(zip(step.gives, results, strict=True))
+            yield level, results[-1]
 
     def select(self, budget: Budget) -> Level:
         """The best level within the budget; `BudgetError` names the cheapest level and its cost where none fits."""
@@ -231,7 +262,13 @@ class AnytimeModel(nn.Module):
         anytimeify. `fold=True` merges batch norms into the convolutions before them.
         """
         index = self.select(level).index if isinstance(level, Budget) else self._index(level)
-        return extraction.extract(self.rewritten.program, index, self.calling, merge_batch_norms=fold)
+        return extraction.extract(
+            self.rewritten.program,
+            index,
+            self.calling,
+            position=self._definition.rewritten.position(index),
+            merge_batch_norms=fold,
+        )
 
     def calibrate(self, batches: Iterable[Any]) -> None:
         """Re-estimates the running statistics of every batch norm: their mean over the batches, with equal weights.
@@ -280,13 +317,13 @@ def _whole(graph: fx.Graph) -> fx.Graph:
     return copied
 
 
-def _only(graph: fx.Graph, output: fx.Node) -> fx.Graph:
-    """A lifted graph that returns one tensor of the joint one; placeholders all stay."""
-    needed = ancestors([output])
+def _only(graph: fx.Graph, output: fx.Node | Sequence[fx.Node]) -> fx.Graph:
+    """A lifted graph that returns one tensor of the whole one, or a tuple of some; placeholders all stay."""
+    needed = ancestors([output] if isinstance(output, fx.Node) else output)
     result = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
         if node.op == "placeholder" or node in needed:
             copies[node] = result.node_copy(node, copies.__getitem__)
-    result.output(copies[output])
+    result.output(copies[output] if isinstance(output, fx.Node) else tuple(copies[node] for node in output))
     return result

@@ -544,10 +544,12 @@ def test_a_level_that_differs_from_its_extract_is_named(monkeypatch: pytest.Monk
 def test_a_full_level_that_differs_from_the_captured_graph_is_named() -> None:
     backbone = Residual().eval()
     net = transform(backbone, NestedChannels((0.5, 1.0)), images())
-    for level in net.graphs[:1] + net.graphs[-1:]:
-        for node in level.graph.nodes:
+    everything = net._everything  # what copies are made from
+    for graph in (everything, net.graphs[0].graph, net.graphs[-1].graph):
+        for node in graph.nodes:
             if node.name == "add":
                 node.target = torch.ops.aten.sub.Tensor
+    for level in net.graphs[:1] + net.graphs[-1:]:
         level.recompile()
     with pytest.raises(VerificationError, match=r"the full level differs from the backbone by .*, first at node add "):
         verification.verify(net, backbone)

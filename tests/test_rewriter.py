@@ -47,7 +47,7 @@ def test_spellings(text: str) -> None:
     ("text", "says"),
     [
         ("", "is not a scheme"),
-        ("nested", "'nested' is not a scheme; there are: nested-channels"),
+        ("nested", "'nested' is not a scheme; there are: hierarchical-ensemble, nested-channels"),
         ("nested-channels{width=0.5,1}", "no field 'width'; it has: widths, where"),
         ("nested-channels{0.5,1}", "expected field=value"),
         ("nested-channels{widths=0.5,1 widths=1}", "given twice"),

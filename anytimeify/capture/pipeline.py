@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 from torch.export import ExportedProgram
 
+from anytimeify.capture.fresh import redrawn
 from anytimeify.capture.from_exported import from_exported
 from anytimeify.capture.from_module import from_module
 from anytimeify.capture.inputs import CallInputs, call_inputs, infer
@@ -45,7 +48,8 @@ def capture(
         model = _traceable(model)
         inputs = infer(model) if example_inputs is None else call_inputs(example_inputs)
         _check_values(inputs)
-        return from_module(model, inputs.outside_inference_mode(), dynamic_shapes, output, check=check)
+        captured = from_module(model, inputs.outside_inference_mode(), dynamic_shapes, output, check=check)
+    return replace(captured, fresh=partial(redrawn, model))
 
 
 def _is_backbone(model: object) -> bool:

@@ -303,7 +303,7 @@ def apply(notation: Notation, op: Op, tensors: Sequence[fx.Node]) -> Any:
                 if factors.resolve(expr) != ONE:
                     if distance in dots:
                         op.unify(dots[distance], expr)
-                    dots[distance] = expr
+                    dots.setdefault(distance, expr)
             else:
                 _match(term, expr, op, notation, bindings, sizes)
     op.mix(*(bindings[name] for name in sorted(notation.contracted | notation.mixed) if name in bindings))

@@ -98,6 +98,7 @@ axis_rule(aten("expand_as.default"), _like_other)
 def _softmax(op: Op) -> Dims:
     x = op.axes(op["self"])
     op.pin(x[op.dim()], "normalised over")
+    op.mix(x[op.dim()])
     return x
 
 
@@ -109,6 +110,7 @@ def _along(op: Op) -> Dims:
     x = op.axes(op["self"])
     for dim in op.dims("dims" if op["dims"] is not None else "dim"):
         op.pin(x[dim], "the order along it matters")
+        op.mix(x[dim])
     return x
 
 

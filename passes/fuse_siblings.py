@@ -1,0 +1,385 @@
+"""`fuse_siblings`: isomorphic siblings become one operation.
+
+| operation | fused form |
+|---|---|
+| convolution | groups times members, depthwise and 1x1 included; siblings of one parent read it without a copy of it |
+| batch, instance and group norm | over stacked channels, groups times members |
+| linear | batched matrix product |
+| layer and RMS norm | normalised together, then scaled and shifted by each member's own |
+| element-wise, also with parameters | broadcast along the members |
+| what has no parameters | as it is, on a larger batch |
+
+Everything else runs member by member, which is always right. Nothing but speed may change, so a rule gives None
+wherever it is not sure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from anytimeify.factors import resolve
+from anytimeify.ir import Size, TensorType
+from anytimeify.passes.siblings import FuseRule, Siblings, Value, grown_type, is_batch
+from anytimeify.rules.pointwise import BINARY, UNARY
+from anytimeify.rules.targets import aten as targets
+from anytimeify.schema import bound, rebind
+
+__all__ = ["RULES", "larger_batch"]
+
+aten = torch.ops.aten
+RULES: dict[Any, FuseRule] = {}
+
+
+def as_target(node: fx.Node) -> Any:
+    """The operation of a call."""
+    return node.target
+
+
+def _register(names: Sequence[str], rule: FuseRule) -> None:
+    RULES.update(dict.fromkeys(targets(*names), rule))
+
+
+# Without parameters: the members are more samples.
+
+
+def larger_batch(s: Siblings, node: fx.Node) -> Any:
+    """The operation as it is, members outermost in the batch; None where it reads parameters of members, where the
+    batch is not the outermost factor of one dimension throughout, or where samples are mixed."""
+    depth = s.deepest(node)
+    kinds = node.meta["type"]
+    if any(is_batch(leaf) for leaf in s.axes.mixed.get(node, ())) or not hasattr(node.target, "_schema"):
+        return None
+    if bound(node).get("mode") == "batch":  # stochastic depth that drops whole batches: each member draws for itself
+        return None
+    dims = s.axes.dims[node] if isinstance(kinds, tuple) else (s.axes.dims[node],)
+    places = [s.batch_place(one) for one in dims]
+    if any(place is None for place in places):
+        return None
+    sources = {}
+    for source in node.all_input_nodes:
+        value = s.values[source]
+        if not isinstance(source.meta["type"], TensorType):
+            continue
+        if s.find_batch(source) is not None:
+            sources[source] = s.form(source, "batch", depth)
+        elif value.layout == "one" and not s.has_batch(source):
+            sources[source] = value.node
+        else:
+            return None
+    each = kinds if isinstance(kinds, tuple) else (kinds,)
+    grown = tuple(
+        grown_type(kind, place, s.count(depth)) for kind, place in zip(each, places, strict=True) if place is not None
+    )
+    return s.written(node, depth, "batch", sources, grown if isinstance(kinds, tuple) else grown[0])
+
+
+# Per channel: the members are more channels.
+
+
+def per_channel(s: Siblings, node: fx.Node) -> Any:
+    """An operation that treats every channel for itself, where its operand lies by channels; else on a larger batch."""
+    depth = s.deepest(node)
+    kind, first = node.meta["type"], node.all_input_nodes[0]
+    tensors = [source for source in node.all_input_nodes if isinstance(source.meta["type"], TensorType)]
+    if s.values[first].layout != "channel" or tensors != [first] or not isinstance(kind, TensorType):
+        return None
+    here, there = s.axes.dims[first], s.axes.dims[node]
+    if len(there) < 2 or s.find_batch(node) != 0 or resolve(here[1]) != resolve(there[1]):
+        return None
+    sources = {first: s.form(first, "channel", depth)}
+    return s.written(node, depth, "channel", sources, grown_type(kind, 1, s.count(depth)))
+
+
+def _reshape(s: Siblings, node: fx.Node) -> Any:
+    """Behind the batch the members stay outermost, whatever the rest is read as."""
+    first, depth = node.all_input_nodes[0], s.deepest(node)
+    kind = node.meta["type"]
+    if s.values[first].layout == "stack" and all(size.static for size in kind.shape):
+        grown = grown_type(kind, 0, s.count(depth))
+        args = (s.form(first, "stack", depth), [size.coefficient for size in grown.shape])
+        return Value(depth, "stack", (s.emit(aten.reshape.default, args, grown, node.name),))
+    if s.values[first].layout != "channel" or s.find_batch(node) != 0 or len(kind.shape) < 2:
+        return None
+    if node.all_input_nodes[1:] and node.target in targets("reshape_as.default"):
+        return None
+    if kind.shape[0] != first.meta["type"].shape[0] or node.target in _SQUEEZES:
+        return None
+    sources = {first: s.form(first, "channel", depth)}
+    return s.written(node, depth, "channel", sources, grown_type(kind, 1, s.count(depth)))
+
+
+_SQUEEZES = targets("squeeze.dim", "squeeze.dims", "unsqueeze.default", "squeeze.default")
+_POOLS = [f"{kind}{n}d" for n in (1, 2, 3) for kind in ("max_pool", "avg_pool", "adaptive_avg_pool")]
+_RESIZES = [
+    f"upsample_{kind}" for kind in ("nearest1d", "linear1d", "nearest2d", "bilinear2d", "bicubic2d", "nearest3d")
+]
+_SUMS = ["mean.dim", "sum.dim_IntList", "amax.default", "amin.default"]
+_PADS = ["pad.default", "constant_pad_nd.default", "reflection_pad2d.default", "replication_pad2d.default"]
+_register([*_POOLS, *_RESIZES, *_SUMS, *_PADS], per_channel)
+_VIEWS = ["view.default", "reshape.default", "flatten.using_ints", "unflatten.int", "reshape_as.default"]
+_register([*_VIEWS, "squeeze.dim", "squeeze.dims", "unsqueeze.default"], _reshape)
+
+
+# Element by element, with parameters of members or without.
+
+
+def pointwise(s: Siblings, node: fx.Node) -> Any:
+    """Operands of one layout as they are; otherwise a dimension of members is set beside the batch of each operand."""
+    depth = s.deepest(node)
+    tensors = [source for source in node.all_input_nodes if isinstance(source.meta["type"], TensorType)]
+    if len(tensors) == 1 and s.values[tensors[0]].layout == "stack" and tensors[0].meta["type"].shape:
+        args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda source: s.form(source, "stack", depth))
+        grown = grown_type(node.meta["type"], 0, s.count(depth))
+        return Value(depth, "stack", (s.emit(node.target, args, grown, node.name, kwargs=kwargs),))
+    lead = next((source for source in tensors if s.values[source].layout in ("batch", "channel")), None)
+    if lead is None or s.find_batch(node) is None:
+        return None
+    layout = s.values[lead].layout
+    kind = node.meta["type"]
+    if layout == "channel" and (s.find_batch(node) != 0 or len(kind.shape) < 2):
+        layout = "batch"
+    plain = [source for source in tensors if _broadcasts_freely(s, source, layout, node)]
+    if len(plain) == len(tensors):
+        sources = {
+            source: s.form(source, layout, depth) if s.has_batch(source) else s.values[source].node
+            for source in tensors
+        }
+        place = 1 if layout == "channel" else s.batch_dim(node)
+        return s.written(node, depth, layout, sources, grown_type(kind, place, s.count(depth)))
+    place = 1 if layout == "channel" else s.batch_dim(node)
+    wide = {source: _beside_batch(s, source, node, place, layout, depth) for source in tensors}
+    if any(one is None for one in wide.values()):
+        return None
+    sizes = (*kind.shape[:place], Size(s.count(depth)), *kind.shape[place:])
+    args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda source: wide.get(source) or s.values[source].node)
+    result = s.emit(node.target, args, kind.with_shape(sizes), f"{node.name}_wide", kwargs=kwargs)
+    return Value(depth, layout, (s.flatten(result, place, node.name),))
+
+
+def _broadcasts_freely(s: Siblings, source: fx.Node, layout: str, node: fx.Node) -> bool:
+    """Whether an operand may be read as it is beside others of the layout."""
+    value, shape = s.values[source], source.meta["type"].shape
+    rank = len(node.meta["type"].shape)
+    if s.find_batch(source) is not None:
+        if layout == "channel":  # (n, 1, h, w) gives way to all channels of a member, which lie side by side
+            return len(shape) == rank and shape[1] == node.meta["type"].shape[1]
+        return len(shape) - s.batch_dim(source) == rank - s.batch_dim(node)
+    if value.layout != "one" or s.has_batch(source):
+        return False
+    return layout == "batch" or len(shape) < rank - 1 or shape[len(shape) - rank + 1] == Size(1)
+
+
+def _beside_batch(s: Siblings, source: fx.Node, node: fx.Node, place: int, layout: str, depth: int) -> fx.Node | None:
+    """An operand with a dimension more, at `place` of the result's rank: its members, or one entry for all."""
+    rank, count = len(node.meta["type"].shape), s.count(depth)
+    value, shape = s.values[source], source.meta["type"].shape
+    lead = rank - len(shape)  # dimensions that broadcasting adds in front
+    if s.find_batch(source) is not None:
+        if len(shape) - s.batch_dim(source) != rank - s.batch_dim(node):
+            return None
+        if layout == "channel":
+            if lead:
+                return None
+            if value.layout == "one":
+                return s.unsqueeze(value.node, 1, source.name)
+            return s.unflatten(s.form(source, "channel", depth), 1, count, source.name)
+        if value.layout == "one":
+            return s.unsqueeze(value.node, place - lead, source.name)
+        return s.unflatten(s.form(source, "batch", depth), place - lead, count, source.name)
+    if s.has_batch(source):
+        return None
+    if value.layout == "one":
+        return s.unsqueeze(value.node, place - lead, source.name) if place > lead else value.node
+    stack = s.form(source, "stack", depth)
+    node_ = s.unflatten(stack, 0, count, source.name) if shape else stack
+    for _ in range(lead):
+        node_ = s.unsqueeze(node_, 1, source.name)
+    before = node_.meta["type"].shape[1 : place + 1]
+    if any(size != Size(1) for size in before):
+        for dim in range(place):
+            node_ = s.transpose(node_, dim, dim + 1, source.name)
+        return node_
+    for _ in range(place):  # the dimensions of one entry that stand between the members and their place
+        node_ = s.squeeze(node_, 1, source.name)
+    for _ in range(place):
+        node_ = s.unsqueeze(node_, 0, source.name)
+    return node_
+
+
+_register([*UNARY, *BINARY, "add", "sub", "mul", "div"], pointwise)
+
+
+# Convolutions and norms over stacked channels.
+
+
+def convolution(s: Siblings, node: fx.Node) -> Any:
+    depth = s.deepest(node)
+    given = bound(node)
+    x, weight, bias = given["input"], given["weight"], given["bias"]
+    rank = len(node.meta["type"].shape)
+    if s.find_batch(x) != 0 or s.find_batch(node) != 0 or rank != len(weight.meta["type"].shape):
+        return None
+    if s.values[weight].layout == "one" or s.has_batch(weight):
+        return None
+    groups, members = given["groups"], s.count(depth)
+    parents = s.count(s.values[x].depth)
+    shared = groups == 1 and "transpose" not in str(node.target) and members % parents == 0
+    if shared and s.values[x].layout == "one":
+        source, groups = s.values[x].node, 1
+    elif shared and s.tree.members(depth) // s.tree.members(s.values[x].depth) == members // parents:
+        source, groups = s.form(x, "channel", s.values[x].depth), parents
+    else:
+        source, groups = s.form(x, "channel", depth), groups * members
+    arguments = {**given, "input": source, "weight": s.form(weight, "stack", depth), "groups": groups}
+    if bias is not None:
+        arguments["bias"] = s.form(bias, "stack", depth)
+    args, kwargs = rebind(as_target(node), arguments)
+    kind = grown_type(node.meta["type"], 1, members)
+    return Value(depth, "channel", (s.emit(node.target, args, kind, node.name, kwargs=kwargs),))
+
+
+_register(["conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"], convolution)
+
+
+def channel_norm(s: Siblings, node: fx.Node) -> Any:
+    depth = s.deepest(node)
+    given = bound(node)
+    tensors = ("weight", "bias", "running_mean", "running_var")
+    read = {name: given[name] for name in tensors if given.get(name) is not None}
+    if s.find_batch(given["input"]) != 0 or any(s.values[one].layout == "one" for one in read.values()):
+        return None
+    members = s.count(depth)
+    arguments = {**given, "input": s.form(given["input"], "channel", depth)}
+    arguments.update({name: s.form(one, "stack", depth) for name, one in read.items()})
+    if "num_groups" in given:
+        arguments["num_groups"] = given["num_groups"] * members
+    args, kwargs = rebind(as_target(node), arguments)
+    kind = grown_type(node.meta["type"], 1, members)
+    return Value(depth, "channel", (s.emit(node.target, args, kind, node.name, kwargs=kwargs),))
+
+
+_register(["batch_norm.default", "instance_norm.default", "group_norm.default"], channel_norm)
+
+
+# Linear layers as batched matrix products.
+
+
+def linear(s: Siblings, node: fx.Node) -> Any:
+    depth = s.deepest(node)
+    given = bound(node)
+    x, weight, bias = given["input"], given["weight"], given["bias"]
+    place, members = s.find_batch(x), s.count(depth)
+    kind = node.meta["type"]
+    if place is None or place == len(kind.shape) - 1 or len(weight.meta["type"].shape) != 2:
+        return None
+    if s.values[weight].layout == "one" or s.has_batch(weight):
+        return None
+    if any(not size.static for dim, size in enumerate(kind.shape) if dim != place):
+        return None
+    rows = s.unflatten(s.form(x, "batch", depth), place, members, x.name)
+    for dim in range(place, 0, -1):
+        rows = s.transpose(rows, dim - 1, dim, x.name)
+    middle = rows.meta["type"].shape[1:-1]
+    rows = s.flatten_all(rows, 1, -2, x.name)
+    matrix = s.transpose(s.unflatten(s.form(weight, "stack", depth), 0, members, weight.name), 1, 2, weight.name)
+    sizes = (*rows.meta["type"].shape[:2], matrix.meta["type"].shape[2])
+    if bias is None:
+        result = s.emit(aten.bmm.default, (rows, matrix), kind.with_shape(sizes), f"{node.name}_product")
+    else:
+        shift = s.unflatten(s.form(bias, "stack", depth), 0, members, bias.name)
+        shift = s.unsqueeze(shift, 1, bias.name)
+        result = s.emit(aten.baddbmm.default, (shift, rows, matrix), kind.with_shape(sizes), f"{node.name}_product")
+    if len(middle) > 1:
+        wide = (sizes[0], *middle, sizes[2])
+        inner = [size.coefficient if size.static else -1 for size in middle]
+        result = s.emit(aten.unflatten.int, (result, 1, inner), kind.with_shape(wide), f"{node.name}_rows")
+    for dim in range(place):
+        result = s.transpose(result, dim, dim + 1, node.name)
+    return Value(depth, "batch", (s.flatten(result, place, node.name),))
+
+
+_register(["linear.default"], linear)
+
+
+def addmm(s: Siblings, node: fx.Node) -> Any:
+    """`bias + x @ weight`, as some write a linear layer."""
+    depth = s.deepest(node)
+    given = bound(node)
+    x, weight, bias = given["mat1"], given["mat2"], given["self"]
+    kind, members = node.meta["type"], s.count(depth)
+    if s.find_batch(x) != 0 or given["beta"] != 1 or given["alpha"] != 1 or len(bias.meta["type"].shape) != 1:
+        return None
+    if any(s.values[one].layout == "one" or s.has_batch(one) for one in (weight, bias)):
+        return None
+    rows = s.unflatten(s.form(x, "batch", depth), 0, members, x.name)
+    matrix = s.unflatten(s.form(weight, "stack", depth), 0, members, weight.name)
+    shift = s.unsqueeze(s.unflatten(s.form(bias, "stack", depth), 0, members, bias.name), 1, bias.name)
+    sizes = (Size(members), *kind.shape)
+    result = s.emit(aten.baddbmm.default, (shift, rows, matrix), kind.with_shape(sizes), f"{node.name}_product")
+    return Value(depth, "batch", (s.flatten(result, 0, node.name),))
+
+
+_register(["addmm.default"], addmm)
+
+
+# Norms over the last dimensions: the affine part is each member's own.
+
+
+def last_dimensions_norm(s: Siblings, node: fx.Node) -> Any:
+    depth = s.deepest(node)
+    given = bound(node)
+    x, parameters = given["input"], [given.get("weight"), given.get("bias")]
+    place, kind = s.find_batch(x), node.meta["type"]
+    count = len(given["normalized_shape"])
+    if place is None or place >= len(kind.shape) - count:
+        return None
+    if any(one is not None and (s.values[one].layout == "one" or s.has_batch(one)) for one in parameters):
+        return None
+    if given.get("eps") is None and "rms_norm" in str(node.target):
+        given = {**given, "eps": torch.finfo(kind.dtype).eps}
+    arguments = {**given, "input": s.form(x, "batch", depth), "weight": None, "bias": None}
+    args, kwargs = rebind(as_target(node), {name: value for name, value in arguments.items() if name in given})
+    members = s.count(depth)
+    result = s.emit(node.target, args, grown_type(kind, place, members), f"{node.name}_plain", kwargs=kwargs)
+    if any(one is not None for one in parameters):
+        result = s.unflatten(result, place, members, node.name)
+        for target, one in zip((aten.mul.Tensor, aten.add.Tensor), parameters, strict=True):
+            if one is not None:
+                own = s.unflatten(s.form(one, "stack", depth), 0, members, one.name)
+                for _ in range(len(kind.shape) - place - count):
+                    own = s.unsqueeze(own, 1, one.name)
+                result = s.emit(target, (result, own), result.meta["type"], f"{node.name}_own")
+        result = s.flatten(result, place, node.name)
+    return Value(depth, "batch", (result,))
+
+
+_register(["layer_norm.default", "rms_norm.default"], last_dimensions_norm)
+
+
+# Joining and parting along channels.
+
+
+def cat(s: Siblings, node: fx.Node) -> Any:
+    depth = s.deepest(node)
+    tensors: list[fx.Node] = list(bound(node)["tensors"])
+    dim = int(bound(node)["dim"]) % len(node.meta["type"].shape)
+    if dim == 0 or any(s.find_batch(one) != 0 for one in tensors):
+        return None
+    if not any(s.values[one].layout == "channel" for one in tensors):
+        return None
+    wide = [s.form(one, "channel", depth) for one in tensors]
+    kind = grown_type(node.meta["type"], 1, s.count(depth))
+    if dim > 1:
+        return Value(depth, "channel", (s.emit(node.target, (wide, dim), kind, node.name),))
+    split = [s.unflatten(one, 1, s.count(depth), source.name) for one, source in zip(wide, tensors, strict=True)]
+    shape = node.meta["type"].shape
+    sizes = (shape[0], Size(s.count(depth)), *shape[1:])
+    result = s.emit(node.target, (split, 2), kind.with_shape(sizes), f"{node.name}_wide")
+    return Value(depth, "channel", (s.flatten(result, 1, node.name),))
+
+
+_register(["cat.default"], cat)

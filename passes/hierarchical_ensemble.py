@@ -1,0 +1,327 @@
+"""Hierarchical ensembles: a tree of networks that share their beginning (HNE, Ruiz and Verbeek 2020).
+
+The rewrite:
+
+1. the backbone is cut at some of its nodes, one after the other; behind each cut every copy goes on as several siblings
+   with parameters of their own, so that the leaves of the tree are networks which share more or less of their trunk;
+2. a prediction of `n` leaves is the average of the logits of the first `n` (Eq. 1 and 5), for which only the ancestors
+   of those leaves are computed; the first leaf is the backbone, and the levels are the sub-trees that begin with it;
+3. isomorphic siblings are one operation (`fuse_siblings`) over stacked parameters, and beside that joint graph there is
+   one for each level, and the unrolled one, which computes leaf after leaf.
+
+Several branches behind one cut are the multi-branch networks of the paper, a cut at the input gives independent ones.
+Refused: cuts that data flows around, or behind which nothing has parameters.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import fx, nn
+
+from anytimeify.axes import Axes
+from anytimeify.blocks import Blocks, find_blocks
+from anytimeify.cost import macs_by_node, sizes
+from anytimeify.errors import SchemeError
+from anytimeify.ir import Captured, Program, Rewritten, Size, TensorType
+from anytimeify.passes.fuse_siblings import RULES, larger_batch
+from anytimeify.passes.narrow import Builder
+from anytimeify.passes.replicate import Tree, depths, stacked, tensor_depths
+from anytimeify.passes.siblings import Siblings, Value
+from anytimeify.rewriter import Scheme
+
+__all__ = ["HierarchicalEnsemble"]
+
+aten = torch.ops.aten
+Cut = tuple[fx.Node, ...]
+
+
+@dataclass(frozen=True)
+class HierarchicalEnsemble(Scheme):
+    """Levels are ensembles of the first 1, 2, 4, ... leaves of a tree of networks; level 0 is the backbone.
+
+    Fields
+        depth: how many times a binary tree splits, at cuts that are chosen: where the resolution changes if there are
+            enough such places, in any case so that the parts between cuts cost about the same.
+        cuts: instead of `depth`, the names of layers behind which to split in two; `"input"` is the very beginning.
+        splits: instead of either, pairs of a cut and how many siblings every copy goes on as there: `(("layer2", 16),)`
+            is a network of 16 branches.
+        fuse: compute siblings as one operation where there is a rule for it. Changes nothing but speed.
+        init: `"fresh"`: the other leaves' parameters come from the initialisers of the backbone's own modules;
+            `"copy"`: they start as copies of the backbone's.
+        sizes: `"trees"`: a level for every sub-tree that begins with the first leaf; `"all"`: one for every number of
+            leaves.
+
+    Raises `SchemeError` for fields out of range, and for cuts that the backbone cannot have.
+    """
+
+    name: ClassVar[str] = "hierarchical-ensemble"
+
+    depth: int = 2
+    cuts: tuple[str, ...] = ()
+    splits: tuple[tuple[str, int], ...] = ()
+    fuse: bool = True
+    init: Literal["fresh", "copy"] = "fresh"
+    sizes: Literal["trees", "all"] = "trees"
+
+    def __post_init__(self) -> None:
+        cuts: Any = self.cuts
+        splits: Any = self.splits
+        depth: Any = self.depth
+        fuse: Any = self.fuse
+        cuts = (cuts,) if isinstance(cuts, str) else tuple(cuts)
+        splits = (splits,) if splits and isinstance(splits[0], str) else splits
+        splits = tuple(tuple(split) if isinstance(split, tuple | list) else (split,) for split in splits)
+        object.__setattr__(self, "cuts", cuts)
+        object.__setattr__(self, "splits", splits)
+        if self.cuts and self.splits:
+            raise SchemeError("cuts and splits both say where to split; give one of them")
+        if isinstance(depth, bool) or not isinstance(depth, int) or depth < 1:
+            raise SchemeError(f"depth={self.depth!r}: expected a whole number, 1 or more")
+        for cut in cuts:
+            if not isinstance(cut, str):
+                raise SchemeError(f"cuts={self.cuts!r}: expected names of layers, such as layer1,layer2")
+        for split in splits:
+            fanout = split[1] if len(split) == 2 else None
+            if not isinstance(split[0], str) or isinstance(fanout, bool) or not isinstance(fanout, int) or fanout < 2:
+                raise SchemeError(f"splits={self.splits!r}: expected pairs of a layer and a number of 2 or more")
+        for field, choices in (("init", ("fresh", "copy")), ("sizes", ("trees", "all"))):
+            if getattr(self, field) not in choices:
+                raise SchemeError(f"{field}={getattr(self, field)!r}: expected {' or '.join(choices)}")
+        if not isinstance(fuse, bool):
+            raise SchemeError(f"fuse={self.fuse!r}: expected true or false")
+
+    def apply(self, captured: Captured, axes: Axes) -> Rewritten:
+        program = captured.program
+        cuts, tree = self._cuts(captured, axes)
+        places = depths(program, cuts)
+        tensors = tensor_depths(program, places)
+        for depth in range(1, len(cuts) + 1):
+            if depth not in tensors.values():
+                raise SchemeError(
+                    f"nothing between {_names(cuts[depth - 1])} and the next cut or the end has parameters of its own, "
+                    "so the siblings there would all be the same; cut earlier"
+                )
+        fresh = captured.fresh if self.init == "fresh" else None
+        builder = _builder(replace(program, tensors=stacked(program, tree, tensors, fresh)))
+        counts = tree.sub_trees() if self.sizes == "trees" else tuple(range(1, tree.leaves + 1))
+        graph = _Ensemble(builder, program, axes, tree, tensors)
+        unrolled, _ = graph.leaves(tree.leaves, "", fuse=False)
+        steps = [graph.average(unrolled, count, "") for count in counts]
+        notes: list[str] = []
+        if self.fuse:
+            joint, apart = graph.leaves(tree.leaves, "", fuse=True)
+            levels = [graph.average(joint, count, "") for count in counts]
+            alone = [steps[0], *(self._alone(graph, count, level) for level, count in enumerate(counts[1:-1], 1))]
+            alone.append(levels[-1])
+            members = [graph.leaf(joint, leaf) for leaf in range(tree.leaves)]
+            notes = _said(apart)
+        else:
+            levels = alone = steps
+            members = [graph.leaf(unrolled, leaf) for leaf in range(tree.leaves)]
+        outputs = [*levels, *members, *alone, *steps]
+        first = len(levels)
+        behind = first + len(members)
+        return Rewritten(
+            builder.build(outputs, program.graph.output_node()),
+            tuple("1 leaf" if count == 1 else f"{count} leaves" for count in counts),
+            members=tuple(range(first, behind)),
+            full=0,
+            resumable=True,
+            notes=tuple(notes),
+            alone=tuple(range(behind, behind + len(alone))),
+            steps=tuple(range(behind + len(alone), len(outputs))),
+            stacks={name: tree.members(depth) for name, depth in tensors.items() if depth},
+        )
+
+    def _alone(self, graph: _Ensemble, count: int, level: int) -> fx.Node:
+        """The prediction of a level at its own cost."""
+        value, _ = graph.leaves(count, f"level{level}_", fuse=True)
+        return graph.average(value, count, f"level{level}_")
+
+    def _cuts(self, captured: Captured, axes: Axes) -> tuple[list[Cut], Tree]:
+        blocks = find_blocks(captured.program, axes)
+        named = [(cut, 2) for cut in self.cuts] or list(self.splits)
+        if not named:
+            chosen = _balanced(captured, blocks, self.depth)
+            return [(node,) for node in chosen], Tree((2,) * self.depth)
+        cuts = [_cut_named(captured.program, blocks, name) for name, _ in named]
+        order = {node: place for place, node in enumerate(captured.program.graph.nodes)}
+        for (one, first), (other, second) in itertools.pairwise(zip([name for name, _ in named], cuts, strict=True)):
+            if order[second[0]] <= order[first[0]]:
+                raise SchemeError(f"cuts: {other!r} does not come after {one!r}; list them in the order of the network")
+        return cuts, Tree(tuple(fanout for _, fanout in named))
+
+    def default_loss(self) -> nn.Module:
+        from anytimeify.losses.hierarchical_co_distillation import HierarchicalCoDistillation
+
+        return HierarchicalCoDistillation()
+
+
+def _builder(program: Program) -> Builder:
+    """A builder whose tensors are stacks, and whose nodes that read them say so."""
+    builder = Builder.copying(program)
+    for node in builder.graph.find_nodes(op="get_attr"):
+        tensor = program.tensors[str(node.target)]
+        node.meta["type"] = TensorType(tuple(map(Size, tensor.shape)), tensor.dtype)
+    return builder
+
+
+@dataclass(frozen=True)
+class _Ensemble:
+    """Graphs of some leaves of one tree."""
+
+    builder: Builder
+    program: Program
+    axes: Axes
+    tree: Tree
+    tensors: Mapping[str, int]
+
+    def leaves(self, count: int, prefix: str, *, fuse: bool) -> tuple[_Leaves, Mapping[str, int]]:
+        """The predictions of the first leaves, and which operations run member by member."""
+        siblings = Siblings(
+            self.builder, self.program, self.axes, self.tree, self.tensors, count, prefix, RULES if fuse else {},
+            larger_batch if fuse else None,
+        )  # fmt: skip
+        (value,) = siblings.run()
+        return _Leaves(siblings, self.program.outputs[0], value), siblings.apart
+
+    def leaf(self, leaves: _Leaves, index: int) -> fx.Node:
+        return leaves.one(index)
+
+    def average(self, leaves: _Leaves, count: int, prefix: str) -> fx.Node:
+        return leaves.average(count)
+
+
+@dataclass
+class _Leaves:
+    """The predictions of leaves, side by side or apart."""
+
+    siblings: Siblings
+    output: fx.Node
+    value: Value
+
+    @property
+    def _wide(self) -> tuple[fx.Node, int]:
+        s, value = self.siblings, self.value
+        place = s.batch_dim(self.output) if value.layout == "batch" else 1
+        key = (self.output, "wide", value.depth)
+        if key not in s.forms:
+            s.forms[key] = s.unflatten(value.node, place, s.count(value.depth), "leaves")
+        return s.forms[key], place
+
+    def one(self, index: int) -> fx.Node:
+        s = self.siblings
+        if self.value.layout in ("one", "apart"):
+            node: fx.Node = self.value.nodes[index if self.value.layout == "apart" else 0]
+            return node
+        wide, place = self._wide
+        return s.emit(aten.select.int, (wide, place, index), self.output.meta["type"], f"leaf_{index}")
+
+    def average(self, count: int) -> fx.Node:
+        """The mean of the logits of the first leaves (Eq. 1)."""
+        if count == 1:
+            return self.one(0)
+        s, kind = self.siblings, self.output.meta["type"]
+        if self.value.layout == "apart":
+            stack = kind.with_shape((Size(count), *kind.shape))
+            wide, place = s.emit(aten.stack.default, (list(self.value.nodes[:count]), 0), stack, "leaves"), 0
+        else:
+            wide, place = self._wide
+            if count < wide.meta["type"].shape[place].coefficient:
+                shape = wide.meta["type"].shape
+                part = kind.with_shape((*shape[:place], Size(count), *shape[place + 1 :]))
+                wide = s.emit(aten.slice.Tensor, (wide, place, 0, count), part, f"leaves_{count}")
+        return s.emit(aten.mean.dim, (wide, [place]), kind, f"mean_{count}")
+
+
+def _said(apart: Mapping[str, int]) -> list[str]:
+    if not apart:
+        return []
+    listed = ", ".join(f"{name} ({count})" for name, count in sorted(apart.items(), key=lambda item: -item[1])[:6])
+    return [f"siblings are not fused, but computed one after the other, in: {listed}"]
+
+
+# Where to cut.
+
+
+def _names(cut: Cut) -> str:
+    return " and ".join(node.name for node in cut)
+
+
+def _cut_named(program: Program, blocks: Blocks, name: str) -> Cut:
+    if name == "input":
+        return program.placeholders
+    last = None
+    for node in blocks.cut_points:
+        path = node.meta["origin"].module_path
+        if path == name or path.startswith(f"{name}.") or node.name == name:
+            last = node
+    if last is not None:
+        return (last,)
+    calls = program.graph.nodes
+    paths = dict.fromkeys(node.meta["origin"].module_path for node in calls if node.op == "call_function")
+    known = dict.fromkeys(
+        ".".join(parts[:length]) for path in paths for parts in [path.split(".")] for length in range(1, len(parts) + 1)
+    )
+    inside = name in known
+    near = difflib.get_close_matches(name, [one for one in known if one], n=3)
+    ends = [path for node in blocks.cut_points if (path := node.meta["origin"].module_path)]
+    raise SchemeError(
+        f"cuts: data flows around '{name}', so the network cannot be split behind it; it can behind "
+        f"{', '.join(list(dict.fromkeys(ends))[-5:])}"
+        if inside
+        else f"cuts: there is no layer '{name}'{f'; did you mean {chr(39)}{near[0]}{chr(39)}?' if near else ''}"
+    )
+
+
+def _balanced(captured: Captured, blocks: Blocks, count: int) -> list[fx.Node]:
+    """Cuts behind stages if enough of them end, else behind blocks, between which the network costs about the same."""
+    macs = macs_by_node(captured.program, captured.batch, *sizes(captured))
+    cost = [sum(macs.get(node, 0) for node in block.nodes) for block in blocks.blocks]
+    owns = [_owns_parameters(captured.program, block.nodes) for block in blocks.blocks]
+    ends = {stage.blocks[-1].end for stage in blocks.stages}
+    every = [i for i, _ in enumerate(blocks.blocks[:-1]) if any(owns[i + 1 :])]
+    behind_stages = [i for i in every if blocks.blocks[i].end in ends and cost[: i + 1] and sum(cost[: i + 1])]
+    for candidates in (behind_stages, every):
+        best = _most_even(candidates, cost, owns, count)
+        if best is not None:
+            return [blocks.blocks[i].end for i in best]
+    raise SchemeError(
+        f"depth={count}: this network has {len(every)} places to cut it at with parameters behind each, too few; "
+        "choose a smaller depth, or name cuts"
+    )
+
+
+def _owns_parameters(program: Program, nodes: Sequence[fx.Node]) -> bool:
+    read = (source for node in nodes for source in node.all_input_nodes if source.op == "get_attr")
+    return any(program.is_parameter(str(source.target)) for source in read)
+
+
+def _most_even(candidates: Sequence[int], cost: Sequence[int], owns: Sequence[bool], count: int) -> list[int] | None:
+    """The `count` of the candidates between which the sum of squared costs is least, by dynamic programming."""
+    total = [0, *itertools.accumulate(cost)]
+    own = [0, *itertools.accumulate(map(int, owns))]
+    ends = [-1, *candidates, len(cost) - 1]
+    best: list[dict[int, tuple[float, list[int]]]] = [{0: (0.0, [])}]
+    for part in range(count + 1):
+        row: dict[int, tuple[float, list[int]]] = {}
+        last = part == count
+        for place, (value, chosen) in best[-1].items():
+            for following in range(place + 1, len(ends)):
+                if (following == len(ends) - 1) != last:
+                    continue
+                start, end = ends[place] + 1, ends[following] + 1
+                if part and own[end] == own[start]:
+                    continue
+                reached = value + float(total[end] - total[start]) ** 2
+                if following not in row or reached < row[following][0]:
+                    row[following] = (reached, chosen if last else [*chosen, ends[following]])
+        best.append(row)
+    final = best[-1].get(len(ends) - 1)
+    return None if final is None else final[1]

@@ -1,0 +1,62 @@
+"""`resume`: the outputs of a graph one after the other, each computing only what those before it did not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import fx
+
+__all__ = ["Step", "steps"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one output still needs: a graph from the values called `reads` to those called `gives`.
+
+    The output's own value is the last that it gives."""
+
+    graph: fx.Graph
+    reads: tuple[str, ...]
+    gives: tuple[str, ...]
+
+
+def steps(graph: fx.Graph, outputs: Sequence[fx.Node]) -> tuple[Step, ...]:
+    """The chain of graphs that computes `outputs` in order.
+
+    1. Every node is computed in the first step that needs it, and nowhere else; parameters are read wherever they are.
+    2. A value that a later step needs too is given by the step that computes it, under its node's name; inputs are
+       values that are there from the beginning.
+    """
+    owner: dict[fx.Node, int] = {}
+    for index, output in enumerate(outputs):
+        waiting = [output]
+        while waiting:
+            node = waiting.pop()
+            if node not in owner and node.op not in ("placeholder", "get_attr"):
+                owner[node] = index
+                waiting.extend(node.all_input_nodes)
+    given: dict[int, dict[fx.Node, None]] = {index: {} for index in range(len(outputs))}
+    for node in graph.nodes:
+        for source in node.all_input_nodes:
+            if node in owner and source in owner and owner[source] < owner[node]:
+                given[owner[source]][source] = None
+    return tuple(_step(graph, output, index, owner, given[index]) for index, output in enumerate(outputs))
+
+
+def _step(graph: fx.Graph, output: fx.Node, index: int, owner: dict[fx.Node, int], given: dict[fx.Node, None]) -> Step:
+    mine = [node for node in graph.nodes if owner.get(node) == index]
+    needed = dict.fromkeys(source for node in mine for source in node.all_input_nodes if owner.get(source) != index)
+    if owner.get(output) != index:  # computed before, or an input
+        needed.setdefault(output)
+    reads = [node for node in needed if node.op != "get_attr"]
+    result = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in reads:
+        copies[node] = result.placeholder(node.name)
+        copies[node].meta = dict(node.meta)
+    for node in (*(one for one in needed if one.op == "get_attr"), *mine):
+        copies[node] = result.node_copy(node, copies.__getitem__)
+    gives = [*(node for node in given if node is not output), output]
+    result.output(tuple(copies[node] for node in gives))
+    return Step(result, tuple(node.name for node in reads), tuple(node.name for node in gives))
