@@ -5,6 +5,7 @@ from anytimeify.artifact import load
 from anytimeify.budget import Budget
 from anytimeify.errors import (
     AnytimeError,
+    ArgumentError,
     ArtifactError,
     BudgetError,
     CaptureError,
@@ -25,6 +26,7 @@ from anytimeify.transform import transform
 __all__ = [
     "AnytimeError",
     "AnytimeModel",
+    "ArgumentError",
     "ArtifactError",
     "Budget",
     "BudgetError",

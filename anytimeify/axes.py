@@ -14,6 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
@@ -268,11 +269,10 @@ def _input_dims(node: fx.Node) -> Dims:
 
 
 def _tensor_dims(node: fx.Node, tensor: torch.Tensor) -> Dims:
-    """A floating-point parameter's dimensions are free; a buffer's follow what they meet; indices and counts are
-    pinned.
-    """
+    """Dimensions of a floating-point or complex parameter are free; those of a buffer follow what they meet; indices and
+    counts are pinned."""
     sizes = [Size(n) for n in tensor.shape]
-    if not tensor.is_floating_point() or 0 in tensor.shape:
+    if not (tensor.is_floating_point() or tensor.is_complex()) or 0 in tensor.shape:
         reason = Pin("a table of indices", Where(node.name, "buffer", Origin(str(node.target))), "constant")
         return tuple(opaque(size, reason) for size in sizes)
     free = isinstance(tensor, torch.nn.Parameter)
@@ -306,27 +306,30 @@ def _products(expr: Expr) -> Iterator[Product]:
         yield expr
     if isinstance(expr, Product | Sum):
         for part in expr.parts:
-            yield from _products(part)
+            if type(part) is not Factor:
+                yield from _products(part)
 
 
 def _groups(program: Program, dims: Mapping[fx.Node, Any]) -> tuple[AxisGroup, ...]:
     exprs = list(dict.fromkeys(expr for axes in dims.values() for expr in _flat(axes)))
-    for expr in exprs:
-        for leaf in leaves(expr):
-            if not leaf.free and leaf.pin is None:
-                leaf.pin = Pin("no parameter has this axis", kind="constant")
+    factors_of = {expr: tuple(leaves(expr)) for expr in exprs}
+    everything = list(dict.fromkeys(chain.from_iterable(factors_of.values())))
+    for factor in everything:
+        if not factor.free and factor.pin is None:
+            factor.pin = Pin("no parameter has this axis", kind="constant")
     products = list(dict.fromkeys(product for expr in exprs for product in _products(expr) if product != ONE))
     whole = _whole(products)
     quanta = _quanta(products, whole)
-    sites: dict[Factor, dict[Site, None]] = {}
+    sites: dict[Factor, list[Site]] = {}
     for node, axes in dims.items():
         if node.op == "get_attr":
             for dim, expr in enumerate(axes):
-                for leaf in leaves(expr):
-                    sites.setdefault(leaf, {})[Site(str(node.target), dim)] = None
+                site = Site(str(node.target), dim)  # one object, however many parts the dimension has
+                for leaf in dict.fromkeys(factors_of[expr]):
+                    sites.setdefault(leaf, []).append(site)
     factors = [
         factor
-        for factor in dict.fromkeys(leaf for expr in exprs for leaf in leaves(expr))
+        for factor in everything
         if factor not in whole
         and factor.size.static
         and (factor.pin is None or _worth_listing(factor.pin, tuple(sites.get(factor, ()))))
@@ -351,9 +354,7 @@ def _groups(program: Program, dims: Mapping[fx.Node, Any]) -> tuple[AxisGroup, .
 _WEIGHT = re.compile(r"\.weight(_[a-z]+_l\d+)?$")  # recurrent layers: rnn.weight_ih_l0
 
 
-def _names(
-    factors: Sequence[Factor], sites: Mapping[Factor, Mapping[Site, None]], program: Program
-) -> dict[Factor, str]:
+def _names(factors: Sequence[Factor], sites: Mapping[Factor, Sequence[Site]], program: Program) -> dict[Factor, str]:
     """A group is named after the layer that makes it: the first weight that has it as its outermost dimension.
 
     Narrowable groups choose first; of several with one name the later ones are numbered."""

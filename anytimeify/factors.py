@@ -15,7 +15,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from operator import attrgetter
+from typing import ClassVar, Literal, TypeAlias
 
 from anytimeify.ir import Origin, Size
 
@@ -52,7 +53,7 @@ class Factor:
     it.
     """
 
-    __slots__ = ("bound", "free", "merged", "ordered", "pin", "size", "stream")
+    __slots__ = ("bound", "free", "merged", "ordered", "pin", "size", "stands", "stream")
 
     def __init__(self, size: Size, pin: Pin | None = None, *, free: bool = False) -> None:
         self.size = size
@@ -62,6 +63,7 @@ class Factor:
         self.stream = False  # runs through residual additions
         self.merged: Factor | None = None
         self.bound: Expr | None = None
+        self.stands = size != UNIT  # neither merged nor refined nor of size one: `resolve` gives it back
 
     def __repr__(self) -> str:
         return f"{'!' if self.pin else ''}{self.size}"
@@ -72,6 +74,7 @@ class Product:
     """`(a b)`: outermost first."""
 
     parts: tuple[Expr, ...]
+    stands: ClassVar[bool] = False
 
     def __repr__(self) -> str:
         return f"({' '.join(map(repr, self.parts))})"
@@ -82,6 +85,7 @@ class Sum:
     """`(a + b)`: one after the other."""
 
     parts: tuple[Expr, ...]
+    stands: ClassVar[bool] = False
 
     def __repr__(self) -> str:
         return f"({' + '.join(map(repr, self.parts))})"
@@ -89,6 +93,7 @@ class Sum:
 
 Expr: TypeAlias = Factor | Product | Sum
 ONE = Product(())
+_STANDS = attrgetter("stands")
 
 
 def find(factor: Factor) -> Factor:
@@ -125,6 +130,9 @@ def resolve(expr: Expr) -> Expr:
             return ONE if root.size == UNIT else root
         root.bound = resolve(root.bound)
         return root.bound
+    # Long sums are read at every node that has them: what is resolved already is recognised, not built anew.
+    if len(expr.parts) != 1 and all(map(_STANDS, expr.parts)):
+        return expr
     parts: list[Expr] = []
     for part in map(resolve, expr.parts):
         if type(part) is type(expr):
@@ -144,8 +152,11 @@ def leaves(expr: Expr) -> Iterator[Factor]:
     """The factors of a resolved expression, outermost first."""
     if isinstance(expr, Factor):
         yield expr
-    else:
-        for part in expr.parts:
+        return
+    for part in expr.parts:
+        if type(part) is Factor:  # long sums are flat
+            yield part
+        else:
             yield from leaves(part)
 
 
@@ -190,7 +201,7 @@ def _bind(factor: Factor, expr: Expr) -> None:
         leaf.free |= factor.free
         leaf.ordered = leaf.ordered or factor.ordered
         leaf.stream |= factor.stream
-    factor.bound = expr
+    factor.bound, factor.stands = expr, False
 
 
 def _merge(one: Factor, other: Factor) -> None:
@@ -198,7 +209,7 @@ def _merge(one: Factor, other: Factor) -> None:
     one.free |= other.free
     one.ordered = one.ordered or other.ordered
     one.stream |= other.stream
-    other.merged = one
+    other.merged, other.stands = one, False
 
 
 def unify(one: Expr, other: Expr, where: Where) -> None:

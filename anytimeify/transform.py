@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 from torch.export import ExportedProgram
 
@@ -47,15 +48,16 @@ def transform(
     as the backbone does now.
     """
     chosen = _single(scheme)
-    captured = capture(model, example_inputs, dynamic_shapes=dynamic_shapes, output=output)
-    axes, reference = analyse(captured.program), captured.reference
-    captured = replace(chosen.prepare(captured, axes), reference=None)
-    rewritten = chosen.apply(captured, axes)
-    net = AnytimeModel(captured, axes, chosen, rewritten, loss)
-    if isinstance(model, nn.Module):
-        net.train(model.training)
-    if verify:
-        verification.verify(net, model, reference=reference)
+    with torch.inference_mode(False):  # tensors made under a caller's inference mode could never be trained
+        captured = capture(model, example_inputs, dynamic_shapes=dynamic_shapes, output=output)
+        axes, reference = analyse(captured.program), captured.reference
+        captured = replace(chosen.prepare(captured, axes), reference=None)
+        rewritten = chosen.apply(captured, axes)
+        net = AnytimeModel(captured, axes, chosen, rewritten, loss)
+        if isinstance(model, nn.Module):
+            net.train(model.training)
+        if verify:
+            verification.verify(net, model, reference=reference)
     return net
 
 
