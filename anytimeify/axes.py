@@ -269,8 +269,8 @@ def _input_dims(node: fx.Node) -> Dims:
 
 
 def _tensor_dims(node: fx.Node, tensor: torch.Tensor) -> Dims:
-    """Dimensions of a floating-point or complex parameter are free; those of a buffer follow what they meet; indices and
-    counts are pinned."""
+    """Dimensions of a floating-point or complex parameter are free; those of a buffer follow what they meet; indices
+    and counts are pinned."""
     sizes = [Size(n) for n in tensor.shape]
     if not (tensor.is_floating_point() or tensor.is_complex()) or 0 in tensor.shape:
         reason = Pin("a table of indices", Where(node.name, "buffer", Origin(str(node.target))), "constant")

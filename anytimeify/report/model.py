@@ -91,13 +91,15 @@ def report(net: _Net) -> Report:
     """The report of an `AnytimeModel`."""
     captured, rewritten = net.captured, net.rewritten
     full = max(1, net.levels[net.full].cost.macs)
+    # Where tensors hold several members, what a level reads of them says how many members it has, not how wide they are.
+    readers = [] if rewritten.stacks else [Readers(rewritten.program, level.index) for level in net.levels]
     return Report(
         scheme=str(net.scheme),
         levels=tuple(
             LevelRow(level.index, level.name, *level.cost, level.cost.macs / full, level.training_only)
             for level in net.levels
         ),
-        axes=axis_rows(captured, net.axes, [Readers(rewritten.program, level.index) for level in net.levels]),
+        axes=axis_rows(captured, net.axes, readers),
         notes=(*captured.notes, *rewritten.notes),
         without_rule=without_rule(net.axes),
     )

@@ -23,7 +23,8 @@ TITLES = {
 
 def write(rows: Sequence[Row], file: Path, pruning: str, note: str = "") -> None:
     """The page, and all numbers beside it as JSON. `note` says what a reader has to know of this run."""
-    parts = [PAGE, *([f"{note}\n"] if note else [])]
+    revisions = ", ".join(sorted({row["revision"] for row in rows if "revision" in row}))
+    parts = [PAGE, *([f"Measured at {revisions}.\n"] if revisions else []), *([f"{note}\n"] if note else [])]
     for title, group, peers in _sections(rows, pruning):
         parts += [f"## {title}\n", summary(group, peers) + "\n", table(group, peers) + "\n"]
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -150,5 +151,5 @@ own with a time limit.
 * **what holds the MACs**: the two largest parts of what level 0.25 costs above the square of the width, as a share of
   the backbone's MACs, by what keeps a channel axis of the layer longer.
 * **Torch-Pruning**: 1.6.1, `BasePruner` with `GroupMagnitudeImportance` at a ratio of 0.5, 60 s: the share of MACs by
-  its own counter where the result still runs on the example input, else why not.
+  its own counter where the result still runs on the example input, else why not. Beside it: MACs at width 0.5.
 """
