@@ -91,7 +91,7 @@ def report(net: _Net) -> Report:
     """The report of an `AnytimeModel`."""
     captured, rewritten = net.captured, net.rewritten
     full = max(1, net.levels[net.full].cost.macs)
-    # Where tensors hold several members, what a level reads of them says how many members it has, not how wide they are.
+    # Of tensors that hold several members a level reads as many as it has, which says nothing of widths.
     readers = [] if rewritten.stacks else [Readers(rewritten.program, level.index) for level in net.levels]
     return Report(
         scheme=str(net.scheme),
