@@ -48,8 +48,11 @@ class Definition:
 
     def captured_with(self, tensors: Mapping[str, Tensor]) -> Captured:
         shapes = {name: tensor.shape for name, tensor in self.captured.program.tensors.items()}
+        parts: dict[int, Tensor] = {}  # tied stacks have tied parts
         own = {
-            name: first_member(tensor, shapes[name]) if name in self.rewritten.stacks else tensor
+            name: parts.setdefault(id(tensor), first_member(tensor, shapes[name]))
+            if name in self.rewritten.stacks
+            else tensor
             for name, tensor in tensors.items()
             if name in shapes
         }

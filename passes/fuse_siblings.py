@@ -21,9 +21,10 @@ from typing import Any
 import torch
 from torch import fx
 
-from anytimeify.factors import resolve
 from anytimeify.ir import Size, TensorType
-from anytimeify.passes.siblings import FuseRule, Siblings, Value, grown_type, is_batch
+from anytimeify.passes.layouts import Value, grown_type
+from anytimeify.passes.sample_by_sample import RESHAPES, sample_by_sample
+from anytimeify.passes.siblings import FuseRule, Siblings
 from anytimeify.rules.pointwise import BINARY, UNARY
 from anytimeify.rules.targets import aten as targets
 from anytimeify.schema import bound, rebind
@@ -39,8 +40,8 @@ def as_target(node: fx.Node) -> Any:
     return node.target
 
 
-def _register(names: Sequence[str], rule: FuseRule) -> None:
-    RULES.update(dict.fromkeys(targets(*names), rule))
+def _register(these: Sequence[Any], rule: FuseRule) -> None:
+    RULES.update(dict.fromkeys(these, rule))
 
 
 # Without parameters: the members are more samples.
@@ -51,14 +52,10 @@ def larger_batch(s: Siblings, node: fx.Node) -> Any:
     batch is not the outermost factor of one dimension throughout, or where samples are mixed."""
     depth = s.deepest(node)
     kinds = node.meta["type"]
-    if any(is_batch(leaf) for leaf in s.axes.mixed.get(node, ())) or not hasattr(node.target, "_schema"):
-        return None
-    if bound(node).get("mode") == "batch":  # stochastic depth that drops whole batches: each member draws for itself
+    if not hasattr(node.target, "_schema") or not sample_by_sample(s, node):
         return None
     dims = s.axes.dims[node] if isinstance(kinds, tuple) else (s.axes.dims[node],)
     places = [s.batch_place(one) for one in dims]
-    if any(place is None for place in places):
-        return None
     sources = {}
     for source in node.all_input_nodes:
         value = s.values[source]
@@ -85,43 +82,57 @@ def per_channel(s: Siblings, node: fx.Node) -> Any:
     depth = s.deepest(node)
     kind, first = node.meta["type"], node.all_input_nodes[0]
     tensors = [source for source in node.all_input_nodes if isinstance(source.meta["type"], TensorType)]
-    if s.values[first].layout != "channel" or tensors != [first] or not isinstance(kind, TensorType):
+    if s.values[first].layout != "channel" or tensors != [first] or s.find_batch(node) != 0:
         return None
-    here, there = s.axes.dims[first], s.axes.dims[node]
-    if len(there) < 2 or s.find_batch(node) != 0 or resolve(here[1]) != resolve(there[1]):
+    if min(_worked_along(node), default=0) < 2:
         return None
     sources = {first: s.form(first, "channel", depth)}
     return s.written(node, depth, "channel", sources, grown_type(kind, 1, s.count(depth)))
 
 
-def _reshape(s: Siblings, node: fx.Node) -> Any:
-    """Behind the batch the members stay outermost, whatever the rest is read as."""
+def _worked_along(node: fx.Node) -> Sequence[int]:
+    """The dimensions that a pooling, a padding or a reduction does not leave alone."""
+    rank = len(node.all_input_nodes[0].meta["type"].shape)
+    if node.target in _REDUCTIONS:
+        dims = bound(node)["dim"]
+        return [int(dim) % rank for dim in dims] if dims else range(rank)
+    given = bound(node)
+    pads = given.get("pad", given.get("padding")) if node.target in _PADS else None
+    count = len(pads) // 2 if pads is not None else _SPATIAL[node.target]
+    return range(rank - count, rank)
+
+
+_SPATIAL = {
+    target: count
+    for count, upsample in ((1, ("nearest", "linear")), (2, ("nearest", "bilinear", "bicubic")), (3, ("nearest",)))
+    for target in targets(
+        *(f"{kind}_pool{count}d" for kind in ("max", "avg", "adaptive_avg")),
+        *(f"upsample_{kind}{count}d" for kind in upsample),
+    )
+}
+_REDUCTIONS = targets("mean.dim", "sum.dim_IntList", "amax.default", "amin.default")
+_PADS = targets("pad.default", "constant_pad_nd.default", "reflection_pad2d.default", "replication_pad2d.default")
+_register([*_SPATIAL, *_REDUCTIONS, *_PADS], per_channel)
+
+
+def reshape(s: Siblings, node: fx.Node) -> Any:
+    """Parameters, and behind the batch also channels, stay those of their members whatever the rest is read as."""
     first, depth = node.all_input_nodes[0], s.deepest(node)
     kind = node.meta["type"]
     if s.values[first].layout == "stack" and all(size.static for size in kind.shape):
         grown = grown_type(kind, 0, s.count(depth))
         args = (s.form(first, "stack", depth), [size.coefficient for size in grown.shape])
         return Value(depth, "stack", (s.emit(aten.reshape.default, args, grown, node.name),))
-    if s.values[first].layout != "channel" or s.find_batch(node) != 0 or len(kind.shape) < 2:
+    if node.target not in _CHANNEL_RESHAPES or s.values[first].layout != "channel" or len(kind.shape) < 2:
         return None
-    if node.all_input_nodes[1:] and node.target in targets("reshape_as.default"):
-        return None
-    if kind.shape[0] != first.meta["type"].shape[0] or node.target in _SQUEEZES:
+    if s.find_batch(node) != 0 or kind.shape[0] != first.meta["type"].shape[0]:
         return None
     sources = {first: s.form(first, "channel", depth)}
     return s.written(node, depth, "channel", sources, grown_type(kind, 1, s.count(depth)))
 
 
-_SQUEEZES = targets("squeeze.dim", "squeeze.dims", "unsqueeze.default", "squeeze.default")
-_POOLS = [f"{kind}{n}d" for n in (1, 2, 3) for kind in ("max_pool", "avg_pool", "adaptive_avg_pool")]
-_RESIZES = [
-    f"upsample_{kind}" for kind in ("nearest1d", "linear1d", "nearest2d", "bilinear2d", "bicubic2d", "nearest3d")
-]
-_SUMS = ["mean.dim", "sum.dim_IntList", "amax.default", "amin.default"]
-_PADS = ["pad.default", "constant_pad_nd.default", "reflection_pad2d.default", "replication_pad2d.default"]
-_register([*_POOLS, *_RESIZES, *_SUMS, *_PADS], per_channel)
-_VIEWS = ["view.default", "reshape.default", "flatten.using_ints", "unflatten.int", "reshape_as.default"]
-_register([*_VIEWS, "squeeze.dim", "squeeze.dims", "unsqueeze.default"], _reshape)
+_CHANNEL_RESHAPES = targets("view.default", "reshape.default", "flatten.using_ints", "unflatten.int")
+_register(RESHAPES, reshape)
 
 
 # Element by element, with parameters of members or without.
@@ -210,7 +221,7 @@ def _beside_batch(s: Siblings, source: fx.Node, node: fx.Node, place: int, layou
     return node_
 
 
-_register([*UNARY, *BINARY, "add", "sub", "mul", "div"], pointwise)
+_register(targets(*UNARY, *BINARY, "add", "sub", "mul", "div"), pointwise)
 
 
 # Convolutions and norms over stacked channels.
@@ -242,7 +253,7 @@ def convolution(s: Siblings, node: fx.Node) -> Any:
     return Value(depth, "channel", (s.emit(node.target, args, kind, node.name, kwargs=kwargs),))
 
 
-_register(["conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"], convolution)
+_register(targets(*(f"conv{kind}{n}d" for kind in ("", "_transpose") for n in (1, 2, 3))), convolution)
 
 
 def channel_norm(s: Siblings, node: fx.Node) -> Any:
@@ -262,7 +273,7 @@ def channel_norm(s: Siblings, node: fx.Node) -> Any:
     return Value(depth, "channel", (s.emit(node.target, args, kind, node.name, kwargs=kwargs),))
 
 
-_register(["batch_norm.default", "instance_norm.default", "group_norm.default"], channel_norm)
+_register(targets("batch_norm.default", "instance_norm.default", "group_norm.default"), channel_norm)
 
 
 # Linear layers as batched matrix products.
@@ -302,7 +313,7 @@ def linear(s: Siblings, node: fx.Node) -> Any:
     return Value(depth, "batch", (s.flatten(result, place, node.name),))
 
 
-_register(["linear.default"], linear)
+_register(targets("linear.default"), linear)
 
 
 def addmm(s: Siblings, node: fx.Node) -> Any:
@@ -323,7 +334,7 @@ def addmm(s: Siblings, node: fx.Node) -> Any:
     return Value(depth, "batch", (s.flatten(result, 0, node.name),))
 
 
-_register(["addmm.default"], addmm)
+_register(targets("addmm.default"), addmm)
 
 
 # Norms over the last dimensions: the affine part is each member's own.
@@ -339,8 +350,6 @@ def last_dimensions_norm(s: Siblings, node: fx.Node) -> Any:
         return None
     if any(one is not None and (s.values[one].layout == "one" or s.has_batch(one)) for one in parameters):
         return None
-    if given.get("eps") is None and "rms_norm" in str(node.target):
-        given = {**given, "eps": torch.finfo(kind.dtype).eps}
     arguments = {**given, "input": s.form(x, "batch", depth), "weight": None, "bias": None}
     args, kwargs = rebind(as_target(node), {name: value for name, value in arguments.items() if name in given})
     members = s.count(depth)
@@ -357,7 +366,7 @@ def last_dimensions_norm(s: Siblings, node: fx.Node) -> Any:
     return Value(depth, "batch", (result,))
 
 
-_register(["layer_norm.default", "rms_norm.default"], last_dimensions_norm)
+_register(targets("layer_norm.default", "rms_norm.default"), last_dimensions_norm)
 
 
 # Joining and parting along channels.
@@ -382,4 +391,4 @@ def cat(s: Siblings, node: fx.Node) -> Any:
     return Value(depth, "channel", (s.flatten(result, 1, node.name),))
 
 
-_register(["cat.default"], cat)
+_register(targets("cat.default"), cat)

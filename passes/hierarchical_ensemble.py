@@ -15,7 +15,6 @@ Refused: cuts that data flows around, or behind which nothing has parameters.
 
 from __future__ import annotations
 
-import difflib
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,20 +24,20 @@ import torch
 from torch import fx, nn
 
 from anytimeify.axes import Axes
-from anytimeify.blocks import Blocks, find_blocks
-from anytimeify.cost import macs_by_node, sizes
+from anytimeify.blocks import find_blocks
 from anytimeify.errors import SchemeError
 from anytimeify.ir import Captured, Program, Rewritten, Size, TensorType
+from anytimeify.passes.cuts import Cut, balanced_cuts, cut_named
 from anytimeify.passes.fuse_siblings import RULES, larger_batch
+from anytimeify.passes.layouts import Value
 from anytimeify.passes.narrow import Builder
 from anytimeify.passes.replicate import Tree, depths, stacked, tensor_depths
-from anytimeify.passes.siblings import Siblings, Value
+from anytimeify.passes.siblings import Siblings
 from anytimeify.rewriter import Scheme
 
 __all__ = ["HierarchicalEnsemble"]
 
 aten = torch.ops.aten
-Cut = tuple[fx.Node, ...]
 
 
 @dataclass(frozen=True)
@@ -70,26 +69,14 @@ class HierarchicalEnsemble(Scheme):
     sizes: Literal["trees", "all"] = "trees"
 
     def __post_init__(self) -> None:
-        cuts: Any = self.cuts
-        splits: Any = self.splits
-        depth: Any = self.depth
-        fuse: Any = self.fuse
-        cuts = (cuts,) if isinstance(cuts, str) else tuple(cuts)
-        splits = (splits,) if splits and isinstance(splits[0], str) else splits
-        splits = tuple(tuple(split) if isinstance(split, tuple | list) else (split,) for split in splits)
-        object.__setattr__(self, "cuts", cuts)
-        object.__setattr__(self, "splits", splits)
+        object.__setattr__(self, "cuts", tuple(map(_layer, _listed(self.cuts))))
+        object.__setattr__(self, "splits", tuple(map(_split, _pairs(self.splits))))
         if self.cuts and self.splits:
             raise SchemeError("cuts and splits both say where to split; give one of them")
+        depth: Any = self.depth
+        fuse: Any = self.fuse
         if isinstance(depth, bool) or not isinstance(depth, int) or depth < 1:
             raise SchemeError(f"depth={self.depth!r}: expected a whole number, 1 or more")
-        for cut in cuts:
-            if not isinstance(cut, str):
-                raise SchemeError(f"cuts={self.cuts!r}: expected names of layers, such as layer1,layer2")
-        for split in splits:
-            fanout = split[1] if len(split) == 2 else None
-            if not isinstance(split[0], str) or isinstance(fanout, bool) or not isinstance(fanout, int) or fanout < 2:
-                raise SchemeError(f"splits={self.splits!r}: expected pairs of a layer and a number of 2 or more")
         for field, choices in (("init", ("fresh", "copy")), ("sizes", ("trees", "all"))):
             if getattr(self, field) not in choices:
                 raise SchemeError(f"{field}={getattr(self, field)!r}: expected {' or '.join(choices)}")
@@ -98,6 +85,12 @@ class HierarchicalEnsemble(Scheme):
 
     def apply(self, captured: Captured, axes: Axes) -> Rewritten:
         program = captured.program
+        dtype = program.outputs[0].meta["type"].dtype
+        if not (dtype.is_floating_point or dtype.is_complex):
+            raise SchemeError(
+                f"the prediction of this network is of type {dtype}, of which no average can be taken; choose another "
+                "output of it, such as its logits"
+            )
         cuts, tree = self._cuts(captured, axes)
         places = depths(program, cuts)
         tensors = tensor_depths(program, places)
@@ -148,9 +141,9 @@ class HierarchicalEnsemble(Scheme):
         blocks = find_blocks(captured.program, axes)
         named = [(cut, 2) for cut in self.cuts] or list(self.splits)
         if not named:
-            chosen = _balanced(captured, blocks, self.depth)
+            chosen = balanced_cuts(captured, blocks, self.depth)
             return [(node,) for node in chosen], Tree((2,) * self.depth)
-        cuts = [_cut_named(captured.program, blocks, name) for name, _ in named]
+        cuts = [cut_named(captured.program, blocks, name) for name, _ in named]
         order = {node: place for place, node in enumerate(captured.program.graph.nodes)}
         for (one, first), (other, second) in itertools.pairwise(zip([name for name, _ in named], cuts, strict=True)):
             if order[second[0]] <= order[first[0]]:
@@ -161,6 +154,35 @@ class HierarchicalEnsemble(Scheme):
         from anytimeify.losses.hierarchical_co_distillation import HierarchicalCoDistillation
 
         return HierarchicalCoDistillation()
+
+
+# Fields as a user or a spec string may give them.
+
+
+def _listed(value: Any) -> tuple[Any, ...]:
+    if value is None:
+        return ()
+    return tuple(value) if isinstance(value, tuple | list) else (value,)
+
+
+def _pairs(value: Any) -> tuple[Any, ...]:
+    """Pairs as they are; a single one, as a spec string gives it, in a tuple."""
+    pairs = tuple(value.items()) if isinstance(value, Mapping) else _listed(value)
+    return (pairs,) if pairs and not isinstance(pairs[0], tuple | list) else pairs
+
+
+def _layer(name: Any) -> str:
+    """The layers of an `nn.Sequential` have numbers for names, which a spec string reads as numbers."""
+    if isinstance(name, bool) or not isinstance(name, str | int | float):
+        raise SchemeError(f"cuts: {name!r} is not the name of a layer; expected names such as layer1,layer2")
+    return str(name)
+
+
+def _split(pair: Any) -> tuple[str, int]:
+    fanout = pair[1] if isinstance(pair, tuple | list) and len(pair) == 2 else None
+    if isinstance(fanout, bool) or not isinstance(fanout, int) or fanout < 2:
+        raise SchemeError(f"splits: {pair!r} is not a pair of a layer and a number of 2 or more")
+    return _layer(pair[0]), fanout
 
 
 def _builder(program: Program) -> Builder:
@@ -247,81 +269,5 @@ def _said(apart: Mapping[str, int]) -> list[str]:
     return [f"siblings are not fused, but computed one after the other, in: {listed}"]
 
 
-# Where to cut.
-
-
 def _names(cut: Cut) -> str:
     return " and ".join(node.name for node in cut)
-
-
-def _cut_named(program: Program, blocks: Blocks, name: str) -> Cut:
-    if name == "input":
-        return program.placeholders
-    last = None
-    for node in blocks.cut_points:
-        path = node.meta["origin"].module_path
-        if path == name or path.startswith(f"{name}.") or node.name == name:
-            last = node
-    if last is not None:
-        return (last,)
-    calls = program.graph.nodes
-    paths = dict.fromkeys(node.meta["origin"].module_path for node in calls if node.op == "call_function")
-    known = dict.fromkeys(
-        ".".join(parts[:length]) for path in paths for parts in [path.split(".")] for length in range(1, len(parts) + 1)
-    )
-    inside = name in known
-    near = difflib.get_close_matches(name, [one for one in known if one], n=3)
-    ends = [path for node in blocks.cut_points if (path := node.meta["origin"].module_path)]
-    raise SchemeError(
-        f"cuts: data flows around '{name}', so the network cannot be split behind it; it can behind "
-        f"{', '.join(list(dict.fromkeys(ends))[-5:])}"
-        if inside
-        else f"cuts: there is no layer '{name}'{f'; did you mean {chr(39)}{near[0]}{chr(39)}?' if near else ''}"
-    )
-
-
-def _balanced(captured: Captured, blocks: Blocks, count: int) -> list[fx.Node]:
-    """Cuts behind stages if enough of them end, else behind blocks, between which the network costs about the same."""
-    macs = macs_by_node(captured.program, captured.batch, *sizes(captured))
-    cost = [sum(macs.get(node, 0) for node in block.nodes) for block in blocks.blocks]
-    owns = [_owns_parameters(captured.program, block.nodes) for block in blocks.blocks]
-    ends = {stage.blocks[-1].end for stage in blocks.stages}
-    every = [i for i, _ in enumerate(blocks.blocks[:-1]) if any(owns[i + 1 :])]
-    behind_stages = [i for i in every if blocks.blocks[i].end in ends and cost[: i + 1] and sum(cost[: i + 1])]
-    for candidates in (behind_stages, every):
-        best = _most_even(candidates, cost, owns, count)
-        if best is not None:
-            return [blocks.blocks[i].end for i in best]
-    raise SchemeError(
-        f"depth={count}: this network has {len(every)} places to cut it at with parameters behind each, too few; "
-        "choose a smaller depth, or name cuts"
-    )
-
-
-def _owns_parameters(program: Program, nodes: Sequence[fx.Node]) -> bool:
-    read = (source for node in nodes for source in node.all_input_nodes if source.op == "get_attr")
-    return any(program.is_parameter(str(source.target)) for source in read)
-
-
-def _most_even(candidates: Sequence[int], cost: Sequence[int], owns: Sequence[bool], count: int) -> list[int] | None:
-    """The `count` of the candidates between which the sum of squared costs is least, by dynamic programming."""
-    total = [0, *itertools.accumulate(cost)]
-    own = [0, *itertools.accumulate(map(int, owns))]
-    ends = [-1, *candidates, len(cost) - 1]
-    best: list[dict[int, tuple[float, list[int]]]] = [{0: (0.0, [])}]
-    for part in range(count + 1):
-        row: dict[int, tuple[float, list[int]]] = {}
-        last = part == count
-        for place, (value, chosen) in best[-1].items():
-            for following in range(place + 1, len(ends)):
-                if (following == len(ends) - 1) != last:
-                    continue
-                start, end = ends[place] + 1, ends[following] + 1
-                if part and own[end] == own[start]:
-                    continue
-                reached = value + float(total[end] - total[start]) ** 2
-                if following not in row or reached < row[following][0]:
-                    row[following] = (reached, chosen if last else [*chosen, ends[following]])
-        best.append(row)
-    final = best[-1].get(len(ends) - 1)
-    return None if final is None else final[1]

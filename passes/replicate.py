@@ -85,13 +85,12 @@ def tensor_depths(program: Program, places: Mapping[fx.Node, int]) -> dict[str, 
     Parameters and running statistics are replicated. A tensor that is read at several depths, under one name or as a
     tied one under several, belongs to the members of the least of them."""
     of_tensor: dict[int, int] = {}
-    readers = list(program.graph.find_nodes(op="get_attr"))
-    for node in readers:
+    for node in program.graph.find_nodes(op="get_attr"):
         tensor = program.tensors[str(node.target)]
         statistics = any(node in (bound(user).get(name) for name in _STATISTICS) for user in node.users)
         depth = places[node] if isinstance(tensor, nn.Parameter) or statistics else 0
         of_tensor[id(tensor)] = min(of_tensor.get(id(tensor), depth), depth)
-    return {str(node.target): of_tensor[id(program.tensors[str(node.target)])] for node in readers}
+    return {name: of_tensor[id(tensor)] for name, tensor in program.tensors.items() if id(tensor) in of_tensor}
 
 
 def stacked(program: Program, tree: Tree, places: Mapping[str, int], fresh: Fresh | None) -> dict[str, Tensor]:

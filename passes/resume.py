@@ -41,6 +41,9 @@ def steps(graph: fx.Graph, outputs: Sequence[fx.Node]) -> tuple[Step, ...]:
         for source in node.all_input_nodes:
             if node in owner and source in owner and owner[source] < owner[node]:
                 given[owner[source]][source] = None
+    for index, output in enumerate(outputs):
+        if owner.get(output, index) < index:
+            given[owner[output]][output] = None
     return tuple(_step(graph, output, index, owner, given[index]) for index, output in enumerate(outputs))
 
 

@@ -1,62 +1,32 @@
 """The copies of a network's parts, computed side by side: what `fuse_siblings` has rules for at once, the rest one
-member after the other.
-
-Every node of the backbone has a `Value`: how many members it stands for and how they lie in tensors of the new graph:
-
-* `"one"`: a single tensor, because one member is asked for or all are the same;
-* `"batch"`: members outermost in the batch dimension: `(members * n, ...)`;
-* `"channel"`: members outermost in the second dimension: `(n, members * c, ...)`;
-* `"stack"`: no batch, members outermost in the first dimension: parameters;
-* `"apart"`: a tensor for each of them.
-
-Where values of several depths meet, the shallower one is repeated for the children of its members: a split needs no
-operation of its own.
-"""
+member after the other."""
 
 from __future__ import annotations
 
-import math
 import operator
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import fx
 
 from anytimeify.axes import Axes
-from anytimeify.factors import Expr, Factor, Product, leaves, resolve
-from anytimeify.ir import Program, Size, TensorType
+from anytimeify.ir import Program, Size
+from anytimeify.passes.layouts import Layout, Layouts, Value
 from anytimeify.passes.narrow import Builder
 from anytimeify.passes.replicate import Tree
 from anytimeify.rules import Call, Resize, rule_of
 from anytimeify.schema import bound, rebind
 
-__all__ = ["Layout", "Siblings", "Value"]
+__all__ = ["FuseRule", "Siblings"]
 
 aten = torch.ops.aten
-Layout: TypeAlias = Literal["one", "batch", "channel", "stack", "apart"]
-
-
-@dataclass(frozen=True)
-class Value:
-    """What a node of the backbone is in the new graph. `nodes` has one entry, but for `"apart"` one per member."""
-
-    depth: int
-    layout: Layout
-    nodes: tuple[Any, ...]
-
-    @property
-    def node(self) -> Any:
-        assert len(self.nodes) == 1
-        return self.nodes[0]
-
-
 FuseRule: TypeAlias = "Callable[[Siblings, fx.Node], Value | tuple[Value, ...] | None]"
 
 
-class Siblings:
+class Siblings(Layouts):
     """One graph for the first `leaves` leaves of a tree, appended to a builder whose tensors are stacks.
 
     `rules` fuse; a node that they do not take, or give None for, runs member by member and is counted in `apart`."""
@@ -73,14 +43,9 @@ class Siblings:
         rules: Mapping[Any, FuseRule],
         otherwise: FuseRule | None,
     ) -> None:
-        self.builder, self.program, self.axes, self.tree = builder, program, axes, tree
-        self.tensors, self.leaves, self.prefix = tensors, leaves_wanted, prefix
-        self.rules, self.otherwise = rules, otherwise
-        self.values: dict[fx.Node, Any] = {}
-        self.forms: dict[tuple[fx.Node, str, int], Any] = {}  # made once however often they are read
+        super().__init__(builder, program, axes, tree, leaves_wanted, prefix)
+        self.tensors, self.rules, self.otherwise = tensors, rules, otherwise
         self.apart: Counter[str] = Counter()
-        self.current: fx.Node = next(iter(program.graph.nodes))
-        self.member = 0  # the one that is being written where members run apart
 
     def run(self) -> list[Value]:
         """Appends everything; one value per output of the program."""
@@ -96,12 +61,6 @@ class Siblings:
                 self.values[node] = self.call(node)
         return [self.values[node] for node in self.program.outputs]
 
-    def count(self, depth: int) -> int:
-        """Members at a depth."""
-        return self.tree.active(depth, self.leaves)
-
-    # What a node becomes.
-
     def tensor(self, node: fx.Node) -> Value:
         """The part of a stack that the wanted members have."""
         depth = self.tensors[str(node.target)]
@@ -113,26 +72,6 @@ class Siblings:
         if count < self.tree.members(depth):
             read = self.part(read, 0, count * self.rows(node), f"{node.name}_part")
         return Value(depth, "stack", (read,))
-
-    def rows(self, node: fx.Node) -> int:
-        """Entries of one member along the first dimension of a stack."""
-        shape = node.meta["type"].shape
-        return shape[0].coefficient if shape else 1
-
-    def of_stack(self, node: fx.Node, stack: fx.Node, member: int) -> fx.Node:
-        """The tensor of one member."""
-        rows = self.rows(node)
-        part = self.part(stack, member * rows, (member + 1) * rows, f"{node.name}_part")
-        if not node.meta["type"].shape:
-            return self.emit(aten.select.int, (part, 0, 0), node.meta["type"], f"{node.name}_scalar", part=True)
-        return part
-
-    def part(self, stack: fx.Node, start: int, end: int, name: str) -> fx.Node:
-        shape = stack.meta["type"].shape
-        if (start, end) == (0, shape[0].coefficient):
-            return stack
-        kind = stack.meta["type"].with_shape((Size(end - start), *shape[1:]))
-        return self.emit(aten.slice.Tensor, (stack, 0, start, end), kind, name, part=True)
 
     def call(self, node: fx.Node) -> Any:
         if node.target is operator.getitem and isinstance(parts := self.values[node.all_input_nodes[0]], tuple):
@@ -147,14 +86,6 @@ class Siblings:
         if fused is None and self.otherwise is not None:
             fused = self.otherwise(self, node)
         return fused if fused is not None else self.member_by_member(node, depth)
-
-    def deepest(self, node: fx.Node) -> int:
-        """Of all that a node reads."""
-        return max((self.depth(source) for source in node.all_input_nodes), default=0)
-
-    def depth(self, source: fx.Node) -> int:
-        value = self.values[source]
-        return max(one.depth for one in value) if isinstance(value, tuple) else int(value.depth)
 
     def integer(self, node: fx.Node) -> Value:
         """Sizes are those of one member, so they are the same for all of them."""
@@ -171,7 +102,9 @@ class Siblings:
 
     def single(self, node: fx.Node, depth: int) -> Any:
         """Everything is of one member: the backbone's own operation."""
-        if depth == 0 and all(self.values[source].nodes[0] is self.builder.shared[source] for source in _nodes(node)):
+        if depth == 0 and all(
+            self.values[source].nodes[0] is self.builder.shared[source] for source in node.all_input_nodes
+        ):
             return self.result(depth, "one", self.builder.shared[node], node)
         args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda source: self.values[source].nodes[0])
         return self.result(
@@ -190,11 +123,11 @@ class Siblings:
         """One call for every member: the meaning that a fused form has to have."""
         self.apart[str(node.target)] += 1
         count = self.count(depth)
-        sources = {source: self.members_of(source, depth) for source in _nodes(node)}
+        sources = {source: self.members_of(source, depth) for source in node.all_input_nodes}
         results = []
-        for self.member in range(count):
-            args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda source: sources[source][self.member])
-            name = f"member{self.member}_{node.name}"
+        for member in range(count):
+            args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda source: sources[source][member])
+            name = f"member{member}_{node.name}"
             results.append(self.emit(node.target, args, node.meta["type"], name, kwargs=kwargs, exact=True))
         kinds = node.meta["type"]
         if not isinstance(kinds, tuple):
@@ -211,136 +144,15 @@ class Siblings:
             for index, kind in enumerate(kinds)
         )
 
-    # Other forms of a value.
+    def deepest(self, node: fx.Node) -> int:
+        """Of all that a node reads."""
+        return max((self.depth(source) for source in node.all_input_nodes), default=0)
 
-    def members_of(self, source: fx.Node, depth: int | None = None) -> list[Any]:
-        """A tensor for every member at a depth, by default the value's own."""
-        value: Value = self.values[source]
-        key = (source, "apart", value.depth)
-        if key not in self.forms:
-            self.forms[key] = self._parted(source, value)
-        own: list[Any] = self.forms[key]
-        if depth is None or depth == value.depth:
-            return own
-        return [own[self.tree.parent(m, depth, value.depth)] for m in range(self.count(depth))]
+    def depth(self, source: fx.Node) -> int:
+        value = self.values[source]
+        return max(one.depth for one in value) if isinstance(value, tuple) else int(value.depth)
 
-    def _parted(self, source: fx.Node, value: Value) -> list[Any]:
-        count, kind = self.count(value.depth), source.meta["type"]
-        if value.layout == "one":
-            return [value.node] * count
-        if value.layout == "apart":
-            return list(value.nodes)
-        if value.layout == "stack" and source.op == "get_attr":
-            return [self.of_stack(source, value.node, member) for member in range(count)]
-        dim = self._dim_of(source, value.layout)
-        split = self.emit(aten.chunk.default, (value.node, count, dim), (kind,) * count, f"{source.name}_members")
-        return [self.emit(operator.getitem, (split, m), kind, f"{source.name}_member") for m in range(count)]
-
-    def form(self, source: fx.Node, layout: Literal["batch", "channel", "stack"], depth: int) -> fx.Node:
-        """The value of a node as one tensor that holds the members at `depth` in a layout. The node must have a batch
-        (in its first dimension for `"channel"`), or none for `"stack"`."""
-        key = (source, layout, depth)
-        if key not in self.forms:
-            self.forms[key] = self._formed(source, layout, depth)
-        node: fx.Node = self.forms[key]
-        return node
-
-    def _formed(self, source: fx.Node, layout: Literal["batch", "channel", "stack"], depth: int) -> fx.Node:
-        value = self.deepened(source, depth)
-        dim, count, kind = self._dim_of(source, layout), self.count(depth), source.meta["type"]
-        if value.layout == layout:
-            node: fx.Node = value.node
-            return node
-        if value.layout == "one":  # the same for all
-            return self.repeat(value.node, dim, count, source)
-        if value.layout == "apart":
-            joined = grown_type(kind, dim, count)
-            if not kind.shape:
-                return self.emit(aten.stack.default, (list(value.nodes), 0), joined, f"{source.name}_stack")
-            return self.emit(aten.cat.default, (list(value.nodes), dim), joined, f"{source.name}_joined")
-        assert {value.layout, layout} == {"batch", "channel"}
-        assert self.batch_dim(source) == 0
-        return self.exchanged(value.node, value.layout == "batch", count, f"{source.name}_{layout}")
-
-    def _dim_of(self, source: fx.Node, layout: Layout) -> int:
-        return self.batch_dim(source) if layout == "batch" else 1 if layout == "channel" else 0
-
-    def exchanged(self, node: fx.Node, to_channel: bool, count: int, name: str) -> fx.Node:
-        """`(members * n, c, ...)` to `(n, members * c, ...)`, or back."""
-        at = 0 if to_channel else 1
-        wide = self.unflatten(node, at, count, name)
-        turned = self.transpose(wide, 0, 1, name)
-        return self.flatten(turned, 1 - at, name)
-
-    def deepened(self, source: fx.Node, depth: int) -> Value:
-        """The value for the members at a depth: those of a shallower one repeated for their children."""
-        value: Value = self.values[source]
-        if value.depth == depth or value.layout == "one":
-            return value
-        if value.layout in ("apart", "stack"):
-            return Value(depth, "apart", tuple(self.members_of(source, depth)))
-        count, dim = self.count(value.depth), self._dim_of(source, value.layout)
-        times = self.tree.members(depth) // self.tree.members(value.depth)
-        node = self.unflatten(value.node, dim, count, source.name)
-        kind = node.meta["type"]
-        kind = kind.with_shape((*kind.shape[:dim], Size(count * times), *kind.shape[dim + 1 :]))
-        node = self.emit(aten.repeat_interleave.self_int, (node, times, dim), kind, f"{source.name}_split")
-        if self.count(depth) < count * times:
-            kind = kind.with_shape((*kind.shape[:dim], Size(self.count(depth)), *kind.shape[dim + 1 :]))
-            node = self.emit(aten.slice.Tensor, (node, dim, 0, self.count(depth)), kind, f"{source.name}_split")
-        return Value(depth, value.layout, (self.flatten(node, dim, source.name),))
-
-    def repeat(self, node: fx.Node, dim: int, count: int, source: fx.Node) -> fx.Node:
-        """One tensor for `count` members, members outermost in a dimension."""
-        kind: TensorType = node.meta["type"]
-        name = f"{source.name}_repeated"
-        if not kind.shape:
-            return self.emit(aten.repeat.default, (node, [count]), kind.with_shape((Size(count),)), name)
-        times = [count if index == dim else 1 for index in range(len(kind.shape))]
-        return self.emit(aten.repeat.default, (node, times), grown_type(kind, dim, count), name)
-
-    # Small steps.
-
-    def unflatten(self, node: fx.Node, dim: int, count: int, name: str) -> fx.Node:
-        """`count * n` as two dimensions `count`, `n`."""
-        kind: TensorType = node.meta["type"]
-        inner = kind.shape[dim] // Size(count)
-        sizes = (*kind.shape[:dim], Size(count), inner, *kind.shape[dim + 1 :])
-        args = (node, dim, [count, inner.coefficient if inner.static else -1])
-        return self.emit(aten.unflatten.int, args, kind.with_shape(sizes), f"{name}_wide")
-
-    def flatten(self, node: fx.Node, dim: int, name: str) -> fx.Node:
-        """A dimension and the one after it as one."""
-        kind: TensorType = node.meta["type"]
-        sizes = (*kind.shape[:dim], kind.shape[dim] * kind.shape[dim + 1], *kind.shape[dim + 2 :])
-        return self.emit(aten.flatten.using_ints, (node, dim, dim + 1), kind.with_shape(sizes), f"{name}_flat")
-
-    def transpose(self, node: fx.Node, one: int, other: int, name: str) -> fx.Node:
-        kind: TensorType = node.meta["type"]
-        sizes = list(kind.shape)
-        sizes[one], sizes[other] = sizes[other], sizes[one]
-        args = (node, one, other)
-        return self.emit(aten.transpose.int, args, kind.with_shape(tuple(sizes)), f"{name}_turned")
-
-    def unsqueeze(self, node: fx.Node, dim: int, name: str) -> fx.Node:
-        kind: TensorType = node.meta["type"]
-        sizes = (*kind.shape[:dim], Size(1), *kind.shape[dim:])
-        return self.emit(aten.unsqueeze.default, (node, dim), kind.with_shape(sizes), f"{name}_more")
-
-    def squeeze(self, node: fx.Node, dim: int, name: str) -> fx.Node:
-        kind: TensorType = node.meta["type"]
-        sizes = (*kind.shape[:dim], *kind.shape[dim + 1 :])
-        return self.emit(aten.squeeze.dims, (node, [dim]), kind.with_shape(sizes), f"{name}_less")
-
-    def flatten_all(self, node: fx.Node, first: int, last: int, name: str) -> fx.Node:
-        """Several neighbouring dimensions as one."""
-        kind: TensorType = node.meta["type"]
-        last %= len(kind.shape)
-        if first == last:
-            return node
-        whole = math.prod(kind.shape[first : last + 1], start=Size(1))
-        sizes = (*kind.shape[:first], whole, *kind.shape[last + 1 :])
-        return self.emit(aten.flatten.using_ints, (node, first, last), kind.with_shape(sizes), f"{name}_rows")
+    # The operation of a node on operands in another layout.
 
     def written(self, node: fx.Node, depth: int, layout: Layout, sources: Mapping[fx.Node, fx.Node], kind: Any) -> Any:
         """The operation of a node on operands in another layout, its sizes re-evaluated."""
@@ -370,44 +182,6 @@ class Siblings:
         size = self.values[value.node].node
         kind = value.node.meta["type"] * value.factor
         return self.emit(operator.mul, (size, value.factor.coefficient), kind, f"{value.node.name}_all")
-
-    def emit(
-        self,
-        target: Any,
-        args: tuple[Any, ...],
-        kind: Any,
-        name: str,
-        *,
-        kwargs: dict[str, Any] | None = None,
-        part: bool = False,
-        exact: bool = False,
-    ) -> fx.Node:
-        meta = {"type": kind, "origin": self.current.meta["origin"]}
-        if part:
-            meta["part"] = True
-        return self.builder.call(target, args, kwargs or {}, name if exact else self.prefix + name, meta)
-
-    # What is known of a node.
-
-    def batch_dim(self, node: fx.Node) -> int:
-        """The dimension whose outermost factor is the batch. `has_batch` says whether there is one."""
-        place = self.find_batch(node)
-        assert place is not None
-        return place
-
-    def find_batch(self, node: fx.Node) -> int | None:
-        """The one dimension whose outermost factor is the batch; None where there is none, or where it is not so."""
-        return self.batch_place(self.axes.dims[node])
-
-    def batch_place(self, dims: Sequence[Expr]) -> int | None:
-        places = [dim for dim, expr in enumerate(dims) if any(map(is_batch, leaves(resolve(expr))))]
-        return places[0] if len(places) == 1 and is_batch(_outermost(resolve(dims[places[0]]))) else None
-
-    def has_batch(self, node: fx.Node) -> bool:
-        """Whether a tensor may differ between samples: a dimension of it is, or has the size of, a batch."""
-        return any(
-            is_batch(leaf) or not leaf.size.static for expr in self.axes.dims[node] for leaf in leaves(resolve(expr))
-        )
 
     def resized(self, node: fx.Node, types: Mapping[fx.Node, Any], kind: Any) -> tuple[Any, dict[str, Any]]:
         """The operation of a node and its arguments where operands have other types: its rule re-evaluates sizes."""
@@ -439,27 +213,3 @@ class Times:
 
     node: fx.Node
     factor: Size
-
-
-def grown_type(kind: TensorType, dim: int, count: int) -> TensorType:
-    """The type with `count` members in a dimension."""
-    if not kind.shape:
-        return kind.with_shape((Size(count),))
-    return kind.with_shape((*kind.shape[:dim], Size(count) * kind.shape[dim], *kind.shape[dim + 1 :]))
-
-
-def _nodes(node: fx.Node) -> Sequence[fx.Node]:
-    return node.all_input_nodes
-
-
-def is_batch(leaf: Factor) -> bool:
-    """Whether a factor enumerates samples; constant parts of what the batch was merged with do not."""
-    return leaf.pin is not None and leaf.pin.kind == "batch" and not leaf.size.static
-
-
-def _outermost(expr: Expr) -> Factor:
-    while not isinstance(expr, Factor):
-        if not isinstance(expr, Product) or not expr.parts:
-            return Factor(Size(1))
-        expr = expr.parts[0]
-    return expr

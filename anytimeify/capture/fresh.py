@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from contextlib import suppress
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from anytimeify.errors import SchemeError
 
 __all__ = ["redrawn"]
 
@@ -19,14 +22,21 @@ def redrawn(model: nn.Module) -> Mapping[str, Tensor]:
     2. `_init_weights(module)` of the model for each module, or else `init_weights()`, as transformers and timm have it;
     3. a random parameter that none of them has touched is drawn from a normal distribution with its mean and standard
        deviation.
+
+    An initialiser that asks for other arguments is left out. Raises `SchemeError` where one of them fails, or where the
+    model cannot be copied.
     """
-    drawn = copy.deepcopy(model)
+    try:
+        drawn = copy.deepcopy(model)
+    except Exception as error:
+        raise SchemeError(
+            f"init='fresh' runs the initialisers of a copy of {type(model).__name__}, which cannot be copied: {error}. "
+            "Use init='copy'"
+        ) from error
     before = {name: parameter.detach().clone() for name, parameter in drawn.named_parameters()}
     with torch.no_grad():
-        for module in drawn.modules():
-            reset = getattr(module, "reset_parameters", None)
-            if callable(reset):
-                reset()
+        for path, module in drawn.named_modules():
+            _run(getattr(module, "reset_parameters", None), (), path, module)
             if hasattr(module, "_is_hf_initialized"):
                 del module._is_hf_initialized
         _by_the_model(drawn)
@@ -38,14 +48,35 @@ def redrawn(model: nn.Module) -> Mapping[str, Tensor]:
 
 
 def _by_the_model(model: nn.Module) -> None:
-    for name, arguments in (("_init_weights", None), ("init_weights", ())):
-        initialise = getattr(model, name, None)
-        if not callable(initialise):
-            continue
-        with suppress(TypeError, NotImplementedError):  # those of other libraries that take other arguments
-            if arguments is None:
-                for module in model.modules():
-                    initialise(module)
-            else:
-                initialise()
-            return
+    of_module = getattr(model, "_init_weights", None)
+    ran = [_run(of_module, (module,), path, module) for path, module in model.named_modules()]
+    if not any(ran):
+        _run(getattr(model, "init_weights", None), (), "", model)
+
+
+def _run(initialise: Any, arguments: tuple[Any, ...], path: str, module: nn.Module) -> bool:
+    """Whether there is such an initialiser; one of a base class may leave it to others."""
+    if not _takes(initialise, len(arguments)):
+        return False
+    try:
+        initialise(*arguments)
+    except NotImplementedError:
+        return False
+    except Exception as error:
+        where = f"'{path}' ({type(module).__name__})" if path else type(module).__name__
+        raise SchemeError(
+            f"init='fresh': the initialiser {getattr(initialise, '__name__', '')} of {where} fails with "
+            f"{type(error).__name__}: {error}. Use init='copy'"
+        ) from error
+    return True
+
+
+def _takes(function: Callable[..., Any] | None, count: int) -> bool:
+    """Whether it can be called with so many arguments."""
+    if not callable(function):
+        return False
+    try:
+        inspect.signature(function).bind(*[None] * count)
+    except (TypeError, ValueError):
+        return False
+    return True

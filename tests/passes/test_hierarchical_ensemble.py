@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,75 @@ def test_fresh_parameters_come_from_the_initialisers_of_the_backbone() -> None:
     torch.testing.assert_close(weight[:6], odd.weight)
     assert (weight[6:] == 3.0).all()
     assert (net.get_parameter("2.bias")[6:] == -1.0).all()
+
+
+class Demanding(nn.Linear):
+    """An initialiser that asks for more than anybody here can know."""
+
+    def reset_parameters(self, gain: float | None = None, *, seed: int = 0) -> None:
+        super().reset_parameters()
+
+
+class Curious(nn.Module):
+    """A layer whose initialiser needs an argument."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.matrix = nn.Parameter(torch.randn(size, size))
+        self.reset_parameters(0.1)
+
+    def reset_parameters(self, deviation: float) -> None:
+        nn.init.normal_(self.matrix, std=deviation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.matrix
+
+
+class Lost(nn.Linear):
+    """An initialiser that reads what is not there any more."""
+
+    lost = False
+
+    def reset_parameters(self) -> None:
+        if self.lost:
+            raise FileNotFoundError("weights.pth")
+        super().reset_parameters()
+
+
+def chain(*layers: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), *layers, nn.Linear(6, 3))
+
+
+def test_initialisers_that_need_arguments_are_left_out() -> None:
+    backbone = chain(Curious(6), Demanding(6, 6))
+    net = transform(backbone, HierarchicalEnsemble(cuts=("0",)), (torch.randn(2, 4),))
+    matrix = net.get_parameter("2.matrix")
+    assert not torch.equal(matrix[:6], matrix[6:])
+    assert matrix[6:].std() < 0.3
+
+
+def test_initialisers_that_fail_are_named() -> None:
+    broken = Lost(6, 6)
+    broken.lost = True
+    with pytest.raises(SchemeError, match=r"reset_parameters of '2' \(Lost\) fails .*weights.pth. Use init='copy'"):
+        transform(chain(broken), HierarchicalEnsemble(cuts=("0",)), (torch.randn(2, 4),))
+    transform(chain(broken), HierarchicalEnsemble(cuts=("0",), init="copy"), (torch.randn(2, 4),))
+
+
+def test_models_that_cannot_be_copied_are_refused() -> None:
+    backbone = chain()
+    backbone.derived = backbone.get_parameter("0.weight") * 2  # no leaf of autograd
+    with pytest.raises(SchemeError, match="cannot be copied"):
+        transform(backbone, HierarchicalEnsemble(cuts=("0",)), (torch.randn(2, 4),))
+
+
+def test_whole_numbers_have_no_average() -> None:
+    class Class(Chain):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).argmax(1)
+
+    with pytest.raises(SchemeError, match=r"of type torch.int64, of which no average can be taken"):
+        net_of(Class())
 
 
 def part(net: AnytimeModel, name: str, member: int, count: int) -> Tensor:
@@ -284,13 +354,17 @@ def test_cuts_are_chosen_so_that_parts_cost_about_the_same() -> None:
         ({"cuts": (), "depth": 12}, "too few"),
         ({"depth": 0}, "depth=0"),
         ({"cuts": (), "splits": (("stage1", 1),)}, "a number of 2 or more"),
+        ({"cuts": (), "splits": 5}, "splits: (5,) is not a pair"),
+        ({"cuts": (), "splits": ((),)}, "is not a pair"),
+        ({"cuts": ("",)}, "there is no layer ''"),
+        ({"cuts": (None,)}, "None is not the name of a layer"),
         ({"cuts": ("stage1",), "splits": (("stage1", 2),)}, "give one of them"),
         ({"init": "zeros"}, "init='zeros': expected fresh or copy"),
         ({"fuse": 3}, "fuse=3"),
     ],
 )
 def test_what_is_wrong_is_said(options: dict[str, Any], says: str) -> None:
-    with pytest.raises(SchemeError, match=says.replace("(", r"\(")):
+    with pytest.raises(SchemeError, match=re.escape(says)):
         net_of(**options)
 
 
@@ -315,6 +389,13 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
     for found, expected in zip(loaded(x), net(x), strict=True):
         assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
     assert str(loaded.scheme) == str(net.scheme)
+
+
+def test_layers_with_numbers_for_names_are_saved_and_loaded(tmp_path: Path) -> None:
+    scheme = HierarchicalEnsemble(splits=(("0", 2), ("2", 3)))
+    net = transform(chain(nn.Linear(6, 6)), scheme, (torch.randn(2, 4),))
+    net.save(tmp_path / "net.safetensors")
+    assert load(tmp_path / "net.safetensors").scheme == scheme
 
 
 def test_extracts_have_the_backbones_names_and_shapes(net: AnytimeModel) -> None:

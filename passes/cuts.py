@@ -1,0 +1,96 @@
+"""Where a network splits: behind layers that are named, or at places that are chosen by what lies between them."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+from collections.abc import Sequence
+from typing import TypeAlias
+
+from torch import fx
+
+from anytimeify.blocks import Blocks
+from anytimeify.cost import macs_by_node, sizes
+from anytimeify.errors import SchemeError
+from anytimeify.ir import Captured, Program
+
+__all__ = ["Cut", "balanced_cuts", "cut_named"]
+
+Cut: TypeAlias = tuple[fx.Node, ...]
+
+
+def cut_named(program: Program, blocks: Blocks, name: str) -> Cut:
+    if name == "input":
+        return program.placeholders
+    last = None
+    for node in blocks.cut_points:
+        path = node.meta["origin"].module_path
+        if (name and path == name) or path.startswith(f"{name}.") or node.name == name:
+            last = node
+    if last is not None:
+        return (last,)
+    calls = program.graph.nodes
+    paths = dict.fromkeys(node.meta["origin"].module_path for node in calls if node.op == "call_function")
+    known = dict.fromkeys(
+        ".".join(parts[:length])
+        for path in paths
+        if path
+        for parts in [path.split(".")]
+        for length in range(1, len(parts) + 1)
+    )
+    inside = name in known
+    near = difflib.get_close_matches(name, list(known), n=3)
+    ends = [path for node in blocks.cut_points if (path := node.meta["origin"].module_path)]
+    raise SchemeError(
+        f"cuts: data flows around '{name}', so the network cannot be split behind it; it can behind "
+        f"{', '.join(list(dict.fromkeys(ends))[-5:])}"
+        if inside
+        else f"cuts: there is no layer '{name}'{f'; did you mean {chr(39)}{near[0]}{chr(39)}?' if near else ''}"
+    )
+
+
+def balanced_cuts(captured: Captured, blocks: Blocks, count: int) -> list[fx.Node]:
+    """Cuts behind stages if enough of them end, else behind blocks, between which the network costs about the same."""
+    macs = macs_by_node(captured.program, captured.batch, *sizes(captured))
+    cost = [sum(macs.get(node, 0) for node in block.nodes) for block in blocks.blocks]
+    owns = [_owns_parameters(captured.program, block.nodes) for block in blocks.blocks]
+    ends = {stage.blocks[-1].end for stage in blocks.stages}
+    every = [i for i, _ in enumerate(blocks.blocks[:-1]) if any(owns[i + 1 :])]
+    behind_stages = [i for i in every if blocks.blocks[i].end in ends and cost[: i + 1] and sum(cost[: i + 1])]
+    for candidates in (behind_stages, every):
+        best = _most_even(candidates, cost, owns, count)
+        if best is not None:
+            return [blocks.blocks[i].end for i in best]
+    raise SchemeError(
+        f"depth={count}: this network has {len(every)} places to cut it at with parameters behind each, too few; "
+        "choose a smaller depth, or name cuts"
+    )
+
+
+def _owns_parameters(program: Program, nodes: Sequence[fx.Node]) -> bool:
+    read = (source for node in nodes for source in node.all_input_nodes if source.op == "get_attr")
+    return any(program.is_parameter(str(source.target)) for source in read)
+
+
+def _most_even(candidates: Sequence[int], cost: Sequence[int], owns: Sequence[bool], count: int) -> list[int] | None:
+    """The `count` of the candidates between which the sum of squared costs is least, by dynamic programming."""
+    total = [0, *itertools.accumulate(cost)]
+    own = [0, *itertools.accumulate(map(int, owns))]
+    ends = [-1, *candidates, len(cost) - 1]
+    best: list[dict[int, tuple[float, list[int]]]] = [{0: (0.0, [])}]
+    for part in range(count + 1):
+        row: dict[int, tuple[float, list[int]]] = {}
+        last = part == count
+        for place, (value, chosen) in best[-1].items():
+            for following in range(place + 1, len(ends)):
+                if (following == len(ends) - 1) != last:
+                    continue
+                start, end = ends[place] + 1, ends[following] + 1
+                if part and own[end] == own[start]:
+                    continue
+                reached = value + float(total[end] - total[start]) ** 2
+                if following not in row or reached < row[following][0]:
+                    row[following] = (reached, chosen if last else [*chosen, ends[following]])
+        best.append(row)
+    final = best[-1].get(len(ends) - 1)
+    return None if final is None else final[1]

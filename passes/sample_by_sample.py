@@ -1,0 +1,69 @@
+"""Which operations treat the samples of a batch one like the other, so that members may be more samples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import fx
+
+from anytimeify.ir import Size, TensorType
+from anytimeify.passes.layouts import Layouts, is_batch
+from anytimeify.rules.targets import aten as targets
+from anytimeify.schema import bound
+
+__all__ = ["RESHAPES", "sample_by_sample"]
+
+
+def sample_by_sample(s: Layouts, node: fx.Node) -> bool:
+    """Whether a sample of the results depends on that sample of the operands alone, and not on its place.
+
+    The batch of every result has to be that of an operand: an operation that picks, moves or joins samples makes an
+    axis of its own, which enumerates samples too where it meets the batch later on."""
+    given = bound(node)
+    if any(is_batch(leaf) for leaf in s.axes.mixed.get(node, ())):
+        return False
+    if given.get("mode") == "batch":  # stochastic depth that drops whole batches: each member draws for itself
+        return False
+    results = s.axes.dims[node] if isinstance(node.meta["type"], tuple) else (s.axes.dims[node],)
+    tensors = [source for source in node.all_input_nodes if isinstance(source.meta["type"], TensorType)]
+    if node.target in RESHAPES:
+        return all(_elements_before(s, one) == _elements_before(s, node) is not None for one in tensors)
+    known = {s.batch_factor(s.axes.dims[source]) for source in tensors} - {None}
+    if not all(s.batch_factor(dims) in known for dims in results):
+        return False
+    return s.find_batch(tensors[0]) not in _by_place(s, node, given, len(tensors[0].meta["type"].shape))
+
+
+def _elements_before(s: Layouts, node: fx.Node) -> Size | None:
+    """How many entries the dimensions before the batch have: where that stays the same, so do members, whatever the
+    rest is read as."""
+    place = s.find_batch(node)
+    return None if place is None else math.prod(node.meta["type"].shape[:place], start=Size(1))
+
+
+def _by_place(s: Layouts, node: fx.Node, given: Mapping[str, Any], rank: int) -> Sequence[int]:
+    """The dimensions of the first operand whose entries are told apart by where they stand, though the result has them
+    too: those that something is written to or gathered from at an index."""
+    if node.target in _TRIANGLES:
+        return range(rank - 2, rank)
+    if node.target in _INDEXINGS:
+        indices = given["indices"]
+        if any(one is not None and s.has_batch(one) for one in indices):
+            return range(rank)
+        return [dim for dim, one in enumerate(indices) if one is not None]
+    if node.target in _LOOKUPS:  # a table of embeddings
+        return range(rank)
+    along = given.get("dim")
+    return [along % rank] if isinstance(along, int) and node.target not in _TRANSPARENT and rank else []
+
+
+RESHAPES = targets(
+    *("view.default", "_unsafe_view.default", "reshape.default", "flatten.using_ints", "unflatten.int"),
+    *("reshape_as.default", "view_as.default", "unsqueeze.default", "squeeze.default", "squeeze.dim", "squeeze.dims"),
+)
+_TRIANGLES = targets("tril.default", "triu.default")
+_INDEXINGS = targets("index.Tensor", "index_put.default")
+_LOOKUPS = targets("embedding.default")
+_TRANSPARENT = targets("stack.default", "repeat_interleave.self_int")  # with a batch that stays as it is
