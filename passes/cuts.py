@@ -20,6 +20,7 @@ Cut: TypeAlias = tuple[fx.Node, ...]
 
 
 def cut_named(program: Program, blocks: Blocks, name: str) -> Cut:
+    """The last cut point inside the layer of that name; all inputs for `"input"`. `SchemeError` where there is none."""
     if name == "input":
         return program.placeholders
     last = None

@@ -16,7 +16,7 @@ Refused: cuts that data flows around, or behind which nothing has parameters.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -126,7 +126,8 @@ class Siblings(Layouts):
         sources = {source: self.members_of(source, depth) for source in node.all_input_nodes}
         results = []
         for member in range(count):
-            args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda source: sources[source][member])
+            own = {source: nodes[member] for source, nodes in sources.items()}
+            args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), own.__getitem__)
             name = f"member{member}_{node.name}"
             results.append(self.emit(node.target, args, node.meta["type"], name, kwargs=kwargs, exact=True))
         kinds = node.meta["type"]
