@@ -27,6 +27,10 @@ from anytimeify.schema import bound
 __all__ = ["Block", "Blocks", "Segment", "Stage", "find_blocks"]
 
 _LONGEST_PERIOD = 8  # segments in one repeat: 2 for transformers, 4 with shifted windows
+_FILLED = frozenset(
+    f"aten.{name}.default"
+    for name in ["new_zeros", "new_ones", "new_full", "new_empty", "zeros_like", "ones_like", "full_like", "empty_like"]
+)
 # Their rates differ between repeats of one block.
 _STOCHASTIC = frozenset({"aten.dropout.default", "anytimeify.drop_path.default"})
 
@@ -101,10 +105,11 @@ def find_blocks(program: Program, axes: Axes) -> Blocks:
 
 
 def _data_nodes(program: Program) -> dict[fx.Node, None]:
-    """Nodes that carry data from an input to an output. Sizes are no data, nor is what is computed from parameters."""
+    """Nodes that carry data from an input to an output. Sizes are no data, nor is what is computed from parameters, nor
+    what is filled in the type and shape of something else."""
     reached: set[fx.Node] = set()
     for node in program.graph.nodes:
-        carries = isinstance(node.meta.get("type"), TensorType | tuple)
+        carries = isinstance(node.meta.get("type"), TensorType | tuple) and str(node.target) not in _FILLED
         if node.op == "placeholder" or (carries and any(source in reached for source in node.all_input_nodes)):
             reached.add(node)
     needed: set[fx.Node] = set()

@@ -431,3 +431,34 @@ def test_blocks_of_equal_cost_follow_equation_8() -> None:
     net = transform(backbone, HierarchicalEnsemble(cuts=cuts), (torch.randn(2, 16),))
     independent = 16 * net.levels[0].cost.macs
     assert net.levels[-1].cost.macs / independent == pytest.approx(31 / 80)
+
+
+class Recurrent(nn.Module):
+    """A layer on every step, an LSTM whose state begins with zeros, and a classifier of each sample's chosen step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.rnn, self.head = nn.Linear(4, 8), nn.LSTM(8, 6, batch_first=True), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        step = (x[:, 0, 0] > 0).long()
+        result: Tensor = self.head(self.rnn(x)[0][torch.arange(x.shape[0]), step])
+        return result
+
+
+def test_states_that_begin_with_zeros_are_no_way_around_a_cut() -> None:
+    inputs = (torch.randn(3, 5, 4),)
+    backbone = Recurrent().eval()
+    net = transform(backbone, HierarchicalEnsemble(cuts=("embed",)), inputs).eval()
+    torch.testing.assert_close(net(*inputs).levels[0], backbone(*inputs))
+    for batch in (1, 4):
+        given = (torch.randn(batch, 5, 4),)
+        for leaf, expected in enumerate(net(*given).members):
+            own = {
+                name: tensor.chunk(2)[leaf] if name.startswith(("rnn", "head")) else tensor
+                for name, tensor in net.state_dict().items()
+            }
+            alone = Recurrent().eval()
+            alone.load_state_dict(own)
+            torch.testing.assert_close(expected, alone(*given))
