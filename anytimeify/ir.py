@@ -223,7 +223,7 @@ class Rewritten:
     notes: tuple[str, ...] = field(default=())
     alone: tuple[int, ...] = ()  # where each level is computed at its own cost; empty: as in the joint graph
     steps: tuple[int, ...] = ()  # where levels are computed one from the other, for a stream
-    stacks: Mapping[str, int] = field(default_factory=dict)  # tensors that hold several members', the backbone's first
+    stacks: frozenset[str] = frozenset()  # tensors that hold those of several members, the backbone's first
 
     def position(self, level: int) -> int:
         """The output that is a level's prediction at its own cost."""

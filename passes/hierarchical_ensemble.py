@@ -105,18 +105,18 @@ class HierarchicalEnsemble(Scheme):
         counts = tree.sub_trees() if self.sizes == "trees" else tuple(range(1, tree.leaves + 1))
         graph = _Ensemble(builder, program, axes, tree, tensors)
         unrolled, _ = graph.leaves(tree.leaves, "", fuse=False)
-        steps = [graph.average(unrolled, count, "") for count in counts]
+        steps = [unrolled.average(count) for count in counts]
         notes: list[str] = []
         if self.fuse:
             joint, apart = graph.leaves(tree.leaves, "", fuse=True)
-            levels = [graph.average(joint, count, "") for count in counts]
+            levels = [joint.average(count) for count in counts]
             alone = [steps[0], *(self._alone(graph, count, level) for level, count in enumerate(counts[1:-1], 1))]
             alone.append(levels[-1])
-            members = [graph.leaf(joint, leaf) for leaf in range(tree.leaves)]
+            members = [joint.one(leaf) for leaf in range(tree.leaves)]
             notes = _said(apart)
         else:
             levels = alone = steps
-            members = [graph.leaf(unrolled, leaf) for leaf in range(tree.leaves)]
+            members = [unrolled.one(leaf) for leaf in range(tree.leaves)]
         outputs = [*levels, *members, *alone, *steps]
         first = len(levels)
         behind = first + len(members)
@@ -129,13 +129,13 @@ class HierarchicalEnsemble(Scheme):
             notes=tuple(notes),
             alone=tuple(range(behind, behind + len(alone))),
             steps=tuple(range(behind + len(alone), len(outputs))),
-            stacks={name: tree.members(depth) for name, depth in tensors.items() if depth},
+            stacks=frozenset(name for name, depth in tensors.items() if depth),
         )
 
     def _alone(self, graph: _Ensemble, count: int, level: int) -> fx.Node:
         """The prediction of a level at its own cost."""
-        value, _ = graph.leaves(count, f"level{level}_", fuse=True)
-        return graph.average(value, count, f"level{level}_")
+        leaves, _ = graph.leaves(count, f"level{level}_", fuse=True)
+        return leaves.average(count)
 
     def _cuts(self, captured: Captured, axes: Axes) -> tuple[list[Cut], Tree]:
         blocks = find_blocks(captured.program, axes)
@@ -212,12 +212,6 @@ class _Ensemble:
         )  # fmt: skip
         (value,) = siblings.run()
         return _Leaves(siblings, self.program.outputs[0], value), siblings.apart
-
-    def leaf(self, leaves: _Leaves, index: int) -> fx.Node:
-        return leaves.one(index)
-
-    def average(self, leaves: _Leaves, count: int, prefix: str) -> fx.Node:
-        return leaves.average(count)
 
 
 @dataclass

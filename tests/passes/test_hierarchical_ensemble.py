@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from anytimeify import AnytimeModel, HierarchicalEnsemble, Outputs, SchemeError, load, transform
+from anytimeify.modules import BatchNormCall
 from anytimeify.papers import recipe
 from anytimeify.passes.replicate import Tree
 from anytimeify.testing import Backbone, assert_costs_increase, assert_levels_equal_extracts, backbones, check
@@ -462,3 +463,17 @@ def test_states_that_begin_with_zeros_are_no_way_around_a_cut() -> None:
             alone = Recurrent().eval()
             alone.load_state_dict(own)
             torch.testing.assert_close(expected, alone(*given))
+
+
+@pytest.mark.parametrize("fuse", [True, False])
+def test_calibrate_estimates_the_statistics_of_every_member(fuse: bool) -> None:
+    net, trained = net_of(fuse=fuse), net_of(fuse=fuse)
+    for module in trained.modules():
+        if isinstance(module, nn.BatchNorm2d | BatchNormCall):
+            module.momentum = 1.0
+    trained.load_state_dict(net.state_dict())
+    trained.train()(*images(6))
+    net.calibrate([images(6)])
+    for name, statistics in trained.named_buffers():
+        if "running" in name:
+            torch.testing.assert_close(net.get_buffer(name), statistics, msg=name)
