@@ -17,10 +17,15 @@ from anytimeify.errors import (
 from anytimeify.ir import Captured, Cost, Level, Outputs
 from anytimeify.losses import HierarchicalCoDistillation, InPlaceDistillation, JointLoss
 from anytimeify.model import AnytimeModel
+from anytimeify.passes.auxiliary_branches import AuxiliaryBranches
+from anytimeify.passes.branch import Branch
 from anytimeify.passes.hierarchical_ensemble import HierarchicalEnsemble
+from anytimeify.passes.mutual_distillation import MutualDistillation
 from anytimeify.passes.nested_channels import NestedChannels
+from anytimeify.policies import Confidence, Entropy, Patience
 from anytimeify.rewriter import Scheme, parse_scheme, schemes
 from anytimeify.sampling import SandwichSampler
+from anytimeify.staged import Staged
 from anytimeify.transform import transform
 
 __all__ = [
@@ -28,22 +33,29 @@ __all__ = [
     "AnytimeModel",
     "ArgumentError",
     "ArtifactError",
+    "AuxiliaryBranches",
+    "Branch",
     "Budget",
     "BudgetError",
     "CaptureError",
     "Captured",
+    "Confidence",
     "Cost",
+    "Entropy",
     "HierarchicalCoDistillation",
     "HierarchicalEnsemble",
     "InPlaceDistillation",
     "JointLoss",
     "Level",
     "MissingExtraError",
+    "MutualDistillation",
     "NestedChannels",
     "Outputs",
+    "Patience",
     "SandwichSampler",
     "Scheme",
     "SchemeError",
+    "Staged",
     "UnsupportedOpError",
     "VerificationError",
     "load",

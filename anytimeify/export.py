@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,13 +31,19 @@ from anytimeify.errors import ArtifactError, CaptureError, MissingExtraError, Ve
 
 __all__ = [
     "FORMATS",
+    "compare",
     "export_onnx",
     "export_pt2",
     "export_weights",
+    "exported",
     "new_file",
     "new_folder",
+    "onnx_refusals",
+    "onnx_session",
+    "quiet",
     "refuse_existing",
     "require",
+    "save_onnx",
 ]
 
 _TOLERANCE = 1e-4  # of the largest magnitude: other runtimes order their sums otherwise
@@ -53,8 +59,8 @@ def export_pt2(
     `VerificationError` where the file computes something else.
     """
     with new_file(path) as temporary, quiet():
-        inputs, exported = _export(extract, example_inputs, dynamic_batch)
-        torch.export.save(exported, temporary)
+        inputs, program = _export(extract, example_inputs, dynamic_batch)
+        torch.export.save(program, temporary)
         _compare(extract, inputs, dynamic_batch, _run_program(torch.export.load(temporary)), str(path))
 
 
@@ -67,14 +73,8 @@ def export_onnx(
     """
     require("onnx")
     with new_file(path) as temporary, quiet():
-        inputs, exported = _export(extract, example_inputs, dynamic_batch)
-        try:
-            program = torch.onnx.export(exported, dynamo=True, verbose=False)
-        except Exception as error:
-            raise CaptureError(f"torch.onnx.export cannot write {path}: {_first_line(error)}") from error
-        assert program is not None
-        size = sum(tensor.numel() * tensor.element_size() for tensor in exported.state_dict.values())
-        program.save(str(temporary), external_data=size > _LARGEST_ONNX)
+        inputs, program = _export(extract, example_inputs, dynamic_batch)
+        save_onnx(program, temporary, str(path))
         _compare(extract, inputs, dynamic_batch, _run_onnx(temporary), str(path))
 
 
@@ -153,18 +153,36 @@ def _beside(target: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def exported(module: nn.Module, inputs: CallInputs, shapes: Any) -> ExportedProgram:
+    """The module as torch.export sees it. `CaptureError` where it refuses."""
+    try:
+        with torch.no_grad():
+            return torch.export.export(module, inputs.args, dict(inputs.kwargs), dynamic_shapes=shapes)
+    except Exception as error:
+        raise CaptureError(f"torch.export cannot export the extracted level: {_first_line(error)}") from error
+
+
+def save_onnx(
+    program: ExportedProgram, file: Path, name: str, names: tuple[Sequence[str], Sequence[str]] | None = None
+) -> None:
+    """Writes ONNX to `file`; an error calls it `name`. `names`: of the inputs and of the outputs."""
+    reads, gives = names or (None, None)
+    try:
+        written = torch.onnx.export(program, dynamo=True, verbose=False, input_names=reads, output_names=gives)
+    except Exception as error:
+        raise CaptureError(f"torch.onnx.export cannot write {name}: {_first_line(error)}") from error
+    assert written is not None
+    size = sum(tensor.numel() * tensor.element_size() for tensor in program.state_dict.values())
+    written.save(str(file), external_data=size > _LARGEST_ONNX)
+
+
 def _export(extract: nn.Module, example_inputs: Any, dynamic_batch: bool) -> tuple[CallInputs, ExportedProgram]:
     inputs = call_inputs(example_inputs)
     shapes = None
     if dynamic_batch:
         inputs = repeated(inputs)
         shapes = shapes_of_batch(extract, inputs)
-    try:
-        with torch.no_grad():
-            exported = torch.export.export(extract, inputs.args, dict(inputs.kwargs), dynamic_shapes=shapes)
-    except Exception as error:
-        raise CaptureError(f"torch.export cannot export the extracted level: {_first_line(error)}") from error
-    return inputs, exported
+    return inputs, exported(extract, inputs, shapes)
 
 
 def _run_program(program: ExportedProgram) -> Callable[[CallInputs], Tensor]:
@@ -179,17 +197,8 @@ def _run_program(program: ExportedProgram) -> Callable[[CallInputs], Tensor]:
 
 
 def _run_onnx(path: Path) -> Callable[[CallInputs], Tensor]:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # fatal errors alone: what it raises is enough
-    try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its errors share no class of their own
-        raise ArtifactError(
-            f"ONNX was not written: onnxruntime refuses the file that torch made of this network "
-            f"({_first_line(error)}). Export to pt2 instead"
-        ) from error
+    with onnx_refusals():
+        session = onnx_session(path)
     names = [entry.name for entry in session.get_inputs()]
 
     def run(inputs: CallInputs) -> Tensor:
@@ -199,19 +208,50 @@ def _run_onnx(path: Path) -> Callable[[CallInputs], Tensor]:
     return run
 
 
+@contextmanager
+def onnx_refusals() -> Iterator[None]:
+    """`ArtifactError` where onnxruntime does not take a file that was just made."""
+    try:
+        yield
+    except Exception as error:  # its errors share no class of their own
+        raise ArtifactError(
+            f"ONNX was not written: onnxruntime refuses the file that torch made of this network "
+            f"({_first_line(error)}). Export to pt2 instead"
+        ) from error
+
+
+def onnx_session(path: Path, threads: int | None = None) -> Any:
+    """onnxruntime on the CPU, saying nothing. Raises what onnxruntime does where it does not take the file."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or 0  # 0: as it likes
+    options.log_severity_level = 4  # fatal errors alone: what it raises is enough
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
 def _compare(
     extract: nn.Module, inputs: CallInputs, dynamic_batch: bool, run: Callable[[CallInputs], Tensor], path: str
 ) -> None:
     """At the exported batch size and, where the batch is dynamic, at one more."""
     for case in (inputs, _one_more(inputs)) if dynamic_batch else (inputs,):
         with torch.inference_mode():
-            expected = extract(*case.args, **case.kwargs)
-            found = run(case)
-        difference = float((expected.cpu().double() - found.double()).abs().max()) if expected.numel() else 0.0
-        scale = float(expected.detach().double().abs().max()) if expected.numel() else 0.0
-        if expected.shape != found.shape or not difference <= _TOLERANCE * scale:
+            compare(path, case.tensors, [extract(*case.args, **case.kwargs)], [run(case)])
+
+
+def compare(path: str, inputs: Sequence[Tensor], expected: Sequence[Tensor], found: Sequence[Tensor]) -> None:
+    """`VerificationError` where the results of a file are not those of the module, of which it says that nothing was
+    written."""
+    for one, other in zip(expected, found, strict=True):
+        difference = (
+            float((one.cpu().double() - other.cpu().double()).abs().max())
+            if one.shape == other.shape and one.numel()
+            else 0.0
+        )
+        scale = float(one.detach().double().abs().max()) if one.numel() else 0.0
+        if one.shape != other.shape or not difference <= _TOLERANCE * scale:
             raise VerificationError(
-                f"'{path}' was not written: at inputs of {[list(tensor.shape) for tensor in case.tensors]} its result "
+                f"'{path}' was not written: at inputs of {[list(tensor.shape) for tensor in inputs]} its result "
                 f"differs from that of the module by {difference:.1e}, the largest value being {scale:.1e}."
             )
 

@@ -23,8 +23,11 @@ import torch
 from torch import Tensor, fx
 
 __all__ = [
+    "PAIR",
     *("Captured", "Cost", "Level", "Origin", "Outputs", "Program", "Rewritten", "Signature", "Size", "TensorType"),
 ]
+
+PAIR = ("first", "second")  # what two networks side by side are called
 
 
 @dataclass(frozen=True, order=True)
@@ -218,7 +221,8 @@ class Rewritten:
     level_names: tuple[str, ...]
     training_only: frozenset[int] = frozenset()
     members: tuple[int, ...] = ()  # positions among the program's outputs
-    full: int = -1  # the level that equals the backbone; None in a scheme that promises no such level
+    full: int = -1  # the level that equals the backbone
+    backbones: tuple[int, ...] = ()  # of two backbones side by side: the level that equals each
     resumable: bool = False
     notes: tuple[str, ...] = field(default=())
     alone: tuple[int, ...] = ()  # where each level is computed at its own cost; empty: as in the joint graph

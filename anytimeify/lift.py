@@ -4,7 +4,8 @@
    computes it, under that path (`_PARAMETRIC`). One path used twice is one module called twice.
 2. An operation that came out of a `torch.nn` activation, pooling or flattening module becomes that module (`_PLAIN`).
 3. Operations that training and evaluation compute differently become modules in any case, in training graphs
-   (`_lift_mode_dependent`); in inference graphs they take their evaluation form: dropout and stochastic depth vanish.
+   (`_lift_mode_dependent`): where the backbone has no module of its own for one, below `anytime.calls`. In inference
+   graphs they take their evaluation form: dropout and stochastic depth vanish.
 4. Everything else stays functional, and reads its tensors by `get_attr`.
 5. Tensors that nothing reads are registered under their names too, so the state dict is the backbone's.
 
@@ -22,7 +23,7 @@ from torch import Tensor, fx, nn
 from anytimeify._torch import OpOverload
 from anytimeify.ir import Program
 from anytimeify.lift_tables import Call, Instance, parametric, plain
-from anytimeify.modules import AttentionDropout, BatchNormCall, DropPath, TrainingSwitch
+from anytimeify.modules import Added, AttentionDropout, BatchNormCall, DropPath, Part, TrainingSwitch
 from anytimeify.schema import bound, position, rebind
 
 __all__ = ["lift"]
@@ -75,7 +76,6 @@ class _Lifter:
         self.values: dict[fx.Node, fx.Node] = {}
         self.instances: dict[str, Instance] = {}
         self.placed: set[str] = set()
-        self.tops = {name.partition(".")[0] for name in program.tensors}
         self.renamed: dict[str, str] = {}  # state dict prefixes that could not be attribute names
 
     def run(self) -> fx.Graph:
@@ -91,6 +91,9 @@ class _Lifter:
             self.values[node].target = self.attribute_path(str(node.target))
             if not self.values[node].users:
                 self.graph.erase_node(self.values[node])
+        children = self.module._modules
+        if "anytime" in children:  # is listed last
+            children["anytime"] = children.pop("anytime")
         return self.graph
 
     def copy(self, node: fx.Node) -> fx.Node:
@@ -193,14 +196,15 @@ class _Lifter:
         return Call(self.path(node, instance), instance, args)
 
     def path(self, node: fx.Node, instance: Instance, *classes: str) -> str:
-        """The module's own path if the operation came out of one of `classes`, else a path named after the node."""
+        """The module's own path if the operation came out of one of `classes`; otherwise one that all its copies share,
+        for these modules hold nothing."""
         origin = node.meta["origin"]
         if origin.module_path and any(name in origin.module_class for name in classes):
             path = str(origin.module_path)
             if self.instances.get(path, instance) == instance and not self.holds_tensors(path):
                 return path
-        path = node.name
-        while path.partition(".")[0] in self.tops or path in self.instances or hasattr(self.module, path):
+        path = f"anytime.calls.{(origin.module_path or node.name).replace('.', '_')}"
+        while self.instances.get(path, instance) != instance:
             path += "_"
         return path
 
@@ -244,10 +248,15 @@ class _Lifter:
             name = self.attribute(module, done + part)
             child = module._modules.get(name)
             if child is None:
-                child = nn.Module()
+                child = self.part(done + part)
                 module.add_module(name, child)
             module, done = child, f"{done}{part}."
         return module, self.attribute(module, path)
+
+    def part(self, path: str) -> nn.Module:
+        if not self.training:
+            return nn.Module()
+        return Added() if path == "anytime" else Part()
 
     def attribute(self, parent: nn.Module, path: str) -> str:
         """The last part of `path`, changed where the parent has an attribute of that name for itself."""

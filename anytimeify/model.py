@@ -22,12 +22,15 @@ from anytimeify.definition import Definition, freeze_unread, register_missing
 from anytimeify.errors import ArgumentError, BudgetError
 from anytimeify.ir import Captured, Level, Outputs, Rewritten
 from anytimeify.lift import backbone_name, keep_state_dict_names, lift
-from anytimeify.modules import BatchNormCall
+from anytimeify.modules import Added, BatchNormCall
 from anytimeify.passes.project import ancestors
-from anytimeify.passes.resume import Step, steps
+from anytimeify.passes.resume import steps
 from anytimeify.report import Report
 from anytimeify.rewriter import Scheme
 from anytimeify.stacks import accept_backbones
+from anytimeify.staged.build import build
+from anytimeify.staged.network import Staged
+from anytimeify.staged.running import Link, links, run
 
 __all__ = ["AnytimeModel"]
 
@@ -64,7 +67,7 @@ class AnytimeModel(nn.Module):
             accept_backbones(self, stacks)
         self._definition = Definition.of(captured, axes, scheme, rewritten, owned=self.tensors())
         self._latencies: dict[tuple[Any, ...], float] = {}
-        self._steps: list[tuple[Step, fx.GraphModule]] | None = None
+        self._steps: tuple[list[fx.GraphModule], tuple[Link, ...]] | None = None
         self._bind(network)
         self.loss = loss if loss is not None else scheme.default_loss()
 
@@ -151,6 +154,11 @@ class AnytimeModel(nn.Module):
         return self._definition.rewritten.full % len(self.levels)
 
     @property
+    def backbones(self) -> tuple[int, ...]:
+        """The positions of the levels that equal the backbones: one, or one for each of two."""
+        return self._definition.rewritten.backbones or (self.full,)
+
+    @property
     def captured(self) -> Captured:
         """The backbone in canonical form, with the tensors of this model as they are now."""
         return self._definition.captured_with(self.tensors())
@@ -181,7 +189,7 @@ class AnytimeModel(nn.Module):
                 f"the loss is a {type(loss).__name__}: expected an nn.Module, called as loss(outputs, target)"
             )
         if "anytime" not in self._modules:
-            self._modules["anytime"] = nn.Module()
+            self._modules["anytime"] = Added()
         self._modules["anytime"].add_module("loss", loss)  # type: ignore[union-attr]  # a module, never None
 
     # What the model does.
@@ -207,16 +215,16 @@ class AnytimeModel(nn.Module):
                 yield level, self(*args, level=level, **kwargs)
 
     def _resume(self, inputs: Sequence[Tensor]) -> Iterator[tuple[Level, Tensor]]:
+        levels = [level for level in self.levels if not level.training_only]
+        names = [node.name for node in self._everything.find_nodes(op="placeholder")]
         if self._steps is None:
             outputs: tuple[fx.Node, ...] = self._everything.output_node().args[0]  # type: ignore[assignment]
-            chain = steps(self._everything, [outputs[position] for position in self._definition.rewritten.steps])
-            self._steps = [(step, self._module(step.graph)) for step in chain]
-        names = [node.name for node in self._everything.find_nodes(op="placeholder")]
+            places = self._definition.rewritten.steps
+            chain = steps(self._everything, [outputs[places[level.index]] for level in levels])
+            reads_and_gives = [(step.reads, step.gives) for step in chain]
+            self._steps = [self._module(step.graph) for step in chain], links(names, reads_and_gives)
         known: dict[str, Any] = dict(zip(names, inputs, strict=True))
-        for level, (step, module) in zip(self.levels, self._steps, strict=True):
-            results = module(*(known[name] for name in step.reads))
-            known.update(zip(step.gives, results, strict=True))
-            yield level, results[-1]
+        yield from zip(levels, run(*self._steps, known), strict=True)
 
     def select(self, budget: Budget) -> Level:
         """The best level within the budget; `BudgetError` names the cheapest level and its cost where none fits."""
@@ -269,6 +277,19 @@ class AnytimeModel(nn.Module):
             position=self._definition.rewritten.position(index),
             merge_batch_norms=fold,
         )
+
+    def staged(self, levels: Sequence[int | Level] | None = None, *, fold: bool = True) -> Staged:
+        """The levels as a chain of inference graphs, which early exit stops between: each computes what those before
+        it did not. Levels for training only are left out; `levels` chooses among the others. Tensors are copies.
+
+        `fold=True` merges batch norms into the convolutions before them.
+        """
+        usable = [level.index for level in self.levels if not level.training_only]
+        chosen = usable if levels is None else sorted({self._index(level) for level in levels})
+        if not chosen or not set(chosen) <= set(usable):
+            raise BudgetError(f"levels={levels!r}: expected some of {', '.join(map(str, usable))}")
+        kept = [self.levels[index] for index in chosen]
+        return build(self.captured, self.rewritten, kept, merge_batch_norms=fold)
 
     def calibrate(self, batches: Iterable[Any]) -> None:
         """Re-estimates the running statistics of every batch norm: their mean over the batches, with equal weights.

@@ -6,13 +6,15 @@ dropout in its training form does; `DropPath` is what a lifted graph calls, and 
 
 from __future__ import annotations
 
+import textwrap
+from collections import Counter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["AttentionDropout", "BatchNormCall", "DropPath", "TrainingSwitch", "drop_path"]
+__all__ = ["Added", "AttentionDropout", "BatchNormCall", "DropPath", "Part", "TrainingSwitch", "drop_path"]
 
 _LIBRARY = torch.library.Library("anytimeify", "FRAGMENT")
 _LIBRARY.define("drop_path(Tensor x, float keep_prob, bool scale_by_keep=True, str mode='row') -> Tensor")
@@ -112,3 +114,33 @@ class TrainingSwitch(nn.Module):
 
     def extra_repr(self) -> str:
         return str(self.target)
+
+
+class Part(nn.Module):
+    """A place in the backbone that is no layer: it holds layers, and tensors that operations read as they are."""
+
+    def extra_repr(self) -> str:
+        tensors = {**self._parameters, **self._buffers}
+        return ", ".join(f"{name}: {list(tensor.shape)}" for name, tensor in tensors.items() if tensor is not None)
+
+
+class Added(nn.Module):
+    """What a model has beside the backbone, its child `anytime`: layers of single levels, modules that operations call,
+    the loss. It prints as a summary, for there may be a layer of every level for each of the backbone's.
+    """
+
+    def __repr__(self) -> str:
+        lines = [f"({name}): {child if name == 'loss' else _contents(child)}" for name, child in self.named_children()]
+        return "\n".join(["Added(", *(textwrap.indent(line, "  ") for line in lines), ")"])
+
+
+def _contents(module: nn.Module) -> str:
+    counts: Counter[str] = Counter()
+    for one in module.modules():
+        if isinstance(one, Part):
+            counts["tensor"] += len(one._parameters) + len(one._buffers)
+        else:
+            counts[type(one).__name__] += 1
+    return ", ".join(
+        f"{count} {kind}{'s' if kind == 'tensor' and count > 1 else ''}" for kind, count in counts.items() if count
+    )

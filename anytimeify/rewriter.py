@@ -2,17 +2,20 @@
 
 A scheme is a frozen dataclass whose fields are its options. The file in `passes/` that defines it is all there is to
 it: it is found by being there. A spec string names a scheme and its options, `nested-channels{widths=0.25,0.5,1
-norms=shared}`; `str(scheme)` gives it back.
+norms=shared}`; `str(scheme)` gives it back. Values are read as what the type of their field says, for a layer may be
+called `1.10` or `true`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import importlib
+import itertools
 import pkgutil
 import re
 from functools import cache
-from typing import Any, ClassVar
+from types import NoneType, UnionType
+from typing import Any, ClassVar, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
 
 from torch import nn
 
@@ -32,6 +35,7 @@ class Scheme:
     """
 
     name: ClassVar[str]
+    backbones: ClassVar[int] = 1  # how many networks `transform` takes; two stand side by side in one captured model
 
     def prepare(self, captured: Captured, axes: Axes) -> Captured:
         """Change values before the rewrite, the function of the backbone staying the same."""
@@ -88,36 +92,85 @@ def parse_scheme(text: str) -> Scheme:
     if match["name"] not in known:
         raise SchemeError(f"'{match['name']}' is not a scheme; there are: {', '.join(known)}")
     scheme = known[match["name"]]
-    values = _read_fields(match["body"] or "", text)
+    written = _fields(match["body"] or "", text)
     names = [f.name for f in dataclasses.fields(scheme)]  # type: ignore[arg-type]
-    for name in values:
+    for name in written:
         if name not in names:
             raise SchemeError(f"'{text}': {scheme.name} has no field '{name}'; it has: {', '.join(names)}")
-    return scheme(**values)
+    kinds = get_type_hints(scheme)
+    return scheme(**{name: _read(value, kinds[name]) for name, value in written.items()})
 
 
-def _read_fields(body: str, text: str) -> dict[str, Any]:
+def _fields(body: str, text: str) -> dict[str, str]:
     starts = list(_FIELD.finditer(body))
     if body.strip() and (not starts or body[: starts[0].start()].strip(" ,;")):
         raise SchemeError(f"'{text}': expected field=value inside the braces")
     ends = [*(match.start() for match in starts[1:]), len(body)][: len(starts)]
-    values: dict[str, Any] = {}
+    values: dict[str, str] = {}
     for match, end in zip(starts, ends, strict=True):
         if match["name"] in values:
             raise SchemeError(f"'{text}': the field '{match['name']}' is given twice")
-        values[match["name"]] = _read(body[match.end() : end].strip().rstrip(",;").strip())
+        values[match["name"]] = body[match.end() : end].strip().rstrip(",;").strip()
     return values
 
 
-def _read(text: str) -> Any:
-    """A number, a truth value, a word, or a tuple of them where there is a comma or a bracket."""
+# Values: words, and tuples of them where there is a comma or a bracket.
+
+_Nested: TypeAlias = "str | tuple[_Nested, ...]"
+
+
+def _read(text: str, kind: Any) -> Any:
+    """A value of a field of type `kind`. Outer brackets may be left out: `cuts=layer1`, `splits=layer1,4`."""
+    nested = _nested(text)
+    for _ in range(_depth_of(kind) - _depth(nested)):
+        nested = (nested,)
+    return _typed(nested, kind)
+
+
+def _nested(text: str) -> _Nested:
     parts = _parts(text)
-    if len(parts) > 1:
-        return tuple(_read(part) for part in parts if part)
-    if text.startswith("(") and text.endswith(")"):
-        return tuple(_read(part) for part in _parts(text[1:-1]) if part)
-    if text in ("true", "false", "none"):
-        return {"true": True, "false": False, "none": None}[text]
+    if len(parts) == 1 and text.startswith("(") and text.endswith(")"):
+        parts = _parts(text[1:-1])
+    elif len(parts) == 1:
+        return text
+    return tuple(_nested(part) for part in parts if part)
+
+
+def _depth(nested: _Nested) -> int:
+    return 0 if isinstance(nested, str) else 1 + max(map(_depth, nested), default=0)
+
+
+def _depth_of(kind: Any) -> int:
+    """How many brackets a value of this type has at least."""
+    if get_origin(kind) in (Union, UnionType):
+        return min(map(_depth_of, get_args(kind)))
+    if dataclasses.is_dataclass(kind):
+        return 1
+    return 1 + _depth_of(get_args(kind)[0]) if get_origin(kind) is tuple else 0
+
+
+def _typed(nested: _Nested, kind: Any) -> Any:
+    kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    if isinstance(nested, tuple) and dataclasses.is_dataclass(kind):
+        items = tuple(get_type_hints(kind).values())
+        if len(nested) > len(items):
+            raise SchemeError(f"({','.join(map(str, nested))}) has more parts than a {kind.__name__}")  # type: ignore[union-attr]  # a class
+        return kind(*map(_typed, nested, items))  # type: ignore[operator]  # a class, not an instance
+    if isinstance(nested, tuple):
+        items = next((get_args(one) for one in kinds if get_origin(one) is tuple), ())
+        if items[1:] == (...,):
+            items = items[:1] * len(nested)
+        return tuple(_typed(one, item) for one, item in itertools.zip_longest(nested, items[: len(nested)]))
+    if nested == "none" and NoneType in kinds:
+        return None
+    choices = [choice for one in kinds if get_origin(one) is Literal for choice in get_args(one)]
+    return nested if str in kinds or nested in choices else _word(nested)
+
+
+def _word(text: str) -> Any:
+    """A number or a truth value if it is one."""
+    if text in ("true", "false"):
+        return text == "true"
     for convert in (int, float):
         try:
             return convert(text)
@@ -137,10 +190,18 @@ def _parts(text: str) -> list[str]:
     return [*parts, text[start:].strip()]
 
 
+def _has_parts(value: Any) -> bool:
+    return isinstance(value, tuple) or dataclasses.is_dataclass(value)
+
+
 def _write(value: Any, *, inside: bool = False) -> str:
+    if dataclasses.is_dataclass(value):  # its fields in order, those at the end that are at their defaults left out
+        fields = dataclasses.fields(value)
+        changed = [place for place, one in enumerate(fields) if getattr(value, one.name) != one.default]
+        return _write(tuple(getattr(value, one.name) for one in fields[: max(changed) + 1]), inside=True)
     if isinstance(value, tuple):
         inner = ",".join(_write(item, inside=True) for item in value)
-        bare = len(value) > 1 and not inside and not any(isinstance(item, tuple) for item in value)
+        bare = len(value) > 1 and not inside and not any(map(_has_parts, value))
         return inner if bare else f"({inner})"
     if value is None or isinstance(value, bool):
         return str(value).lower()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -13,15 +13,18 @@ from torch.export import ExportedProgram
 from anytimeify import verification
 from anytimeify.axes import analyse
 from anytimeify.capture import capture
+from anytimeify.capture.side_by_side import side_by_side
 from anytimeify.errors import SchemeError
 from anytimeify.model import AnytimeModel
 from anytimeify.rewriter import Scheme, parse_scheme
 
 __all__ = ["transform"]
 
+Model: TypeAlias = nn.Module | ExportedProgram
+
 
 def transform(
-    model: nn.Module | ExportedProgram,
+    model: Model | tuple[Model, Model],
     scheme: Scheme | str | Sequence[Scheme | str],
     example_inputs: Any = None,
     *,
@@ -33,7 +36,7 @@ def transform(
     """Turns a backbone into an anytime model. `model` itself never changes, and shares no tensor with the result.
 
     Parameters
-        model: the backbone.
+        model: the backbone; a pair of them for `MutualDistillation`.
         scheme: what to make of it: an object such as `NestedChannels(widths=(0.25, 0.5, 1.0))`, or a spec string such
             as `"nested-channels{widths=0.25,0.5,1}"`.
         example_inputs: a tensor, a tuple of positional or a mapping of keyword arguments. May be left out where the
@@ -48,16 +51,22 @@ def transform(
     as the backbone does now.
     """
     chosen = _single(scheme)
+    models = tuple(model) if isinstance(model, tuple | list) else (model,)
+    if len(models) != chosen.backbones:
+        expected = "one backbone" if chosen.backbones == 1 else "a pair of backbones, transform((a, b), ...)"
+        raise SchemeError(f"{chosen.name} takes {expected}; {len(models)} were given")
     with torch.inference_mode(False):  # tensors made under a caller's inference mode could never be trained
-        captured = capture(model, example_inputs, dynamic_shapes=dynamic_shapes, output=output)
-        axes, reference = analyse(captured.program), captured.reference
+        parts = [capture(one, example_inputs, dynamic_shapes=dynamic_shapes, output=output) for one in models]
+        references = [part.reference for part in parts]
+        captured = parts[0] if len(parts) == 1 else side_by_side(*parts)
+        axes = analyse(captured.program)
         captured = replace(chosen.prepare(captured, axes), reference=None)
         rewritten = chosen.apply(captured, axes)
         net = AnytimeModel(captured, axes, chosen, rewritten, loss)
-        if isinstance(model, nn.Module):
-            net.train(model.training)
+        if isinstance(models[0], nn.Module):
+            net.train(models[0].training)
         if verify:
-            verification.verify(net, model, reference=reference)
+            verification.verify(net, *models, references=references)
     return net
 
 

@@ -10,7 +10,7 @@ Infinities and NaNs agree with themselves.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
@@ -25,6 +25,7 @@ from anytimeify.errors import VerificationError
 from anytimeify.ir import Captured, Program, TensorType
 from anytimeify.lift import lift
 from anytimeify.model import AnytimeModel
+from anytimeify.passes.project import project
 from anytimeify.schema import bound
 
 __all__ = ["TOLERANCE", "difference", "verify"]
@@ -34,22 +35,25 @@ TOLERANCE = 1e-5
 _ADVICE = "Please report this with the model; transform(..., verify=False) skips the check"
 
 
-def verify(net: AnytimeModel, model: nn.Module | ExportedProgram, *, reference: Tensor | None = None) -> None:
+def verify(
+    net: AnytimeModel, *models: nn.Module | ExportedProgram, references: Sequence[Tensor | None] = (None,)
+) -> None:
     """Checks a fresh model; `VerificationError` names the first node that differs.
 
-    1. The full level equals `model`, the backbone. A program that was exported in training mode cannot be run in eval
-       mode, and is left out.
+    1. The full level equals the backbone, `models[0]`, or one level each of `models`. A program that was exported in
+       training mode cannot be run in eval mode, and is left out.
     2. Every level run inside the joint graph equals the same level extracted.
 
-    `reference` is the backbone's prediction where it is known already. Training flags are afterwards as before; the
-    backbone is only called.
+    `references` are the backbones' predictions where they are known already. Training flags are afterwards as before;
+    the backbones are only called.
     """
     inputs = net.captured.example_inputs
     with _evaluating(net), torch.no_grad():
         predictions = [_clone(x) for x in net.graphs[0](*_clone(inputs))[: len(net.levels)]]
-        backbone = _eval_form(model)
-        if backbone is not None:
-            _check_full(net, backbone, predictions[net.full], reference)
+        for place, (model, reference) in enumerate(zip(models, references, strict=True)):
+            backbone = _eval_form(model)
+            if backbone is not None:
+                _check_full(net, place, backbone, predictions[net.backbones[place]], reference)
         for level in net.levels:
             small = net.extract(level)
             args, kwargs = _call(net, inputs)
@@ -78,8 +82,8 @@ def _agree(reference: Tensor, result: Tensor) -> bool:
     return difference(reference, result) <= TOLERANCE and bool(reference.isfinite().all())
 
 
-def _check_full(net: AnytimeModel, model: nn.Module, prediction: Tensor, reference: Tensor | None) -> None:
-    captured = net.captured
+def _check_full(net: AnytimeModel, place: int, model: nn.Module, prediction: Tensor, reference: Tensor | None) -> None:
+    captured, level = net.captured, net.backbones[place]
     if reference is None:
         reference = _run_backbone(model, captured, captured.example_inputs)
     if _agree(reference, prediction):
@@ -89,15 +93,15 @@ def _check_full(net: AnytimeModel, model: nn.Module, prediction: Tensor, referen
     inputs = tuple(_double(x) for x in captured.example_inputs)
     try:
         reference = _run_backbone(_in_double(model), captured, inputs)
-        prediction = _in_double(net).graphs[1 + net.full](*_clone(inputs))
+        prediction = _in_double(net).graphs[1 + level](*_clone(inputs))
     except Exception:  # a model that cannot be copied or that insists on its own precision: that verdict stands
         pass
     else:
         error, limit = difference(reference, prediction), _cast(captured.program)
     if error <= limit:
         return
-    source = lift(captured.program, training=False)
-    node = _first_difference(source, captured.example_inputs, net.graphs[1 + net.full], captured.example_inputs)
+    source = lift(project(captured.program, [place]), training=False)
+    node = _first_difference(source, captured.example_inputs, net.graphs[1 + level], captured.example_inputs)
     if node is None:
         raise VerificationError(
             f"the captured graph, before any rewrite, differs from the backbone by {error:.1e} in eval mode: the "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TypeAlias
 
 from torch import fx
@@ -14,13 +14,14 @@ from anytimeify.cost import macs_by_node, sizes
 from anytimeify.errors import SchemeError
 from anytimeify.ir import Captured, Program
 
-__all__ = ["Cut", "balanced_cuts", "cut_named"]
+__all__ = ["Cut", "balanced_cuts", "cut_named", "even_cuts", "name_of_cut"]
 
 Cut: TypeAlias = tuple[fx.Node, ...]
 
 
-def cut_named(program: Program, blocks: Blocks, name: str) -> Cut:
-    """The last cut point inside the layer of that name; all inputs for `"input"`. `SchemeError` where there is none."""
+def cut_named(program: Program, blocks: Blocks, name: str, *, field: str = "cuts") -> Cut:
+    """The last cut point inside the layer of that name; all inputs for `"input"`. `SchemeError` where there is none,
+    which names the `field` that asks for it."""
     if name == "input":
         return program.placeholders
     last = None
@@ -43,29 +44,52 @@ def cut_named(program: Program, blocks: Blocks, name: str) -> Cut:
     near = difflib.get_close_matches(name, list(known), n=3)
     ends = [path for node in blocks.cut_points if (path := node.meta["origin"].module_path)]
     raise SchemeError(
-        f"cuts: data flows around '{name}', so the network cannot be split behind it; it can behind "
+        f"{field}: data flows around '{name}', so the network cannot be split behind it; it can behind "
         f"{', '.join(list(dict.fromkeys(ends))[-5:])}"
         if inside
-        else f"cuts: there is no layer '{name}'{f'; did you mean {chr(39)}{near[0]}{chr(39)}?' if near else ''}"
+        else f"{field}: there is no layer '{name}'{f'; did you mean {chr(39)}{near[0]}{chr(39)}?' if near else ''}"
     )
+
+
+def name_of_cut(program: Program, blocks: Blocks, node: fx.Node) -> str:
+    """The shortest name by which `cut_named` finds a cut point."""
+    parts = node.meta["origin"].module_path.split(".")
+    for length in range(1, len(parts) + 1):
+        name = ".".join(parts[:length])
+        if name and cut_named(program, blocks, name) == (node,):
+            return name
+    return node.name
 
 
 def balanced_cuts(captured: Captured, blocks: Blocks, count: int) -> list[fx.Node]:
     """Cuts behind stages if enough of them end, else behind blocks, between which the network costs about the same."""
+    for cuts in even_cuts(captured, blocks, count):
+        return cuts
+    places = len(_candidates(captured, blocks))
+    raise SchemeError(
+        f"depth={count}: this network has {places} places to cut it at with parameters behind each, too few; "
+        "choose a smaller depth, or name cuts"
+    )
+
+
+def even_cuts(captured: Captured, blocks: Blocks, count: int) -> Iterator[list[fx.Node]]:
+    """Ways to cut a network so that its parts cost about the same: behind stages, then behind any blocks."""
     macs = macs_by_node(captured.program, captured.batch, *sizes(captured))
     cost = [sum(macs.get(node, 0) for node in block.nodes) for block in blocks.blocks]
-    owns = [_owns_parameters(captured.program, block.nodes) for block in blocks.blocks]
+    owns: list[bool] = [_owns_parameters(captured.program, block.nodes) for block in blocks.blocks]
     ends = {stage.blocks[-1].end for stage in blocks.stages}
-    every = [i for i, _ in enumerate(blocks.blocks[:-1]) if any(owns[i + 1 :])]
-    behind_stages = [i for i in every if blocks.blocks[i].end in ends and cost[: i + 1] and sum(cost[: i + 1])]
+    every = _candidates(captured, blocks)
+    behind_stages = [i for i in every if blocks.blocks[i].end in ends and any(cost[: i + 1])]
     for candidates in (behind_stages, every):
         best = _most_even(candidates, cost, owns, count)
         if best is not None:
-            return [blocks.blocks[i].end for i in best]
-    raise SchemeError(
-        f"depth={count}: this network has {len(every)} places to cut it at with parameters behind each, too few; "
-        "choose a smaller depth, or name cuts"
-    )
+            yield [blocks.blocks[i].end for i in best]
+
+
+def _candidates(captured: Captured, blocks: Blocks) -> list[int]:
+    """Blocks behind which there are parameters."""
+    owns = [_owns_parameters(captured.program, block.nodes) for block in blocks.blocks]
+    return [i for i, _ in enumerate(blocks.blocks[:-1]) if any(owns[i + 1 :])]
 
 
 def _owns_parameters(program: Program, nodes: Sequence[fx.Node]) -> bool:

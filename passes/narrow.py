@@ -67,17 +67,25 @@ class Builder:
     @staticmethod
     def copying(program: Program) -> Builder:
         """A builder that holds a full copy of a program, without its output."""
-        builder = Builder(fx.Graph(), dict(program.tensors), set(program.transient))
-        for node in program.graph.nodes:
-            if node.op == "output":
-                continue
-            copy = builder.graph.node_copy(node, lambda source: builder.shared[source])
-            copy.meta = dict(node.meta)
-            builder.shared[node] = copy
-            builder._names[copy.name] = 1
-            if node.op == "get_attr":
-                builder._attributes[str(node.target)] = copy
+        builder = Builder(fx.Graph(), {}, set())
+        builder.add(program)
         return builder
+
+    def add(self, program: Program) -> None:
+        """Append a full copy of a program, without its output; its inputs are those of the programs before it."""
+        given = self.graph.find_nodes(op="placeholder")
+        self.shared.update(zip(program.placeholders, given, strict=False))
+        self.tensors.update(program.tensors)
+        self.transient.update(program.transient)
+        for node in program.graph.nodes:
+            if node.op == "output" or node in self.shared:
+                continue
+            copy = self.graph.node_copy(node, lambda source: self.shared[source])
+            copy.meta = dict(node.meta)
+            self.shared[node] = copy
+            self._names[copy.name] = 1
+            if node.op == "get_attr":
+                self._attributes[str(node.target)] = copy
 
     def build(self, outputs: Sequence[fx.Node], like: fx.Node) -> Program:
         """The program that returns `outputs`: tensors moved to the top, nodes that nothing needs left out. The output
@@ -129,6 +137,23 @@ class Builder:
         """
         return _Clone(self, program, axes, widths, prefix, private).run()
 
+    def clone_region(
+        self,
+        program: Program,
+        axes: Axes,
+        widths: Widths,
+        region: Set[fx.Node],
+        instead: Mapping[fx.Node, fx.Node],
+        *,
+        prefix: str,
+        private: Private,
+    ) -> dict[fx.Node, fx.Node]:
+        """Append a copy of the calls in `region`, some of its axes at other widths, which may be larger ones. Nodes
+        outside are those of the full copy; each key of `instead` is replaced by the copy of its value."""
+        clone = _Clone(self, program, axes, widths, prefix, private)
+        clone.reached, clone.instead = region, instead
+        return clone.run()
+
     def constant(self, values: npt.NDArray[np.int64], like: fx.Node) -> fx.Node:
         """An index table; equal tables are one constant."""
         name = self._constants.setdefault(values.tobytes(), f"anytime.constants.index_{len(self._constants)}")
@@ -147,12 +172,15 @@ class _Clone:
         self.types = {node: _type_at(node, axes, widths) for node in program.graph.nodes if node.op != "output"}
         _refresh_sizes(program, self.types)
         self.reached = _reached(program, self.types)
+        self.instead: Mapping[fx.Node, fx.Node] = {}
         self.env: dict[fx.Node, fx.Node] = {}
         self.views: dict[fx.Node, fx.Node] = {}
 
     def run(self) -> dict[fx.Node, fx.Node]:
         for node in self.program.graph.nodes:
-            if node in self.reached:
+            if node in self.instead:
+                self.env[node] = self.env[self.instead[node]]
+            elif node in self.reached and node.op == "call_function":
                 self.env[node] = self.call(node)
             elif node.op != "output":
                 self.env[node] = self.builder.shared[node]  # tensors too: their parts are read where they are used

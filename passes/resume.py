@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import fx
@@ -21,13 +21,15 @@ class Step:
     gives: tuple[str, ...]
 
 
-def steps(graph: fx.Graph, outputs: Sequence[fx.Node]) -> tuple[Step, ...]:
+def steps(graph: fx.Graph, outputs: Sequence[fx.Node], again: Collection[fx.Node] = ()) -> tuple[Step, ...]:
     """The chain of graphs that computes `outputs` in order.
 
     1. Every node is computed in the first step that needs it, and nowhere else; parameters are read wherever they are.
     2. A value that a later step needs too is given by the step that computes it, under its node's name; inputs are
        values that are there from the beginning.
+    3. Nodes in `again` are not handed over but computed in every step that needs them: sizes, and what is cheap.
     """
+    repeated = frozenset(again)
     owner: dict[fx.Node, int] = {}
     for index, output in enumerate(outputs):
         waiting = [output]
@@ -35,21 +37,44 @@ def steps(graph: fx.Graph, outputs: Sequence[fx.Node]) -> tuple[Step, ...]:
             node = waiting.pop()
             if node not in owner and node.op not in ("placeholder", "get_attr"):
                 owner[node] = index
-                waiting.extend(node.all_input_nodes)
+                waiting.extend(_sources(node, repeated))
     given: dict[int, dict[fx.Node, None]] = {index: {} for index in range(len(outputs))}
     for node in graph.nodes:
-        for source in node.all_input_nodes:
+        for source in _sources(node, repeated):
             if node in owner and source in owner and owner[source] < owner[node]:
                 given[owner[source]][source] = None
     for index, output in enumerate(outputs):
         if owner.get(output, index) < index:
             given[owner[output]][output] = None
-    return tuple(_step(graph, output, index, owner, given[index]) for index, output in enumerate(outputs))
+    return tuple(_step(graph, output, index, owner, given[index], repeated) for index, output in enumerate(outputs))
 
 
-def _step(graph: fx.Graph, output: fx.Node, index: int, owner: dict[fx.Node, int], given: dict[fx.Node, None]) -> Step:
-    mine = [node for node in graph.nodes if owner.get(node) == index]
-    needed = dict.fromkeys(source for node in mine for source in node.all_input_nodes if owner.get(source) != index)
+def _sources(node: fx.Node, repeated: Collection[fx.Node]) -> Iterator[fx.Node]:
+    """What a node reads, and what the repeated ones among it are computed from."""
+    waiting, seen = list(node.all_input_nodes), set()
+    while waiting:
+        source = waiting.pop()
+        if source not in repeated:
+            yield source
+        elif source not in seen:
+            seen.add(source)
+            waiting.extend(source.all_input_nodes)
+
+
+def _step(
+    graph: fx.Graph,
+    output: fx.Node,
+    index: int,
+    owner: dict[fx.Node, int],
+    given: dict[fx.Node, None],
+    repeated: Collection[fx.Node],
+) -> Step:
+    mine = {node for node in graph.nodes if owner.get(node) == index}
+    for node in reversed(graph.nodes):
+        if node in mine:
+            mine.update(source for source in node.all_input_nodes if source in repeated)
+    inner = [node for node in graph.nodes if node in mine]
+    needed = dict.fromkeys(source for node in inner for source in node.all_input_nodes if source not in mine)
     if owner.get(output) != index:  # computed before, or an input
         needed.setdefault(output)
     reads = [node for node in needed if node.op != "get_attr"]
@@ -58,7 +83,7 @@ def _step(graph: fx.Graph, output: fx.Node, index: int, owner: dict[fx.Node, int
     for node in reads:
         copies[node] = result.placeholder(node.name)
         copies[node].meta = dict(node.meta)
-    for node in (*(one for one in needed if one.op == "get_attr"), *mine):
+    for node in (*(one for one in needed if one.op == "get_attr"), *inner):
         copies[node] = result.node_copy(node, copies.__getitem__)
     gives = [*(node for node in given if node is not output), output]
     result.output(tuple(copies[node] for node in gives))

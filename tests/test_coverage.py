@@ -16,14 +16,17 @@ import pytest
 import torch
 from torch import nn
 
+from anytimeify import HierarchicalEnsemble, transform
 from anytimeify.axes import analyse
 from anytimeify.capture import capture
+from anytimeify.passes.fuse_siblings import RULES
 from benchmarks.coverage import __main__ as coverage
-from benchmarks.coverage import children, page
+from benchmarks.coverage import children, columns, ensembles, page
 from benchmarks.coverage.selection import Backbone, backbones, read_list
 from benchmarks.coverage.worker import held, measure
 
 SCHEME = "nested-channels{widths=0.25,0.5,1}"
+ENSEMBLE = "hierarchical-ensemble{depth=2}"
 HERE = "tests.test_coverage"
 
 # Backbones for the children.
@@ -32,6 +35,23 @@ HERE = "tests.test_coverage"
 def small() -> tuple[nn.Module, Any]:
     model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 32, 3), nn.Flatten())
     return nn.Sequential(model, nn.Linear(32 * 16, 5)), (torch.randn(2, 3, 8, 8),)
+
+
+class Steps(nn.Module):
+    """Behind a stem, two recurrent layers, of which siblings cannot be fused."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(6, 8), nn.Linear(8, 5)
+        self.one, self.two = (nn.LSTM(8, 8, batch_first=True) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.head(self.two(self.one(self.stem(x))[0])[0][:, -1])
+        return result
+
+
+def steps() -> tuple[nn.Module, Any]:
+    return Steps(), (torch.randn(2, 4, 6),)
 
 
 def hangs() -> tuple[nn.Module, Any]:
@@ -159,6 +179,54 @@ def test_a_backbone_is_measured_step_by_step() -> None:
     assert all(row[f"{name}_seconds"] >= 0 for name in ("export", "analysis", "rest"))
 
 
+def test_an_ensemble_is_compared_with_its_unrolled_form() -> None:
+    row: dict[str, Any] = {}
+    steps: list[str] = []
+
+    def say(found: Any) -> None:
+        steps.extend([found["step"]] if "step" in found else [])
+        row.update(found)
+
+    measure(say, f"{HERE}:steps", ENSEMBLE)
+    assert row["verified"], row.get("why")
+    assert steps[-3:] == ["training step", "fused against unrolled", "done"]
+    assert row["levels"] == ["1 leaf", "2 leaves", "4 leaves"]
+    assert row["members"] == 4
+    assert row["shares"][0] == row["parameter_shares"][0] == 1
+    assert row["shares"][2] > row["shares"][1] > 1
+    assert row["stream"] == 1
+    assert "held" not in row
+    ((name, count, part),) = row["unrolled"]
+    assert (name, count) == ("aten.lstm.input", 2)
+    assert 0 < part == pytest.approx(1 - row["fused"])
+    assert row["fused_equals_unrolled"].keys() == {"precision", "outputs", "stream", "gradients"}
+    assert row["fused_equals_unrolled"]["precision"] == "float64"
+    assert max(row["fused_equals_unrolled"][name] for name in ("outputs", "stream", "gradients")) < 1e-12
+
+
+def test_a_wrong_fusion_is_found_behind_a_gain_of_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.body, self.gain = nn.Linear(6, 8), nn.Linear(8, 8), nn.Parameter(torch.zeros(8))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.stem(x)
+            result: torch.Tensor = x + self.gain * self.body(x).relu()
+            return result
+
+    def forgets(siblings: Any, node: Any) -> Any:
+        return siblings.values[node.args[0]]
+
+    monkeypatch.setitem(RULES, torch.ops.aten.relu.default, forgets)
+    net = transform(Gated(), HierarchicalEnsemble(cuts=("stem",)), (torch.randn(2, 6),))  # a gain of zero hides it
+    found: dict[str, Any] = {}
+    with pytest.raises(AssertionError, match="fused and unrolled differ"):
+        ensembles.assert_fused_equals_unrolled(found.update, net, 100)
+    assert found["fused_equals_unrolled"]["outputs"] > 1e-3
+    assert found["fused_equals_unrolled"]["stream"] == 0  # which is not fused
+
+
 def test_what_holds_the_cost_is_the_pin_of_the_axis_that_stays() -> None:
     class Flipped(nn.Module):
         def __init__(self) -> None:
@@ -264,3 +332,47 @@ def test_the_page_has_a_table_for_every_source_and_scheme(tmp_path: Path) -> Non
         f"timm, `{SCHEME}`: 2 of 3 verified. MACs of the cheapest level: median 0.300, below 0.20 for 50 % of them. "
         "Analysis: median 0.20 s, worst 0.30 s. Torch-Pruning: 1 of 2 run after pruning, 1 do not end in time."
     )
+
+
+def test_columns_depend_on_the_scheme(tmp_path: Path) -> None:
+    agree = {"precision": "float64", "outputs": 2e-15, "stream": 0.0, "gradients": 3e-14}
+    common = {"scheme": ENSEMBLE, "verified": True, "members": 4, "stream": 1.0, "parameter_shares": [1.0, 2.0, 3.125]}
+    one = {
+        **common, "backbone": "timm:a", "shares": [1.0, 1.5, 2.5], "fused": 1.0, "unrolled": [],
+        "fused_equals_unrolled": agree,
+    }  # fmt: skip
+    other = {
+        **common, "backbone": "timm:b", "shares": [1.0, 1.5, 2.75], "fused": 0.5,
+        "unrolled": [["aten.lstm.input", 2, 0.5]],
+        "fused_equals_unrolled": {"precision": "float32", "outputs": 3e-7, "stream": 0.0},
+    }  # fmt: skip
+    failed = {"scheme": ENSEMBLE, "backbone": "timm:c", "verified": False, "why": "no cut"}
+    exits = {
+        "scheme": "exits{at=2}",
+        "backbone": "timm:a",
+        "verified": True,
+        "levels": ["x", "y"],
+        "shares": [0.5, 1.0],
+    }
+    file = tmp_path / "coverage.md"
+    page.write([*rows()[:5], one, other, failed, exits], file, coverage.PRUNING)
+    sections = file.read_text().split("\n## ")
+    assert sections[0].count("* **leaves**") == sections[0].count("* **MACs at 0.25**") == 1
+    titles, _, *lines = (line for line in sections[2].splitlines() if line.startswith("|"))
+    assert sections[2].startswith(f"timm, `{ENSEMBLE}`\n\n2 of 3 verified. MACs of all leaves: median 2.62 of the")
+    assert "median 75.0 %, all of them for 1." in sections[2]
+    assert "Torch-Pruning" not in sections[2]
+    assert titles.count("|") == lines[0].count("|") == 15
+    assert lines == [
+        "| a |  | yes | - | - | - | - | 4 | 2.50 | 3.12 | 1.000 | 100.0 % | - | 2e-15, gradients 3e-14 |",
+        "| b |  | yes | - | - | - | - | 4 | 2.75 | 3.12 | 1.000 | 50.0 % | aten.lstm.input (2) | 3e-07 (float32) |",
+        "| c |  | no cut | - | - | - | - | - | - | - | - | - | - | - |",
+    ]
+    assert sections[3].startswith("timm, `exits{at=2}`\n\n1 of 1 verified. MACs of the dearest level over the cheapest")
+    assert sections[3].splitlines()[-1] == "| a |  | yes | - | - | - | - | x: 0.500, y: 1.000 |"
+
+
+def test_a_scheme_is_shown_by_its_name() -> None:
+    assert columns.kind_of(SCHEME) is columns.kind_of("nested-channels") is columns.WIDTHS
+    assert columns.kind_of(ENSEMBLE) is columns.LEAVES
+    assert columns.kind_of("other") == columns.Kind()

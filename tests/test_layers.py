@@ -16,7 +16,7 @@ from tests.source_files import ROOT, import_name, sources
 ROWS: tuple[tuple[str, ...], ...] = (
     ("errors", "_torch"),
     ("ir",),
-    ("schema", "factors", "modules", "stacks"),
+    ("schema", "factors", "modules", "policies", "stacks"),
     ("losses",),  # they read `Outputs` alone, and schemes name their default
     ("spec",),
     ("rules.notation",),
@@ -26,9 +26,10 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("rewriter",),
     ("passes",),
     ("lift", "lift_tables", "capture"),
-    ("calling", "definition", "extraction", "encoding", "storage"),
-    ("model", "budget", "calibration", "verification", "report", "sampling"),
-    ("artifact", "export"),
+    ("calling", "definition", "extraction", "encoding", "export", "storage"),
+    ("staged",),
+    ("model", "budget", "calibration", "thresholds", "verification", "report", "sampling"),
+    ("artifact",),
     ("transform",),
     ("papers", "train"),
     ("cli", "testing", "__main__"),

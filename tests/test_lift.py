@@ -12,12 +12,13 @@ from torch.nn import functional as F
 from anytimeify.capture import capture
 from anytimeify.ir import Origin, Program, Size, TensorType
 from anytimeify.lift import lift
-from anytimeify.modules import AttentionDropout, BatchNormCall, DropPath, TrainingSwitch
+from anytimeify.modules import Added, AttentionDropout, BatchNormCall, DropPath, Part, TrainingSwitch
 from tests.capture.helpers import check
 
 
 def modules(network: nn.Module) -> dict[str, type[nn.Module]]:
-    return {name: type(module) for name, module in network.named_modules() if type(module) is not nn.Module and name}
+    places = (nn.Module, Part, Added)
+    return {name: type(module) for name, module in network.named_modules() if type(module) not in places and name}
 
 
 IMAGE, LINE, CLIP, FLAT = (3, 8, 6, 6), (3, 8, 10), (3, 8, 4, 4, 4), (3, 8)
@@ -169,8 +170,38 @@ class Functional(nn.Module):
 def test_functional_dropout_follows_the_mode() -> None:
     captured = check(Functional(), torch.randn(3, 2, 5, 4))
     network = lift(captured.program)
-    assert [type(module) for module in network.children()] == [nn.Dropout, AttentionDropout, TrainingSwitch]
+    assert [type(module) for module in network.get_submodule("anytime.calls").children()] == [
+        *(nn.Dropout, AttentionDropout, TrainingSwitch)
+    ]
     assert not list(lift(captured.program, training=False).children())
+
+
+class Twice(nn.Module):
+    """One attention with dropout, called twice, with other dropouts elsewhere: a functional one, and an own layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2, dropout=0.2, batch_first=True)
+        self.other = nn.MultiheadAttention(4, 2, dropout=0.2, batch_first=True)
+        self.drop = nn.Dropout(0.4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in (self.attention, self.attention, self.other):
+            x = self.drop(layer(x, x, x, need_weights=False)[0])
+        return F.dropout(x, 0.4, self.training)
+
+
+def test_what_is_no_module_of_the_backbone_is_below_anytime_once_for_all_copies() -> None:
+    network = lift(check(Twice(), torch.randn(3, 5, 4)).program)
+    calls = network.get_submodule("anytime.calls")
+    assert {name: type(module) for name, module in calls.named_children()} == {
+        "attention": AttentionDropout,
+        "other": AttentionDropout,
+        "dropout": nn.Dropout,
+    }
+    assert [name for name, _ in network.named_children()][-1] == "anytime"
+    assert repr(network.get_submodule("anytime")) == "Added(\n  (calls): 2 AttentionDropout, 1 Dropout\n)"
+    assert "in_proj_weight: [12, 4], in_proj_bias: [12]" in repr(network)
 
 
 class Recurrent(nn.Module):
@@ -228,7 +259,7 @@ def drop_path_program(mode: str) -> Program:
 @pytest.mark.parametrize("mode", ["row", "batch"])
 def test_drop_path(mode: str) -> None:
     network = lift(drop_path_program(mode))
-    (layer,) = network.children()
+    (layer,) = network.get_submodule("anytime.calls").children()
     assert isinstance(layer, DropPath)
     x = torch.ones(64, 4)
     torch.testing.assert_close(network.eval()(x)[0], x)

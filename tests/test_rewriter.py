@@ -1,10 +1,15 @@
 """Schemes as text, and how they are found."""
 
+from typing import Any, Literal
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from anytimeify.errors import SchemeError
+from anytimeify.passes.hierarchical_ensemble import HierarchicalEnsemble
 from anytimeify.passes.nested_channels import NestedChannels
-from anytimeify.rewriter import _read, _write, parse_scheme, schemes
+from anytimeify.rewriter import Scheme, _read, _write, parse_scheme, schemes
 
 
 def test_schemes_are_found_by_being_there() -> None:
@@ -20,15 +25,68 @@ def test_schemes_are_found_by_being_there() -> None:
         NestedChannels(widths=(1 / 3, 1.0), where="inner"),
         NestedChannels(widths=(0.5, 1.0), where=("blocks.*.mlp", "head*")),
         NestedChannels(widths=(0.5, 1.0), where=("blocks.*",)),
+        NestedChannels(widths=(0.5, 1.0), where="1.10"),
+        NestedChannels(widths=(0.5, 1.0), where=("1", "true", "none")),
+        HierarchicalEnsemble(cuts=("1.10", "1e5", "true", "layer1")),
+        HierarchicalEnsemble(cuts=("1.10",)),
+        HierarchicalEnsemble(cuts=("0", "1_0", "inf", "none", "None", "-1", "1.")),
+        HierarchicalEnsemble(splits=(("1.10", 2),)),
+        HierarchicalEnsemble(splits=(("1.10", 2), ("1e5", 3), ("true", 2), ("layer1", 16)), fuse=False, sizes="all"),
     ],
+    ids=str,
 )
-def test_spec_strings_round_trip(scheme: NestedChannels) -> None:
+def test_spec_strings_round_trip(scheme: Scheme) -> None:
     assert parse_scheme(str(scheme)) == scheme
 
 
-@pytest.mark.parametrize("value", [(("blocks.2", 16),), (("a", 2), ("b", 3)), ((("x", 1),), 2), ("a",), ()])
-def test_nested_values_round_trip(value: object) -> None:
-    assert _read(_write(value)) == value
+layers = st.text("019.eE_-+xXaionftru*?[]", min_size=1)
+
+
+@given(st.lists(layers, max_size=4), st.lists(st.tuples(layers, st.integers(2, 99)), max_size=3))
+def test_names_of_layers_round_trip(cuts: list[str], splits: list[tuple[str, int]]) -> None:
+    for scheme in (HierarchicalEnsemble(cuts=tuple(cuts)), HierarchicalEnsemble(splits=tuple(splits))):
+        assert parse_scheme(str(scheme)) == scheme
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        ((("blocks.2", 16),), tuple[tuple[str, int], ...]),
+        ((("1.10", 2), ("1", 3)), tuple[tuple[str, int], ...]),
+        (((("2", 1),), 2), tuple[tuple[tuple[str, int], ...], int]),
+        (("a",), tuple[str, ...]),
+        ((), tuple[str, ...]),
+        ((1, 2.5), tuple[float, ...]),
+        ("2", str | None),
+        (None, str | None),
+        (None, int | None),
+        (2, int | None),
+        (True, bool),
+        ("true", Literal["true", "none"]),
+        (2, Literal[1, 2]),
+        ((1, True, "word"), Any),
+    ],
+)
+def test_values_round_trip(value: object, kind: Any) -> None:
+    found = _read(_write(value), kind)
+    assert found == value
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("spec", "scheme"),
+    [
+        ("cuts=1.10", HierarchicalEnsemble(cuts=("1.10",))),
+        ("cuts=1.10,true", HierarchicalEnsemble(cuts=("1.10", "true"))),
+        ("splits=1.10,2", HierarchicalEnsemble(splits=(("1.10", 2),))),
+        (
+            "splits=(1.10,2),(layer2,3) fuse=false",
+            HierarchicalEnsemble(splits=(("1.10", 2), ("layer2", 3)), fuse=False),
+        ),
+    ],
+)
+def test_outer_brackets_may_be_left_out(spec: str, scheme: HierarchicalEnsemble) -> None:
+    assert parse_scheme(f"hierarchical-ensemble{{{spec}}}") == scheme
 
 
 @pytest.mark.parametrize(
@@ -47,7 +105,7 @@ def test_spellings(text: str) -> None:
     ("text", "says"),
     [
         ("", "is not a scheme"),
-        ("nested", "'nested' is not a scheme; there are: hierarchical-ensemble, nested-channels"),
+        ("nested", "'nested' is not a scheme; there are: "),
         ("nested-channels{width=0.5,1}", "no field 'width'; it has: widths, where"),
         ("nested-channels{0.5,1}", "expected field=value"),
         ("nested-channels{widths=0.5,1 widths=1}", "given twice"),
@@ -57,9 +115,14 @@ def test_spellings(text: str) -> None:
         ("nested-channels{widths=0,1}", "0 is not a number in (0, 1]"),
         ("nested-channels{widths=0.5,2}", "2 is not a number in (0, 1]"),
         ("nested-channels{widths=half,1}", "'half' is not a number"),
-        ("nested-channels{norms=none}", "norms=None: expected private or shared"),
+        ("nested-channels{norms=none}", "norms='none': expected private or shared"),
         ("nested-channels{multiple_of=0}", "expected a whole number, 1 or more"),
         ("nested-channels{connectivity=triangular}", "not available yet"),
+        ("hierarchical-ensemble{splits=layer1}", "is not a pair of a layer and a number"),
+        ("hierarchical-ensemble{splits=(layer1,2,3)}", "is not a pair of a layer and a number"),
+        ("hierarchical-ensemble{splits=(2,layer1)}", "is not a pair of a layer and a number"),
+        ("hierarchical-ensemble{depth=two}", "depth='two': expected a whole number"),
+        ("hierarchical-ensemble{fuse=3}", "fuse=3: expected true or false"),
     ],
 )
 def test_what_is_wrong_is_said(text: str, says: str) -> None:

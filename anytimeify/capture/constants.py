@@ -5,7 +5,8 @@ An exported graph writes `arange(8, device=cpu)`, and would break on any other d
 1. What is computed from nothing but numbers (`arange`, and what is made of it alone) becomes a buffer,
    `anytime.constants.<name>`, which moves with the module.
 2. `zeros`, `ones`, `full`, `empty` become their `new_` form of an input or parameter; `rand` and `randn` a random
-   `*_like` of that. `arange` of a dynamic size becomes a running sum of ones.
+   `*_like` of that. `arange` of a dynamic size becomes a running sum of ones. First states of a recurrent layer have
+   the type of what it reads, as `nn.LSTM` makes them, so that the network may be cast.
 3. Other operations lose a `device` argument where that means "as the input".
 """
 
@@ -41,6 +42,7 @@ _RANDOM: dict[object, OpOverload] = {
     aten.rand.default: aten.rand_like.default,
     aten.randn.default: aten.randn_like.default,
 }
+_RECURRENT = {aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input}
 _LARGEST = 2**24  # elements of a constant; what is larger is computed anew each time
 
 
@@ -110,6 +112,12 @@ def _fill(node: fx.Node, reference: fx.Node) -> None:
     else:
         size = values["size"]
         number = values["fill_value"] if number is None else number
+    layer = next(iter(node.users)) if len(node.users) == 1 else node
+    if layer.target in _RECURRENT:
+        for read in (reference, bound(layer)["input"]):
+            if getattr(fake(read), "dtype", None) == value.dtype:
+                replace(node, insert(layer, aten.new_full.default, read, size, number, val=value))
+                return
     replace(node, insert(node, aten.new_full.default, reference, size, number, dtype=value.dtype))
 
 

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from anytimeify.errors import MissingExtraError
 from anytimeify.model import AnytimeModel
 from anytimeify.papers.training import Training
 from anytimeify.rewriter import Scheme
 from anytimeify.transform import transform
 
-__all__ = ["Entry", "Recipe"]
+__all__ = ["Backbone", "Entry", "Recipe"]
+
+# One network, or the two that a scheme trains together.
+Backbone: TypeAlias = nn.Module | tuple[nn.Module, nn.Module]
 
 
 @dataclass(frozen=True)
@@ -23,7 +28,8 @@ class Recipe:
 
     Fields
         name: as in `anytimeify.papers.names()`.
-        backbone: a plain network with one prediction, which knows nothing of levels; weights as its layers draw them.
+        backbone: a plain network with one prediction, which knows nothing of levels; a tuple of two where the scheme
+            makes one model of two networks.
         scheme: what `transform` makes of it: a scheme, or a spec string.
         example_inputs: two samples of the size that the paper uses.
         loss: the paper's objective, called as `loss(outputs, target)`.
@@ -32,12 +38,17 @@ class Recipe:
     """
 
     name: str
-    backbone: nn.Module
+    backbone: Backbone
     scheme: Scheme | str
     example_inputs: tuple[Tensor, ...]
     loss: nn.Module
     training: Training
     source: str
+
+    @property
+    def backbones(self) -> tuple[nn.Module, ...]:
+        """One network or two."""
+        return _networks(self.backbone)
 
     def build(self, **options: Any) -> AnytimeModel:
         """`transform(backbone, scheme, example_inputs, loss=loss, **options)`.
@@ -53,7 +64,7 @@ class Entry:
 
     Fields
         name: `<file>/<network>`, such as `hne/resnet50-cifar`.
-        backbone: makes the backbone for a number of classes.
+        backbone: makes the backbone, or two of them, for a number of classes.
         shape: of one sample, such as (3, 32, 32).
         num_classes: of the data that the paper reports first.
         scheme, training, source: as in `Recipe`.
@@ -64,7 +75,7 @@ class Entry:
     name: str
     about: str
     source: str
-    backbone: Callable[[int], nn.Module]
+    backbone: Callable[[int], Backbone]
     shape: tuple[int, ...]
     num_classes: int
     scheme: Scheme | str
@@ -78,13 +89,35 @@ class Entry:
             name=self.name,
             backbone=self.backbone(classes),
             scheme=self.scheme,
-            example_inputs=(torch.randn(2, *self.shape, generator=torch.Generator().manual_seed(0)),),
+            example_inputs=(_images(self.shape),),
             loss=self.loss(),
             training=self.training,
             source=self.source,
         )
 
-    def params(self) -> int:
-        """Parameters of the backbone; counted without allocating any."""
-        with torch.device("meta"):
-            return sum(parameter.numel() for parameter in self.backbone(self.num_classes).parameters())
+    def params(self) -> int | None:
+        """Parameters of the backbone, or of both; counted without allocating any.
+
+        None where the backbone is from a package that is not installed.
+        """
+        try:
+            return _count(self.backbone, self.num_classes)
+        except MissingExtraError:
+            return None
+
+
+@cache
+def _count(backbone: Callable[[int], Backbone], num_classes: int) -> int:
+    with torch.device("meta"):
+        networks = _networks(backbone(num_classes))
+    return sum(parameter.numel() for network in networks for parameter in network.parameters())
+
+
+def _images(shape: tuple[int, ...]) -> Tensor:
+    """Two samples, the same ones every time, on the device where the backbone is made."""
+    images = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0), device="cpu")
+    return images.to(torch.get_default_device())
+
+
+def _networks(backbone: Backbone) -> tuple[nn.Module, ...]:
+    return backbone if isinstance(backbone, tuple) else (backbone,)

@@ -3,6 +3,7 @@
     python -m benchmarks.coverage                                        the list benchmarks/backbones.json
     python -m benchmarks.coverage --models 'timm:resnet*' 'torchvision:*' 'hf:*'
     python -m benchmarks.coverage --models list.json --torch-pruning --resume
+    python -m benchmarks.coverage --schemes 'hierarchical-ensemble{depth=2}'
     python -m benchmarks.coverage --page-of out/coverage.jsonl more.jsonl
 
 Every backbone runs in a process of its own, under a time limit, once for each scheme. What is found is appended to a

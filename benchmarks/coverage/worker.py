@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from anytimeify import AnytimeModel, verification
+from anytimeify import AnytimeModel, HierarchicalEnsemble, NestedChannels, verification
 from anytimeify.axes import Axes, Widths, analyse
 from anytimeify.capture import capture
 from anytimeify.capture.front_end import export
@@ -30,12 +30,16 @@ from anytimeify.ir import Captured, Outputs
 from anytimeify.passes.narrow import Builder
 from anytimeify.rewriter import parse_scheme, schemes
 from anytimeify.testing import assert_costs_increase
+from benchmarks.coverage import ensembles
 from benchmarks.zoo import build, catalogue, family
 
 __all__ = ["held", "main", "measure"]
 
 WIDTH = 0.25
-DEFAULTS = {"nested-channels": "nested-channels{widths=0.25,0.5,1}"}
+DEFAULTS = {
+    "hierarchical-ensemble": "hierarchical-ensemble{depth=2}",
+    "nested-channels": "nested-channels{widths=0.25,0.5,1}",
+}
 
 Say = Callable[[Mapping[str, Any]], None]
 
@@ -99,7 +103,8 @@ def measure(say: Say, backbone: str, scheme: str, input_size: list[int] | None =
 def _measure(say: Say, step: Steps, backbone: str, scheme: str, input_size: list[int] | None) -> None:
     with step("build"):
         model, example = build(backbone, input_size)
-        say({"family": family(backbone), "params": sum(parameter.numel() for parameter in model.parameters())})
+        params = sum(parameter.numel() for parameter in model.parameters())
+        say({"family": family(backbone), "params": params})
         capture(nn.Linear(2, 2), (torch.randn(2, 2),))  # the first export of a process loads much of torch
     with step("export"):
         say({"exported": _export_alone(model, call_inputs(example))})
@@ -116,11 +121,13 @@ def _measure(say: Say, step: Steps, backbone: str, scheme: str, input_size: list
     with step("rewrite"):
         reference, captured = captured.reference, chosen.prepare(captured, axes)
         net = AnytimeModel(captured, axes, chosen, chosen.apply(captured, axes))
-    macs = [level.cost.macs for level in net.levels]
-    say({"macs": macs, "shares": [one / macs[net.full] for one in macs], "levels": [one.name for one in net.levels]})
-    say(held(captured, axes))
+    say(_costs(net))
+    if isinstance(chosen, NestedChannels):
+        say(held(captured, axes))
+    if isinstance(chosen, HierarchicalEnsemble):
+        say(ensembles.ensemble(net))
     with step("verify"):
-        verification.verify(net, model, reference=reference)
+        verification.verify(net, model, references=[reference])
     rest = max(0.0, step.seconds["capture"] - step.seconds["export"]) + step.seconds["rewrite"] + step.seconds["verify"]
     say({"rest_seconds": rest, **{f"{name}_seconds": step.seconds[name] for name in ("capture", "rewrite", "verify")}})
     assert_costs_increase(net)
@@ -131,6 +138,10 @@ def _measure(say: Say, step: Steps, backbone: str, scheme: str, input_size: list
     for problem in ("missing", "not finite"):
         if names := gradients[problem]:
             raise AssertionError(f"gradients {problem} after a training step: {len(names)}, such as {names[0]}")
+    if isinstance(chosen, HierarchicalEnsemble) and chosen.fuse:
+        del model, captured  # what follows makes a second network
+        with step("fused against unrolled"):
+            ensembles.assert_fused_equals_unrolled(say, net, params)
     say({"verified": True, "step": "done"})
 
 
@@ -168,6 +179,17 @@ def _loss(net: AnytimeModel, outputs: Outputs) -> Tensor:
         loss: Tensor = net.loss(outputs, target)
         return loss
     return torch.stack([level.square().sum() for level in (*outputs.levels, *outputs.members)]).sum()
+
+
+def _costs(net: AnytimeModel) -> dict[str, Any]:
+    """Of every level, also as shares of the level that is the backbone."""
+    full = net.levels[net.full].cost
+    return {
+        "levels": [level.name for level in net.levels],
+        "macs": [level.cost.macs for level in net.levels],
+        "shares": [level.cost.macs / full.macs for level in net.levels],
+        "parameter_shares": [level.cost.params / full.params for level in net.levels],
+    }
 
 
 def _without_rule(axes: Axes) -> list[str]:

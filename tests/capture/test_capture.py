@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from anytimeify.capture import capture
 from anytimeify.errors import CaptureError, UnsupportedOpError
 from anytimeify.ir import Captured, Origin, Size, TensorType
+from anytimeify.lift import lift
 from tests.capture.helpers import check, text
 
 
@@ -257,6 +258,28 @@ def test_noise_is_gone_and_nothing_holds_a_device() -> None:
     assert captured.program.transient == {
         name for name in captured.program.tensors if name.startswith("anytime.constants.")
     }
+
+
+class Recurrent(nn.Module):
+    """An LSTM whose states begin with zeros in the type of what it reads, behind something of its own type or not."""
+
+    def __init__(self, embed: nn.Module) -> None:
+        super().__init__()
+        self.embed, self.rnn = embed, nn.LSTM(4, 5, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.rnn(self.embed(x))[0]
+        return result
+
+
+@pytest.mark.parametrize("tokens", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_recurrent_layer_may_be_cast(tokens: bool, dtype: torch.dtype) -> None:
+    x = torch.randint(9, (2, 3)) if tokens else torch.randn(2, 3, 4)
+    model = Recurrent(nn.Embedding(9, 4) if tokens else nn.Linear(4, 4))
+    network = lift(capture(model, x).program).to(dtype)
+    x = x if tokens else x.to(dtype)
+    torch.testing.assert_close(network(x)[0], model.to(dtype)(x))
 
 
 class DropsSamples(nn.Module):

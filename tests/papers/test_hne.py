@@ -76,7 +76,8 @@ def test_the_small_resnet_has_half_the_channels() -> None:
         if one.ndim > 1:  # the image has three channels in both; a depthwise filter reads one
             halved.append(one.shape[1] // (2 if one.shape[1] not in (1, 3) else 1))
         assert list(other.shape[:2]) == halved, name
-    assert recipe("hne/resnet50-cifar-small").backbone.state_dict().keys() == large.state_dict().keys()
+    (backbone,) = recipe("hne/resnet50-cifar-small").backbones
+    assert backbone.state_dict().keys() == large.state_dict().keys()
 
 
 def test_costs_of_the_mobilenet() -> None:

@@ -1,5 +1,7 @@
 """Nested channels: what levels share, what they have for themselves, and what is refused."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -162,10 +164,15 @@ def test_levels_that_are_no_levels_are_refused(scheme: NestedChannels, says: str
     assert says in str(error.value)
 
 
-@pytest.mark.parametrize("where", ["3", "none", "blocks,3"])
-def test_where_that_names_no_layers_is_refused(where: str) -> None:
+@pytest.mark.parametrize("where", [3, None, ("blocks", 3)])
+def test_where_that_names_no_layers_is_refused(where: Any) -> None:
     with pytest.raises(SchemeError, match="where="):
-        parse_scheme(f"nested-channels{{where={where}}}")
+        NestedChannels(where=where)
+
+
+@pytest.mark.parametrize(("where", "names"), [("3", "3"), ("none", "none"), ("blocks,3", ("blocks", "3"))])
+def test_where_is_read_as_names_of_layers(where: str, names: str | tuple[str, ...]) -> None:
+    assert parse_scheme(f"nested-channels{{where={where}}}") == NestedChannels(where=names)
 
 
 def test_a_model_whose_axes_are_all_pinned_is_refused() -> None:

@@ -1,0 +1,112 @@
+"""Training, modes, precisions, compilation and several processes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from anytimeify import NestedChannels, transform
+from tests.backbones import Shapes, images, residual_net
+from tests.model.helpers import close
+
+
+def test_all_levels_train_together_and_only_what_is_used_wants_gradients() -> None:
+    net = residual_net().train()
+    loss = net.loss(net(images()), torch.tensor([0, 1, 2, 3]))
+    loss.backward()
+    missing = {name for name, parameter in net.named_parameters() if parameter.grad is None}
+    assert missing == {"unused.weight", "unused.bias"}
+    assert not any(net.get_parameter(name).requires_grad for name in missing)
+
+
+def test_dense_predictions_train() -> None:
+    net = transform(Shapes(), NestedChannels((0.5, 1.0)), images())
+    net.loss(net(images()), torch.zeros(4, 6, 6, dtype=torch.long)).backward()
+
+
+def test_train_and_eval() -> None:
+    net, x = residual_net(), images()
+    assert torch.equal(net(x, level=0), net(x, level=0))
+    net.train()
+    assert not torch.equal(net(x, level=0), net(x, level=0))  # dropout
+    before = net.get_buffer("anytime.0.bn1.running_mean").clone()
+    net(x)
+    assert not torch.equal(net.get_buffer("anytime.0.bn1.running_mean"), before)
+
+
+@pytest.mark.slow
+def test_compile_to_machine_code() -> None:
+    net, x = residual_net(), images()
+    compiled = torch.compile(net)
+    for result, expected in zip(compiled(x).levels, net(x).levels, strict=True):
+        assert close(result, expected)
+    net.train()
+    net.loss(compiled(x), torch.tensor([0, 1, 2, 3])).backward()
+    small = net.eval().extract(0)
+    assert close(torch.compile(small)(x), small(x))
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16])
+def test_another_precision_reaches_every_graph(kind: torch.dtype) -> None:
+    net, x = residual_net(), images()
+    net.to(kind)
+    outputs = net(x.to(kind))
+    for index in range(3):
+        assert outputs.levels[index].dtype == kind
+        assert torch.equal(net(x.to(kind), level=index), outputs.levels[index])
+        assert torch.equal(net.extract(index)(x.to(kind)), outputs.levels[index])
+
+
+def test_compile_of_the_training_model_and_of_an_extract() -> None:
+    net, x = residual_net(), images()
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+    for result, expected in zip(compiled(x).levels, net(x).levels, strict=True):
+        assert close(result, expected)
+    assert close(compiled(x, level=0), net(x, level=0))
+    net.train()
+    net.loss(compiled(x), torch.tensor([0, 1, 2, 3])).backward()
+    assert all(parameter.grad is not None for parameter in net.parameters() if parameter.requires_grad)
+    net.eval()
+    small = net.extract(1)
+    assert close(torch.compile(small, fullgraph=True, backend="aot_eager")(x), small(x))
+
+
+DISTRIBUTED = """
+import os, sys, torch
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+from tests.backbones import residual_net, images
+
+torch.set_num_threads(1)
+rank = int(sys.argv[1])
+distributed.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=2)
+torch.manual_seed(0)
+net = residual_net(verify=False).train()
+model = DistributedDataParallel(net)
+optimiser = torch.optim.SGD(net.parameters(), 0.1)
+for step in range(3):
+    optimiser.zero_grad()
+    net.loss(model(images(8, seed=10 * step + rank)), torch.arange(8) % 5).backward()
+    optimiser.step()
+weights = torch.cat([p.detach().flatten() for p in net.parameters()])
+both = [torch.empty_like(weights) for _ in range(2)]
+distributed.all_gather(both, weights)
+assert torch.equal(*both)
+assert weights.isfinite().all()
+distributed.destroy_process_group()
+"""
+
+
+def test_distributed_data_parallel_needs_no_special_flags(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", DISTRIBUTED]
+    processes = [
+        subprocess.Popen([*command, str(rank), str(tmp_path / "meeting")], stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    for process in processes:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors

@@ -1,0 +1,37 @@
+"""What a model is made of: schemes in every spelling, and exported programs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from anytimeify import NestedChannels, SchemeError, transform
+from tests.backbones import Residual, images
+from tests.model.helpers import close
+
+
+def test_schemes_as_objects_text_and_sequences() -> None:
+    for scheme in (NestedChannels((0.5, 1.0)), "nested-channels{widths=0.5,1}", [NestedChannels((0.5, 1.0))]):
+        assert len(transform(Residual(), scheme, images(), verify=False).levels) == 2
+
+
+@pytest.mark.parametrize(
+    ("scheme", "message"),
+    [
+        ([NestedChannels(), NestedChannels()], "2 schemes were given: schemes cannot be composed yet"),
+        ([], "expected a scheme"),
+        (None, "expected a scheme"),
+        ("nested-canals", "'nested-canals' is not a scheme"),
+    ],
+)
+def test_refused_schemes(scheme: object, message: str) -> None:
+    with pytest.raises(SchemeError, match=message):
+        transform(Residual(), scheme, images())  # type: ignore[arg-type]  # refused input
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_an_exported_program_is_a_backbone(training: bool) -> None:
+    backbone = Residual().train(training)
+    exported = torch.export.export(backbone, (images(),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},), strict=False)
+    net = transform(exported, NestedChannels((0.5, 1.0))).eval()
+    assert close(net(images(3, 1), level=-1), backbone.eval()(images(3, 1)))

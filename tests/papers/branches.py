@@ -1,0 +1,118 @@
+"""Networks with auxiliary branches as the compiler makes them, for tests that look at sizes only: no value is drawn."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from unittest import mock
+
+import torch
+from torch import fx, nn
+
+from anytimeify.axes import Axes, analyse
+from anytimeify.capture import capture
+from anytimeify.capture.side_by_side import side_by_side
+from anytimeify.ir import Captured, Program, Rewritten, TensorType
+from anytimeify.papers import Entry, entries
+from anytimeify.papers.recipe import Backbone
+from anytimeify.passes.project import project
+from anytimeify.rewriter import Scheme
+
+ENTRIES = {entry.name: entry for entry in entries()}
+
+
+def blank(make: Callable[[int], Backbone], num_classes: int) -> tuple[nn.Module, ...]:
+    """The backbones with zeros instead of weights, which is faster than to draw them."""
+    with torch.device("meta"):
+        made = make(num_classes)
+    backbones = made if isinstance(made, tuple) else (made,)
+    for backbone in backbones:
+        for tensor in backbone.to_empty(device="cpu").state_dict().values():
+            tensor.zero_()
+    return backbones
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """One or two backbones, captured once, and what schemes make of them."""
+
+    captured: Captured
+    axes: Axes
+
+    @staticmethod
+    def of(make: Callable[[int], Backbone], shape: tuple[int, ...], num_classes: int) -> Sizes:
+        channels, height, width = shape
+        # Half the size: the last stage of every network has 4x4 pixels or so.
+        x = torch.zeros(2, channels, height // 2, width // 2)
+        captured = [capture(backbone, (x,)) for backbone in blank(make, num_classes)]
+        whole = replace(captured[0] if len(captured) == 1 else side_by_side(*captured), fresh=None)
+        return Sizes(whole, analyse(whole.program))
+
+    @staticmethod
+    def of_entry(entry: Entry) -> Sizes:
+        return Sizes.of(entry.backbone, entry.shape, entry.num_classes)
+
+    def under(self, scheme: Scheme | str) -> Made:
+        assert isinstance(scheme, Scheme)
+        with mock.patch("anytimeify.passes.branch.resized", lambda values, shape: values.new_zeros(()).expand(*shape)):
+            return Made(scheme.apply(self.captured, self.axes))
+
+
+@dataclass(frozen=True)
+class Made:
+    """A network with its branches."""
+
+    rewritten: Rewritten
+
+    @property
+    def levels(self) -> range:
+        return range(len(self.rewritten.level_names))
+
+    @cached_property
+    def params(self) -> Counter[str]:
+        """Parameters of each level that nothing else reads, by the level's name; those of a backbone as `full`."""
+        names = self.rewritten.level_names
+        counts: Counter[str] = Counter()
+        for name, tensor in self.rewritten.program.tensors.items():
+            if self.rewritten.program.is_parameter(name):
+                parts = name.split(".")
+                half = f"{parts[0]}/" if parts[0] in ("first", "second") else ""
+                counts[names[int(parts[1])] if parts[0] == "anytime" else f"{half}full"] += tensor.numel()
+        return counts
+
+    def halvings(self) -> dict[str, int]:
+        """How often each level halves the size of its features on the way from the input."""
+        graphs = (project(self.rewritten.program, [level]) for level in self.levels)
+        return dict(zip(self.rewritten.level_names, map(_halvings, graphs), strict=True))
+
+    def widths(self, level: int) -> Mapping[str, int]:
+        """Channels behind every convolution and linear layer of a branch that is its own, by the layer's name."""
+        prefix = f"anytime.{level}."
+        weights = {name: tensor for name, tensor in self.rewritten.program.tensors.items() if tensor.ndim > 1}
+        return {
+            name.removeprefix(prefix).removesuffix(".weight"): tensor.shape[0]
+            for name, tensor in weights.items()
+            if name.startswith(prefix)
+        }
+
+
+def _halvings(program: Program) -> int:
+    counts: dict[fx.Node, int] = {}
+    for node in program.graph.nodes:
+        if _height(node) is not None:
+            before = [source for source in node.all_input_nodes if source in counts]
+            ways = {counts[source] + (_height(node) == -(-_height(source) // 2)) for source in before} or {0}  # type: ignore[operator]  # sources in `counts` have one
+            assert len(ways) == 1, f"{node.name}: ways of different resolution meet"
+            counts[node] = ways.pop()
+    return max(counts.values())
+
+
+def _height(node: fx.Node) -> int | None:
+    """Of images and feature maps with more than one row."""
+    kind = node.meta.get("type")
+    if node.op == "get_attr" or not isinstance(kind, TensorType) or len(kind.shape) != 4:
+        return None
+    height = kind.shape[2].coefficient
+    return height if height > 1 else None
