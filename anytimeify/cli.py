@@ -201,8 +201,11 @@ def levels(
             with _doing(f"measuring level {level.index} ({level.name})"):
                 rows[-1]["latency_ms"] = net.latency(level, device=device, batch_size=batch_size)
     if as_json:
-        typer.echo(json.dumps({"scheme": str(net.scheme), "levels": rows}, indent=2))
+        given = [{**row, "training_only": level.training_only} for row, level in zip(rows, net.levels, strict=True)]
+        typer.echo(json.dumps({"scheme": str(net.scheme), "levels": given}, indent=2))
         return
+    for row, level in zip(rows, net.levels, strict=True):
+        row["name"] += ", for training only" if level.training_only else ""
     table = Table(box=None, pad_edge=False)
     for title in ("level", "name", "MACs", "parameters", "activation bytes", *(["latency, ms"] if device else [])):
         table.add_column(title, justify="left" if title == "name" else "right")

@@ -29,6 +29,7 @@ from anytimeify.factors import Factor, leaves, resolve
 from anytimeify.ir import Captured, Program, TensorType
 from anytimeify.passes.cuts import Cut
 from anytimeify.passes.narrow import Builder
+from anytimeify.passes.project import ancestors
 from anytimeify.passes.replicate import depths
 from anytimeify.passes.resized import resized
 from anytimeify.rules import rule_of
@@ -168,7 +169,7 @@ class Rest:
         return any(id(b) not in removable and b.branching and self._layer(b) == layer for b in self.blocks)
 
     def _layer(self, block: Block) -> str:
-        """The path that the layers of a block have in common, without its own last number."""
+        """The path that the layers of a block have in common, without the last part of it."""
         paths = [path.split(".") for path in _paths(self.captured.program, block)]
         if not paths:
             return ""
@@ -320,19 +321,23 @@ def grow(
                 shape = axes.shape(axes.dims[node], node.meta["type"], widths).shape
                 values = drawn.get(name, tensor) if drawn is not None else tensor
                 value = resized(values.detach().to(tensor), [size.coefficient for size in shape])
-                made[id(tensor)] = (
-                    nn.Parameter(value, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
-                )
+                parameter = isinstance(tensor, nn.Parameter)
+                made[id(tensor)] = nn.Parameter(value, tensor.requires_grad) if parameter else value
             builder.tensors[f"anytime.{level}.{name}"] = made[id(tensor)]
-            _count_batches(program, builder, level, name)
 
     def private(user: fx.Node, source: fx.Node, reached: Set[fx.Node]) -> str | None:
         return f"anytime.{level}.{source.target}" if source.target in own else None
 
-    env = builder.clone_region(
-        program, axes, widths, rest.region - removed, instead, prefix=f"level{level}_", private=private
-    )
-    return env[program.outputs[0]]
+    prefix = f"level{level}_"
+    env = builder.clone_region(program, axes, widths, rest.region - removed, instead, prefix=prefix, private=private)
+    prediction = env[program.outputs[0]]
+    read = {str(node.target) for node in ancestors([prediction]) if node.op == "get_attr"}
+    for name in own:
+        if f"anytime.{level}.{name}" in read:
+            _count_batches(program, builder, level, name)
+        else:  # a table that only blocks which are left out would have made something of
+            builder.tensors.pop(f"anytime.{level}.{name}", None)
+    return prediction
 
 
 def _count_batches(program: Program, builder: Builder, level: int, name: str) -> None:
