@@ -24,7 +24,7 @@ from anytimeify.factors import Expr, Factor, Product
 from anytimeify.ir import Program, TensorType
 from anytimeify.schema import bound
 
-__all__ = ["Block", "Blocks", "Segment", "Stage", "find_blocks"]
+__all__ = ["Block", "Blocks", "Segment", "Stage", "data_nodes", "find_blocks"]
 
 _LONGEST_PERIOD = 8  # segments in one repeat: 2 for transformers, 4 with shifted windows
 _FILLED = frozenset(
@@ -96,7 +96,7 @@ class Blocks:
 
 def find_blocks(program: Program, axes: Axes) -> Blocks:
     """Cut points, segments, blocks and stages of a canonical program. Time grows linearly with the number of nodes."""
-    data = _data_nodes(program)
+    data = data_nodes(program)
     cuts, owner = _cut_points(program, data)
     segments = _segments(program, data, cuts, owner)
     signature = _Signatures(program, data)
@@ -104,7 +104,7 @@ def find_blocks(program: Program, axes: Axes) -> Blocks:
     return Blocks(tuple(cuts), tuple(segments), tuple(_stages(blocks, axes)))
 
 
-def _data_nodes(program: Program) -> dict[fx.Node, None]:
+def data_nodes(program: Program) -> dict[fx.Node, None]:
     """Nodes that carry data from an input to an output. Sizes are no data, nor is what is computed from parameters, nor
     what is filled in the type and shape of something else."""
     reached: set[fx.Node] = set()

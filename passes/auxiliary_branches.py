@@ -166,8 +166,8 @@ def _automatic(captured: Captured, axes: Axes, blocks: Blocks, count: int, heads
         found_cuts = True
         chosen: list[Exit] = []
         limit = full
-        for node in reversed(list(dict.fromkeys(_settled(program, blocks, node) for node in cuts))):
-            for option in _options(captured, axes, blocks, node, heads):
+        for cut in reversed(list(dict.fromkeys(_settled(program, blocks, cut) for cut in cuts))):
+            for option in _options(captured, axes, blocks, cut, heads):
                 macs = _macs(captured, option)
                 if 0 < macs < limit:
                     chosen.append(option)
@@ -185,27 +185,30 @@ def _automatic(captured: Captured, axes: Axes, blocks: Blocks, count: int, heads
     )
 
 
-def _settled(program: Program, blocks: Blocks, node: fx.Node) -> fx.Node:
+def _settled(program: Program, blocks: Blocks, cut: Cut) -> Cut:
     """The end of the last residual block of the stage that a cut ends, where that ends a larger part of the network:
     the first layers of a block that goes on at another resolution are left to the branch."""
+    if len(cut) > 1:
+        return cut
+    node = cut[0]
     stage = next(stage for stage in blocks.stages if any(block.end is node for block in stage.blocks))
     place = next(place for place, block in enumerate(stage.blocks) if block.end is node)
     before = [block.end for block in stage.blocks[:place] if block.branching]
     nodes = [node, *before[-1:]]
-    return min(nodes, key=lambda one: _depth(program, blocks, one))
+    return (min(nodes, key=lambda one: _depth(program, blocks, one)),)
 
 
 def _depth(program: Program, blocks: Blocks, node: fx.Node) -> int:
     """How deep in the modules the part is that ends at a cut point."""
-    name = name_of_cut(program, blocks, node)
+    name = name_of_cut(program, blocks, (node,))
     return name.count(".") if name != node.name else len(node.name)
 
 
-def _options(captured: Captured, axes: Axes, blocks: Blocks, node: fx.Node, heads: str) -> Iterator[Exit]:
+def _options(captured: Captured, axes: Axes, blocks: Blocks, cut: Cut, heads: str) -> Iterator[Exit]:
     """What may fork at a node, from the largest to the smallest."""
-    name = f"branch at {name_of_cut(captured.program, blocks, node)}"
+    name = f"branch at {name_of_cut(captured.program, blocks, cut)}"
     if heads == "branch":
-        rest = Rest.behind(captured, axes, blocks, (node,))
+        rest = Rest.behind(captured, axes, blocks, cut)
         for share, multiple in _SIZES:
             left_out = rest.halved(share)
             try:
@@ -213,7 +216,8 @@ def _options(captured: Captured, axes: Axes, blocks: Blocks, node: fx.Node, head
             except SchemeError:
                 continue  # nothing to narrow
             yield Exit(name, partial(_grow, rest, left_out, widths))
-    yield _pooled(captured, axes, (node,), name)
+    if len(cut) == 1:
+        yield _pooled(captured, axes, cut, name)
 
 
 _SIZES: Sequence[tuple[float, float]] = ((0.5, 1.0), (0.25, 1.0), (0.0, 1.0), (0.5, 0.5), (0.0, 0.5), (0.0, 0.25))

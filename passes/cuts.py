@@ -13,6 +13,7 @@ from anytimeify.blocks import Blocks
 from anytimeify.cost import macs_by_node, sizes
 from anytimeify.errors import SchemeError
 from anytimeify.ir import Captured, Program
+from anytimeify.passes.separators import separators
 
 __all__ = ["Cut", "balanced_cuts", "cut_named", "even_cuts", "name_of_cut"]
 
@@ -51,8 +52,11 @@ def cut_named(program: Program, blocks: Blocks, name: str, *, field: str = "cuts
     )
 
 
-def name_of_cut(program: Program, blocks: Blocks, node: fx.Node) -> str:
-    """The shortest name by which `cut_named` finds a cut point."""
+def name_of_cut(program: Program, blocks: Blocks, cut: Cut) -> str:
+    """The shortest name by which `cut_named` finds a cut; those of its nodes where there are several."""
+    if len(cut) > 1:
+        return " and ".join(node.name for node in cut)
+    node = cut[0]
     parts = node.meta["origin"].module_path.split(".")
     for length in range(1, len(parts) + 1):
         name = ".".join(parts[:length])
@@ -61,7 +65,7 @@ def name_of_cut(program: Program, blocks: Blocks, node: fx.Node) -> str:
     return node.name
 
 
-def balanced_cuts(captured: Captured, blocks: Blocks, count: int) -> list[fx.Node]:
+def balanced_cuts(captured: Captured, blocks: Blocks, count: int) -> list[Cut]:
     """Cuts behind stages if enough of them end, else behind blocks, between which the network costs about the same."""
     for cuts in even_cuts(captured, blocks, count):
         return cuts
@@ -72,8 +76,9 @@ def balanced_cuts(captured: Captured, blocks: Blocks, count: int) -> list[fx.Nod
     )
 
 
-def even_cuts(captured: Captured, blocks: Blocks, count: int) -> Iterator[list[fx.Node]]:
-    """Ways to cut a network so that its parts cost about the same: behind stages, then behind any blocks."""
+def even_cuts(captured: Captured, blocks: Blocks, count: int) -> Iterator[list[Cut]]:
+    """Ways to cut a network so that its parts cost about the same: behind stages, behind any blocks, and where several
+    tensors together carry all data."""
     macs = macs_by_node(captured.program, captured.batch, *sizes(captured))
     cost = [sum(macs.get(node, 0) for node in block.nodes) for block in blocks.blocks]
     owns: list[bool] = [_owns_parameters(captured.program, block.nodes) for block in blocks.blocks]
@@ -83,7 +88,10 @@ def even_cuts(captured: Captured, blocks: Blocks, count: int) -> Iterator[list[f
     for candidates in (behind_stages, every):
         best = _most_even(candidates, cost, owns, count)
         if best is not None:
-            yield [blocks.blocks[i].end for i in best]
+            yield [(blocks.blocks[i].end,) for i in best]
+    several = separators(captured, count)
+    if several is not None:
+        yield several
 
 
 def _candidates(captured: Captured, blocks: Blocks) -> list[int]:

@@ -142,7 +142,7 @@ class HierarchicalEnsemble(Scheme):
         named = [(cut, 2) for cut in self.cuts] or list(self.splits)
         if not named:
             chosen = balanced_cuts(captured, blocks, self.depth)
-            return [(node,) for node in chosen], Tree((2,) * self.depth)
+            return chosen, Tree((2,) * self.depth)
         cuts = [cut_named(captured.program, blocks, name) for name, _ in named]
         order = {node: place for place, node in enumerate(captured.program.graph.nodes)}
         for (one, first), (other, second) in itertools.pairwise(zip([name for name, _ in named], cuts, strict=True)):

@@ -85,3 +85,13 @@ def test_an_input_may_be_an_output() -> None:
 
 def test_what_no_output_needs_is_in_no_step() -> None:
     assert shown(steps(*graph_of("a = x x\nb = a x", "a"))) == [("x", "a", "a")]
+
+
+def test_what_is_computed_again_is_not_handed_on() -> None:
+    graph, outputs = graph_of("a = x w\nsize = a a\ntwice = size size\nb = a twice\nc = b twice", "b c")
+    nodes = {node.name: node for node in graph.nodes}
+    chain = steps(graph, outputs, again=(nodes["size"], nodes["twice"]))
+    assert shown(chain) == [("x", "a size twice b", "a b"), ("a b", "size twice c", "c")]
+    root, weight = nn.Module(), torch.tensor(2.0)
+    root.register_buffer("w", weight)
+    assert run(chain, {"x": torch.tensor(3.0)}, weight) == list(fx.GraphModule(root, graph)(torch.tensor(3.0)))
