@@ -158,31 +158,42 @@ def _pooled(captured: Captured, axes: Axes, cut: Cut, name: str) -> Exit:
 
 
 def _automatic(captured: Captured, axes: Axes, blocks: Blocks, count: int, heads: str) -> list[Exit]:
-    """Forks at even shares of cost, and at each the largest branch that keeps the order of costs strict."""
+    """Forks at even shares of cost, and at each the largest branch that keeps the order of costs strict; else the last
+    forks at which there are such branches."""
     program = captured.program
-    full = cost(program, captured.batch, *sizes(captured)).macs
-    found_cuts = False
-    for cuts in even_cuts(captured, blocks, count):
-        found_cuts = True
-        chosen: list[Exit] = []
-        limit = full
-        for cut in reversed(list(dict.fromkeys(_settled(program, blocks, cut) for cut in cuts))):
-            for option in _options(captured, axes, blocks, cut, heads):
-                macs = _macs(captured, option)
-                if 0 < macs < limit:
-                    chosen.append(option)
-                    limit = macs
-                    break
-            else:
-                break
+    even = [
+        list(dict.fromkeys(_settled(program, blocks, cut) for cut in cuts))
+        for cuts in even_cuts(captured, blocks, count)
+    ]
+    anywhere: list[Cut] = [(block.end,) for block in blocks.blocks[:-1]]
+    for cuts in [*even, anywhere]:
+        chosen = _cheaper_and_cheaper(captured, axes, blocks, cuts, heads, skip=cuts is anywhere)[:count]
         if len(chosen) == count:
             return chosen[::-1]
     raise SchemeError(
-        f"branches={count}: no branch of this network's own blocks would be cheaper than the network and than the "
-        "branches behind it; fewer branches may do, or say each as a Branch"
-        if found_cuts
+        f"branches={count}: no branches of this network's own blocks would be cheaper than the network and than the "
+        "branches behind them; fewer branches may do, or say each as a Branch"
+        if even
         else f"branches={count}: this network has too few places to fork at with layers behind each; use fewer branches"
     )
+
+
+def _cheaper_and_cheaper(
+    captured: Captured, axes: Axes, blocks: Blocks, cuts: Sequence[Cut], heads: str, *, skip: bool
+) -> list[Exit]:
+    """From the last fork to the first, the largest branch that is noticeably cheaper than the one before; a fork
+    without any is the end, or is skipped."""
+    limit = _WORTH * cost(captured.program, captured.batch, *sizes(captured)).macs
+    chosen: list[Exit] = []
+    for cut in reversed(cuts):
+        found = ((option, _macs(captured, option)) for option in _options(captured, axes, blocks, cut, heads))
+        best = next(((option, macs) for option, macs in found if 0 < macs < limit), None)
+        if best is not None:
+            chosen.append(best[0])
+            limit = _WORTH * best[1]
+        elif not skip:
+            break
+    return chosen
 
 
 def _settled(program: Program, blocks: Blocks, cut: Cut) -> Cut:
@@ -191,7 +202,9 @@ def _settled(program: Program, blocks: Blocks, cut: Cut) -> Cut:
     if len(cut) > 1:
         return cut
     node = cut[0]
-    stage = next(stage for stage in blocks.stages if any(block.end is node for block in stage.blocks))
+    stage = next((stage for stage in blocks.stages if any(block.end is node for block in stage.blocks)), None)
+    if stage is None:  # inside a block
+        return cut
     place = next(place for place, block in enumerate(stage.blocks) if block.end is node)
     before = [block.end for block in stage.blocks[:place] if block.branching]
     nodes = [node, *before[-1:]]
@@ -220,6 +233,7 @@ def _options(captured: Captured, axes: Axes, blocks: Blocks, cut: Cut, heads: st
         yield _pooled(captured, axes, cut, name)
 
 
+_WORTH = 0.98  # of the cost of the next level: an exit that saves less is none
 _SIZES: Sequence[tuple[float, float]] = ((0.5, 1.0), (0.25, 1.0), (0.0, 1.0), (0.5, 0.5), (0.0, 0.5), (0.0, 0.25))
 
 

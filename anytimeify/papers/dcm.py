@@ -5,8 +5,8 @@ Two networks learn together. Each has two auxiliary branches of its own blocks, 
 own.
 
 What the paper leaves open, and is an option of the function that makes the branches: the layers of MobileNet's early
-branch, which are not printed (3 in the authors' code). ResNet-164's branches are printed with one width for all three
-convolutions of a block; they are taken for the width behind the block, which is what the other tables print.
+branch, which are not printed (3 in the authors' code). ResNet-164's branches are printed with the block's output width
+for all three of its convolutions; they are made of the backbone's bottlenecks here, as the text says of all branches.
 """
 
 from __future__ import annotations
