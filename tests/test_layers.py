@@ -28,7 +28,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("lift", "lift_tables", "capture"),
     ("calling", "definition", "extraction", "encoding", "export", "storage"),
     ("staged",),
-    ("model", "budget", "calibration", "thresholds", "verification", "report", "sampling"),
+    ("model", "budget", "calibration", "diagnostics", "thresholds", "verification", "report", "sampling"),
     ("artifact",),
     ("transform",),
     ("papers", "train"),
