@@ -22,6 +22,7 @@ from anytimeify.passes.branch import Branch
 from anytimeify.passes.hierarchical_ensemble import HierarchicalEnsemble
 from anytimeify.passes.mutual_distillation import MutualDistillation
 from anytimeify.passes.nested_channels import NestedChannels
+from anytimeify.passes.nested_depth import NestedDepth
 from anytimeify.policies import Confidence, Entropy, Patience
 from anytimeify.rewriter import Scheme, parse_scheme, schemes
 from anytimeify.sampling import SandwichSampler
@@ -50,6 +51,7 @@ __all__ = [
     "MissingExtraError",
     "MutualDistillation",
     "NestedChannels",
+    "NestedDepth",
     "Outputs",
     "Patience",
     "SandwichSampler",

@@ -223,7 +223,7 @@ def _options(captured: Captured, axes: Axes, blocks: Blocks, cut: Cut, heads: st
     if heads == "branch":
         rest = Rest.behind(captured, axes, blocks, cut)
         for share, multiple in _SIZES:
-            left_out = rest.halved(share)
+            left_out = rest.shortened(share)
             try:
                 widths = rest.widths({"": multiple} if multiple != 1 else {}, left_out)
             except SchemeError:

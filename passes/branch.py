@@ -150,11 +150,12 @@ class Rest:
     def _begins_in(self, segment: Segment, path: str) -> bool:
         return any(node.meta["origin"].module_path.startswith(f"{path}.") for node in segment.nodes)
 
-    def halved(self, share: float) -> list[Block]:
+    def shortened(self, share: float) -> list[Block]:
         """Blocks that are left out so that of every run of equal ones about a share stays, at least one."""
         runs: dict[Any, list[Block]] = {}
         for block in self.removable():
-            runs.setdefault((block.kind, self._layer(block)), []).append(block)
+            kind = "dense" if self._added(block) else block.kind  # each dense layer reads more than the one before
+            runs.setdefault((kind, self._layer(block)), []).append(block)
         left_out: list[Block] = []
         for run in runs.values():
             alone = not self._follows_other(run[0])

@@ -27,7 +27,7 @@ from anytimeify.passes.reorder import reorder
 from anytimeify.rewriter import Scheme
 from anytimeify.rules.targets import aten
 
-__all__ = ["NestedChannels"]
+__all__ = ["NestedChannels", "PrivateTensors"]
 
 NORMS = frozenset(
     aten("batch_norm.default", "layer_norm.default", "group_norm.default", "instance_norm.default", "rms_norm.default")
@@ -107,7 +107,7 @@ class NestedChannels(Scheme):
             if not widths or widths == before:
                 self._refuse_equal(width, self.widths[level - 1] if widths else 1.0, axes)
             before = widths
-            private = _Private(program, builder, level, heads, norms=self.norms == "private")
+            private = PrivateTensors(program, builder, level, heads, norms=self.norms == "private")
             env = builder.clone_narrowed(program, axes, widths, prefix=f"level{level}_", private=private)
             outputs.extend(env[node] for node in program.outputs)
         axes.chosen(self.where)
@@ -161,7 +161,7 @@ def _heads(program: Program) -> Iterator[fx.Node]:
 
 
 @dataclass(frozen=True)
-class _Private:
+class PrivateTensors:
     """Which tensors a level has for itself: those of its norms and heads, unless something else reads them too (a tied
     weight, a norm whose other call no narrowed axis reaches)."""
 
