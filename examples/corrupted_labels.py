@@ -1,9 +1,9 @@
 """Do exits that mimic each other keep a network from learning wrong labels? Handwritten digits.
 
-    python examples/corrupted_labels.py [--seeds 5] [--first 0] [--out docs/branches_digits.md]
+    python examples/corrupted_labels.py [--seeds 10] [--first 0] [--out docs/branches_digits.md]
 
 The network of `branches_digits.py`, trained where a share of the labels is drawn at random (Li and Chen 2020 do so with
-CIFAR-100). Needs `pip install anytimeify scikit-learn`, and some minutes on one core.
+CIFAR-100). Needs `pip install anytimeify scikit-learn`, and about five minutes on one core.
 """
 
 from __future__ import annotations

@@ -44,8 +44,8 @@ class AuxiliaryBranches(Scheme):
     Fields
         branches: how many to place automatically, or each as a `Branch`.
         sampling: which mimicking terms of the loss are active: `"all"`; `"bernoulli"`: those between branches that are
-            drawn with `probability`, `per` epoch or step; `"terms"`: a sixth of the terms' number drawn at every step
-            with replacement is left out, as the authors describe.
+            drawn with `probability`, `per` epoch or step; `"terms"`: at every step some terms drawn at random are left
+            out, as in the authors' code (`HierarchicalMimicking`).
         probability: of a branch to be active, for `"bernoulli"`.
         per: how often branches are drawn, `"epoch"` (`net.loss.resample()`) or `"step"`.
         heads: of automatic branches: `"branch"` or `"pool"`, as in `Branch`.

@@ -30,8 +30,8 @@ class Heads:
     def divergence(self, student: int, teacher: int) -> Tensor:
         """T^2 KL(softmax(teacher / T) || softmax(student / T)) of a constant teacher, a batch mean.
 
-        Zero to the last bit where both say the same. The papers' code adds 1e-8 to probabilities to keep their
-        logarithms finite; those of a log-softmax are.
+        Exactly zero where both say the same. The papers' code adds 1e-8 to probabilities to keep their logarithms
+        finite; those of a log-softmax are.
         """
         constant = self.softened[teacher].detach()
         pointwise = F.kl_div(self.softened[student], constant, reduction="none", log_target=True)
