@@ -172,7 +172,7 @@ def _pairs(value: Any) -> tuple[Any, ...]:
 
 
 def _layer(name: Any) -> str:
-    """The layers of an `nn.Sequential` have numbers for names, which a spec string reads as numbers."""
+    """The layers of an `nn.Sequential` have numbers for names; a number will do."""
     if isinstance(name, bool) or not isinstance(name, str | int | float):
         raise SchemeError(f"cuts: {name!r} is not the name of a layer; expected names such as layer1,layer2")
     return str(name)

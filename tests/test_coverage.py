@@ -343,8 +343,8 @@ def test_columns_depend_on_the_scheme(tmp_path: Path) -> None:
     }  # fmt: skip
     other = {
         **common, "backbone": "timm:b", "shares": [1.0, 1.5, 2.75], "fused": 0.5,
-        "unrolled": [["aten.lstm.input", 2, 0.5]],
-        "fused_equals_unrolled": {"precision": "float32", "outputs": 3e-7, "stream": 0.0},
+        "unrolled": [["aten.cat.default", 3, 0.0], ["aten.lstm.input", 2, 0.5]],
+        "fused_equals_unrolled": {"precision": "float32", "outputs": 0.0, "stream": 0.0},
     }  # fmt: skip
     failed = {"scheme": ENSEMBLE, "backbone": "timm:c", "verified": False, "why": "no cut"}
     exits = {
@@ -365,7 +365,8 @@ def test_columns_depend_on_the_scheme(tmp_path: Path) -> None:
     assert titles.count("|") == lines[0].count("|") == 15
     assert lines == [
         "| a |  | yes | - | - | - | - | 4 | 2.50 | 3.12 | 1.000 | 100.0 % | - | 2e-15, gradients 3e-14 |",
-        "| b |  | yes | - | - | - | - | 4 | 2.75 | 3.12 | 1.000 | 50.0 % | aten.lstm.input (2) | 3e-07 (float32) |",
+        "| b |  | yes | - | - | - | - | 4 | 2.75 | 3.12 | 1.000 | 50.0 % | aten.lstm.input (2); aten.cat.default (3) "
+        "| 0 (float32) |",
         "| c |  | no cut | - | - | - | - | - | - | - | - | - | - | - |",
     ]
     assert sections[3].startswith("timm, `exits{at=2}`\n\n1 of 1 verified. MACs of the dearest level over the cheapest")

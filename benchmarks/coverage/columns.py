@@ -127,7 +127,8 @@ def _last(row: Row, name: str) -> float | None:
 
 
 def _unrolled(row: Row) -> str:
-    return "; ".join(f"{operation} ({count})" for operation, count, _ in row.get("unrolled", ())[:3]) or "-"
+    listed = sorted(row.get("unrolled", ()), key=lambda one: (-one[2], -one[1]))
+    return "; ".join(f"{operation} ({count})" for operation, count, _ in listed[:3]) or "-"
 
 
 def _agreement(row: Row) -> str:
@@ -135,9 +136,13 @@ def _agreement(row: Row) -> str:
     found = row.get("fused_equals_unrolled")
     if not found:
         return "-"
-    gradients = f", gradients {found['gradients']:.0e}" if "gradients" in found else ""
+    gradients = f", gradients {_small(found['gradients'])}" if "gradients" in found else ""
     single = f" ({found['precision']})" if found["precision"] != "float64" else ""
-    return f"{found['outputs']:.0e}{gradients}{single}"
+    return f"{_small(found['outputs'])}{gradients}{single}"
+
+
+def _small(value: float) -> str:
+    return f"{value:.0e}" if value else "0"
 
 
 def _ensembles(rows: Sequence[Row]) -> str:
@@ -165,7 +170,7 @@ LEAVES = Kind(
 * **leaves** of an ensemble; **MACs** and **parameters** of all of them together over those of the backbone, which is
   one leaf. **stream**: MACs of all levels one after the other over those of one evaluation of all leaves.
 * **MACs fused**: the share of the MACs behind the first cut that run as one operation for all siblings. **member by
-  member**: the operations that do not, the most frequent first, counted in the backbone's graph.
+  member**: the operations that do not, those of most MACs first, counted in the backbone's graph.
 * **fused against unrolled**: the largest relative difference of levels and members from the same network with
   `fuse=False`, in eval mode, after zeros and ones of the start have been given other values. For backbones below 30 M
   parameters and 15 GMACs also that of the gradients of every parameter, relative to the largest. In double precision
