@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -53,8 +54,19 @@ class Scored:
                 raise ArgumentError(f"temperature={given!r}: expected positive numbers")
             object.__setattr__(self, name, values if isinstance(given, (tuple, list)) else given)
 
+    def __call__(self, predictions: Sequence[Tensor], exit: int) -> Tensor | bool:
+        score = self.score(predictions[-1], exit)
+        least = self.least(at_exit(self.threshold, exit, "thresholds"))
+        if len(score) == 1:  # between layers that have emptied the caches every operation counts
+            return score.item() >= float(np.float32(least))  # as the comparison below rounds it
+        return score >= least
+
     def score(self, logits: Tensor, exit: int) -> Tensor:
         """One number per sample, the higher the more certain."""
+        raise NotImplementedError
+
+    def least(self, threshold: float) -> float:
+        """The least score that stops at a threshold."""
         raise NotImplementedError
 
     def with_scores(self, scores: Sequence[float]) -> Scored:
@@ -84,12 +96,12 @@ class Confidence(Scored):
 
     threshold: PerExit = 0.9
 
-    def __call__(self, predictions: Sequence[Tensor], exit: int) -> Tensor:
-        return self.score(predictions[-1], exit) >= at_exit(self.threshold, exit, "thresholds")
-
     def score(self, logits: Tensor, exit: int) -> Tensor:
         """The largest probability."""
         return _mean(torch.softmax(self._softmax_input(logits, exit), 1, torch.float32).amax(1))
+
+    def least(self, threshold: float) -> float:
+        return threshold
 
     def with_scores(self, scores: Sequence[float]) -> Confidence:
         return replace(self, threshold=tuple(scores))
@@ -105,14 +117,14 @@ class Entropy(Scored):
 
     threshold: PerExit = 0.1
 
-    def __call__(self, predictions: Sequence[Tensor], exit: int) -> Tensor:
-        return self.score(predictions[-1], exit) >= -at_exit(self.threshold, exit, "thresholds")
-
     def score(self, logits: Tensor, exit: int) -> Tensor:
         """The negative entropy, between -1 and 0."""
         logarithms = torch.log_softmax(self._softmax_input(logits, exit), 1, torch.float32)
         terms = logarithms.exp() * logarithms.clamp(min=-1e30)  # 0 * -inf counts 0
         return _mean(terms.sum(1) / math.log(logits.shape[1]))
+
+    def least(self, threshold: float) -> float:
+        return -threshold
 
     def with_scores(self, scores: Sequence[float]) -> Entropy:
         return replace(self, threshold=tuple(-score for score in scores))

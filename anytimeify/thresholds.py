@@ -96,14 +96,14 @@ def evaluate(policy: ExitPolicy, data: Recorded) -> Evaluation:
     errors = data.errors.gather(0, exits[None]).mean()
     costs = torch.tensor(data.macs, dtype=torch.float64)[exits]
     counts = torch.bincount(exits, minlength=len(data.macs))
-    return Evaluation(float(1 - errors), float(costs.mean()), tuple((counts / len(exits)).tolist()))
+    return Evaluation(float(1 - errors), float(costs.mean()), tuple((counts.double() / len(exits)).tolist()))
 
 
 def temperatures(data: Recorded) -> tuple[float, ...]:
     """For each exit, the temperature at which the targets are most likely (Guo et al. 2017, section 4.2).
 
-    The likelihood is concave in the inverse of the temperature, so its derivative is bisected; what would leave
-    0.01 to 100 (all targets right, or no better than chance) ends there.
+    The likelihood is concave in the inverse of the temperature, so its derivative is bisected, between 0.01 (where all
+    targets are right) and 100 (where they are no better than chance).
     """
     return tuple(_temperature(logits.double(), data.targets) for logits in data.predictions)
 
@@ -111,15 +111,13 @@ def temperatures(data: Recorded) -> tuple[float, ...]:
 def for_accuracy(data: Recorded, drop: float, policy: Scored = _CONFIDENCE) -> Scored:
     """The policy with the thresholds of least cost at which accuracy is at most `drop` below that of the last exit.
 
-    Thresholds of all exits are searched together, minimising cost + weight * errors for a range of weights, each by
-    coordinate descent, in which one threshold is optimal for given others; one threshold for all exits is tried too.
+    Thresholds of all exits are searched together, which is no worse than one threshold for all of them.
     """
     if not 0 <= drop <= 1:
         raise ArgumentError(f"drop={drop}: expected a share of all samples, between 0 and 1")
     search = _Search.of(data, policy)
     allowed = float(search.errors[-1].mean()) + drop + _ROUNDING
-    found = search.candidates(lambda thresholds: search.error(thresholds) > allowed)
-    return policy.with_scores(min((one for one in found if search.error(one) <= allowed), key=search.cost))
+    return _with_scores(policy, search.best(search.costs, search.errors, allowed))
 
 
 def for_budget(
@@ -139,12 +137,14 @@ def for_budget(
     """
     if macs < data.macs[0]:
         raise BudgetError(f"macs={macs:g}: the first exit alone costs {data.macs[0]:,}")
-    within = _Search.of(data, policy)
-    candidates = [within.leaving(_geometric_shares(data.macs, macs))]
+    chosen = _Search.of(data, policy)
     if search:
-        found = within.candidates(lambda thresholds: within.cost(thresholds) <= macs)
-        candidates += [one for one in found if within.cost(one) <= macs]
-    return policy.with_scores(min(candidates, key=lambda one: (within.error(one), within.cost(one))))
+        return _with_scores(policy, chosen.best(chosen.errors, chosen.costs, macs))
+    return _with_scores(policy, chosen.leaving(_geometric_shares(data.macs, macs)))
+
+
+def _with_scores(policy: Scored, scores: _Scores) -> Scored:
+    return policy.with_scores(scores or (math.inf,))  # one exit: nothing to compare
 
 
 _ROUNDING = 1e-9  # of means of errors
@@ -153,11 +153,11 @@ _Scores = tuple[float, ...]  # a sample stops where its score is at least that; 
 
 @dataclass(frozen=True)
 class _Search:
-    """Scores, errors and costs of all exits, as thresholds are chosen from."""
+    """What thresholds are chosen from."""
 
     scores: Tensor  # (exits - 1, samples)
     errors: Tensor  # (exits, samples)
-    costs: Tensor  # (exits,)
+    costs: Tensor  # (exits, samples)
 
     @staticmethod
     def of(data: Recorded, policy: Scored) -> _Search:
@@ -167,17 +167,11 @@ class _Search:
         count = len(data.targets)
         stacked = torch.stack(scores).double() if scores else torch.empty(0, count, dtype=torch.float64)
         stacked = stacked.masked_fill(stacked.isnan(), -math.inf)  # never stops
-        return _Search(stacked, data.errors, torch.tensor(data.macs, dtype=torch.float64))
+        return _Search(stacked, data.errors, torch.tensor(data.macs, dtype=torch.float64)[:, None].expand(-1, count))
 
     def exits(self, thresholds: Sequence[float]) -> Tensor:
-        stops = self.scores >= torch.tensor(thresholds[: len(self.scores)], dtype=torch.float64)[:, None]
+        stops = self.scores >= torch.tensor(thresholds, dtype=torch.float64)[:, None]
         return torch.cat([stops, torch.ones_like(self.errors[:1], dtype=torch.bool)]).int().argmax(0)
-
-    def cost(self, thresholds: Sequence[float]) -> float:
-        return float(self.costs[self.exits(thresholds)].mean())
-
-    def error(self, thresholds: Sequence[float]) -> float:
-        return float(self.errors.gather(0, self.exits(thresholds)[None]).mean())
 
     def leaving(self, shares: Sequence[float]) -> _Scores:
         """Thresholds at which at least these shares of all samples leave, exit after exit, the surest first."""
@@ -193,56 +187,72 @@ class _Search:
             here &= scores < found[-1]
         return tuple(found)
 
-    def candidates(self, cheap: Callable[[_Scores], bool]) -> list[_Scores]:
-        """Thresholds from where all samples leave at once to where none leaves early, most of them near those at which
-        `cheap` ceases to hold."""
-        none = (math.inf,) * max(1, len(self.scores))
-        if not len(self.scores):
-            return [none]
-        found = [none, self._descend(0.0)]
+    def best(self, objective: Tensor, limited: Tensor, limit: float) -> _Scores:
+        """Thresholds of the least mean of `objective` at which that of `limited` is at most `limit`; both are given for
+        every exit and sample. Nobody leaving early, or all at the first exit, keeps the limit.
 
-        def step(logarithm: float) -> bool:
-            found.append(self._descend(math.exp(logarithm)))
-            return cheap(found[-1])
+        Starts are thresholds that minimise objective + weight * limited for weights around the one at which the limit
+        is just kept, and thresholds that all exits share; each is improved under the limit itself.
+        """
+        starts = [(math.inf,) * len(self.scores), *self._common()]
 
-        span = float(self.costs[-1] - self.costs[0])  # what an error is worth: from next to nothing to everything
-        _bisect(step, math.log(span * 1e-3), math.log(span * 10 * self.errors.shape[1]), _WEIGHTS)
-        common = self.scores.flatten().sort(descending=True).values
-        found += [(_cut(common, len(common) * part // 100),) * len(self.scores) for part in range(1, 101)]
-        return found
+        def too_much(logarithm: float) -> bool:
+            weighted = objective + math.exp(logarithm) * limited
+            starts.append(self._descend(starts[0], weighted, torch.zeros_like(weighted), math.inf))
+            return self._mean(limited, starts[-1]) > limit
 
-    def _descend(self, weight: float) -> _Scores:
-        """Thresholds of least cost + weight * errors, as far as changing one at a time goes."""
-        losses = self.costs[:, None] + weight * self.errors
-        thresholds = [math.inf] * len(self.scores)
+        span = float(objective.max() - objective.min()) / max(float(limited.max() - limited.min()), 1e-12)
+        _bisect(too_much, math.log(max(span, 1e-12)) - _RANGE, math.log(max(span, 1e-12)) + _RANGE, _STEPS)
+        improved = [self._descend(start, objective, limited, limit) for start in starts]
+        fitting = [one for one in improved if self._mean(limited, one) <= limit]
+        if not fitting:  # samples without a score cannot stop
+            return min(improved, key=lambda one: self._mean(limited, one))
+        return min(fitting, key=lambda one: (self._mean(objective, one), self._mean(limited, one)))
+
+    def _mean(self, losses: Tensor, thresholds: _Scores) -> float:
+        return float(losses.gather(0, self.exits(thresholds)[None]).mean())
+
+    def _common(self) -> list[_Scores]:
+        scores = self.scores.flatten().sort(descending=True).values
+        counts = sorted({len(scores) * part // _STEPS for part in range(1, _STEPS + 1)})
+        return [(_cut(scores, count),) * len(self.scores) for count in counts]
+
+    def _descend(self, thresholds: _Scores, objective: Tensor, limited: Tensor, limit: float) -> _Scores:
+        """Changes one threshold after the other to the best under the limit, as long as that changes anything."""
+        current = list(thresholds)
         for _ in range(_SWEEPS):
-            before = list(thresholds)
-            for exit in reversed(range(len(thresholds))):
-                stops = self.scores >= torch.tensor(thresholds, dtype=torch.float64)[:, None]
-                reached = ~stops[:exit].any(0)
-                later = losses[-1]
-                for following in reversed(range(exit + 1, len(thresholds))):
-                    later = torch.where(stops[following], losses[following], later)
-                thresholds[exit] = _best(self.scores[exit][reached], (later - losses[exit])[reached])
-            if thresholds == before:
+            before = list(current)
+            for exit in reversed(range(len(current))):
+                current[exit] = self._move(current, exit, objective, limited, limit)
+            if current == before:
                 break
-        return tuple(thresholds)
+        return tuple(current)
+
+    def _move(self, thresholds: list[float], exit: int, objective: Tensor, limited: Tensor, limit: float) -> float:
+        """The best threshold of one exit, the others being given; the present one if none keeps the limit."""
+        alone = list(thresholds)
+        alone[exit] = math.inf
+        elsewhere = self.exits(alone)[None]
+        reached = elsewhere[0] > exit
+        gone, spent = (losses.gather(0, elsewhere)[0] for losses in (objective, limited))
+        ordered = self.scores[exit][reached].sort(descending=True)
+        values, places = ordered.values, ordered.indices
+        change, extra = (
+            (losses[exit] - without)[reached][places].cumsum(0)
+            for losses, without in ((objective, gone), (limited, spent))
+        )
+        possible = torch.ones_like(values, dtype=torch.bool)
+        possible[:-1] = values[1:] < values[:-1]  # equal scores stop together
+        possible &= (values > -math.inf) & (extra + spent.sum() <= limit * len(spent) + _ROUNDING)
+        change = change.masked_fill(~possible, math.inf)
+        nobody = 0.0 if float(spent.sum()) <= limit * len(spent) + _ROUNDING else math.inf
+        least = float(change.min()) if len(change) else math.inf
+        if math.isinf(min(least, nobody)):
+            return thresholds[exit]
+        return _cut(values, int(change.argmin()) + 1) if least < nobody else math.inf
 
 
-_WEIGHTS, _SWEEPS = 30, 20
-
-
-def _best(scores: Tensor, gains: Tensor) -> float:
-    """The threshold at which the gains of those that stop are largest together; infinite if none is better than
-    stopping nobody."""
-    ordered = scores.sort(descending=True)
-    total = gains[ordered.indices].cumsum(0)
-    possible = torch.ones_like(total, dtype=torch.bool)
-    possible[:-1] = ordered.values[1:] < ordered.values[:-1]  # equal scores stop together
-    total = total.masked_fill(~possible, -math.inf)
-    if not len(total) or float(total.max()) <= 0:
-        return math.inf
-    return _cut(ordered.values, int(total.argmax()) + 1)
+_STEPS, _SWEEPS, _RANGE = 24, 10, 12.0
 
 
 def _cut(ordered: Tensor, count: int) -> float:

@@ -82,8 +82,8 @@ def main() -> None:
         training.append(training_step(forms, image, few, clock))
         print(training[-1], flush=True)
     page = PAGE.format(
-        command=f"python benchmarks/branches.py --model {options.model} --size {options.size} --rounds {options.rounds} "
-        f"--batch {options.batch}{' --thread-time' if options.thread_time else ''}",
+        command=f"python benchmarks/branches.py --model {options.model} --size {options.size} "
+        f"--rounds {options.rounds} --batch {options.batch}{' --thread-time' if options.thread_time else ''}",
         clock="time of the computing thread" if options.thread_time else "time of the clock",
         idle="\n".join(idle),
         stopping="\n".join(stopping),
@@ -147,10 +147,10 @@ def heads_alone(forms: Networks, x: Tensor) -> tuple[list[nn.Module], list[Tenso
 
 def behind(program: Program, feature: fx.Node, prediction: fx.Node) -> nn.Module:
     """The graph from one node to another."""
-    first, second = steps(program.graph, [feature, prediction])
-    names = {str(node.target) for node in second.graph.find_nodes(op="get_attr")}
+    graph = steps(program.graph, [feature, prediction])[1].graph
+    names = {str(node.target) for node in graph.find_nodes(op="get_attr")}
     tensors = {name: tensor for name, tensor in program.tensors.items() if name in names}
-    return lift(Program(second.graph, tensors), training=False).requires_grad_(False)
+    return lift(Program(graph, tensors), training=False).requires_grad_(False)
 
 
 def samples_stop(forms: Networks, x: Tensor, rounds: int, clock: Callable[[], float]) -> str:
@@ -171,7 +171,10 @@ def samples_stop(forms: Networks, x: Tensor, rounds: int, clock: Callable[[], fl
         left = {name: forms.staged(x, policy=policy).exits for name, policy in (("half", half), ("none", NEVER))}
     macs = {name: sum(forms.staged.macs[exit] for exit in exits) / len(x) / full for name, exits in left.items()}
     macs["first"] = forms.staged.macs[0] / full
-    cells = " | ".join(f"{shares[name]:.3f} | {macs[name]:.3f}" for name in ("first", "half", "none"))
+    shown = {name: f"{shares[name]:.3f} | {macs[name]:.3f}" for name in ("first", "half", "none")}
+    if len(x) == 1:
+        shown["half"] = " | "
+    cells = " | ".join(shown.values())
     return f"| {forms.heads} | {len(x)} | {1000 * alone:.1f} | {cells} |"
 
 
