@@ -57,9 +57,10 @@ def test_the_first_op_rule_of_the_documentation() -> None:
 
 def tiny(name: str) -> nn.Module:
     """What the examples get from timm: as it says what it takes, but small."""
-    assert name == "resnet50"
+    assert name in ("resnet18", "resnet50")
     stem, head = nn.Conv2d(3, 16, 32, stride=32), nn.Linear(16, 1000)
-    model = nn.Sequential(stem, nn.BatchNorm2d(16), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
+    layers = [nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU()) for _ in range(4)]
+    model = nn.Sequential(stem, nn.BatchNorm2d(16), nn.ReLU(), *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
     model.pretrained_cfg = {"input_size": (3, 224, 224)}  # type: ignore[assignment]  # no module, as in timm
     return model
 
@@ -72,3 +73,4 @@ def test_the_examples_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.Monk
     for text in blocks("README.md"):
         exec(text, namespace)
     assert (tmp_path / "net.safetensors").is_file()
+    assert (tmp_path / "stages").is_dir()
