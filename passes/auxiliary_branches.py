@@ -80,7 +80,7 @@ class AuxiliaryBranches(Scheme):
         macs = [cost(project(program, [k]), captured.batch, *sizes(captured)).macs for k in range(len(outputs))]
         return Rewritten(
             program,
-            (*(exit.name for exit in exits), "full"),
+            (*_numbered([exit.name for exit in exits]), "full"),
             training_only=frozenset(level for level, one in enumerate(macs[:-1]) if one > macs[-1]),
             resumable=True,
             steps=tuple(range(len(outputs))),
@@ -90,6 +90,12 @@ class AuxiliaryBranches(Scheme):
         from anytimeify.losses.hierarchical_mimicking import HierarchicalMimicking
 
         return HierarchicalMimicking(sampling=self.sampling, probability=self.probability, per=self.per)
+
+
+def _numbered(names: Sequence[str]) -> list[str]:
+    """Names of which each is there once: the second branch at a fork says so."""
+    seen = [names[: place + 1].count(name) for place, name in enumerate(names)]
+    return [name if count == 1 else f"{name} ({count})" for name, count in zip(names, seen, strict=True)]
 
 
 _CHOICES = {

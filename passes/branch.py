@@ -9,7 +9,8 @@ What is copied:
 3. widths: the axes that a layer makes are multiplied, larger or smaller; axes that the trunk has too keep their size,
    and a zero-padded shortcut is padded by what is missing from the total.
 
-Refused: layers without blocks or axes of that kind, more repeats than there are, widths that leave nothing.
+Refused: layers without blocks or axes of that kind, more repeats than there are, repeats that contradict each
+other, widths that leave nothing.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
+from itertools import combinations, pairwise
 from typing import Any, Literal
 
 import torch
@@ -73,10 +75,16 @@ class Branch:
 def _pairs(field: str, given: Any, read: Callable[[Any], Any]) -> tuple[tuple[str, Any], ...]:
     pairs = given.items() if isinstance(given, Mapping) else given
     try:
-        return tuple((str(name), read(value)) for name, value in pairs)
+        return tuple((_as_name(name), read(value)) for name, value in pairs)
     except (TypeError, ValueError):
         example = "{'layer3': 2}" if field == "repeats" else "{'layer4': 2.0}"
         raise SchemeError(f"{field}={given!r}: expected layers with numbers above zero, such as {example}") from None
+
+
+def _as_name(name: Any) -> str:
+    if not isinstance(name, str) or not name:
+        raise ValueError
+    return name
 
 
 def _as_count(value: Any) -> int:
@@ -119,6 +127,7 @@ class Rest:
     def without(self, repeats: Mapping[str, int]) -> list[Block]:
         """The blocks that are left out so that layers have `repeats` of them; the first ones stay."""
         left_out: list[Block] = []
+        asked: list[tuple[list[Block], int]] = []
         for path, count in repeats.items():
             blocks = self._children(path) or [b for b in self.blocks if self._within(b, path) and _has_layer(b)]
             if not blocks:
@@ -131,6 +140,15 @@ class Rest:
                     f"least {least} ha{'ve' if least > 1 else 's'} to stay; {count} are asked for"
                 )
             left_out += found[len(found) - (len(blocks) - count) :]
+            asked.append((blocks, count))
+        # A block that is left out as a whole and in part would be read from the backbone's own copy of it.
+        removed = {node for block in left_out for node in block.nodes}
+        counts = [sum(not removed.issuperset(block.nodes) for block in blocks) == count for blocks, count in asked]
+        if not all(counts) or any(_overlap(one, other) for one, other in combinations(left_out, 2)):
+            raise SchemeError(
+                f"repeats: {', '.join(repeats)} name the same blocks and ask for different numbers of them; name each "
+                "block once"
+            )
         return left_out
 
     def _children(self, path: str) -> list[Block]:
@@ -142,13 +160,19 @@ class Rest:
             if module.startswith(f"{path}."):
                 ends[module.removeprefix(f"{path}.").partition(".")[0]] = place
         first = next((place for place, one in enumerate(segments) if self._begins_in(one, path)), 0)
-        starts = [first, *(end + 1 for end in ends.values())]
         if len(ends) < 2 or sorted(ends.values()) != list(ends.values()):
             return []
+        starts = [first]
+        for start, end in pairwise(ends.values()):  # layers of other paths between two parts belong to neither
+            others = [place for place in range(start + 1, end) if self._is_layer_outside(segments[place], path)]
+            starts.append(max(others, default=start) + 1)
         return [Block(tuple(segments[start : end + 1]), -1) for start, end in zip(starts, ends.values(), strict=False)]
 
     def _begins_in(self, segment: Segment, path: str) -> bool:
         return any(node.meta["origin"].module_path.startswith(f"{path}.") for node in segment.nodes)
+
+    def _is_layer_outside(self, segment: Segment, path: str) -> bool:
+        return not self._begins_in(segment, path) and any(True for _ in _paths(self.captured.program, segment))
 
     def shortened(self, share: float) -> list[Block]:
         """Blocks that are left out so that of every run of equal ones about a share stays, at least one."""
@@ -323,7 +347,7 @@ def grow(
                 values = drawn.get(name, tensor) if drawn is not None else tensor
                 value = resized(values.detach().to(tensor), [size.coefficient for size in shape])
                 parameter = isinstance(tensor, nn.Parameter)
-                made[id(tensor)] = nn.Parameter(value, tensor.requires_grad) if parameter else value
+                made[id(tensor)] = nn.Parameter(value) if parameter else value
             builder.tensors[f"anytime.{level}.{name}"] = made[id(tensor)]
 
     def private(user: fx.Node, source: fx.Node, reached: Set[fx.Node]) -> str | None:
@@ -375,7 +399,12 @@ def _has_layer(block: Block) -> bool:
     return any(rule is not None and rule.macs is not None for rule in rules)
 
 
-def _paths(program: Program, block: Block) -> Iterator[str]:
+def _overlap(one: Block, other: Block) -> bool:
+    """Whether two blocks have some nodes in common, but not all."""
+    return one.nodes != other.nodes and not set(one.nodes).isdisjoint(other.nodes)
+
+
+def _paths(program: Program, block: Block | Segment) -> Iterator[str]:
     """Where the parameters of a block are."""
     for node in _calls(block):
         for source in node.all_input_nodes:

@@ -69,6 +69,13 @@ class MutualDistillation(Scheme):
         return one  # type: ignore[no-any-return]  # a pair was taken apart at the beginning
 
     def apply(self, captured: Captured, axes: Axes) -> Rewritten:
+        shapes = [node.meta["type"].shape[1:] for node in captured.program.outputs]
+        if shapes[0] != shapes[1]:
+            first, second = (" x ".join(map(str, shape)) or "one" for shape in shapes)
+            raise SchemeError(
+                f"networks that teach each other predict the same; of a sample the first gives {first} numbers, the "
+                f"second {second}"
+            )
         heads = [head for network in range(2) for head in self._heads(captured, network)]
         # Levels have their numbers in the names of their tensors, so their order has to be known before they are made.
         order = sorted(range(len(heads)), key=lambda place: heads[place].macs)

@@ -54,11 +54,21 @@ def finish(draft: Draft, renaming: Renaming) -> Program:
             if node.op == "get_attr"
             else type_of(node.meta.get("val"), renaming)
         )
+        if new.target is torch.ops.aten.lstm.input:
+            new.meta["type"] = _lstm_types(new)
         values[node] = new
     results = draft.graph.output_node().args[0]
     assert isinstance(results, tuple)
     graph.output(tuple(values[node] for node in results if isinstance(node, fx.Node)))
     return Program(graph, draft.tensors, frozenset(draft.transient))
+
+
+def _lstm_types(node: fx.Node) -> Any:
+    """The last states have the type of the first ones; torch 2.11 records them with a dimension too many."""
+    result, *last = node.meta["type"]
+    first: Any = node.args[1]
+    kinds = [state.meta["type"] for state in first]
+    return (result, *(kind if kind.dtype == one.dtype else one for kind, one in zip(kinds, last, strict=True)))
 
 
 def batch_symbols(draft: Draft, sizes: Iterable[int | None]) -> tuple[str | None, Renaming]:

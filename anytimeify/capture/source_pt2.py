@@ -7,6 +7,7 @@ loaded with tensors and plain values only, unless its author is trusted; its che
 from __future__ import annotations
 
 import re
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -43,7 +44,8 @@ def load_exported(path: str | Path, *, trust_pickle: bool = False) -> ExportedPr
             "pass --trust-pickle (trust_pickle=True)."
         )
     try:
-        with quiet_exporter(), refuse_code_in_pickles(active=not trust_pickle):
+        with warnings.catch_warnings(), quiet_exporter(), refuse_code_in_pickles(active=not trust_pickle):
+            warnings.simplefilter("ignore")  # torch 2.11 warns of its own buffers
             return torch.export.load(file)
     except Exception as error:
         first = (str(error).strip().splitlines() or [""])[0]

@@ -22,6 +22,8 @@ def aten(*names: str) -> list[Any]:
             continue
         for one in [overload] if overload else packet.overloads():
             target = getattr(packet, one, None)
+            if _names_dimensions(one):
+                continue
             if target is not None and _gives_tensors(target) and not is_mutable(target) and target not in found:
                 found.append(target)
     return found
@@ -29,3 +31,8 @@ def aten(*names: str) -> list[Any]:
 
 def _gives_tensors(target: Any) -> bool:
     return any("Tensor" in str(result.type) for result in schema(target).returns)
+
+
+def _names_dimensions(overload: str) -> bool:
+    """Overloads that take names of dimensions, which torch 2.11 still has; exported graphs never call them."""
+    return "names" in overload or "dimname" in overload.lower()

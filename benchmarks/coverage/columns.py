@@ -178,7 +178,14 @@ LEAVES = Kind(
 """,
 )
 
-KINDS = {"nested-channels": WIDTHS, "hierarchical-ensemble": LEAVES}
+EXITS = Kind(
+    about="""\
+* **auxiliary-branches**: two exits that are placed automatically, with the place of each fork and its MACs over
+  the backbone's, its part of the trunk counted.
+""",
+)
+
+KINDS = {"nested-channels": WIDTHS, "hierarchical-ensemble": LEAVES, "auxiliary-branches": EXITS}
 
 
 def kind_of(scheme: str) -> Kind:

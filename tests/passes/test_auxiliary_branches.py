@@ -64,6 +64,13 @@ def test_levels_are_in_the_order_of_their_forks() -> None:
     assert [level.name for level in net.levels] == ["branch at stage1", "branch at stage2", "full"]
 
 
+def test_branches_of_a_frozen_backbone_train() -> None:
+    net = net_of(Projected().requires_grad_(False), EARLY, EARLY)
+    assert [level.name for level in net.levels] == ["branch at stage1", "branch at stage1 (2)", "full"]
+    trained = {name.split(".")[0] for name, parameter in net.named_parameters() if parameter.requires_grad}
+    assert trained == {"anytime"}
+
+
 def test_a_stream_computes_the_trunk_once() -> None:
     net = net_of(Projected(repeats=(2, 2, 2)))
     with FlopCounterMode(display=False) as joint:
@@ -162,6 +169,7 @@ def test_weights_of_a_wider_branch_are_drawn_for_their_size() -> None:
             "'stage3' has 3 blocks behind the fork, of which at least 1 has to stay; 9 are asked for",
         ),
         (Branch("stage2", repeats={"stage1": 1}), "no block of 'stage1' behind the fork"),
+        (Branch("stage1", repeats={"stage3": 2, "stage3.2": 1}), "name the same blocks and ask for different numbers"),
         (Branch("stage2", widths={"stage1": 2.0}), "no channel axis is made in 'stage1'"),
         (Branch("stage2", widths={"head": 2.0}), "no channel axis is made in 'head'"),
     ],
@@ -169,6 +177,52 @@ def test_weights_of_a_wider_branch_are_drawn_for_their_size() -> None:
 def test_branches_that_cannot_be(branch: Branch, said: str) -> None:
     with pytest.raises(SchemeError, match=said):
         net_of(Projected(), branch)
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(8, 16), nn.Linear(16, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = x + self.down(self.up(x).relu())
+        return result
+
+
+def test_counts_of_blocks_and_of_blocks_inside_them_fit_together() -> None:
+    stages = (nn.Sequential(*(Residual() for _ in range(count))) for count in (2, 3))
+    backbone = nn.Sequential(nn.Linear(6, 8), nn.Sequential(*stages), nn.Linear(8, 3))
+
+    def exit_of(repeats: dict[str, int]) -> str:
+        scheme = AuxiliaryBranches((Branch("0", repeats=repeats),))
+        return str(transform(backbone, scheme, (torch.randn(2, 6),), loss=JointLoss()).extract(0).code)
+
+    assert exit_of({"1": 2, "1.1": 1}).count("up") > exit_of({"1": 1}).count("up")
+    with pytest.raises(SchemeError, match="name the same blocks"):
+        exit_of({"1": 1, "1.1": 2})
+
+
+def test_layers_between_the_blocks_of_another_layer_stay() -> None:
+    class Interleaved(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.between, self.head = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+            self.blocks = nn.ModuleList(Residual() for _ in range(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            for place, block in enumerate(self.blocks):
+                x = block(self.between(x) if place == 2 else x)
+            result: Tensor = self.head(x)
+            return result
+
+    scheme = AuxiliaryBranches((Branch("stem", repeats={"blocks": 2}),))
+    net = transform(Interleaved(), scheme, (torch.randn(2, 6),), loss=JointLoss())
+    small = set(net.extract(0).state_dict())
+    assert "between.weight" in small
+    assert "blocks.1.up.weight" in small
+    assert "blocks.2.up.weight" not in small
+    assert_levels_equal_extracts(net)
 
 
 def test_a_padded_shortcut_cannot_become_narrower_than_what_it_pads() -> None:
@@ -191,6 +245,7 @@ def test_pooled_heads_are_refused_for_dense_prediction() -> None:
         (lambda: AuxiliaryBranches(probability=0.0), "probability"),
         (lambda: Branch("a", repeats={"b": 0}), "repeats="),
         (lambda: Branch("a", widths={"b": -1.0}), "widths="),
+        (lambda: Branch("a", widths={"": 2.0}), "widths="),
         (lambda: Branch("a", {"b": 1}, head="pool"), "head='pool' has no blocks"),
     ],
 )

@@ -120,6 +120,8 @@ def test_what_is_refused(pair: tuple[nn.Module, nn.Module]) -> None:
         transform(pair, NestedChannels(), (images(),))
     with pytest.raises(SchemeError, match="the first network has 1 and the second 2"):
         MutualDistillation(branches=((Branch("a"),), (Branch("a"), Branch("b"))))
+    with pytest.raises(SchemeError, match="the first gives 5 numbers, the second 7"):
+        transform((pair[0], Projected(classes=7)), MutualDistillation(), (images(),))
     with pytest.raises(CaptureError):
         transform((pair[0], nn.Linear(3, 4)), MutualDistillation(), (images(),))
 
