@@ -27,11 +27,12 @@ from anytimeify.blocks import Block, Blocks, find_blocks
 from anytimeify.cost import cost, sizes
 from anytimeify.errors import SchemeError
 from anytimeify.ir import Captured, Program, Rewritten
-from anytimeify.passes.branch import Branch, Rest, grow
+from anytimeify.passes.branch import Branch, grow
 from anytimeify.passes.cuts import Cut, cut_named, even_cuts, name_of_cut
 from anytimeify.passes.narrow import Builder
 from anytimeify.passes.pooled_head import pooled_head
 from anytimeify.passes.project import project
+from anytimeify.passes.rest import Rest
 from anytimeify.rewriter import Scheme
 
 __all__ = ["AuxiliaryBranches"]

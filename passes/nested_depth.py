@@ -23,9 +23,9 @@ from anytimeify.axes import Axes
 from anytimeify.blocks import Block, find_blocks
 from anytimeify.errors import SchemeError
 from anytimeify.ir import Captured, Program, Rewritten
-from anytimeify.passes.branch import Rest
 from anytimeify.passes.narrow import Builder, Private
 from anytimeify.passes.nested_channels import PrivateTensors
+from anytimeify.passes.rest import Rest
 from anytimeify.rewriter import Scheme
 
 __all__ = ["NestedDepth"]
