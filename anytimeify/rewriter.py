@@ -35,6 +35,7 @@ class Scheme:
     """
 
     name: ClassVar[str]
+    nested: ClassVar[bool] = True  # a level reads no fewer parameters than the one before
     backbones: ClassVar[int] = 1  # how many networks `transform` takes; two stand side by side in one captured model
 
     def prepare(self, captured: Captured, axes: Axes) -> Captured:

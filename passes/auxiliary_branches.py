@@ -55,6 +55,7 @@ class AuxiliaryBranches(Scheme):
     """
 
     name: ClassVar[str] = "auxiliary-branches"
+    nested: ClassVar[bool] = False  # an early branch may be the larger one
 
     branches: int | tuple[Branch, ...] = 2
     sampling: Literal["all", "bernoulli", "terms"] = "all"

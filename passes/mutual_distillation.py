@@ -43,6 +43,7 @@ class MutualDistillation(Scheme):
     """
 
     name: ClassVar[str] = "mutual-distillation"
+    nested: ClassVar[bool] = False
     backbones: ClassVar[int] = 2
 
     branches: int | tuple[Branch, ...] | tuple[tuple[Branch, ...], tuple[Branch, ...]] = 2

@@ -59,8 +59,8 @@ def pooled_head(builder: Builder, program: Program, axes: Axes, at: fx.Node, lev
     elif len(places) == 1:
         node = call(aten.mean.dim, (node, places), (batch, width), "average")
     layer = nn.Linear(width.coefficient * side, prediction.shape[1].coefficient)
-    like = next(t for t in program.tensors.values() if t.is_floating_point())
-    layer.to(like.device, kind.dtype)
+    device = next((tensor.device for tensor in program.tensors.values()), torch.device("cpu"))
+    layer.to(device, kind.dtype)
     read = [
         builder.attribute(f"anytime.{level}.pooled.{name}", parameter, at)
         for name, parameter in layer.named_parameters()

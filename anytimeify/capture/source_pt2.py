@@ -45,7 +45,7 @@ def load_exported(path: str | Path, *, trust_pickle: bool = False) -> ExportedPr
         )
     try:
         with warnings.catch_warnings(), quiet_exporter(), refuse_code_in_pickles(active=not trust_pickle):
-            warnings.simplefilter("ignore")  # torch 2.11 warns of its own buffers
+            warnings.filterwarnings("ignore", "The given buffer is not writable")  # torch 2.11, of its own buffers
             return torch.export.load(file)
     except Exception as error:
         first = (str(error).strip().splitlines() or [""])[0]

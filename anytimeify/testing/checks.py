@@ -99,12 +99,17 @@ def assert_levels_equal_extracts(net: AnytimeModel, inputs: Inputs = None, *, to
 
 
 def assert_costs_increase(net: AnytimeModel) -> None:
-    """Levels are ordered by cost: each computes more than the one before."""
+    """Levels are ordered by cost: each computes more than the one before, and where they nest reads no fewer
+    parameters.
+    """
     levels = [level for level in net.levels if not level.training_only]
     for one, other in pairwise(levels):
         assert one.cost.macs < other.cost.macs, (
             f"{_name(one)} costs {one.cost.macs} multiply-accumulates and {_name(other)} {other.cost.macs}: "
             "costs must increase"
+        )
+        assert not net.scheme.nested or one.cost.params <= other.cost.params, (
+            f"{_name(one)} reads {one.cost.params} parameters and {_name(other)} only {other.cost.params}"
         )
 
 
