@@ -48,8 +48,16 @@ def macs_by_node(
         if rule is not None and rule.macs is not None:
             macs = rule.macs(node)
             if macs != Size(0):
-                result[node] = count(macs)
+                result[node] = _left(node, count(macs))
     return result
+
+
+def _left(node: fx.Node, macs: int) -> int:
+    """What is left of a node's multiply-accumulates where weights are masked: every entry has an equal share."""
+    for source in node.all_input_nodes:
+        if "kept" in source.meta:
+            macs = macs * source.meta["kept"] // source.meta["type"].size.coefficient
+    return macs
 
 
 def sizes(captured: Captured) -> tuple[int, dict[str, int]]:
@@ -89,7 +97,8 @@ def _needed(program: Program) -> dict[fx.Node, None]:
 
 
 def _read_elements(node: fx.Node, nodes: Mapping[fx.Node, None]) -> int:
-    """How many elements of a tensor are read: all, or those in the widest of the parts that `narrow` takes of it."""
+    """How many elements of a tensor are read: all, or those in the widest of the parts that `narrow` takes of it, or
+    those that the widest mask keeps."""
     widest = 0
     waiting = [node]
     while waiting:
@@ -99,6 +108,8 @@ def _read_elements(node: fx.Node, nodes: Mapping[fx.Node, None]) -> int:
                 continue
             if user.meta.get("part") and user.args[0] is source:
                 waiting.append(user)
+            elif "kept" in user.meta:
+                widest = max(widest, user.meta["kept"])
             else:
                 widest = max(widest, source.meta["type"].size.coefficient)
     return widest or int(node.meta["type"].size.coefficient)
