@@ -19,14 +19,17 @@ from anytimeify.losses import HierarchicalCoDistillation, InPlaceDistillation, J
 from anytimeify.model import AnytimeModel
 from anytimeify.passes.auxiliary_branches import AuxiliaryBranches
 from anytimeify.passes.branch import Branch
+from anytimeify.passes.consensus import Consensus
 from anytimeify.passes.hierarchical_ensemble import HierarchicalEnsemble
 from anytimeify.passes.mutual_distillation import MutualDistillation
 from anytimeify.passes.nested_channels import NestedChannels
 from anytimeify.passes.nested_depth import NestedDepth
+from anytimeify.passes.nested_weights import NestedWeights
 from anytimeify.policies import Confidence, Entropy, Patience
 from anytimeify.rewriter import Scheme, parse_scheme, schemes
 from anytimeify.sampling import SandwichSampler
 from anytimeify.staged import Staged
+from anytimeify.taxonomy import Taxonomy
 from anytimeify.transform import transform
 
 __all__ = [
@@ -41,6 +44,7 @@ __all__ = [
     "CaptureError",
     "Captured",
     "Confidence",
+    "Consensus",
     "Cost",
     "Entropy",
     "HierarchicalCoDistillation",
@@ -52,12 +56,14 @@ __all__ = [
     "MutualDistillation",
     "NestedChannels",
     "NestedDepth",
+    "NestedWeights",
     "Outputs",
     "Patience",
     "SandwichSampler",
     "Scheme",
     "SchemeError",
     "Staged",
+    "Taxonomy",
     "UnsupportedOpError",
     "VerificationError",
     "load",

@@ -33,11 +33,12 @@ def load(path: str | os.PathLike[str], *, loss: nn.Module | None = None) -> Anyt
     stored = read(path)
     try:
         axes = analyse(stored.captured.program)
-        rewritten = stored.scheme.apply(stored.captured, axes)
-        net = AnytimeModel(stored.captured, axes, stored.scheme, rewritten, loss)
+        rewritten = stored.options.apply(stored.scheme, stored.captured, axes)
+        net = AnytimeModel(stored.captured, axes, stored.scheme, rewritten, loss, options=stored.options)
     except AnytimeError as error:
         raise ArtifactError(f"{path}: the saved graph cannot be made into a model again: {error}") from error
     _fill(net, stored.tensors, str(path))
+    net.recount()
     return net.eval()
 
 

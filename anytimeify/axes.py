@@ -98,9 +98,8 @@ class Axes:
         return tuple(group for group in self.groups if group.pin is None)
 
     def mixes(self, node: fx.Node, group: AxisGroup) -> bool:
-        """Whether the leading channels of what a node computes may depend on later channels of its operands. Where the
-        order of channels has a meaning (a shuffle, a convolution along them) every node may do that."""
-        return group.ordered is not None or group.factor in self.mixed.get(node, frozenset())
+        """Whether the leading channels of what a node computes may depend on later channels of its operands."""
+        return group.factor in self.mixed.get(node, frozenset())
 
     def chosen(self, where: str | Sequence[str] = "all") -> tuple[AxisGroup, ...]:
         """The narrowable groups that `where` names: `"all"`, `"inner"`, or patterns of layers.
@@ -129,7 +128,27 @@ class Axes:
     def widths(self, width: float, *, multiple_of: int = 1, where: str | Sequence[str] = "all") -> Widths:
         """How much of each factor is kept at one width multiplier."""
         kept = {group.factor: group.units_kept(width, multiple_of) for group in self.chosen(where)}
+        self._fit_zeros(kept, width, multiple_of)
         return {factor: units for factor, units in kept.items() if units != factor.size.coefficient}
+
+    def _fit_zeros(self, kept: Widths, width: float, multiple_of: int) -> None:
+        """Channels of zeros beside some that keep their number (a stem that is not narrowed) make up what these lack of
+        the width of all together, in place of a share of their own."""
+        single = {group.factor for group in self.groups if group.quantum == 1}
+        for node, remembered in self.memo.items():
+            for place, parts in remembered.get("pads", {}).items():
+                expr = self.dims[node][len(self.dims[node]) - 1 - place]
+                zeros = [factor for part in parts if part is not None and (factor := resolve(part)) in kept]
+                others = [leaf for leaf in leaves(expr) if leaf not in zeros]
+                if not single.issuperset(zeros) or all(leaf in kept for leaf in others):
+                    continue
+                total = max(1, round(self.size(expr, {}).coefficient * width))
+                total = -(-total // multiple_of) * multiple_of
+                missing = max(0, total - self.size(expr, {**kept, **dict.fromkeys(zeros, 0)}).coefficient)
+                rest = sum(factor.size.coefficient for factor in zeros)
+                for factor in zeros:
+                    kept[factor] = min(factor.size.coefficient, missing * factor.size.coefficient // rest)
+                    missing, rest = missing - kept[factor], rest - factor.size.coefficient
 
     def size(self, expr: Expr, widths: Widths) -> Size:
         """The size of a dimension at some widths."""

@@ -24,7 +24,7 @@ from anytimeify.factors import Expr, Factor, Product
 from anytimeify.ir import Program, TensorType
 from anytimeify.schema import bound
 
-__all__ = ["Block", "Blocks", "Segment", "Stage", "data_nodes", "find_blocks"]
+__all__ = ["Block", "Blocks", "Segment", "Stage", "data_nodes", "find_blocks", "positions"]
 
 _LONGEST_PERIOD = 8  # segments in one repeat: 2 for transformers, 4 with shifted windows
 _FILLED = frozenset(
@@ -279,24 +279,24 @@ class _Signatures:
 
 def _stages(blocks: Sequence[Block], axes: Axes) -> Iterator[Stage]:
     run: list[Block] = []
-    positions = 0
+    before = 0
     for block in blocks:
-        here = math.prod(_positions(expr) for expr in axes.dims[block.end])
-        if run and here != positions:
-            yield Stage(positions, tuple(run))
+        here = math.prod(positions(expr) for expr in axes.dims[block.end])
+        if run and here != before:
+            yield Stage(before, tuple(run))
             run = []
         run.append(block)
-        positions = here
+        before = here
     if run:
-        yield Stage(positions, tuple(run))
+        yield Stage(before, tuple(run))
 
 
-def _positions(expr: Expr) -> int:
+def positions(expr: Expr) -> int:
     """How many positions a dimension enumerates: 1 for channels, the pixels' part of a flattened dimension."""
     if isinstance(expr, Factor):
         positional = expr.pin is not None and expr.pin.kind in ("position", "input")
         return expr.size.coefficient if positional else 1
-    parts = [_positions(part) for part in expr.parts]
+    parts = [positions(part) for part in expr.parts]
     if isinstance(expr, Product):
         return math.prod(parts)
     return sum(parts) if any(part > 1 for part in parts) else 1

@@ -29,6 +29,7 @@ from anytimeify.axes import analyse
 from anytimeify.budget import Budget
 from anytimeify.capture import capture, resolve
 from anytimeify.capture.inputs import CallInputs
+from anytimeify.compressed import save_compressed
 from anytimeify.errors import AnytimeError, BudgetError
 from anytimeify.export import FORMATS, new_folder, quiet, refuse_existing, require
 from anytimeify.model import AnytimeModel
@@ -168,17 +169,26 @@ def extract(
         int | None, typer.Option(metavar="INDEX", help="0 is the cheapest level, -1 the full one.")
     ] = None,
     fold: Annotated[bool, typer.Option("--fold", help="Merge batch norms into the convolutions before them.")] = False,
+    compressed: Annotated[
+        bool,
+        typer.Option("--compressed", help="FILE.safetensors without zeros; anytimeify.compressed reads it."),
+    ] = False,
 ) -> None:
     """Write one level as a standalone network."""
     if (budget is None) == (level is None):
         raise typer.BadParameter("give one of --budget and --level")
     limits = _budget(budget) if budget is not None else Budget(level=level)
     kind = _format(out.suffix.removeprefix("."), "--out")
+    if compressed and kind != "safetensors":
+        raise typer.BadParameter("only weights alone are compressed: give a FILE.safetensors", param_hint="--out")
     refuse_existing(out)
     require(kind)
     net = _load(folder)
     chosen = net.select(limits)
-    _write_level(net, chosen.index, kind, out, fold=fold)
+    if compressed:
+        save_compressed(net.extract(chosen, fold=fold), out)
+    else:
+        _write_level(net, chosen.index, kind, out, fold=fold)
     _print(f"level {chosen.index} ({chosen.name}) written to {out}")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 from torch import fx
@@ -28,7 +28,8 @@ def cost(program: Program, batch: str | None, batch_size: int = 1, symbols: Mapp
         for n in nodes
         if n.op == "get_attr" and program.is_parameter(str(n.target))
     }
-    params = sum(_read_elements(node, nodes) for node in read.values())
+    constant = _constant(nodes)
+    params = sum(_read_elements(node, nodes, constant) for node in read.values())
     return Cost(macs, params, _peak(program, nodes, count))
 
 
@@ -53,11 +54,13 @@ def macs_by_node(
 
 
 def _left(node: fx.Node, macs: int) -> int:
-    """What is left of a node's multiply-accumulates where weights are masked: every entry has an equal share."""
-    for source in node.all_input_nodes:
-        if "kept" in source.meta:
-            macs = macs * source.meta["kept"] // source.meta["type"].size.coefficient
-    return macs
+    """What is left of a node's multiply-accumulates where weights are masked: every entry has an equal share, also of
+    the several matrices of a recurrent layer."""
+    masked = [source for source in node.all_input_nodes if "kept" in source.meta]
+    if not masked:
+        return macs
+    kept = sum(source.meta["kept"] for source in masked)
+    return macs * kept // sum(source.meta["type"].size.coefficient for source in masked)
 
 
 def sizes(captured: Captured) -> tuple[int, dict[str, int]]:
@@ -96,9 +99,21 @@ def _needed(program: Program) -> dict[fx.Node, None]:
     return {node: None for node in program.graph.nodes if node in needed}
 
 
-def _read_elements(node: fx.Node, nodes: Mapping[fx.Node, None]) -> int:
+def _constant(nodes: Mapping[fx.Node, None]) -> set[fx.Node]:
+    """Those of some nodes that depend on tensors alone."""
+    constant: set[fx.Node] = set()
+    for node in nodes:
+        if node.op == "get_attr" or (node.op == "call_function" and constant.issuperset(node.all_input_nodes)):
+            constant.add(node)
+    return constant
+
+
+def _read_elements(node: fx.Node, nodes: Mapping[fx.Node, None], constant: Set[fx.Node]) -> int:
     """How many elements of a tensor are read: all, or those in the widest of the parts that `narrow` takes of it, or
     those that the widest mask keeps."""
+    results = _masked_results(node, constant)
+    if results:
+        return int(max(result.meta["kept"] for result in results))
     widest = 0
     waiting = [node]
     while waiting:
@@ -115,6 +130,23 @@ def _read_elements(node: fx.Node, nodes: Mapping[fx.Node, None]) -> int:
     return widest or int(node.meta["type"].size.coefficient)
 
 
+def _masked_results(node: fx.Node, constant: Set[fx.Node]) -> list[fx.Node]:
+    """The masked weights that are all a tensor is used for, if they have as many elements (a weight that is
+    standardised, then masked); none where something else reads it, or is made of it."""
+    found: set[fx.Node] = set()
+    waiting, seen = [node], {node}
+    while waiting:
+        for user in waiting.pop().users:
+            if user in constant and "kept" in user.meta:
+                found.add(user)
+            elif user in constant and user not in seen:
+                seen.add(user)
+                waiting.append(user)
+            elif user not in constant:
+                return []
+    return [one for one in found if one.meta["type"].size == node.meta["type"].size]
+
+
 def _peak(program: Program, nodes: Mapping[fx.Node, None], count: _Counter) -> int:
     """The largest total of intermediate results that are alive at once, in graph order; views belong to what they
     view.
@@ -127,7 +159,8 @@ def _peak(program: Program, nodes: Mapping[fx.Node, None], count: _Counter) -> i
         views = (rule is not None and rule.view) or node.target is operator.getitem
         source = node.all_input_nodes[0] if views and node.all_input_nodes else None
         owner[node] = owner[source] if source is not None else node
-        held[node] = 0 if source is not None or node.op == "get_attr" else _bytes(node.meta.get("type"), count)
+        weight = node.op == "get_attr" or "kept" in node.meta
+        held[node] = 0 if source is not None or weight else _bytes(node.meta.get("type"), count)
         for read in node.all_input_nodes:
             last[owner[read]] = place
         last[owner[node]] = place

@@ -12,7 +12,9 @@ from anytimeify.axes import Axes
 from anytimeify.calling import Calling
 from anytimeify.cost import cost, sizes
 from anytimeify.ir import Captured, Level, Program, Rewritten
+from anytimeify.kept import recount
 from anytimeify.lift import backbone_name
+from anytimeify.passes.options import Options
 from anytimeify.passes.project import project
 from anytimeify.rewriter import Scheme
 from anytimeify.stacks import first_member
@@ -31,10 +33,17 @@ class Definition:
     rewritten: Rewritten
     calling: Calling
     levels: tuple[Level, ...]
+    options: Options
 
     @staticmethod
     def of(
-        captured: Captured, axes: Axes, scheme: Scheme, rewritten: Rewritten, *, owned: Mapping[str, Tensor]
+        captured: Captured,
+        axes: Axes,
+        scheme: Scheme,
+        rewritten: Rewritten,
+        *,
+        owned: Mapping[str, Tensor],
+        options: Options | None = None,
     ) -> Definition:
         """`owned`: the tensors of the model, by name."""
         return Definition(
@@ -44,6 +53,7 @@ class Definition:
             replace(rewritten, program=_without_data(rewritten.program, owned)),
             Calling.of(captured),
             _levels(captured, rewritten),
+            options or Options(),
         )
 
     def captured_with(self, tensors: Mapping[str, Tensor]) -> Captured:
@@ -60,6 +70,14 @@ class Definition:
 
     def rewritten_with(self, tensors: Mapping[str, Tensor]) -> Rewritten:
         return replace(self.rewritten, program=_with(self.rewritten.program, tensors))
+
+    def recounted(self, tensors: Mapping[str, Tensor]) -> Definition:
+        """The same with the costs that levels have by the masks among `tensors`."""
+        program = recount(self.rewritten.program, tensors)
+        if program is self.rewritten.program:
+            return self
+        rewritten = replace(self.rewritten, program=program)
+        return replace(self, rewritten=rewritten, levels=_levels(self.captured, rewritten))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Definition:
         return self  # never changed

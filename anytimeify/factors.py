@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import ClassVar, Literal, TypeAlias
 
@@ -28,11 +28,12 @@ UNIT = Size(1)
 
 @dataclass(frozen=True)
 class Where:
-    """The node on whose account something is pinned."""
+    """The node on whose account something is pinned, and the axes whose entries it puts in another order."""
 
     node: str = ""
     op: str = ""
     origin: Origin = Origin()
+    reordered: list[Expr] = field(default_factory=list, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -421,5 +422,6 @@ def _cut_shuffled(expr: Product, sizes: Sequence[Size], where: Where) -> list[Ex
         if isinstance(part, Factor) and part.pin is not None and part.size == Size(len(sizes)):
             piece = product([*expr.parts[:index], *expr.parts[index + 1 :]])
             keep_order(piece, Pin("a channel shuffle fixes the order", where))
+            where.reordered.append(piece)
             return [piece] * len(sizes)
     return None

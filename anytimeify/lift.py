@@ -105,7 +105,7 @@ class _Lifter:
         """The evaluation form of an operation that is mode-dependent; None for others and in training graphs."""
         if self.training or not isinstance(node.target, OpOverload):
             return None
-        if node.target in _DROPOUTS or node.target is _DROP_PATH:
+        if node.target in _DROPOUTS or node.target in (_DROP_PATH, aten.detach.default):
             return self.values[node.args[0]]  # type: ignore[index]  # canonical: a node
         changed: dict[str, object] = {}
         if node.target is aten.scaled_dot_product_attention.default:

@@ -21,8 +21,12 @@ from anytimeify.calling import Calling
 from anytimeify.definition import Definition, freeze_unread, register_missing
 from anytimeify.errors import ArgumentError, BudgetError
 from anytimeify.ir import Captured, Level, Outputs, Rewritten
+from anytimeify.kept import masks
 from anytimeify.lift import backbone_name, keep_state_dict_names, lift
+from anytimeify.losses.taxonomy import TaxonomyLoss
 from anytimeify.modules import Added, BatchNormCall
+from anytimeify.passes.consensus import Consensus
+from anytimeify.passes.options import Options
 from anytimeify.passes.project import ancestors
 from anytimeify.passes.resume import steps
 from anytimeify.report import Report
@@ -31,10 +35,11 @@ from anytimeify.stacks import accept_backbones
 from anytimeify.staged.build import build
 from anytimeify.staged.network import Staged
 from anytimeify.staged.running import Link, links, run
+from anytimeify.taxonomy import Taxonomy
 
 __all__ = ["AnytimeModel"]
 
-_OWN = frozenset({"loss", "_definition", "_everything", "_graphs", "_latencies", "_renamed", "_steps"})
+_OWN = frozenset({"loss", "_definition", "_everything", "_graphs", "_latencies", "_others", "_renamed", "_steps"})
 
 
 class AnytimeModel(nn.Module):
@@ -51,7 +56,14 @@ class AnytimeModel(nn.Module):
     """
 
     def __init__(
-        self, captured: Captured, axes: Axes, scheme: Scheme, rewritten: Rewritten, loss: nn.Module | None = None
+        self,
+        captured: Captured,
+        axes: Axes,
+        scheme: Scheme,
+        rewritten: Rewritten,
+        loss: nn.Module | None = None,
+        *,
+        options: Options | None = None,
     ) -> None:
         super().__init__()
         network = lift(rewritten.program)
@@ -65,21 +77,25 @@ class AnytimeModel(nn.Module):
         stacks = {name: captured.program.tensors[name].shape for name in rewritten.stacks}
         if stacks:
             accept_backbones(self, stacks)
-        self._definition = Definition.of(captured, axes, scheme, rewritten, owned=self.tensors())
+        options = options or Options()
+        self._definition = Definition.of(captured, axes, scheme, rewritten, owned=self.tensors(), options=options)
+        if any(masks(rewritten.program)):
+            self.register_load_state_dict_post_hook(_recount)
         self._latencies: dict[tuple[Any, ...], float] = {}
         self._steps: tuple[list[fx.GraphModule], tuple[Link, ...]] | None = None
         self._bind(network)
-        self.loss = loss if loss is not None else scheme.default_loss()
+        self.loss = loss if loss is not None else options.default_loss(scheme)
 
     def _bind(self, network: fx.GraphModule) -> None:
         """Makes the graph modules that run: the joint one, and one per level."""
         whole, rewritten = network.graph, self._definition.rewritten
         outputs: tuple[fx.Node, ...] = whole.output_node().args[0]  # type: ignore[assignment]  # canonical: a flat tuple
         positions = [rewritten.position(level) for level in range(len(self.levels))]
-        joint = _only(whole, outputs[: max((len(self.levels) - 1, *rewritten.members)) + 1])
+        joint = _only(whole, [outputs[place] for place in rewritten.joint])
         views = [joint, *(_only(whole, outputs[position]) for position in positions)]
         self._graphs = tuple(self._module(graph) for graph in views)
         self._everything = whole
+        self._others: dict[int, fx.GraphModule] = {}
         self._steps = None
 
     def _module(self, graph: fx.Graph) -> fx.GraphModule:
@@ -104,7 +120,7 @@ class AnytimeModel(nn.Module):
     def __deepcopy__(self, memo: dict[int, Any]) -> AnytimeModel:
         result = type(self).__new__(type(self))
         memo[id(self)] = result
-        left_out = ("_graphs", "_everything", "_steps")
+        left_out = ("_graphs", "_everything", "_others", "_steps")
         state = {name: value for name, value in self.__dict__.items() if name not in left_out}
         result.__dict__.update(copy.deepcopy(state, memo))
         result._bind(fx.GraphModule(result._sharing(nn.Module()), _whole(self._everything)))
@@ -154,9 +170,43 @@ class AnytimeModel(nn.Module):
         return self._definition.rewritten.full % len(self.levels)
 
     @property
+    def exact(self) -> bool:
+        """Whether the full level equals the backbone as long as nothing is trained."""
+        return self._definition.rewritten.exact
+
+    @property
     def backbones(self) -> tuple[int, ...]:
         """The positions of the levels that equal the backbones: one, or one for each of two."""
         return self._definition.rewritten.backbones or (self.full,)
+
+    @property
+    def taxonomy(self) -> Taxonomy | None:
+        """The classes of every granularity, where predictions are of several."""
+        return self._definition.options.taxonomy
+
+    @property
+    def consensus(self) -> Consensus | None:
+        """How the last level combines the others, where it does."""
+        return self._definition.options.consensus
+
+    @property
+    def granularities(self) -> tuple[tuple[str, ...], ...]:
+        """Which granularities every level predicts, finest first; empty without a taxonomy."""
+        names = self.taxonomy.granularities if self.taxonomy is not None else ()
+        heads = self._definition.rewritten.heads
+        return tuple(tuple(names[place] for place, _ in own) for own in heads[: len(self.levels)])
+
+    @property
+    def served(self) -> tuple[str, ...]:
+        """The granularity that every level serves where one prediction is asked for; empty without a taxonomy."""
+        names = self.taxonomy.granularities if self.taxonomy is not None else ()
+        return tuple(names[place] for place in self._definition.rewritten.served)
+
+    def consensus_parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters of a learned consensus, for an optimiser that trains nothing else; none without."""
+        for name, parameter in self.named_parameters():
+            if name.startswith("anytime.consensus."):
+                yield parameter
 
     @property
     def captured(self) -> Captured:
@@ -191,17 +241,68 @@ class AnytimeModel(nn.Module):
         if "anytime" not in self._modules:
             self._modules["anytime"] = Added()
         self._modules["anytime"].add_module("loss", loss)  # type: ignore[union-attr]  # a module, never None
+        if self.taxonomy is not None:
+            self._say_taxonomy(loss, self.taxonomy)
+
+    def _say_taxonomy(self, loss: nn.Module, taxonomy: Taxonomy) -> None:
+        """Tells an objective for several granularities which ones levels and members have."""
+        rewritten = self._definition.rewritten
+        levels, members = (
+            [[granularity for granularity, _ in rewritten.heads[place]] for place in places]
+            for places in (range(len(self.levels) - rewritten.consensus), rewritten.members)
+        )
+        for module in loss.modules():
+            if isinstance(module, TaxonomyLoss):
+                module.bind(taxonomy, levels, members)
 
     # What the model does.
 
-    def forward(self, *args: Any, level: int | Level | None = None, **kwargs: Any) -> Any:
-        """All levels as `Outputs`, or the prediction of one `level`, at its cost."""
+    def forward(
+        self, *args: Any, level: int | Level | None = None, granularity: int | str | None = None, **kwargs: Any
+    ) -> Any:
+        """All levels as `Outputs`, or the prediction of one `level`, at its cost.
+
+        With a taxonomy every level and member of the outputs is a tuple, finest labels first; one level gives the
+        `granularity` that it serves, another one that it has, or with `"all"` a tuple of all that it has."""
         inputs = self.calling.flat(args, kwargs)
-        if level is not None:
-            return self._graphs[1 + self._index(level)](*inputs)
-        flat = self._graphs[0](*inputs)
-        members = self._definition.rewritten.members
-        return Outputs(tuple(flat[: len(self.levels)]), tuple(flat[member] for member in members))
+        rewritten = self._definition.rewritten
+        if level is None:
+            if granularity is not None:
+                raise ArgumentError("granularity is given without level: all levels give all that they have")
+            flat = dict(zip(rewritten.joint, self._graphs[0](*inputs), strict=True))
+            levels = (rewritten.taken(flat, place) for place in range(len(self.levels)))
+            return Outputs(tuple(levels), tuple(rewritten.taken(flat, place) for place in rewritten.members))
+        index = self._index(level)
+        if granularity == "all":
+            return tuple(self.graph(index, name)(*inputs) for name in self.granularities[index])
+        return self.graph(index, granularity)(*inputs)
+
+    def graph(self, level: int | Level, granularity: int | str | None = None) -> fx.GraphModule:
+        """The graph of one level as it runs, in lifted form, with flat inputs: the granularity that it serves, or
+        another one that it has."""
+        index = self._index(level)
+        place = self._place(index, granularity)
+        if place == self._place(index):
+            return self._graphs[1 + index]
+        if place not in self._others:
+            outputs: tuple[fx.Node, ...] = self._everything.output_node().args[0]  # type: ignore[assignment]
+            self._others[place] = self._module(_only(self._everything, outputs[place]))
+        return self._others[place]
+
+    def _place(self, index: int, granularity: int | str | None = None) -> int:
+        """The output that is the prediction of a level at its own cost."""
+        rewritten = self._definition.rewritten
+        if granularity is None:
+            return rewritten.position(index)
+        if self.taxonomy is None:
+            raise ArgumentError(f"granularity={granularity!r}: this model has no taxonomy")
+        place = self.taxonomy.index(granularity)
+        if self.taxonomy.granularities[place] not in self.granularities[index]:
+            raise ArgumentError(
+                f"level {index} ({self.levels[index].name}) does not predict {self.taxonomy.granularities[place]}; it "
+                f"predicts {', '.join(self.granularities[index])}"
+            )
+        return rewritten.position(index, place)
 
     def stream(self, *args: Any, **kwargs: Any) -> Iterator[tuple[Level, Tensor]]:
         """Predictions of better and better levels: stop whenever time is up.
@@ -263,33 +364,47 @@ class AnytimeModel(nn.Module):
             self._latencies[key] = budgets.measure_latency(module, args, kwargs, device=where, seconds=seconds)
         return self._latencies[key]
 
-    def extract(self, level: int | Level | Budget, *, fold: bool = False) -> fx.GraphModule:
+    def extract(
+        self, level: int | Level | Budget, *, fold: bool = False, granularity: int | str | None = None
+    ) -> fx.GraphModule:
         """One level as a standalone module in eval mode: called like the backbone, returns the level's prediction.
 
         Its parameters are small copies under names made from the backbone's; running it needs no import of
-        anytimeify. `fold=True` merges batch norms into the convolutions before them.
+        anytimeify. `fold=True` merges batch norms into the convolutions before them. With a taxonomy, the prediction is
+        of the granularity that the level serves, or of another one that it has.
         """
         index = self.select(level).index if isinstance(level, Budget) else self._index(level)
         return extraction.extract(
             self.rewritten.program,
             index,
             self.calling,
-            position=self._definition.rewritten.position(index),
+            position=self._place(index, granularity),
             merge_batch_norms=fold,
         )
 
-    def staged(self, levels: Sequence[int | Level] | None = None, *, fold: bool = True) -> Staged:
+    def staged(
+        self,
+        levels: Sequence[int | Level] | None = None,
+        *,
+        fold: bool = True,
+        granularity: int | str | None = None,
+    ) -> Staged:
         """The levels as a chain of inference graphs, which early exit stops between: each computes what those before
         it did not. Levels for training only are left out; `levels` chooses among the others. Tensors are copies.
 
-        `fold=True` merges batch norms into the convolutions before them.
+        `fold=True` merges batch norms into the convolutions before them. With a taxonomy every level gives the
+        granularity that it serves, or all of them one `granularity`; levels that give different ones can be streamed,
+        but not stopped between for every sample.
         """
         usable = [level.index for level in self.levels if not level.training_only]
         chosen = usable if levels is None else sorted({self._index(level) for level in levels})
         if not chosen or not set(chosen) <= set(usable):
             raise BudgetError(f"levels={levels!r}: expected some of {', '.join(map(str, usable))}")
         kept = [self.levels[index] for index in chosen]
-        return build(self.captured, self.rewritten, kept, merge_batch_norms=fold)
+        for index in chosen:
+            self._place(index, granularity)  # refuses what a level does not have
+        place = None if granularity is None or self.taxonomy is None else self.taxonomy.index(granularity)
+        return build(self.captured, self.rewritten, kept, merge_batch_norms=fold, granularity=place)
 
     def calibrate(self, batches: Iterable[Any]) -> None:
         """Re-estimates the running statistics of every batch norm: their mean over the batches, with equal weights.
@@ -308,9 +423,14 @@ class AnytimeModel(nn.Module):
 
         calibrate(self, batches, forward)
 
+    def recount(self) -> None:
+        """Takes the costs of the levels from the masks as they are now, after masks were changed by hand. Loading a
+        state dict and `anytimeify.masks.refresh` do so themselves."""
+        self._definition = self._definition.recounted(self.tensors())
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the model, without its loss, into one file without pickle; `anytimeify.load(path)` reads it."""
-        storage.write(path, storage.Stored(self.captured, self.scheme, self.tensors()))
+        storage.write(path, storage.Stored(self.captured, self.scheme, self.tensors(), self._definition.options))
 
     def report(self) -> Report:
         """Levels with their cost, axis groups with sites, roles and pins with reasons; prints as a table."""
@@ -331,6 +451,10 @@ class AnytimeModel(nn.Module):
         if not -len(self.levels) <= index < len(self.levels):
             raise BudgetError(f"there is no level {index}: levels are 0 (cheapest) to {len(self.levels) - 1} (full)")
         return int(index % len(self.levels))
+
+
+def _recount(net: AnytimeModel, keys: object) -> None:
+    net.recount()
 
 
 def _whole(graph: fx.Graph) -> fx.Graph:

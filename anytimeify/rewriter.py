@@ -3,7 +3,8 @@
 A scheme is a frozen dataclass whose fields are its options. The file in `passes/` that defines it is all there is to
 it: it is found by being there. A spec string names a scheme and its options, `nested-channels{widths=0.25,0.5,1
 norms=shared}`; `str(scheme)` gives it back. Values are read as what the type of their field says, for a layer may be
-called `1.10` or `true`.
+called `1.10` or `true`. Several spec strings in a row are a sequence of schemes, which one of the `Composed` makes
+together.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import importlib
 import itertools
 import pkgutil
 import re
+from collections.abc import Iterable
 from functools import cache
 from types import NoneType, UnionType
 from typing import Any, ClassVar, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
@@ -23,7 +25,7 @@ from anytimeify.axes import Axes
 from anytimeify.errors import SchemeError
 from anytimeify.ir import Captured, Rewritten
 
-__all__ = ["Scheme", "parse_scheme", "schemes"]
+__all__ = ["Composed", "Scheme", "compose", "parse_scheme", "schemes"]
 
 
 class Scheme:
@@ -37,6 +39,9 @@ class Scheme:
     name: ClassVar[str]
     nested: ClassVar[bool] = True  # a level reads no fewer parameters than the one before
     backbones: ClassVar[int] = 1  # how many networks `transform` takes; two stand side by side in one captured model
+
+    def check_alone(self) -> None:
+        """Refuse what only a sequence of schemes may have (neighbouring levels that are equal in one of them)."""
 
     def prepare(self, captured: Captured, axes: Axes) -> Captured:
         """Change values before the rewrite, the function of the backbone staying the same."""
@@ -62,9 +67,25 @@ class Scheme:
         return f"{self.name}{{{' '.join(shown)}}}" if shown else self.name
 
 
+class Composed(Scheme):
+    """Base of what several schemes make together: frozen dataclasses whose fields are those schemes.
+
+    Level k is what level k of every one of them is. Like a scheme it is found by being there.
+    """
+
+    def __str__(self) -> str:
+        """The spec strings of the schemes, one after the other."""
+        return " ".join(str(getattr(self, f.name)) for f in dataclasses.fields(self))  # type: ignore[arg-type]  # subclasses are dataclasses
+
+
 @cache
 def schemes() -> dict[str, type[Scheme]]:
     """Every scheme by name. A file in `passes/` that defines a subclass of `Scheme` is enough to be found."""
+    return {name: found for name, found in _found().items() if not issubclass(found, Composed)}
+
+
+@cache
+def _found() -> dict[str, type[Scheme]]:
     import anytimeify.passes
 
     for module in pkgutil.iter_modules(anytimeify.passes.__path__):
@@ -78,12 +99,44 @@ def schemes() -> dict[str, type[Scheme]]:
     return dict(sorted(found.items()))
 
 
+def compose(parts: Iterable[Scheme | str]) -> Scheme:
+    """One scheme for a sequence of schemes and spec strings, whose order has no meaning.
+
+    Raises `SchemeError` for schemes that are not made together, and says which are."""
+    given = [scheme for part in parts for scheme in ([part] if isinstance(part, Scheme) else _parse(part))]
+    if len(given) == 1:
+        given[0].check_alone()
+        return given[0]
+    combined: list[str] = []
+    for composed in _found().values():
+        if issubclass(composed, Composed):
+            kinds = get_type_hints(composed)
+            fields = [kinds[f.name] for f in dataclasses.fields(composed)]  # type: ignore[arg-type]  # as above
+            if {type(one) for one in given} == set(fields) and len(given) == len(fields):
+                return composed(*sorted(given, key=lambda one: fields.index(type(one))))
+            combined.append(" with ".join(kind.name for kind in fields))
+    names = ", ".join(one.name for one in given)
+    raise SchemeError(f"{names} cannot be combined; what can be: {', '.join(combined)}")
+
+
+_PART = re.compile(r"[A-Za-z][\w-]*\s*(?:\{[^{}]*\})?")  # of a sequence
 _SPEC = re.compile(r"(?P<name>[A-Za-z][\w-]*)\s*(?:\{(?P<body>.*)\})?", re.DOTALL)
 _FIELD = re.compile(r"(?P<name>[A-Za-z_]\w*)\s*=\s*")
 
 
 def parse_scheme(text: str) -> Scheme:
-    """Read a spec string. Raises `SchemeError` that quotes what was typed and lists what there is."""
+    """Read a spec string, or several in a row. Raises `SchemeError` that quotes what was typed and lists what there
+    is."""
+    return compose([text])
+
+
+def _parse(text: str) -> list[Scheme]:
+    parts = _PART.findall(text)
+    whole = not _PART.sub("", text).strip(" \t\n,")
+    return [_parse_one(part) for part in parts] if whole and parts else [_parse_one(text)]
+
+
+def _parse_one(text: str) -> Scheme:
     match = _SPEC.fullmatch(text.strip())
     if match is None:
         raise SchemeError(

@@ -7,7 +7,7 @@ import os
 import tempfile
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,16 @@ from anytimeify import spec
 from anytimeify.encoding import decode_program, decode_signature, dtype_of, encode_program, encode_signature
 from anytimeify.errors import AnytimeError, ArtifactError
 from anytimeify.ir import Captured
+from anytimeify.passes.consensus import Consensus
+from anytimeify.passes.options import Options
 from anytimeify.rewriter import Scheme, parse_scheme
+from anytimeify.taxonomy import Taxonomy
 
 __all__ = ["FORMAT", "Stored", "read", "write"]
 
-FORMAT = 1  # raised when a file can no longer be read by the code before
+FORMAT = 1
+# Of files that code for the format before cannot read: those of models with a taxonomy or a consensus.
+WITH_OPTIONS = 2
 _KEY, _CHECKSUM = "anytimeify", "anytimeify.checksum"
 
 
@@ -35,6 +40,7 @@ class Stored:
     captured: Captured
     scheme: Scheme
     tensors: Mapping[str, Tensor]  # those of the backbone and those of the scheme; tied ones under each of their names
+    options: Options = Options()
 
 
 def write(path: str | os.PathLike[str], stored: Stored) -> None:
@@ -47,7 +53,7 @@ def write(path: str | os.PathLike[str], stored: Stored) -> None:
     tensors, ties = _without_ties(stored.tensors)
     captured = stored.captured
     document = {
-        "format": FORMAT,
+        "format": FORMAT if stored.options == Options() else WITH_OPTIONS,
         "scheme": str(stored.scheme),
         "graph": encode_program(captured.program),
         "signature": encode_signature(captured.signature),
@@ -60,6 +66,7 @@ def write(path: str | os.PathLike[str], stored: Stored) -> None:
         "batch": captured.batch,
         "notes": list(captured.notes),
         "checksums": {name: _checksum(tensor) for name, tensor in tensors.items()},
+        **_options_data(stored.options),
     }
     text = json.dumps(document, separators=(",", ":"))
     data = safetensors.torch.save(tensors, {_KEY: text, _CHECKSUM: str(zlib.crc32(text.encode()))})
@@ -84,10 +91,10 @@ def read(path: str | os.PathLike[str]) -> Stored:
     if source.is_dir():
         raise ArtifactError(f"{source} is a folder: give the file that net.save(path) wrote")
     document, tensors = _open(source)
-    if document.get("format") != FORMAT:
+    if document.get("format") not in (FORMAT, WITH_OPTIONS):
         raise ArtifactError(
-            f"{source} has format {document.get('format')!r}, this version of anytimeify reads format {FORMAT}: "
-            "load it with the version that wrote it, or a newer one"
+            f"{source} has format {document.get('format')!r}, this version of anytimeify reads format {FORMAT} and "
+            f"{WITH_OPTIONS}: load it with the version that wrote it, or a newer one"
         )
     try:
         return _decode(document, tensors)
@@ -134,7 +141,24 @@ def _decode(document: Mapping[str, Any], tensors: dict[str, Tensor]) -> Stored:
     for node, example in zip(program.placeholders, captured.example_inputs, strict=True):
         if len(node.meta["type"].shape) != example.ndim:
             raise ArtifactError(f"the example for input '{node.name}' has another number of dimensions than the input")
-    return Stored(captured, parse_scheme(document["scheme"]), tensors)
+    return Stored(captured, parse_scheme(document["scheme"]), tensors, _options(document))
+
+
+def _options_data(options: Options) -> dict[str, Any]:
+    data: dict[str, Any] = {}
+    if options.taxonomy is not None:
+        data["taxonomy"] = options.taxonomy.data()
+    if options.consensus is not None:
+        data["consensus"] = asdict(options.consensus)
+    return data
+
+
+def _options(document: Mapping[str, Any]) -> Options:
+    taxonomy, consensus = document.get("taxonomy"), document.get("consensus")
+    return Options(
+        None if taxonomy is None else Taxonomy.from_data(taxonomy),
+        None if consensus is None else Consensus(**consensus),
+    )
 
 
 def _without_ties(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:

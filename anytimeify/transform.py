@@ -16,7 +16,10 @@ from anytimeify.capture import capture
 from anytimeify.capture.side_by_side import side_by_side
 from anytimeify.errors import SchemeError
 from anytimeify.model import AnytimeModel
-from anytimeify.rewriter import Scheme, parse_scheme
+from anytimeify.passes.consensus import Consensus
+from anytimeify.passes.options import Options
+from anytimeify.rewriter import Scheme, compose
+from anytimeify.taxonomy import Taxonomy
 
 __all__ = ["transform"]
 
@@ -32,13 +35,16 @@ def transform(
     loss: nn.Module | None = None,
     verify: bool = True,
     output: int | str | None = None,
+    taxonomy: Taxonomy | None = None,
+    consensus: Consensus | str | None = None,
 ) -> AnytimeModel:
     """Turns a backbone into an anytime model. `model` itself never changes, and shares no tensor with the result.
 
     Parameters
         model: the backbone; a pair of them for `MutualDistillation`.
         scheme: what to make of it: an object such as `NestedChannels(widths=(0.25, 0.5, 1.0))`, or a spec string such
-            as `"nested-channels{widths=0.25,0.5,1}"`.
+            as `"nested-channels{widths=0.25,0.5,1}"`; or a sequence of `NestedDepth` and `NestedChannels`, whose
+            levels pair up.
         example_inputs: a tensor, a tuple of positional or a mapping of keyword arguments. May be left out where the
             model itself tells (timm, torchvision, transformers, exported programs).
         dynamic_shapes: as in `torch.export`; by default the batch is dynamic.
@@ -46,11 +52,15 @@ def transform(
         verify: on the example inputs in eval mode, compare the full level with the backbone, and every level inside
             the model with its extract; a difference of more than 1e-5, relative, is a `VerificationError`.
         output: which tensor of a structured result is the prediction: a position, a field, or a path like `"heads.0"`.
+        taxonomy: coarser classes than those of the backbone, the finest: every level gets a head for each granularity,
+            and the default loss is for all of them.
+        consensus: one more level over all levels, the last one: `"average"`, `"learned"`, or a `Consensus`.
 
     Raises `CaptureError`, `UnsupportedOpError`, `SchemeError` or `VerificationError`. The result trains or evaluates
     as the backbone does now.
     """
     chosen = _single(scheme)
+    options = Options(taxonomy, Consensus.of(consensus))
     models = tuple(model) if isinstance(model, tuple | list) else (model,)
     if len(models) != chosen.backbones:
         expected = "one backbone" if chosen.backbones == 1 else "a pair of backbones, transform((a, b), ...)"
@@ -61,8 +71,8 @@ def transform(
         captured = parts[0] if len(parts) == 1 else side_by_side(*parts)
         axes = analyse(captured.program)
         captured = replace(chosen.prepare(captured, axes), reference=None)
-        rewritten = chosen.apply(captured, axes)
-        net = AnytimeModel(captured, axes, chosen, rewritten, loss)
+        rewritten = options.apply(chosen, captured, axes)
+        net = AnytimeModel(captured, axes, chosen, rewritten, loss, options=options)
         if isinstance(models[0], nn.Module):
             net.train(models[0].training)
         if verify:
@@ -71,13 +81,7 @@ def transform(
 
 
 def _single(scheme: Scheme | str | Sequence[Scheme | str]) -> Scheme:
-    if isinstance(scheme, str):
-        return parse_scheme(scheme)
-    if isinstance(scheme, Scheme):
-        return scheme
-    listed = list(scheme) if isinstance(scheme, (list, tuple)) else []
-    if len(listed) == 1:
-        return _single(listed[0])
-    if listed:
-        raise SchemeError(f"{len(listed)} schemes were given: schemes cannot be composed yet, give one")
+    listed: list[Any] = list(scheme) if isinstance(scheme, list | tuple) else [scheme]
+    if listed and all(isinstance(one, Scheme | str) for one in listed):
+        return compose(listed)
     raise SchemeError(f"scheme is {scheme!r}: expected a scheme such as NestedChannels(), or a spec string")

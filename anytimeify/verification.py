@@ -49,17 +49,28 @@ def verify(
     """
     inputs = net.captured.example_inputs
     with _evaluating(net), torch.no_grad():
-        predictions = [_clone(x) for x in net.graphs[0](*_clone(inputs))[: len(net.levels)]]
+        args, kwargs = _call(net, inputs)
+        levels = _clone(net(*args, **kwargs).levels)
         for place, (model, reference) in enumerate(zip(models, references, strict=True)):
             backbone = _eval_form(model)
-            if backbone is not None:
-                _check_full(net, place, backbone, predictions[net.backbones[place]], reference)
-        for level in net.levels:
-            small = net.extract(level)
+            if backbone is not None and net.exact:
+                full = levels[net.backbones[place]]
+                _check_full(net, place, backbone, full if net.taxonomy is None else full[0], reference)
+        for level, granularity, prediction in _predictions(net, levels):
+            small = net.extract(level, granularity=granularity)
             args, kwargs = _call(net, inputs)
             result = small(*args, **kwargs)
-            if not _agree(predictions[level.index], result):
-                _check_level_again(net, level.index, difference(predictions[level.index], result))
+            if not _agree(prediction, result):
+                _check_level_again(net, level, granularity, difference(prediction, result))
+
+
+def _predictions(net: AnytimeModel, levels: Sequence[Any]) -> Iterator[tuple[int, str | None, Tensor]]:
+    """The predictions of every level, of every granularity that it has."""
+    for index, given in enumerate(levels):
+        if net.taxonomy is None:
+            yield index, None, given
+        else:
+            yield from ((index, *pair) for pair in zip(net.granularities[index], given, strict=True))
 
 
 def _eval_form(model: nn.Module | ExportedProgram) -> nn.Module | None:
@@ -93,7 +104,7 @@ def _check_full(net: AnytimeModel, place: int, model: nn.Module, prediction: Ten
     inputs = tuple(_double(x) for x in captured.example_inputs)
     try:
         reference = _run_backbone(_in_double(model), captured, inputs)
-        prediction = _in_double(net).graphs[1 + level](*_clone(inputs))
+        prediction = _in_double(net).graph(level, _finest(net))(*_clone(inputs))
     except Exception:  # a model that cannot be copied or that insists on its own precision: that verdict stands
         pass
     else:
@@ -101,7 +112,8 @@ def _check_full(net: AnytimeModel, place: int, model: nn.Module, prediction: Ten
     if error <= limit:
         return
     source = lift(project(captured.program, [place]), training=False)
-    node = _first_difference(source, captured.example_inputs, net.graphs[1 + level], captured.example_inputs)
+    whole = net.graph(level, _finest(net))
+    node = _first_difference(source, captured.example_inputs, whole, captured.example_inputs)
     if node is None:
         raise VerificationError(
             f"the captured graph, before any rewrite, differs from the backbone by {error:.1e} in eval mode: the "
@@ -112,28 +124,35 @@ def _check_full(net: AnytimeModel, place: int, model: nn.Module, prediction: Ten
     )
 
 
-def _check_level_again(net: AnytimeModel, index: int, error: float) -> None:
+def _check_level_again(net: AnytimeModel, index: int, granularity: str | None, error: float) -> None:
     """A level that differs from its extract by `error`, in double precision."""
     program = net.captured.program
     _refuse_randomness(program, error)
     limit, inputs = _rounding(program), net.captured.example_inputs
-    level, small = net.graphs[1 + index], net.extract(index)
+    level, small = net.graph(index, granularity), net.extract(index, granularity=granularity)
     try:
         wide, doubles = _in_double(net), tuple(_double(x) for x in inputs)
         args, kwargs = _call(net, doubles)
-        error = difference(wide.graphs[1 + index](*_clone(doubles)), wide.extract(index)(*args, **kwargs))
+        level_result = wide.graph(index, granularity)(*_clone(doubles))
+        error = difference(level_result, wide.extract(index, granularity=granularity)(*args, **kwargs))
     except Exception:  # the net insists on its own precision: that verdict stands
         args, kwargs = _call(net, inputs)
     else:
-        level, small, inputs, limit = wide.graphs[1 + index], wide.extract(index), doubles, _cast(program)
+        level, small = wide.graph(index, granularity), wide.extract(index, granularity=granularity)
+        inputs, limit = doubles, _cast(program)
     if error <= limit:
         return
     node = _first_difference(level, inputs, small, args, kwargs, prefix=f"level{index}_")
-    name = net.levels[index].name
+    name = net.levels[index].name + (f", {granularity}" if granularity is not None else "")
     raise VerificationError(
         f"level {index} ({name}) differs by {error:.1e} between the model and its extract, "
         f"first at {_where(net, node)}. {_ADVICE}"
     )
+
+
+def _finest(net: AnytimeModel) -> int | None:
+    """The granularity of the backbone's own prediction."""
+    return None if net.taxonomy is None else 0
 
 
 def _refuse_randomness(program: Program, error: float) -> None:

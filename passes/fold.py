@@ -16,7 +16,7 @@ from anytimeify.ir import Program, Size, TensorType
 from anytimeify.passes.project import ancestors
 from anytimeify.schema import bound, is_mutable
 
-__all__ = ["fold", "fresh_name", "read_tensor"]
+__all__ = ["deterministic", "evaluate", "fold", "fresh_name", "read_tensor"]
 
 aten = torch.ops.aten
 
@@ -29,6 +29,8 @@ _SELECTIONS = frozenset(
         aten.index_select.default,
     }
 )
+# Operations that give their first argument, some of its entries zero, where they say how many they keep.
+_MASKED = frozenset({aten.mul.Tensor, aten.add.Tensor})
 # Views of all elements in another shape: they cost nothing when the graph runs.
 _RESHAPES = frozenset(
     {
@@ -62,7 +64,8 @@ def fold(program: Program) -> Program:
     1. Every node that depends on `get_attr` nodes alone, through deterministic operations, is evaluated once; where
        the rest of the graph reads it, a `get_attr` node of the result takes its place.
     2. A selection of one parameter that fits into that parameter's shape keeps its name, if nothing else is read
-       under that name: a narrowed `conv1.weight` is called `conv1.weight`. Other results are called `folded.<node>`.
+       under that name: a narrowed or masked `conv1.weight` is called `conv1.weight`. Other results are called
+       `folded.<node>`.
     3. A floating-point result of parameters is a parameter; every other one is a buffer.
     4. All tensors are copied, also those that are read as they are: nothing shares storage with the input program,
        and nothing holds on to a tensor larger than itself. Tensors that are tied stay tied.
@@ -73,7 +76,7 @@ def fold(program: Program) -> Program:
     """
     constant = _constants(program.graph)
     frontier = [node for node in program.graph.nodes if node in constant and not constant.issuperset(node.users)]
-    values = _evaluate(program, frontier)
+    values = evaluate(program, frontier)
     names = _names(program, frontier, values)
     copies: dict[int, Tensor] = {}
     tensors: dict[str, Tensor] = {}
@@ -103,7 +106,7 @@ def _constants(graph: fx.Graph) -> set[fx.Node]:
     constant: set[fx.Node] = set()
     source: dict[fx.Node, int] = {}  # elements of the largest tensor that a node is made of
     for node in graph.nodes:
-        if node.op == "get_attr" or (_deterministic(node) and constant.issuperset(node.all_input_nodes)):
+        if node.op == "get_attr" or (deterministic(node) and constant.issuperset(node.all_input_nodes)):
             constant.add(node)
             inputs = [source[one] for one in node.all_input_nodes]
             source[node] = max(inputs, default=_elements(node) if node.op == "get_attr" else 0)
@@ -130,7 +133,7 @@ def _only_reshapes(node: fx.Node) -> bool:
     return node.target in _RESHAPES and base is not None and not _fits(node.meta["type"].shape, base.meta["type"].shape)
 
 
-def _deterministic(node: fx.Node) -> bool:
+def deterministic(node: fx.Node) -> bool:
     """Whether a call always gives the same result for the same arguments, in training and in evaluation."""
     if node.op != "call_function":
         return False
@@ -144,7 +147,8 @@ def _deterministic(node: fx.Node) -> bool:
     return node.target is not aten.batch_norm.default or bound(node)["running_mean"] is None
 
 
-def _evaluate(program: Program, frontier: list[fx.Node]) -> dict[fx.Node, Any]:
+def evaluate(program: Program, frontier: Sequence[fx.Node]) -> dict[fx.Node, Any]:
+    """The values of nodes that depend on tensors alone, and of all that they are made of."""
     needed = ancestors(frontier)
     values: dict[fx.Node, Any] = {}
     with torch.no_grad():
@@ -182,9 +186,10 @@ def _names(program: Program, frontier: list[fx.Node], values: dict[fx.Node, Any]
 
 
 def _base(node: fx.Node) -> fx.Node | None:
-    """The `get_attr` node that a chain of selections and reshapes starts from."""
+    """The `get_attr` node that a chain of selections, reshapes and masks starts from."""
     while node.op == "call_function":
-        if node.target not in _SELECTIONS and node.target not in _RESHAPES:
+        masked = node.target in _MASKED and "kept" in node.meta
+        if not masked and node.target not in _SELECTIONS and node.target not in _RESHAPES:
             return None
         node = node.all_input_nodes[0]
     return node
@@ -213,6 +218,8 @@ def _own(program: Program, node: fx.Node, value: Tensor, copies: dict[int, Tenso
     sources = [program.tensors[str(source.target)] for source in ancestors([node]) if source.op == "get_attr"]
     parameters = [source for source in sources if isinstance(source, nn.Parameter)]
     copy = value.detach().clone(memory_format=torch.contiguous_format)
+    if "kept" in node.meta:
+        copy[copy == 0] = 0  # a negative entry times zero is a negative zero
     if not parameters or not copy.is_floating_point():
         return copy
     return nn.Parameter(copy, requires_grad=any(source.requires_grad for source in parameters))

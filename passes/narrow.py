@@ -29,7 +29,7 @@ from anytimeify.passes.project import ancestors
 from anytimeify.rules import Call, Resize, rule_of
 from anytimeify.schema import rebind
 
-__all__ = ["Builder", "narrow", "narrow_tensor"]
+__all__ = ["Builder", "Clone", "Private", "narrow", "narrow_tensor", "reached"]
 
 aten = torch.ops.aten
 Private: TypeAlias = Callable[[fx.Node, fx.Node, Set[fx.Node]], str | None]
@@ -50,6 +50,11 @@ def narrow_tensor(tensor: Tensor, axes: tuple[Any, ...], analysis: Axes, widths:
             part = part.index_select(dim, torch.from_numpy(analysis.indices(expr, widths)).to(tensor.device))
     part = part.clone()
     return torch.nn.Parameter(part, tensor.requires_grad) if isinstance(tensor, torch.nn.Parameter) else part
+
+
+def reached(program: Program, axes: Axes, widths: Widths) -> Set[fx.Node]:
+    """The calls whose result differs from the full graph's, at some widths."""
+    return _reached(program, _types(program, axes, widths))
 
 
 @dataclass
@@ -128,14 +133,24 @@ class Builder:
         return node
 
     def clone_narrowed(
-        self, program: Program, axes: Axes, widths: Widths, *, prefix: str, private: Private | None = None
+        self,
+        program: Program,
+        axes: Axes,
+        widths: Widths,
+        *,
+        prefix: str,
+        private: Private | None = None,
+        also: Set[fx.Node] = frozenset(),
     ) -> dict[fx.Node, fx.Node]:
-        """Append the narrowed program; nodes that no narrowed axis reaches are those of the full copy.
+        """Append the narrowed program; nodes that no narrowed axis reaches are those of the full copy, but for those
+        in `also` and what depends on them.
 
         `private(user, source, reached)` names the tensor of its own that `user` reads in place of `source`, if any;
         `reached` are the nodes whose values differ from the full ones.
         """
-        return _Clone(self, program, axes, widths, prefix, private).run()
+        clone = Clone(self, program, axes, widths, prefix, private)
+        clone.reached = _reached(program, clone.types, also)
+        return clone.run()
 
     def clone_region(
         self,
@@ -150,9 +165,16 @@ class Builder:
     ) -> dict[fx.Node, fx.Node]:
         """Append a copy of the calls in `region`, some of its axes at other widths, which may be larger ones. Nodes
         outside are those of the full copy; each key of `instead` is replaced by the copy of its value."""
-        clone = _Clone(self, program, axes, widths, prefix, private)
+        clone = Clone(self, program, axes, widths, prefix, private)
         clone.reached, clone.instead = region, instead
         return clone.run()
+
+    def mask(self, keep: npt.NDArray[np.bool_], dtype: torch.dtype, like: fx.Node) -> fx.Node:
+        """What a tensor of this type is multiplied with to keep some entries; equal masks are one constant."""
+        key = b"mask" + str((dtype, keep.shape)).encode() + np.packbits(keep).tobytes()
+        name = self._constants.setdefault(key, f"anytime.constants.mask_{len(self._constants)}")
+        device = next((t.device for t in self.tensors.values()), torch.device("cpu"))
+        return self.attribute(name, torch.from_numpy(keep).to(device, dtype), like, transient=True)
 
     def constant(self, values: npt.NDArray[np.int64], like: fx.Node) -> fx.Node:
         """An index table; equal tables are one constant."""
@@ -161,17 +183,16 @@ class Builder:
         return self.attribute(name, torch.from_numpy(values.copy()).to(device), like, transient=True)
 
 
-class _Clone:
-    """One narrowed clone, while it is appended."""
+class Clone:
+    """One narrowed clone, while it is appended. Subclasses may read operands from elsewhere."""
 
     def __init__(
         self, builder: Builder, program: Program, axes: Axes, widths: Widths, prefix: str, private: Private | None
     ) -> None:
         self.builder, self.program, self.axes, self.widths = builder, program, axes, widths
         self.prefix, self.private = prefix, private
-        self.types = {node: _type_at(node, axes, widths) for node in program.graph.nodes if node.op != "output"}
-        _refresh_sizes(program, self.types)
-        self.reached = _reached(program, self.types)
+        self.types = _types(program, axes, widths)
+        self.reached: Set[fx.Node] = _reached(program, self.types)
         self.instead: Mapping[fx.Node, fx.Node] = {}
         self.env: dict[fx.Node, fx.Node] = {}
         self.views: dict[fx.Node, fx.Node] = {}
@@ -189,14 +210,23 @@ class _Clone:
                 self.env[node] = self.part(node)
         return self.env
 
-    def call(self, node: fx.Node) -> fx.Node:
+    def call(
+        self,
+        node: fx.Node,
+        *,
+        types: Mapping[fx.Node, Any] | None = None,
+        instead: Mapping[fx.Node, fx.Node] | None = None,
+    ) -> fx.Node:
+        """Append a call at these widths. `instead` gives operands to read in place of what `read` gives, and `types`
+        are those that follow."""
+        types = self.types if types is None else types
         target: Any = node.target
         args, kwargs = node.args, dict(node.kwargs)
         rule = rule_of(target)
         if rule is not None and rule.resize is not None:
             resize = Resize(
                 node,
-                self.types,
+                types,
                 lambda expr: self.axes.size(expr, self.widths),
                 self.axes.memo[node],
                 lambda value, new: self.scale(node, value, new),
@@ -205,8 +235,11 @@ class _Clone:
             arguments = changed.arguments if isinstance(changed, Call) else {**resize.arguments, **changed}
             target = changed.target if isinstance(changed, Call) else target
             args, kwargs = rebind(target, arguments)
-        args, kwargs = fx.map_arg((args, kwargs), lambda source: self.read(node, source))
-        meta = {**node.meta, "type": self.types[node]}
+        given = instead or {}
+        args, kwargs = fx.map_arg(
+            (args, kwargs), lambda source: given[source] if source in given else self.read(node, source)
+        )
+        meta = {**node.meta, "type": types[node]}
         return self.builder.call(target, args, kwargs, self.prefix + node.name, meta)
 
     def read(self, user: fx.Node, source: fx.Node) -> fx.Node:
@@ -216,8 +249,10 @@ class _Clone:
         if source.op != "get_attr":
             return self.env[source]
         own = self.private(user, source, self.reached) if self.private is not None else None
-        if own is None:
-            return self.part(source)
+        return self.part(source) if own is None else self.own(source, own)
+
+    def own(self, source: fx.Node, own: str) -> fx.Node:
+        """The node that reads a tensor of the clone's own, which starts as the part of `source` that is kept."""
         if own not in self.builder.tensors:
             tensor = self.program.tensors[str(source.target)]
             small = narrow_tensor(tensor, self.axes.dims[source], self.axes, self.widths)
@@ -251,7 +286,7 @@ class _Clone:
         now = self.types[value]
         if now == new:
             return value
-        node = self.env[value]
+        node = self.read(user, value)
         steps = (
             (operator.mul, new.coefficient, now * Size(new.coefficient)),
             (operator.floordiv, now.coefficient, new),
@@ -262,6 +297,12 @@ class _Clone:
                 name = f"{self.prefix}{value.name}_{target.__name__}"
                 node = self.builder.call(target, (node, factor), {}, name, meta)
         return node
+
+
+def _types(program: Program, axes: Axes, widths: Widths) -> dict[fx.Node, Any]:
+    types = {node: _type_at(node, axes, widths) for node in program.graph.nodes if node.op != "output"}
+    _refresh_sizes(program, types)
+    return types
 
 
 def _type_at(node: fx.Node, axes: Axes, widths: Widths) -> Any:
@@ -275,12 +316,14 @@ def _type_at(node: fx.Node, axes: Axes, widths: Widths) -> Any:
     return kind
 
 
-def _reached(program: Program, types: Mapping[fx.Node, Any]) -> Set[fx.Node]:
-    """The calls whose result differs from the full graph's: in shape, or because something that they read does."""
+def _reached(program: Program, types: Mapping[fx.Node, Any], also: Set[fx.Node] = frozenset()) -> Set[fx.Node]:
+    """The calls whose result differs from the full graph's: in shape, because something that they read does, or
+    because they are in `also`."""
     reached: set[fx.Node] = set()
     for node in program.graph.nodes:
         if node.op == "call_function" and (
-            types[node] != node.meta["type"]
+            node in also
+            or types[node] != node.meta["type"]
             or any(source in reached or types[source] != source.meta["type"] for source in node.all_input_nodes)
         ):
             reached.add(node)

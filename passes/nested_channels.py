@@ -8,22 +8,26 @@ The rewrite, for dense connectivity:
 3. with private norms, a normalisation whose input differs between levels gets parameters and statistics of its own per
    level, which start as the prefix of the full ones; likewise the last layer before the prediction with private heads.
 
-Refused: a model whose axes are all pinned; widths that leave every axis group as it is.
+Triangular connectivity is written by `triangular.py`. Refused: a model whose axes are all pinned; widths that leave
+every axis group as it is; triangular connectivity where most of the network would be computed for every level.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Set
+from collections.abc import Set
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from itertools import pairwise
+from typing import Any, ClassVar, Literal, NoReturn
 
 from torch import fx, nn
 
 from anytimeify.axes import Axes, Widths
 from anytimeify.errors import SchemeError
 from anytimeify.ir import Captured, Program, Rewritten
+from anytimeify.passes.heads import heads_of
 from anytimeify.passes.narrow import Builder
 from anytimeify.passes.reorder import reorder
+from anytimeify.passes.triangular import triangular
 from anytimeify.rewriter import Scheme
 from anytimeify.rules.targets import aten
 
@@ -32,14 +36,6 @@ __all__ = ["NestedChannels", "PrivateTensors"]
 NORMS = frozenset(
     aten("batch_norm.default", "layer_norm.default", "group_norm.default", "instance_norm.default", "rms_norm.default")
 )
-LAYERS = frozenset(
-    aten(
-        *("linear.default", "addmm.default", "matmul.default", "einsum.default"),
-        *(f"conv{n}d.{overload}" for n in (1, 2, 3) for overload in ("default", "padding")),
-        *("conv_transpose1d.default", "conv_transpose2d.input", "conv_transpose3d.input"),
-        *("lstm.input", "gru.input", "rnn_tanh.input", "rnn_relu.input"),
-    )
-)
 
 
 @dataclass(frozen=True)
@@ -47,13 +43,19 @@ class NestedChannels(Scheme):
     """Levels are widths: level k is the same architecture with `widths[k]` of the channels.
 
     Fields
-        widths: width multipliers, increasing, the last one 1.
+        widths: width multipliers, increasing, the last one 1. Beside depths, in a sequence of schemes, neighbours may
+            be equal.
         where: `"all"` axis groups; only `"inner"` ones (bottlenecks, hidden units, heads; the residual stream stays
             full); or patterns such as `("blocks.*.mlp.*",)`: an axis group is narrowed if the layer that makes it
             matches (its name in the report), or if everything that has it does.
-        connectivity: `"dense"`: every level is a pass of its own through its share of the weights.
+        connectivity: `"dense"`: every level is a pass of its own through its share of the weights. `"triangular"`:
+            the channels that a level adds read those of lower levels, never the reverse, so that one pass computes all
+            levels and a stream computes nothing twice. The full level has fewer weights than the backbone then.
         norms, heads: `"private"`: parameters and statistics of their own per level; `"shared"`: the prefix of the
-            full ones.
+            full ones. Under triangular connectivity channels have the same values at every level, and norms of them
+            are shared whatever this says. With `norms="every"` also norms that read the same values at every level
+            are private: under dense connectivity those that no narrowed axis reaches, and what follows is computed once
+            per level; under triangular connectivity those that only heads read.
         order: `"l1"` first permutes each axis group by the l1 norm of its weights, the function staying the same, so
             that the thin levels start from the most important channels.
         multiple_of: channel counts are rounded up to multiples of this.
@@ -66,7 +68,7 @@ class NestedChannels(Scheme):
     widths: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
     where: str | tuple[str, ...] = "all"
     connectivity: Literal["dense", "triangular"] = "dense"
-    norms: Literal["private", "shared"] = "private"
+    norms: Literal["private", "shared", "every"] = "private"
     heads: Literal["private", "shared"] = "private"
     order: Literal["index", "l1"] = "index"
     multiple_of: int = 1
@@ -75,10 +77,8 @@ class NestedChannels(Scheme):
         given: Any = self.widths
         widths = given if isinstance(given, tuple | list) else (given,)
         object.__setattr__(self, "widths", tuple(_as_width(width) for width in widths))
-        if not widths or list(self.widths) != sorted(set(self.widths)) or self.widths[-1] != 1.0:
-            raise SchemeError(
-                f"widths={_listed(widths)}: expected increasing numbers in (0, 1], the last one 1, such as 0.25,0.5,1"
-            )
+        if not widths or list(self.widths) != sorted(self.widths) or self.widths[-1] != 1.0:
+            self._refuse_order()
         where: Any = self.where
         if not isinstance(where, str):
             if not isinstance(where, tuple | list) or not all(isinstance(pattern, str) for pattern in where):
@@ -90,30 +90,60 @@ class NestedChannels(Scheme):
         multiple: Any = self.multiple_of
         if isinstance(multiple, bool) or not isinstance(multiple, int) or multiple < 1:
             raise SchemeError(f"multiple_of={multiple!r}: expected a whole number, 1 or more")
-        if self.connectivity == "triangular":
-            raise SchemeError("connectivity='triangular' is not available yet; use 'dense'")
+
+    def check_alone(self) -> None:
+        if len(set(self.widths)) < len(self.widths):
+            self._refuse_order()
+
+    def _refuse_order(self) -> NoReturn:
+        raise SchemeError(
+            f"widths={_listed(self.widths)}: expected increasing numbers in (0, 1], the last one 1, such as 0.25,0.5,1"
+        )
 
     def prepare(self, captured: Captured, axes: Axes) -> Captured:
         return captured if self.order == "index" else reorder(captured, axes, self.where)
 
     def apply(self, captured: Captured, axes: Axes) -> Rewritten:
+        if self.connectivity == "triangular" and len(self.widths) > 1:
+            return self._triangular(captured, axes)
         program = captured.program
         builder = Builder.copying(program)
         outputs: list[fx.Node] = []
-        heads = set(_heads(program)) if self.heads == "private" else set()
-        before: Widths | None = None
-        for level, width in enumerate(self.widths[:-1]):
-            widths = axes.widths(width, multiple_of=self.multiple_of, where=self.where)
-            if not widths or widths == before:
-                self._refuse_equal(width, self.widths[level - 1] if widths else 1.0, axes)
-            before = widths
-            private = PrivateTensors(program, builder, level, heads, norms=self.norms == "private")
-            env = builder.clone_narrowed(program, axes, widths, prefix=f"level{level}_", private=private)
+        heads = self.private_heads(program)
+        also = self._always_private(program)
+        for level, widths in enumerate(self.kept(axes)[:-1]):
+            private = PrivateTensors(program, builder, level, heads, norms=self.norms != "shared")
+            env = builder.clone_narrowed(program, axes, widths, prefix=f"level{level}_", private=private, also=also)
             outputs.extend(env[node] for node in program.outputs)
-        axes.chosen(self.where)
         outputs.extend(builder.shared[node] for node in program.outputs)
         names = tuple(f"width {width:g}" for width in self.widths)
         return Rewritten(builder.build(outputs, program.graph.output_node()), names)
+
+    def _triangular(self, captured: Captured, axes: Axes) -> Rewritten:
+        program = captured.program
+        heads, norms = self.private_heads(program), self.norms != "shared"
+        names = tuple(f"width {width:g}" for width in self.widths)
+
+        def private(level: int, builder: Builder) -> PrivateTensors:
+            return PrivateTensors(program, builder, level, heads, norms=norms)
+
+        return triangular(captured, axes, self.kept(axes), names, private, self._always_private(program))
+
+    def kept(self, axes: Axes) -> list[Widths]:
+        """How much of every narrowed axis each level keeps. Refuses two widths that keep the same."""
+        kept = [axes.widths(width, multiple_of=self.multiple_of, where=self.where) for width in self.widths]
+        for (width, other), (few, many) in zip(pairwise(self.widths), pairwise(kept), strict=True):
+            if width != other and few == many:
+                self._refuse_equal(*((other, width) if many else (width, other)), axes)
+        return kept
+
+    def _always_private(self, program: Program) -> set[fx.Node]:
+        """The norms of which every level has its own, even where it reads what the others read."""
+        return {node for node in program.graph.nodes if self.norms == "every" and node.target in NORMS}
+
+    def private_heads(self, program: Program) -> set[fx.Node]:
+        """The layers before the prediction of which every level has its own."""
+        return set(heads_of(program)) if self.heads == "private" else set()
 
     def _refuse_equal(self, width: float, other: float, axes: Axes) -> None:
         units = max(group.size // group.quantum for group in axes.chosen(self.where))
@@ -130,7 +160,7 @@ class NestedChannels(Scheme):
 
 _CHOICES = {
     "connectivity": ("dense", "triangular"),
-    "norms": ("private", "shared"),
+    "norms": ("private", "shared", "every"),
     "heads": ("private", "shared"),
     "order": ("index", "l1"),
 }
@@ -144,20 +174,6 @@ def _as_width(value: Any) -> float:
 
 def _listed(widths: Any) -> str:
     return ",".join(f"{width:g}" if isinstance(width, int | float) else str(width) for width in widths)
-
-
-def _heads(program: Program) -> Iterator[fx.Node]:
-    """The last layers with parameters on every way to an output."""
-    waiting, seen = list(program.outputs), set()
-    while waiting:
-        node = waiting.pop()
-        if node in seen or node.op != "call_function":
-            continue
-        seen.add(node)
-        if node.target in LAYERS and any(source.op == "get_attr" for source in node.all_input_nodes):
-            yield node
-        else:
-            waiting.extend(node.all_input_nodes)
 
 
 @dataclass(frozen=True)

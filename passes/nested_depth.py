@@ -14,8 +14,10 @@ Refused: networks in which no block can be left out, and depths that leave out t
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from itertools import pairwise
+from typing import Any, ClassVar, Literal, NoReturn
 
 from torch import fx, nn
 
@@ -26,9 +28,10 @@ from anytimeify.ir import Captured, Program, Rewritten
 from anytimeify.passes.narrow import Builder, Private
 from anytimeify.passes.nested_channels import PrivateTensors
 from anytimeify.passes.rest import Rest
+from anytimeify.passes.taxonomy import coarse_heads
 from anytimeify.rewriter import Scheme
 
-__all__ = ["NestedDepth"]
+__all__ = ["Gap", "NestedDepth"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,8 @@ class NestedDepth(Scheme):
 
     Fields
         depths: shares of the blocks, increasing, the last one 1. A run of n equal blocks keeps about that share of
-            them, and at least one, or none where another block of the stage stays.
+            them, and at least one, or none where another block of the stage stays. Beside widths, in a sequence of
+            schemes, neighbours may be equal.
         norms: `"private"`: norms behind a block that is left out have parameters and statistics of their own per level;
             `"shared"`: those of the full network.
 
@@ -53,25 +57,27 @@ class NestedDepth(Scheme):
         given: Any = self.depths
         depths = tuple(given) if isinstance(given, tuple | list) else (given,)
         numbers = all(isinstance(d, int | float) and not isinstance(d, bool) and 0 < d <= 1 for d in depths)
-        if not depths or not numbers or list(depths) != sorted(set(depths)) or depths[-1] != 1:
-            raise SchemeError(
-                f"depths={given!r}: expected increasing numbers in (0, 1], the last one 1, such as 0.5,0.75,1"
-            )
+        if not depths or not numbers or list(depths) != sorted(depths) or depths[-1] != 1:
+            self._refuse_order()
         object.__setattr__(self, "depths", tuple(float(depth) for depth in depths))
         if self.norms not in ("private", "shared"):
             raise SchemeError(f"norms={self.norms!r}: expected private or shared")
+
+    def check_alone(self) -> None:
+        if len(set(self.depths)) < len(self.depths):
+            self._refuse_order()
+
+    def _refuse_order(self) -> NoReturn:
+        raise SchemeError(
+            f"depths={_listed(self.depths)}: expected increasing numbers in (0, 1], the last one 1, such as 0.5,0.75,1"
+        )
 
     def apply(self, captured: Captured, axes: Axes) -> Rewritten:
         program = captured.program
         builder = Builder.copying(program)
         rest = Rest.behind(captured, axes, find_blocks(program, axes), program.placeholders)
         outputs: list[fx.Node] = []
-        before = len(rest.blocks) + 1
-        for level, depth in enumerate(self.depths[:-1]):
-            left_out = rest.shortened(depth)
-            if not left_out or len(left_out) == before:
-                self._refuse(depth, self.depths[level - 1] if left_out else 1.0, rest)
-            before = len(left_out)
+        for level, left_out in enumerate(self.left_out(rest)[:-1]):
             outputs.append(self._level(builder, rest, left_out, level))
         outputs.append(builder.shared[program.outputs[0]])
         names = tuple(f"depth {depth:g}" for depth in self.depths)
@@ -79,14 +85,24 @@ class NestedDepth(Scheme):
 
     def _level(self, builder: Builder, rest: Rest, left_out: list[Block], level: int) -> fx.Node:
         program = rest.captured.program
-        removed = {node for block in left_out for node in block.nodes}
-        region = _behind(program, {block.end for block in left_out}) - removed
-        instead = {block.end: block.start for block in left_out if block.start is not None}
-        private: Private = PrivateTensors(program, builder, level, set(), norms=self.norms == "private")
+        gap = Gap.of(program, left_out)
+        private: Private = PrivateTensors(
+            program, builder, level, coarse_heads(program), norms=self.norms == "private"
+        )
         env = builder.clone_region(
-            program, rest.axes, rest.widths({}, left_out), region, instead, prefix=f"level{level}_", private=private
+            *(program, rest.axes, rest.widths({}, left_out), gap.behind, gap.instead),
+            prefix=f"level{level}_",
+            private=private,
         )
         return env[program.outputs[0]]
+
+    def left_out(self, rest: Rest) -> list[list[Block]]:
+        """The blocks that each level leaves out. Refuses two depths that leave out the same."""
+        left_out = [rest.shortened(depth) for depth in self.depths]
+        for (depth, other), (many, few) in zip(pairwise(self.depths), pairwise(left_out), strict=True):
+            if depth != other and len(many) == len(few):
+                self._refuse(*((other, depth) if few else (depth, other)), rest)
+        return left_out
 
     def _refuse(self, depth: float, other: float, rest: Rest) -> None:
         count = len(rest.removable())
@@ -101,10 +117,25 @@ class NestedDepth(Scheme):
         return JointLoss()
 
 
-def _behind(program: Program, ends: set[fx.Node]) -> set[fx.Node]:
-    """The calls that depend on some nodes, these among them."""
-    found = set(ends)
-    for node in program.graph.nodes:
-        if node.op == "call_function" and any(source in found for source in node.all_input_nodes):
-            found.add(node)
-    return found
+def _listed(depths: Any) -> str:
+    given = depths if isinstance(depths, tuple | list) else (depths,)
+    return ",".join(f"{depth:g}" if isinstance(depth, int | float) else str(depth) for depth in given)
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Where blocks are left out: their nodes, what lies behind any of them, and what is read in place of their ends."""
+
+    removed: Set[fx.Node]
+    behind: Set[fx.Node]
+    instead: Mapping[fx.Node, fx.Node]
+
+    @staticmethod
+    def of(program: Program, left_out: Iterable[Block]) -> Gap:
+        removed = {node for block in left_out for node in block.nodes}
+        instead = {block.end: block.start for block in left_out if block.start is not None}
+        found = set(instead)
+        for node in program.graph.nodes:
+            if node.op == "call_function" and any(source in found for source in node.all_input_nodes):
+                found.add(node)
+        return Gap(removed, found - removed, instead)

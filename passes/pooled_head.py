@@ -12,6 +12,7 @@ from anytimeify.errors import SchemeError
 from anytimeify.factors import Expr, leaves, resolve
 from anytimeify.ir import Program, Size, TensorType
 from anytimeify.passes.narrow import Builder
+from anytimeify.passes.taxonomy import heads_of_output
 
 __all__ = ["pooled_head"]
 
@@ -20,7 +21,8 @@ POSITIONS = 4  # a side of what images are pooled to
 
 
 def pooled_head(builder: Builder, program: Program, axes: Axes, at: fx.Node, level: int) -> fx.Node:
-    """Appends the head and gives its prediction; its layer is `anytime.<level>.pooled`, initialised as `nn.Linear`.
+    """Appends the head and gives its prediction; its layer is `anytime.<level>.pooled`, initialised as `nn.Linear`, one
+    for each granularity of the prediction.
 
     Images are averaged to at most 4x4 positions, sequences to one. Raises `SchemeError` where the prediction is not one
     vector of scores a sample, or the features are not those of an image or a sequence.
@@ -58,14 +60,16 @@ def pooled_head(builder: Builder, program: Program, axes: Axes, at: fx.Node, lev
         node = call(aten.flatten.using_ints, (node, 1), (batch, width * Size(side)), "flat")
     elif len(places) == 1:
         node = call(aten.mean.dim, (node, places), (batch, width), "average")
-    layer = nn.Linear(width.coefficient * side, prediction.shape[1].coefficient)
     device = next((tensor.device for tensor in program.tensors.values()), torch.device("cpu"))
-    layer.to(device, kind.dtype)
-    read = [
-        builder.attribute(f"anytime.{level}.pooled.{name}", parameter, at)
-        for name, parameter in layer.named_parameters()
-    ]
-    return call(aten.linear.default, (node, *read), prediction.shape, "pooled")
+    scores = []
+    for prefix, classes in heads_of_output(program.outputs[0]):
+        layer = nn.Linear(width.coefficient * side, classes).to(device, kind.dtype)
+        read = [
+            builder.attribute(f"anytime.{level}.{prefix}pooled.{name}", parameter, at)
+            for name, parameter in layer.named_parameters()
+        ]
+        scores.append(call(aten.linear.default, (node, *read), (batch, Size(classes)), "pooled"))
+    return scores[0] if len(scores) == 1 else call(aten.cat.default, (scores, 1), prediction.shape, "granularities")
 
 
 def _enumerates_positions(expr: Expr) -> bool:

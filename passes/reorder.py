@@ -21,7 +21,7 @@ from anytimeify.axes import Axes, arrangement
 from anytimeify.factors import Expr, Factor, Sum, leaves
 from anytimeify.ir import Captured, Program
 
-__all__ = ["reorder"]
+__all__ = ["reorder", "units_of"]
 
 
 def reorder(captured: Captured, axes: Axes, where: str | Sequence[str] = "all") -> Captured:
@@ -48,22 +48,22 @@ def _importance(program: Program, axes: Axes, chosen: set[Factor]) -> dict[Facto
             for factor in {leaf for leaf in leaves(expr) if leaf in chosen}:
                 norms = tensor.detach().abs().to(torch.float64)
                 weights = norms.sum([d for d in range(tensor.ndim) if d != dim]).cpu().numpy()
-                units = _units(expr, factor)
+                units = units_of(expr, factor)
                 total = np.bincount(units[units >= 0], weights[units >= 0], minlength=factor.size.coefficient)
                 totals[factor] = totals.get(factor, np.zeros(factor.size.coefficient)) + total
     return totals
 
 
-def _units(expr: Expr, factor: Factor) -> npt.NDArray[np.int64]:
+def units_of(expr: Expr, factor: Factor) -> npt.NDArray[np.int64]:
     """Which unit of a factor each entry of a dimension belongs to; -1 where it belongs to none."""
     if isinstance(expr, Factor):
         count = expr.size.coefficient
         return np.arange(count) if expr is factor else np.full(count, -1, dtype=np.int64)
     if isinstance(expr, Sum):
-        return np.concatenate([_units(part, factor) for part in expr.parts])
+        return np.concatenate([units_of(part, factor) for part in expr.parts])
     units = np.full(1, -1, dtype=np.int64)
     for part in expr.parts:
-        units = np.maximum(units[:, None], _units(part, factor)[None, :]).reshape(-1)
+        units = np.maximum(units[:, None], units_of(part, factor)[None, :]).reshape(-1)
     return units
 
 

@@ -151,9 +151,11 @@ class Rest:
 
     # Widths.
 
-    def widths(self, multiples: Mapping[str, float], left_out: Sequence[Block]) -> Widths:
-        """The size of every factor that differs from the backbone's."""
-        widths: Widths = {}
+    def widths(
+        self, multiples: Mapping[str, float], left_out: Sequence[Block], narrowed: Mapping[Factor, int] | None = None
+    ) -> Widths:
+        """The size of every factor that differs from the backbone's; `narrowed` are those that are known already."""
+        widths: Widths = dict(narrowed or {})
         for block in left_out:
             widths.update(dict.fromkeys(self._added(block), 0))
         if multiples:

@@ -1,6 +1,7 @@
 """Training objectives: each is an `nn.Module` called as `loss(outputs, target)`, with `terms(outputs, target)`."""
 
 from anytimeify.losses.co_distillation import CoDistillation
+from anytimeify.losses.consensus import ConsensusLoss
 from anytimeify.losses.cross_layer_mutual import CrossLayerMutual
 from anytimeify.losses.diversity import diversity
 from anytimeify.losses.hierarchical import HierarchicalLoss
@@ -10,9 +11,11 @@ from anytimeify.losses.in_place_distillation import InPlaceDistillation
 from anytimeify.losses.independent import IndependentLoss
 from anytimeify.losses.joint import JointLoss
 from anytimeify.losses.objective import Objective
+from anytimeify.losses.taxonomy import TaxonomyLoss
 
 __all__ = [
     "CoDistillation",
+    "ConsensusLoss",
     "CrossLayerMutual",
     "HierarchicalCoDistillation",
     "HierarchicalLoss",
@@ -21,5 +24,6 @@ __all__ = [
     "IndependentLoss",
     "JointLoss",
     "Objective",
+    "TaxonomyLoss",
     "diversity",
 ]

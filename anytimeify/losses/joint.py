@@ -31,12 +31,16 @@ class JointLoss(Objective):
         self.reduction = reduction
 
     def terms(self, outputs: Outputs, target: Tensor) -> dict[str, Tensor]:
-        weights = check_weights(self.weights, len(outputs.levels))
-        share = len(weights) if self.reduction == "mean" else 1
-        return {
-            f"level{index}/cross_entropy": cross_entropy(prediction, target) * (weight / share)
-            for index, (prediction, weight) in enumerate(zip(outputs.levels, weights, strict=True))
-        }
+        count = len(outputs.levels)
+        check_weights(self.weights, count)
+        levels = [self.level_terms(index, count, level, target) for index, level in enumerate(outputs.levels)]
+        return {name: term for terms in levels for name, term in terms.items()}
+
+    def level_terms(self, index: int, count: int, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """What level `index` of `count` adds to `terms`, for training orders that run levels one at a time."""
+        weight = check_weights(self.weights, count)[index]
+        share = count if self.reduction == "mean" else 1
+        return {f"level{index}/cross_entropy": cross_entropy(prediction, target) * (weight / share)}
 
     def extra_repr(self) -> str:
         return f"weights={self.weights}, reduction={self.reduction!r}"

@@ -6,14 +6,14 @@ Every measure is a batch mean; for dense prediction, a mean over batch and posit
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anytimeify.ir import Outputs
 
-__all__ = ["Objective", "check_weights", "cross_entropy", "divergence"]
+__all__ = ["Objective", "check_weights", "cross_entropy", "divergence", "named_terms"]
 
 
 class Objective(nn.Module, ABC):
@@ -31,6 +31,12 @@ class Objective(nn.Module, ABC):
         for term in rest:
             first = first + term
         return first
+
+
+def named_terms(base: nn.Module, outputs: Outputs, target: Tensor) -> Mapping[str, Tensor]:
+    """The summands of any objective; one that does not name them is one summand, `"loss"`."""
+    terms = getattr(base, "terms", None)
+    return terms(outputs, target) if callable(terms) else {"loss": base(outputs, target)}
 
 
 def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:

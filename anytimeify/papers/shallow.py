@@ -7,101 +7,18 @@ classifier here, and the pooling leaves one position where these heads keep up t
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
-from torch import Tensor, nn
-from torch.nn import functional as F
-
 from anytimeify.losses.joint import JointLoss
-from anytimeify.papers.networks.initialisers import fan_out
+from anytimeify.papers.networks import ResNeXt
 from anytimeify.papers.recipe import Entry
 from anytimeify.papers.training import Optimiser, Schedule, Training
 from anytimeify.passes.auxiliary_branches import AuxiliaryBranches
 from anytimeify.passes.branch import Branch
 
-__all__ = ["ENTRIES", "ResNeXt", "exits"]
+__all__ = ["CIFAR", "ENTRIES", "exits"]
 
 STAGES = 3
-
-
-class Block(nn.Module):
-    """Norm, ReLU, 1x1 convolution, norm, ReLU, grouped 3x3, norm, ReLU, 1x1; plus the input.
-
-    (N, inputs, H, W) -> (N, outputs, H/2, W/2) with twice the channels, or the same shape. What halves the size comes
-    first, before both ways: 2x2 average pooling, and channels of zeros after those of the input.
-    """
-
-    def __init__(self, inputs: int, outputs: int, middle: int, groups: int) -> None:
-        super().__init__()
-        self.zeros = outputs - inputs
-        self.pool = nn.AvgPool2d(2) if self.zeros else None
-        self.bn1 = nn.BatchNorm2d(outputs)
-        self.conv1 = nn.Conv2d(outputs, middle, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(middle)
-        self.conv2 = nn.Conv2d(middle, middle, 3, padding=1, groups=groups, bias=False)
-        self.bn3 = nn.BatchNorm2d(middle)
-        self.conv3 = nn.Conv2d(middle, outputs, 1, bias=False)
-        self.relu = nn.ReLU()
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.pool is not None:
-            x = F.pad(self.pool(x), (0, 0, 0, 0, 0, self.zeros))
-        path = self.conv1(self.relu(self.bn1(x)))
-        path = self.conv2(self.relu(self.bn2(path)))
-        path = self.conv3(self.relu(self.bn3(path)))
-        result: Tensor = x + path
-        return result
-
-
-class ResNeXt(nn.Module):
-    """Pre-activation ResNeXt of `depth` layers for small images: (N, 3, 32, 32) -> (N, num_classes).
-
-    `layer1`, `layer2` and `layer3` have the widths `width`, twice and four times that, at 32x32, 16x16 and 8x8. No norm
-    follows the last convolution of a block, nor the stem.
-
-    Parameters
-        depth: 9n + 2, for n blocks in a stage.
-        width: channels of the first stage.
-        branches: groups of the 3x3 convolutions.
-        branch_width: channels of one of them in the first stage; twice as many in each stage after it.
-        initialise: draws the weights of a layer.
-    """
-
-    def __init__(
-        self,
-        num_classes: int = 10,
-        *,
-        depth: int = 29,
-        width: int = 64,
-        branches: int = 8,
-        branch_width: int = 4,
-        initialise: Callable[[nn.Module], None] = fan_out,
-    ) -> None:
-        super().__init__()
-        repeats, rest = divmod(depth - 2, 3 * STAGES)
-        if rest or repeats < 1:
-            raise ValueError(f"depth={depth}: these networks have {3 * STAGES}n + 2 layers")
-        self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
-        middle = branches * branch_width
-        self.layer1 = _stage(width, width, middle, branches, repeats)
-        self.layer2 = _stage(width, width * 2, middle * 2, branches, repeats)
-        self.layer3 = _stage(width * 2, width * 4, middle * 4, branches, repeats)
-        self.bn = nn.BatchNorm2d(width * 4)
-        self.relu = nn.ReLU()
-        self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(width * 4, num_classes)
-        self._init_weights = initialise
-        self.apply(initialise)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.layer3(self.layer2(self.layer1(self.conv1(x))))
-        logits: Tensor = self.fc(self.avgpool(self.relu(self.bn(x))).flatten(1))
-        return logits
-
-
-def _stage(inputs: int, outputs: int, middle: int, groups: int, repeats: int) -> nn.Sequential:
-    return nn.Sequential(*(Block(outputs if index else inputs, outputs, middle, groups) for index in range(repeats)))
 
 
 def exits(depth: int = 29) -> tuple[Branch, ...]:

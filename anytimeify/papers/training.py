@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+
+from anytimeify.train import Order, Together
 
 __all__ = ["Optimiser", "Schedule", "Training"]
 
@@ -63,7 +65,8 @@ class Schedule:
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """A training recipe. `batch`: samples in a step; `data`: what the paper trains on; `augmentation`: in words."""
+    """A training recipe. `batch`: samples in a step; `data`: what the paper trains on; `augmentation`: in words;
+    `order`: how the levels take turns within a step."""
 
     data: str
     optimiser: Optimiser
@@ -71,6 +74,7 @@ class Training:
     batch: int
     epochs: int
     augmentation: tuple[str, ...] = ()
+    order: Order = field(default_factory=Together)
 
     def learning_rate(self, epoch: float) -> float:
         """The learning rate in an epoch, counted from 0."""

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from anytimeify.axes import Axes
 from anytimeify.ir import Captured, Level, Rewritten
+from anytimeify.report.densities import DensityRow, density_rows, density_sheet
 from anytimeify.report.plot import plot
 from anytimeify.report.rows import AxisRow, Place, Readers, axis_rows, axis_sheets, note_sheets, without_rule
 from anytimeify.report.sheets import Sheet, Sheets, in_bytes, in_percent, shortened
@@ -38,6 +39,7 @@ class Report(Sheets):
     axes: tuple[AxisRow, ...]
     notes: tuple[str, ...]
     without_rule: tuple[Place, ...]
+    densities: tuple[DensityRow, ...] = ()
 
     def plot(self, path: str | os.PathLike[str], scores: Mapping[str, float] | None = None) -> None:
         """Draws the cost of every level and, with `scores` (accuracy from 0 to 1 by level name), accuracy against MACs.
@@ -66,6 +68,7 @@ class Report(Sheets):
                 for row in self.levels
             ),
         )
+        yield density_sheet(self.densities)
         yield from axis_sheets(self.axes, everything=everything)
         yield from note_sheets(self.notes, self.without_rule)
 
@@ -102,4 +105,5 @@ def report(net: _Net) -> Report:
         axes=axis_rows(captured, net.axes, readers),
         notes=(*captured.notes, *rewritten.notes),
         without_rule=without_rule(net.axes),
+        densities=density_rows(rewritten.program, len(net.levels)),
     )

@@ -44,7 +44,7 @@ class Op:
 
     @property
     def where(self) -> Where:
-        return Where(self.node.name, name_of(self.node), self.node.meta.get("origin", Origin()))
+        return Where(self.node.name, name_of(self.node), self.node.meta.get("origin", Origin()), self.mixed)
 
     def axes(self, value: object) -> Dims:
         """The axes of an operand."""

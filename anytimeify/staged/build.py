@@ -23,15 +23,23 @@ __all__ = ["build"]
 aten = torch.ops.aten
 
 
-def build(captured: Captured, rewritten: Rewritten, levels: Sequence[Level], *, merge_batch_norms: bool) -> Staged:
-    """The given levels, in that order, as a staged network that owns its tensors.
+def build(
+    captured: Captured,
+    rewritten: Rewritten,
+    levels: Sequence[Level],
+    *,
+    merge_batch_norms: bool,
+    granularity: int | None = None,
+) -> Staged:
+    """The given levels, in that order, as a staged network that owns its tensors. With a taxonomy each gives the
+    granularity that it serves, or all of them one `granularity`.
 
     1. keep their outputs, where they are computed one from the other if there is such a form; 2. turn parameter views
     into small parameters, and merge batch norms, if asked; 3. cut into a chain, in which sizes and what depends on no
     input is computed where it is needed; 4. give private parameters of a level the backbone's names; 5. lift every
     step in inference form. Running a stage needs torch and nothing else.
     """
-    positions = [(rewritten.steps or _positions(rewritten))[level.index] for level in levels]
+    positions = [rewritten.step(level.index, granularity) for level in levels]
     program = fold(project(rewritten.program, positions))
     program = fold_batch_norms(program) if merge_batch_norms else program
     chain = _only_needed([_local_sizes(one) for one in steps(program.graph, program.outputs, _again(program))])
@@ -52,10 +60,6 @@ def build(captured: Captured, rewritten: Rewritten, levels: Sequence[Level], *, 
         captured.signature,
     )
     return Staged(described, graphs, example_inputs=captured.example_inputs)
-
-
-def _positions(rewritten: Rewritten) -> tuple[int, ...]:
-    return tuple(map(rewritten.position, range(len(rewritten.level_names))))
 
 
 def _again(program: Program) -> set[fx.Node]:

@@ -85,6 +85,11 @@ class Staged(nn.Module):
     def forward(self, *args: Any, policy: ExitPolicy | None = None, **kwargs: Any) -> Exited:
         """The predictions of the exits that the samples left at."""
         chosen = self.policy if policy is None else policy
+        if chosen is not None and len({self.chain.values[stage.gives[-1]].shape for stage in self.chain.stages}) > 1:
+            raise ArgumentError(
+                "the exits predict different classes, so that samples which leave at different ones have no common "
+                "prediction: make it of one granularity, net.staged(granularity=...), or call stream"
+            )
         known: dict[str, Any] = dict(zip(self.chain.inputs, self.calling.flat(args, kwargs), strict=True))
         batch = _Batch(self._separable)
         last = len(self._links) - 1

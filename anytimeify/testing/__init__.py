@@ -20,6 +20,7 @@ from anytimeify.testing.checks import (
     assert_sites_nested,
     check,
 )
+from anytimeify.testing.nesting import assert_prefixes_nest
 
 if TYPE_CHECKING:
     from anytimeify.testing.strategies import backbones, schemes, widths
@@ -32,6 +33,7 @@ __all__ = [
     "assert_full_equals_backbone",
     "assert_gradients_add_up",
     "assert_levels_equal_extracts",
+    "assert_prefixes_nest",
     "assert_round_trip",
     "assert_sites_nested",
     "backbones",

@@ -30,7 +30,7 @@ from anytimeify.ir import Captured, Outputs
 from anytimeify.passes.narrow import Builder
 from anytimeify.rewriter import parse_scheme, schemes
 from anytimeify.testing import assert_costs_increase
-from benchmarks.coverage import ensembles
+from benchmarks.coverage import ensembles, triangles
 from benchmarks.zoo import build, catalogue, family
 
 __all__ = ["held", "main", "measure"]
@@ -138,6 +138,10 @@ def _measure(say: Say, step: Steps, backbone: str, scheme: str, input_size: list
     for problem in ("missing", "not finite"):
         if names := gradients[problem]:
             raise AssertionError(f"gradients {problem} after a training step: {len(names)}, such as {names[0]}")
+    if not net.exact:
+        say(triangles.triangle(net))
+        with step("one pass against many"):
+            triangles.assert_one_pass_is_many(say, net, params)
     if isinstance(chosen, HierarchicalEnsemble) and chosen.fuse:
         del model, captured  # what follows makes a second network
         with step("fused against unrolled"):

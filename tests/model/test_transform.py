@@ -18,7 +18,7 @@ def test_schemes_as_objects_text_and_sequences() -> None:
 @pytest.mark.parametrize(
     ("scheme", "message"),
     [
-        ([NestedChannels(), NestedChannels()], "2 schemes were given: schemes cannot be composed yet"),
+        ([NestedChannels(), NestedChannels()], "nested-channels, nested-channels cannot be combined; what can be"),
         ([], "expected a scheme"),
         (None, "expected a scheme"),
         ("nested-canals", "'nested-canals' is not a scheme"),

@@ -11,7 +11,8 @@ from anytimeify.cost import cost
 from anytimeify.losses import JointLoss
 from anytimeify.model import AnytimeModel
 from anytimeify.papers import recipe
-from anytimeify.papers.shallow import ResNeXt, exits
+from anytimeify.papers.networks import ResNeXt
+from anytimeify.papers.shallow import exits
 from anytimeify.passes.auxiliary_branches import AuxiliaryBranches
 from anytimeify.rewriter import parse_scheme
 from tests.papers.branches import ENTRIES

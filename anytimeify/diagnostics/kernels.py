@@ -15,13 +15,13 @@ import re
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from anytimeify.errors import ArgumentError, ArtifactError, MissingExtraError
+from anytimeify.diagnostics.pictures import drawing, grid
+from anytimeify.errors import ArgumentError
 from anytimeify.ir import PAIR, Level, Program
 from anytimeify.model import AnytimeModel
 from anytimeify.passes.project import ancestors, project
@@ -29,7 +29,7 @@ from anytimeify.report.sheets import Sheet, Sheets
 from anytimeify.rules.targets import aten
 from anytimeify.schema import bound
 
-__all__ = ["KernelCorrelation", "LayerCorrelation", "kernel_correlation"]
+__all__ = ["KernelCorrelation", "LayerCorrelation", "inside", "kernel_correlation", "leaf_program"]
 
 _TRANSPOSED = frozenset(aten("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"))
 _CONVOLUTIONS = _TRANSPOSED | frozenset(aten("conv1d", "conv2d", "conv3d"))
@@ -57,7 +57,7 @@ def kernel_correlation(
     """
     first, second = _network(net, one), _network(net, other)
     common = [name for name in first.kernels if name in second.kernels]
-    names = common if layer is None else _inside(common, layer)
+    names = common if layer is None else inside(common, layer)
     layers: list[LayerCorrelation] = []
     left_out: dict[str, str] = {}
     for name in names:
@@ -169,8 +169,8 @@ class KernelCorrelation(Sheets):
         where the picture cannot be written, `ArgumentError` for a layer that was not compared.
         """
         known = {one.name: one for one in self.layers}
-        chosen = list(known) if layer is None else _inside(list(known), layer)
-        _heat_maps(Path(path), [known[name] for name in chosen], self.one, self.other)
+        chosen = list(known) if layer is None else inside(list(known), layer)
+        _heat_maps(path, [known[name] for name in chosen], self.one, self.other)
 
 
 def _row(layer: LayerCorrelation) -> tuple[str, ...]:
@@ -224,7 +224,13 @@ def _level(net: AnytimeModel, index: int) -> _Network:
 
 
 def _leaf(net: AnytimeModel, index: int) -> _Network:
-    """A leaf's parts of the stacks in the backbone's own graph."""
+    stacks = net.rewritten.program.tensors
+    read, member = leaf_program(net, index)
+    return _Network(f"leaf {index}", _read(read, str, lambda name: (id(stacks[name]), member.get(name, 0))))
+
+
+def leaf_program(net: AnytimeModel, index: int) -> tuple[Program, Mapping[str, int]]:
+    """The backbone's own graph with a leaf's parts of the stacks, and which part of each that is."""
     stacks, program = net.rewritten.program.tensors, net.captured.program
     leaves = len(net.rewritten.members)
     tensors, member = dict(program.tensors), {}
@@ -233,8 +239,7 @@ def _leaf(net: AnytimeModel, index: int) -> _Network:
         count = stacks[name].numel() // own.numel()
         member[name] = index * count // leaves
         tensors[name] = stacks[name].detach().reshape(count, *own.shape)[member[name]]
-    read = Program(program.graph, tensors)
-    return _Network(f"leaf {index}", _read(read, str, lambda name: (id(stacks[name]), member.get(name, 0))))
+    return Program(program.graph, tensors), member
 
 
 def _read(
@@ -274,15 +279,15 @@ def _by_output(weight: Tensor, groups: int) -> Tensor:
     return by_group.transpose(1, 2).flatten(0, 1)
 
 
-def _inside(names: list[str], layer: str) -> list[str]:
-    inside = [name for name in names if name == layer or name.startswith(f"{layer}.")]
-    if not inside:
+def inside(names: list[str], layer: str, what: str = "no convolution of that name is in both") -> list[str]:
+    """The names that a layer has, or that lie in it; `ArgumentError` that says what there is none of."""
+    found = [name for name in names if name == layer or name.startswith(f"{layer}.")]
+    if not found:
         near = difflib.get_close_matches(layer, names, 1) or names[:1]
         raise ArgumentError(
-            f"layer={layer!r}: no convolution of that name is in both"
-            + (f"; one that is: {near[0]!r}" if near else "; there are none at all")
+            f"layer={layer!r}: {what}" + (f"; one that is: {near[0]!r}" if near else "; there are none at all")
         )
-    return inside
+    return found
 
 
 # Numbers.
@@ -326,31 +331,13 @@ def _by_chance(weights: int, others: int) -> float:
 # Pictures.
 
 
-def _heat_maps(target: Path, layers: list[LayerCorrelation], one: str, other: str) -> None:
-    if not target.parent.is_dir():
-        raise ArtifactError(f"cannot draw {target}: the folder {target.parent} does not exist")
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError("matplotlib", "plot", "Drawing a heat map") from error
-    columns = math.ceil(math.sqrt(len(layers)))
-    rows = math.ceil(len(layers) / columns)
-    # no pyplot: no global state, no window
-    figure = Figure(figsize=(2.6 * columns + 0.8, 2.6 * rows + 0.4), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
-    for panel, layer in zip(panels, layers, strict=False):
-        image = panel.imshow(layer.matrix.numpy(), cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
-        panel.set_title(f"{layer.name}, likeness {layer.likeness:z.2f}", fontsize=8)
-        panel.tick_params(labelsize=6)
-    for panel in panels[len(layers) :]:
-        panel.axis("off")
-    figure.colorbar(image, ax=panels, shrink=0.8, label="correlation")
-    figure.supylabel(f"kernels of {one}", fontsize=9)
-    figure.supxlabel(f"kernels of {other}", fontsize=9)
-    formats = figure.canvas.get_supported_filetypes()
-    if target.suffix.removeprefix(".").lower() not in formats:
-        raise ArtifactError(f"cannot draw {target}: its suffix chooses the format, one of {', '.join(sorted(formats))}")
-    try:
-        figure.savefig(target, dpi=100)
-    except OSError as error:
-        raise ArtifactError(f"cannot draw {target}: {error}") from error
+def _heat_maps(path: str | os.PathLike[str], layers: list[LayerCorrelation], one: str, other: str) -> None:
+    with drawing(path, "Drawing a heat map") as figure:
+        panels = grid(figure, len(layers), 2.6)
+        for panel, layer in zip(panels, layers, strict=True):
+            image = panel.imshow(layer.matrix.numpy(), cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
+            panel.set_title(f"{layer.name}, likeness {layer.likeness:z.2f}", fontsize=8)
+            panel.tick_params(labelsize=6)
+        figure.colorbar(image, ax=figure.axes, shrink=0.8, label="correlation")
+        figure.supylabel(f"kernels of {one}", fontsize=9)
+        figure.supxlabel(f"kernels of {other}", fontsize=9)

@@ -1,0 +1,149 @@
+"""Which form computes a triangular product: fixed by hand, by a rule of thumb, or by measuring once per layer.
+
+The forms give the same numbers up to rounding, so which one is fastest decides, and nobody knows that beforehand: it
+depends on sizes, memory format, threads and device. As `torch.backends.cudnn.benchmark` does, the first call of a layer
+times the candidates and later calls use what won.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, TypeAlias, TypeVar
+
+import torch
+
+__all__ = ["Form", "Kind", "choices", "choose", "forget", "form"]
+
+Kind: TypeAlias = Literal["masked", "prefixes", "blocks", "measured"]
+Result = TypeVar("Result")
+
+_KINDS = ("masked", "prefixes", "blocks", "measured")
+_WORTH_MEASURING = 1 << 22  # multiply-accumulates; below, a call costs more than what it could save
+_ROUNDS = 3
+_MARGIN = 0.95  # of the default's time, below which another form is taken: what is nearer is noise
+_HOPELESS = 1.5  # times the best so far, above which a form is not timed again
+
+
+class Form(NamedTuple):
+    """One way to compute a triangular product."""
+
+    route: Literal["masked", "convolution", "matrix", "triton"]
+    blocks: int = 0  # how many products
+    channels_last: bool = False  # whether parts are copied in that memory format whatever the input has
+
+    def __str__(self) -> str:
+        return f"{self.route}{f' {self.blocks}' if self.blocks else ''}{', channels-last' * self.channels_last}"
+
+
+@dataclass
+class _Settings:
+    """Of the whole process, for backward passes run in threads of their own."""
+
+    kind: Kind = "measured"
+    count: int | None = None
+
+
+_settings = _Settings()
+_chosen: dict[Hashable, Form] = {}
+
+
+class form(AbstractContextManager[None]):  # noqa: N801  # is called like a function, as torch.set_grad_enabled is
+    """Fixes how triangular products are computed, from now on or within a `with` block, in the whole process.
+
+    * `"masked"`: dense products with masked weights;
+    * `"prefixes"`: one product per level;
+    * `"blocks"`: `count` products of neighbouring levels, or as many as a rule of thumb says;
+    * `"measured"`, from the start: whatever is fastest here, timed at a layer's first call. The choice may differ from
+      run to run, and with it the last bits; `torch.use_deterministic_algorithms(True)` makes it the rule of thumb's.
+    """
+
+    def __init__(self, kind: Kind, count: int | None = None) -> None:
+        if kind not in _KINDS:
+            raise ValueError(f"kind={kind!r} is none of {', '.join(map(repr, _KINDS))}")
+        if count is not None and (kind != "blocks" or count < 1):
+            raise ValueError(f"count={count} is the number of 'blocks', 1 or more")
+        self.before = (_settings.kind, _settings.count)
+        _settings.kind, _settings.count = kind, count
+
+    def __exit__(self, *error: object) -> None:
+        _settings.kind, _settings.count = self.before
+
+
+def choices() -> Mapping[Hashable, Form]:
+    """What has been measured in this process: the form chosen for every layer, size and direction."""
+    return dict(_chosen)
+
+
+def forget() -> None:
+    """Measure again."""
+    _chosen.clear()
+
+
+def choose(
+    key: Hashable,
+    candidates: Sequence[Form],
+    default: Form,
+    run: Callable[[Form], Result],
+    *,
+    levels: int,
+    work: int,
+    device: torch.device,
+) -> Result:
+    """The result of `run` in the form that the settings ask for, or in the fastest of the candidates.
+
+    `work` is the number of multiply-accumulates, `levels` that of the levels. `candidates` start with the masked form.
+    """
+    if _settings.kind == "masked":
+        return run(candidates[0])
+    if _settings.kind == "prefixes":
+        return run(default._replace(blocks=levels) if default.blocks else _blocked(candidates, levels))
+    if _settings.kind == "blocks":
+        fixed = default if _settings.count is None else _blocked(candidates, min(_settings.count, levels))
+        return run(fixed)
+    if work < _WORTH_MEASURING or len(candidates) < 2 or not _may_measure(device):
+        return run(_chosen.get(key, default))
+    if key not in _chosen:
+        _chosen[key] = _fastest(candidates, default, run, device)
+    return run(_chosen[key])
+
+
+def _blocked(candidates: Sequence[Form], count: int) -> Form:
+    """The first route that is not masked, in so many blocks."""
+    return next((one._replace(blocks=count) for one in candidates if one.blocks), candidates[0])
+
+
+def _may_measure(device: torch.device) -> bool:
+    if torch.are_deterministic_algorithms_enabled() or torch.compiler.is_compiling():
+        return False
+    return device.type != "cuda" or not torch.cuda.is_current_stream_capturing()
+
+
+def _fastest(candidates: Sequence[Form], default: Form, run: Callable[[Form], object], device: torch.device) -> Form:
+    """Timed in turns, so that what else the machine does falls on all of them; the minimum of each counts."""
+    seconds: dict[Form, float] = {}
+    for one in dict.fromkeys([default, *candidates]):
+        run(one)  # compiles, reserves memory
+        seconds[one] = _time(run, one, device)
+    for _ in range(_ROUNDS - 1):
+        best = min(seconds.values())
+        for one, spent in seconds.items():
+            if spent < _HOPELESS * best:
+                seconds[one] = min(spent, _time(run, one, device))
+    best_form = min(seconds, key=seconds.__getitem__)
+    return best_form if seconds[best_form] < _MARGIN * seconds[default] else default
+
+
+def _time(run: Callable[[Form], object], one: Form, device: torch.device) -> float:
+    _wait(device)
+    start = time.perf_counter()
+    run(one)
+    _wait(device)
+    return time.perf_counter() - start
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,232 @@
+"""Triangular layers on real tensors: the candidates of every case, and what each of them calls."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+
+import torch
+from torch import Tensor
+
+from anytimeify.kernels import products
+from anytimeify.kernels.choice import Form, choose
+from anytimeify.kernels.products import Gradients, Wanted, Window
+from anytimeify.kernels.staircase import Staircase
+
+__all__ = ["conv", "conv_gradients", "layout", "linear", "linear_gradients", "result_layout"]
+
+_MASKED = Form("masked")
+_FEWEST_ROWS = 32  # of a block by the rule of thumb: two registers of the widest processors
+
+
+def layout(x: Tensor) -> torch.memory_format:
+    """The memory format of images; what has no positions counts as contiguous."""
+    wide = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim())
+    if wide is None or x.is_contiguous() or not x.is_contiguous(memory_format=wide):
+        return torch.contiguous_format
+    return wide
+
+
+def result_layout(x: Tensor, weight: Tensor) -> torch.memory_format:
+    """That of a convolution's result: channels-last if the input or the weight is, as torch has it on CPU."""
+    found = layout(x)
+    return found if found is not torch.contiguous_format else layout(weight)
+
+
+# -- convolutions ------------------------------------------------------------------------------------------------------
+
+
+def conv(x: Tensor, weight: Tensor, bias: Tensor | None, shape: Staircase, window: Window) -> Tensor:
+    """The result of a triangular convolution, in the memory format of `result_layout`."""
+    wanted = result_layout(x, weight)
+    if not x.numel() or not shape.levels:
+        return products.convolution(x, weight, bias, shape, window, 0).contiguous(memory_format=wanted)
+    pointwise = _pointwise(weight, window)
+
+    def run(one: Form) -> Tensor:
+        if one.route in ("matrix", "triton"):
+            result = _pointwise_conv(x, weight, bias, shape, window, one)
+        else:
+            given = x.contiguous(memory_format=torch.channels_last) if one.channels_last else x
+            result = products.convolution(given, weight, bias, shape, window, one.blocks)
+        return result.contiguous(memory_format=wanted)
+
+    positions = len(x) * math.prod(window.size(x.shape[2:], weight.shape[2:]))
+    work = positions * shape.kept * math.prod(weight.shape[2:])
+    candidates = _candidates(shape, x, pointwise)
+    key = _key("conv", x, weight, shape, positions, (window, wanted, x.shape[2:]))
+    return choose(
+        key, candidates, _default(candidates, shape, work), run, levels=shape.levels, work=work, device=x.device
+    )
+
+
+def conv_gradients(
+    grad: Tensor, x: Tensor, weight: Tensor, shape: Staircase, window: Window, wanted: Wanted
+) -> Gradients:
+    """Gradients of a triangular convolution: the input's in the format of the result, the weight's in its own."""
+    into = result_layout(x, weight)
+    pointwise = _pointwise(weight, window)
+    wide = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim(), torch.contiguous_format)
+
+    def run(one: Form) -> Gradients:
+        if one.route in ("matrix", "triton"):
+            found = _pointwise_gradients(grad, x, weight, shape, window, one, wanted)
+        else:
+            given = (grad, x)
+            if one.channels_last:
+                given = (grad.contiguous(memory_format=wide), x.contiguous(memory_format=wide))
+            found = products.convolution_gradients(*given, weight, shape, window, one.blocks, wanted)
+        dx = None if found.x is None else found.x.contiguous(memory_format=into)
+        return Gradients(dx, None if found.weight is None else like(found.weight, weight))
+
+    if not x.numel() or not grad.numel() or not shape.levels:
+        return run(_MASKED)
+    positions = grad.numel() // grad.shape[1]
+    work = positions * shape.kept * math.prod(weight.shape[2:]) * sum(wanted)
+    candidates = _candidates(shape, x, pointwise)
+    if x.device.type == "cpu" and not pointwise and x.dim() == 4 and into is torch.contiguous_format:
+        candidates += [one._replace(channels_last=True) for one in candidates if one.blocks]
+    key = _key("conv backward", x, weight, shape, positions, (window, into, x.shape[2:], wanted))
+    return choose(
+        key, candidates, _default(candidates, shape, work), run, levels=shape.levels, work=work, device=x.device
+    )
+
+
+def _pointwise(weight: Tensor, window: Window) -> bool:
+    return math.prod(weight.shape[2:]) == 1 and not any(window.padding)
+
+
+def _pointwise_conv(
+    x: Tensor, weight: Tensor, bias: Tensor | None, shape: Staircase, window: Window, one: Form
+) -> Tensor:
+    given = _strided(x, window)
+    matrix, flat = _as_matrix(given), weight.flatten(1)
+    y = _product(matrix, flat, bias, shape, one)
+    size = given.shape[2:]
+    return y.unflatten(0, (len(x), *size)).movedim(-1, 1) if y.dim() == 2 else y.unflatten(2, size)
+
+
+def _pointwise_gradients(
+    grad: Tensor, x: Tensor, weight: Tensor, shape: Staircase, window: Window, one: Form, wanted: Wanted
+) -> Gradients:
+    given = _strided(x, window)
+    matrix = _as_matrix(given)
+    rest = grad.movedim(1, -1).reshape(-1, grad.shape[1]) if matrix.dim() == 2 else grad.flatten(2)
+    found = _gradients(rest, matrix, weight.flatten(1), shape, one, wanted)
+    dw = None if found.weight is None else found.weight.view(weight.shape)
+    if found.x is None:
+        return Gradients(None, dw)
+    size = given.shape[2:]
+    dx = found.x.unflatten(0, (len(x), *size)).movedim(-1, 1) if matrix.dim() == 2 else found.x.unflatten(2, size)
+    if given is not x:  # positions in between have no gradient
+        whole = torch.zeros_like(x)
+        _strided(whole, window).copy_(dx)
+        dx = whole
+    return Gradients(dx, dw)
+
+
+def _strided(x: Tensor, window: Window) -> Tensor:
+    """The positions that a 1x1 convolution looks at."""
+    for dim, stride in enumerate(window.stride):
+        if stride > 1:
+            x = x[(slice(None),) * (2 + dim) + (slice(None, None, stride),)]
+    return x
+
+
+def _as_matrix(x: Tensor) -> Tensor:
+    """(positions, channels) where channels lie innermost, else (samples, channels, positions)."""
+    return x.movedim(1, -1).reshape(-1, x.shape[1]) if x.stride(1) == 1 else x.flatten(2)
+
+
+# -- linear layers -----------------------------------------------------------------------------------------------------
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, shape: Staircase) -> Tensor:
+    """The result of a triangular linear layer of (..., features), contiguous."""
+
+    def run(one: Form) -> Tensor:
+        if one.route == "masked":
+            return torch.nn.functional.linear(x, products.masked(weight, shape), bias).contiguous()
+        return _product(x.reshape(-1, x.shape[-1]), weight, bias, shape, one).view(*x.shape[:-1], len(weight))
+
+    if not x.numel() or not shape.levels:
+        return run(_MASKED)
+    positions = x.numel() // x.shape[-1]
+    work = positions * shape.kept
+    candidates = _matrix_candidates(shape, x)
+    key = _key("linear", x, weight, shape, positions, ())
+    return choose(
+        key, candidates, _default(candidates, shape, work), run, levels=shape.levels, work=work, device=x.device
+    )
+
+
+def linear_gradients(grad: Tensor, x: Tensor, weight: Tensor, shape: Staircase, wanted: Wanted) -> Gradients:
+    """Gradients of a triangular linear layer, contiguous."""
+    rest, matrix = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
+
+    def run(one: Form) -> Gradients:
+        if one.route == "masked":
+            dx = rest @ products.masked(weight, shape) if wanted[0] else None
+            dw = products.clear(rest.t() @ matrix, shape.holes) if wanted[1] else None
+            found = Gradients(dx, dw)
+        else:
+            found = _gradients(rest, matrix, weight, shape, one, wanted)
+        dx = None if found.x is None else found.x.view(x.shape)
+        return Gradients(dx, None if found.weight is None else like(found.weight, weight))
+
+    if not x.numel() or not grad.numel() or not shape.levels:
+        return run(_MASKED)
+    work = len(rest) * shape.kept * sum(wanted)
+    candidates = _matrix_candidates(shape, x)
+    key = _key("linear backward", x, weight, shape, len(rest), wanted)
+    return choose(
+        key, candidates, _default(candidates, shape, work), run, levels=shape.levels, work=work, device=x.device
+    )
+
+
+# -- what there is to choose from --------------------------------------------------------------------------------------
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None, shape: Staircase, one: Form) -> Tensor:
+    return products.product(x, weight, bias, shape, one.blocks)
+
+
+def _gradients(grad: Tensor, x: Tensor, weight: Tensor, shape: Staircase, one: Form, wanted: Wanted) -> Gradients:
+    return products.product_gradients(grad, x, weight, shape, one.blocks, wanted)
+
+
+def _counts(shape: Staircase) -> list[int]:
+    return sorted({count for count in (2, 4, 8, shape.levels) if 1 < count <= shape.levels})
+
+
+def _candidates(shape: Staircase, x: Tensor, pointwise: bool) -> list[Form]:
+    if pointwise:
+        return _matrix_candidates(shape, x)
+    return [_MASKED, *(Form("convolution", count) for count in _counts(shape))]
+
+
+def _matrix_candidates(shape: Staircase, x: Tensor) -> list[Form]:
+    return [_MASKED, *(Form("matrix", count) for count in (1, *_counts(shape)))]
+
+
+def _default(candidates: Sequence[Form], shape: Staircase, work: int) -> Form:
+    """The rule of thumb: as many blocks as have enough rows each."""
+    fitting = [one for one in candidates if one.blocks * _FEWEST_ROWS <= min(shape.height, shape.width)]
+    return fitting[-1] if work >= 1 << 22 else _MASKED
+
+
+def _key(
+    name: str, x: Tensor, weight: Tensor, shape: Staircase, positions: int, more: Hashable
+) -> tuple[Hashable, ...]:
+    """What timings depend on; of the number of positions, only its power of two, so that batches of all sizes do not
+    all measure."""
+    threads = torch.get_num_threads() if x.device.type == "cpu" else 0
+    kind = (x.device, x.dtype, tuple(weight.shape), layout(x), threads)
+    return (name, kind, shape, positions.bit_length(), more)
+
+
+def like(tensor: Tensor, model: Tensor) -> Tensor:
+    """With the strides of `model`."""
+    if tensor.stride() == model.stride():
+        return tensor
+    return torch.empty_like(model).copy_(tensor)

@@ -1,0 +1,224 @@
+"""Consensus: one more level over all levels of a model (Kim, Ahn and Oh 2018).
+
+The rewrite appends a last output, which is made of the predictions of all levels but those for training only:
+
+1. `"average"`: the logarithm of the mean of their class probabilities, for each granularity over the levels that have
+   it. Nothing is learned;
+2. `"learned"`: a linear layer on all of their predictions side by side, every granularity of each, that gives scores of
+   the finest classes. Its parameters are `anytime.consensus.weight` and `.bias`; it starts as the mean of the levels'
+   own scores of these classes.
+
+Where a scheme computes levels one from the other, the consensus is the last step. Refused: fewer than two levels,
+predictions without classes, and of different positions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import fx, nn
+
+from anytimeify.errors import SchemeError
+from anytimeify.ir import Rewritten, Size, TensorType
+from anytimeify.passes.narrow import Builder
+from anytimeify.passes.taxonomy import CLASSES
+
+__all__ = ["Consensus", "add_consensus"]
+
+aten = torch.ops.aten
+NAME = "consensus"
+
+
+@dataclass(frozen=True)
+class Consensus:
+    """How the levels are combined into one more level, the last one.
+
+    Fields
+        kind: `"average"` of class probabilities; or `"learned"`: a linear layer on all predictions.
+        training: of the learned one: `"after"`: its gradient goes to its own layer only, so that the levels train as
+            they would without it, and it can be trained together with them or at any time later
+            (`net.consensus_parameters()`); `"joint"`: its gradient reaches the levels too.
+
+    Raises `SchemeError` for other values.
+    """
+
+    kind: Literal["average", "learned"] = "average"
+    training: Literal["after", "joint"] = "after"
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("average", "learned"):
+            raise SchemeError(f"consensus={self.kind!r}: expected average or learned")
+        if self.training not in ("after", "joint"):
+            raise SchemeError(f"consensus: training={self.training!r}: expected after or joint")
+
+    @staticmethod
+    def of(given: Any) -> Consensus | None:
+        """A consensus as `transform` takes it."""
+        if given is None or isinstance(given, Consensus):
+            return given
+        if isinstance(given, str):
+            return Consensus(given)  # type: ignore[arg-type]  # checked
+        raise SchemeError(f"consensus={given!r}: expected average, learned, or a Consensus(...)")
+
+    @property
+    def trained(self) -> bool:
+        """Whether there is anything to train."""
+        return self.kind == "learned"
+
+
+def add_consensus(rewritten: Rewritten, consensus: Consensus) -> Rewritten:
+    """The same model with one more level."""
+    levels = len(rewritten.level_names)
+    voters = [level for level in range(levels) if level not in rewritten.training_only]
+    if len(voters) < 2:
+        raise SchemeError(f"consensus: this model has {len(voters)} level to combine: it takes two or more")
+    program = rewritten.program
+    builder = Builder.copying(program)
+    outputs = [builder.shared[node] for node in program.outputs]
+    make = _Maker(builder, consensus)
+    heads = rewritten.heads or tuple(((0, place),) for place in range(len(outputs)))
+    joint = make({level: {g: outputs[place] for g, place in heads[level]} for level in voters})
+    granularities = list(joint)
+
+    made = [joint]
+    if rewritten.steps:
+        made.append(make({level: _at_step(rewritten, outputs, level) for level in voters}))
+
+    def moved(place: int) -> int:
+        return place + len(made) * (place >= levels)
+
+    given = [*outputs[:levels], *(one[granularities[0]] for one in made), *outputs[levels:]]
+    own: list[tuple[tuple[int, int], ...]] = []
+    for place, one in enumerate(made, start=levels):
+        own.append(((granularities[0], place), *((g, len(given) + more) for more, g in enumerate(granularities[1:]))))
+        given.extend(one[granularity] for granularity in granularities[1:])
+    shifted = [tuple((g, moved(place)) for g, place in one) for one in heads]
+    return replace(
+        rewritten,
+        program=builder.build(given, program.graph.output_node()),
+        level_names=(*rewritten.level_names, NAME),
+        members=tuple(map(moved, rewritten.members)),
+        full=rewritten.full % levels,
+        alone=(*map(moved, rewritten.alone), levels) if rewritten.alone else (),
+        steps=(*map(moved, rewritten.steps), levels + 1) if rewritten.steps else (),
+        heads=(*shifted[:levels], *own, *shifted[levels:]) if rewritten.heads else (),
+        served=(*rewritten.served, granularities[0]) if rewritten.heads else (),
+        consensus=True,
+    )
+
+
+def _at_step(rewritten: Rewritten, outputs: Sequence[fx.Node], level: int) -> dict[int, fx.Node]:
+    """The predictions of a level, by granularity, where it is computed from the one before."""
+    granularities = [g for g, _ in rewritten.heads[level]] if rewritten.heads else [0]
+    return {g: outputs[rewritten.step(level, g)] for g in granularities}
+
+
+@dataclass
+class _Maker:
+    """Appends a consensus of some levels; equal levels have one."""
+
+    builder: Builder
+    consensus: Consensus
+
+    def __post_init__(self) -> None:
+        self.known: dict[tuple[fx.Node, ...], dict[int, fx.Node]] = {}
+
+    def __call__(self, predictions: dict[int, dict[int, fx.Node]]) -> dict[int, fx.Node]:
+        """By granularity, finest first, from the predictions of each level by granularity."""
+        key = tuple(node for one in predictions.values() for node in one.values())
+        for node in key:
+            _check(node)
+        if key not in self.known:
+            self.known[key] = self.average(predictions) if not self.consensus.trained else {0: self.learned(predictions)}
+        return self.known[key]
+
+    def average(self, predictions: dict[int, dict[int, fx.Node]]) -> dict[int, fx.Node]:
+        result = {}
+        for granularity in sorted({g for one in predictions.values() for g in one}):
+            nodes = [one[granularity] for one in predictions.values() if granularity in one]
+            kind = _same_kind(nodes)
+            logs = [self.call(aten.log_softmax.int, (node, CLASSES), kind, node, "log") for node in nodes]
+            stack = self.call(
+                aten.stack.default, (logs, 0), kind.with_shape((Size(len(nodes)), *kind.shape)), nodes[-1], "levels"
+            )
+            total = self.call(aten.logsumexp.default, (stack, [0]), kind, nodes[-1], "total")
+            result[granularity] = self.call(aten.sub.Tensor, (total, math.log(len(nodes))), kind, nodes[-1], "average")
+        return result
+
+    def learned(self, predictions: dict[int, dict[int, fx.Node]]) -> fx.Node:
+        finest = [one[0] for one in predictions.values() if 0 in one]
+        kind = _same_kind(finest)
+        nodes = [node for one in predictions.values() for node in one.values()]
+        if len({_positions(node) for node in nodes}) > 1:
+            raise SchemeError(f"consensus: levels predict at different positions: {_shapes(nodes)}")
+        sizes = [node.meta["type"].shape[CLASSES].coefficient for node in nodes]
+        weight, bias = self.parameters(nodes, finest, sizes, kind)
+        if self.consensus.training == "after":
+            nodes = [self.call(aten.detach.default, (node,), node.meta["type"], node, "constant") for node in nodes]
+        wide = kind.with_shape((*kind.shape[:CLASSES], Size(sum(sizes)), *kind.shape[CLASSES + 1 :]))
+        result = self.call(aten.cat.default, (nodes, CLASSES), wide, nodes[-1], "all")
+        last = len(kind.shape) - 1
+        if last > CLASSES:
+            result = self.turned(result, CLASSES, last)
+        scores = result.meta["type"].with_shape((*result.meta["type"].shape[:-1], kind.shape[CLASSES]))
+        result = self.call(aten.linear.default, (result, weight, bias), scores, nodes[-1], "scores")
+        return self.turned(result, CLASSES, last) if last > CLASSES else result
+
+    def turned(self, node: fx.Node, one: int, other: int) -> fx.Node:
+        shape = list(node.meta["type"].shape)
+        shape[one], shape[other] = shape[other], shape[one]
+        kind = node.meta["type"].with_shape(tuple(shape))
+        return self.call(aten.transpose.int, (node, one, other), kind, node, "turned")
+
+    def parameters(
+        self, nodes: Sequence[fx.Node], finest: Sequence[fx.Node], sizes: Sequence[int], kind: TensorType
+    ) -> tuple[fx.Node, fx.Node]:
+        """The layer's, at first such that it gives the mean of the finest predictions."""
+        classes = kind.shape[CLASSES].coefficient
+        device = next((tensor.device for tensor in self.builder.tensors.values()), torch.device("cpu"))
+        blocks = [
+            torch.eye(classes) / len(finest) if node in finest else torch.zeros(classes, size)
+            for node, size in zip(nodes, sizes, strict=True)
+        ]
+        weight, bias = torch.cat(blocks, 1).to(device, kind.dtype), torch.zeros(classes).to(device, kind.dtype)
+        names = f"anytime.{NAME}.weight", f"anytime.{NAME}.bias"
+        like = nodes[-1]
+        read = [
+            self.builder.attribute(name, self.builder.tensors.get(name, nn.Parameter(value)), like)
+            for name, value in zip(names, (weight, bias), strict=True)
+        ]
+        return read[0], read[1]
+
+    def call(self, target: Any, args: tuple[Any, ...], kind: TensorType, like: fx.Node, name: str) -> fx.Node:
+        return self.builder.call(target, args, {}, f"{NAME}_{name}", {"type": kind, "origin": like.meta["origin"]})
+
+
+def _check(node: fx.Node) -> None:
+    kind = node.meta["type"]
+    if len(kind.shape) < 2 or not kind.shape[CLASSES].static or not kind.dtype.is_floating_point:
+        raise SchemeError(
+            f"consensus: {node.name} ({node.meta['origin']}) has the shape [{', '.join(map(str, kind.shape))}] and type "
+            f"{kind.dtype}; expected scores of (samples, classes, ...)"
+        )
+
+
+def _positions(node: fx.Node) -> tuple[Size, ...]:
+    shape = node.meta["type"].shape
+    return (*shape[:CLASSES], *shape[CLASSES + 1 :])
+
+
+def _same_kind(nodes: Sequence[fx.Node]) -> TensorType:
+    kinds = {node.meta["type"] for node in nodes}
+    if len(kinds) > 1:
+        raise SchemeError(f"consensus: levels do not predict the same: {_shapes(nodes)}")
+    kind: TensorType = nodes[0].meta["type"]
+    return kind
+
+
+def _shapes(nodes: Sequence[fx.Node]) -> str:
+    shapes = dict.fromkeys("x".join(map(str, node.meta["type"].shape)) for node in nodes)
+    return ", ".join(shapes)

@@ -1,0 +1,52 @@
+"""What `transform` adds to any scheme: heads for a taxonomy before and behind it, and a consensus of its levels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from anytimeify.axes import Axes, analyse
+from anytimeify.errors import SchemeError
+from anytimeify.ir import Captured, Rewritten
+from anytimeify.losses.consensus import ConsensusLoss
+from anytimeify.losses.taxonomy import TaxonomyLoss
+from anytimeify.passes.consensus import Consensus, add_consensus
+from anytimeify.passes.taxonomy import add_heads, part_heads
+from anytimeify.rewriter import Scheme
+from anytimeify.taxonomy import Taxonomy
+
+__all__ = ["Options"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of `transform` that go with every scheme."""
+
+    taxonomy: Taxonomy | None = None
+    consensus: Consensus | None = None
+
+    def __post_init__(self) -> None:
+        if self.taxonomy is not None and not isinstance(self.taxonomy, Taxonomy):
+            raise SchemeError(
+                f"taxonomy={self.taxonomy!r}: expected a Taxonomy, such as Taxonomy.from_parents([0, 0, 1, 1])"
+            )
+
+    def apply(self, scheme: Scheme, captured: Captured, axes: Axes) -> Rewritten:
+        """What the scheme makes of a network, with these options."""
+        if self.taxonomy is None:
+            rewritten = scheme.apply(captured, axes)
+        else:
+            several = add_heads(captured, axes, self.taxonomy)
+            rewritten = scheme.apply(several, analyse(several.program))
+            rewritten = part_heads(rewritten, self.taxonomy, captured.program)
+        return rewritten if self.consensus is None else add_consensus(rewritten, self.consensus)
+
+    def default_loss(self, scheme: Scheme) -> nn.Module:
+        """The scheme's own objective, for every granularity, and that of the consensus."""
+        loss = scheme.default_loss()
+        if self.taxonomy is not None:
+            loss = TaxonomyLoss(loss, self.taxonomy)
+        if self.consensus is not None:
+            loss = ConsensusLoss(loss, 1.0 if self.consensus.trained else 0.0)
+        return loss

@@ -1,0 +1,182 @@
+"""The weights of a program: what its layers multiply their inputs with.
+
+A layer is an operation that multiplies and accumulates, other than attention. Its weight is
+
+1. a parameter that reaches it as it is, or through views (a transposition, one of the parts of a packed projection);
+2. or what is computed of parameters alone (a standardised or normalised weight): then the result is the weight, for a
+   zero of the parameter would not be a zero of it.
+
+Matrices and tensors of more dimensions, that is: biases, scales and norms are none. Neither are tensors that anything
+but a layer reads too (an embedding that is tied to the head), or of which nothing is a parameter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from torch import fx
+
+from anytimeify.ir import Program, Size, TensorType
+from anytimeify.passes.fold import deterministic
+from anytimeify.passes.project import ancestors
+from anytimeify.rules import rule_of
+from anytimeify.rules.op import flat_nodes
+from anytimeify.rules.targets import aten
+from anytimeify.schema import bound
+
+__all__ = ["Weight", "find_weights"]
+
+_ATTENTION = frozenset(aten("scaled_dot_product_attention"))
+# Operands of layers that are no weights: what is multiplied, what is added, the state of a recurrent layer.
+_OTHERS = frozenset({"bias", "b_ih", "b_hh", "hx", "cx"})
+_INPUTS = {
+    **dict.fromkeys(aten("linear", *(f"conv{n}d" for n in (1, 2, 3))), "input"),
+    **dict.fromkeys(aten(*(f"conv_transpose{n}d" for n in (1, 2, 3))), "input"),
+    **dict.fromkeys(aten("lstm", "gru", "rnn_tanh", "rnn_relu"), "input"),
+    **dict.fromkeys(aten("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"), "input"),
+    **dict.fromkeys(aten("addmm", "baddbmm", "addmv", "addbmm"), "self"),
+}
+# Other ways to read a tensor, or a part of it, than what the rules call a view.
+_PARTS = frozenset(aten("chunk", "split", "split_with_sizes", "unbind", "index_select", "to.dtype", "unflatten"))
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One weight: its `name` is that of the parameter, of which it may be a result.
+
+    `nodes`: those that give it, several where the parameter has several names. `first`, `last`: whether no layer comes
+    before all that read it, or behind.
+    """
+
+    name: str
+    nodes: tuple[fx.Node, ...]
+    first: bool
+    last: bool
+
+    @property
+    def entries(self) -> int:
+        kind: TensorType = self.nodes[0].meta["type"]
+        return kind.size.coefficient
+
+    def named(self, patterns: tuple[str, ...]) -> bool:
+        """Whether a pattern names the parameter, the layer that has it, or a part of the network that holds it."""
+        path = self.name.split(".")
+        names = [".".join(path[:count]) for count in range(1, len(path) + 1)]
+        return any(fnmatchcase(name, pattern) for pattern in patterns for name in names)
+
+
+def find_weights(program: Program) -> tuple[list[Weight], list[str]]:
+    """The weights of a program in its order, and notes on parameters of layers that are none."""
+    finder = _Finder(program)
+    return finder.run(), finder.notes
+
+
+class _Finder:
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.notes: list[str] = []
+        self.constant: set[fx.Node] = set()
+        for node in program.graph.nodes:
+            if node.op == "get_attr" or (deterministic(node) and self.constant.issuperset(node.all_input_nodes)):
+                self.constant.add(node)
+        self.layers = [node for node in program.graph.nodes if self.is_layer(node)]
+        self.after = _reached(program, self.layers)
+        self.before = ancestors([source for layer in self.layers for source in layer.all_input_nodes])
+
+    def run(self) -> list[Weight]:
+        readers: dict[fx.Node, list[fx.Node]] = {}
+        for layer in self.layers:
+            for operand in _operands(layer):
+                if operand in self.constant and _is_matrix(operand):
+                    readers.setdefault(self.root(operand), []).append(layer)
+        groups: dict[int, list[fx.Node]] = {}
+        for node in self.program.graph.nodes:
+            tensor = self.program.tensors[str(node.target)] if node.op == "get_attr" else None
+            if tensor is not None or node in readers:
+                groups.setdefault(id(node) if tensor is None else id(tensor), []).append(node)
+        found: list[Weight] = []
+        taken: set[str] = set()
+        for nodes in groups.values():
+            if not any(node in readers for node in nodes):
+                continue
+            name = self.name(nodes[0])
+            if name is None:
+                continue
+            if not all(node in readers or not node.users for node in nodes) or not all(map(self.only_weighs, nodes)):
+                self.notes.append(f"{name} is no weight of a layer alone: something else reads it too")
+                continue
+            while name in taken:  # two results of one parameter
+                name += "_"
+            taken.add(name)
+            read = [layer for node in nodes for layer in readers.get(node, ())]
+            first = not any(layer in self.after for layer in read)
+            last = not any(layer in self.before for layer in read)
+            found.append(Weight(name, tuple(node for node in nodes if node in readers), first, last))
+        return found
+
+    def is_layer(self, node: fx.Node) -> bool:
+        if node.op != "call_function" or node.target in _ATTENTION or node in self.constant:
+            return False
+        rule = rule_of(node.target)
+        return rule is not None and rule.macs is not None
+
+    def root(self, node: fx.Node) -> fx.Node:
+        """What a chain of views starts from."""
+        while node.op == "call_function" and _is_part(node):
+            node = node.args[0]  # type: ignore[assignment]  # a view of a node
+        return node
+
+    def name(self, node: fx.Node) -> str | None:
+        """The largest parameter that a node is made of; None where that is none with several dimensions."""
+        read = [str(one.target) for one in ancestors([node]) if one.op == "get_attr"]
+        parameters = [name for name in read if self.program.is_parameter(name) and self.program.tensors[name].ndim > 1]
+        return min(parameters, key=lambda name: (-self.program.tensors[name].numel(), name), default=None)
+
+    def only_weighs(self, node: fx.Node) -> bool:
+        """Whether every way from a node leads to where a layer takes a weight."""
+        for user in node.users:
+            if isinstance(user.meta.get("type"), Size):
+                continue
+            if user in self.constant:
+                if not (_is_part(user) and user.args[0] is node and self.only_weighs(user)):
+                    return False
+            elif (
+                user.op != "call_function"
+                or not self.is_layer(user)
+                or node in (set(user.all_input_nodes) - set(_operands(user)))
+            ):
+                return False
+        return True
+
+
+def _is_part(node: fx.Node) -> bool:
+    """Whether a node gives entries of its first operand, and nothing else."""
+    rule = rule_of(node.target)
+    if node.target in _PARTS or (rule is not None and rule.view):
+        return True
+    source = node.args[0] if node.args else None
+    return isinstance(source, fx.Node) and isinstance(source.meta.get("type"), tuple) and source.target in _PARTS
+
+
+def _is_matrix(node: fx.Node) -> bool:
+    kind = node.meta.get("type")
+    floating = isinstance(kind, TensorType) and (kind.dtype.is_floating_point or kind.dtype.is_complex)
+    return floating and len(kind.shape) > 1 and kind.size.static and kind.size.coefficient > 1
+
+
+def _operands(layer: fx.Node) -> Iterator[fx.Node]:
+    """What may be a weight of a layer."""
+    for name, value in bound(layer).items():
+        if name not in _OTHERS and name != _INPUTS.get(layer.target):
+            yield from flat_nodes([value])
+
+
+def _reached(program: Program, sources: list[fx.Node]) -> set[fx.Node]:
+    """Everything that depends on some nodes, these left out."""
+    start, found = set(sources), set[fx.Node]()
+    for node in program.graph.nodes:
+        if any(source in start or source in found for source in node.all_input_nodes):
+            found.add(node)
+    return found
