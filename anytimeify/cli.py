@@ -35,6 +35,7 @@ from anytimeify.export import FORMATS, new_folder, quiet, refuse_existing, requi
 from anytimeify.model import AnytimeModel
 from anytimeify.papers import entries
 from anytimeify.rewriter import parse_scheme
+from anytimeify.taxonomy import Taxonomy
 from anytimeify.transform import transform
 
 __all__ = ["app", "main"]
@@ -95,6 +96,13 @@ def convert(
             help=f"Extract levels as {','.join(FORMATS)}: every level, or those of the budgets.",
         ),
     ] = None,
+    taxonomy: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Coarser classes, .json or .csv: every level predicts every granularity."),
+    ] = None,
+    consensus: Annotated[
+        str | None, typer.Option(metavar="average|learned", help="One more level, over all levels.")
+    ] = None,
     input_shape: InputShapes = None,
     dynamic_shapes: DynamicShapes = "batch",
     verify: Annotated[bool, typer.Option(help="Compare with the backbone, and levels with their extracts.")] = True,
@@ -109,6 +117,9 @@ def convert(
     if budgets and not kinds:
         kinds = ["pt2"]
     chosen = parse_scheme(scheme)
+    if consensus not in (None, "average", "learned"):
+        raise typer.BadParameter(f"'{consensus}': write average or learned", param_hint="--consensus")
+    classes = Taxonomy.load(taxonomy) if taxonomy is not None else None
     inputs, dynamic = _inputs(input_shape), _dynamic(dynamic_shapes)
     refuse_existing(out)
     for kind in kinds:
@@ -118,7 +129,15 @@ def convert(
         found = resolve(source, trust_pickle=trust_pickle)
     with _doing(f"transforming {found.name} with {chosen}"):
         examples = found.example_inputs if inputs is None else inputs
-        net = transform(found.model, chosen, examples, dynamic_shapes=dynamic, verify=verify)
+        net = transform(
+            found.model,
+            chosen,
+            examples,
+            dynamic_shapes=dynamic,
+            verify=verify,
+            taxonomy=classes,
+            consensus=consensus,
+        )
     picked = [net.select(limits) for limits in budgets]
     levels = sorted({level.index for level in picked}) if picked else range(len(net.levels))
     summary: report.Report = net.report()
@@ -173,6 +192,9 @@ def extract(
         bool,
         typer.Option("--compressed", help="FILE.safetensors without zeros; anytimeify.compressed reads it."),
     ] = False,
+    granularity: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Which of the level's predictions, of a model with a taxonomy.")
+    ] = None,
 ) -> None:
     """Write one level as a standalone network."""
     if (budget is None) == (level is None):
@@ -186,9 +208,9 @@ def extract(
     net = _load(folder)
     chosen = net.select(limits)
     if compressed:
-        save_compressed(net.extract(chosen, fold=fold), out)
+        save_compressed(net.extract(chosen, fold=fold, granularity=granularity), out)
     else:
-        _write_level(net, chosen.index, kind, out, fold=fold)
+        _write_level(net, chosen.index, kind, out, fold=fold, granularity=granularity)
     _print(f"level {chosen.index} ({chosen.name}) written to {out}")
 
 
@@ -342,11 +364,14 @@ def _load(path: Path) -> AnytimeModel:
         return load(path / MODEL if path.is_dir() else path)
 
 
-def _write_level(net: AnytimeModel, index: int, kind: str, path: Path, *, fold: bool = False) -> None:
+def _write_level(
+    net: AnytimeModel, index: int, kind: str, path: Path, *, fold: bool = False, granularity: str | None = None
+) -> None:
     with _doing(f"writing level {index} ({net.levels[index].name}) as {kind}"):
         captured = net.captured
         args, kwargs = net.calling.arguments(captured.example_inputs, captured.signature)
-        FORMATS[kind](net.extract(index, fold=fold), CallInputs(args, kwargs), path, captured.batch is not None)
+        small = net.extract(index, fold=fold, granularity=granularity)
+        FORMATS[kind](small, CallInputs(args, kwargs), path, captured.batch is not None)
 
 
 @contextmanager

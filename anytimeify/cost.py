@@ -59,8 +59,9 @@ def _left(node: fx.Node, macs: int) -> int:
     masked = [source for source in node.all_input_nodes if "kept" in source.meta]
     if not masked:
         return macs
-    kept = sum(source.meta["kept"] for source in masked)
-    return macs * kept // sum(source.meta["type"].size.coefficient for source in masked)
+    kept: int = sum(source.meta["kept"] for source in masked)
+    entries: int = sum(source.meta["type"].size.coefficient for source in masked)
+    return macs * kept // entries
 
 
 def sizes(captured: Captured) -> tuple[int, dict[str, int]]:
@@ -123,6 +124,8 @@ def _read_elements(node: fx.Node, nodes: Mapping[fx.Node, None], constant: Set[f
                 continue
             if user.meta.get("part") and user.args[0] is source:
                 waiting.append(user)
+            elif "kept_weight" in user.meta and user.args[1] is source:
+                widest = max(widest, user.meta["kept_weight"])
             elif "kept" in user.meta:
                 widest = max(widest, user.meta["kept"])
             else:

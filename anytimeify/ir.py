@@ -244,7 +244,7 @@ class Rewritten:
         return dict(self.heads[place])[self.served[level] if granularity is None else granularity]
 
     def step(self, level: int, granularity: int | None = None) -> int:
-        """The output that is a level's prediction where it is computed from the level before, if there is such a one."""
+        """The output that is a level's prediction where it is computed from the level before, if it is."""
         if not self.steps:
             return self.position(level, granularity)
         place = self.steps[level]

@@ -11,6 +11,7 @@ from torch import fx, nn
 
 from anytimeify._torch import OpOverload
 from anytimeify.ir import Program
+from anytimeify.kernels import TriangularConv, TriangularLinear
 from anytimeify.schema import bound
 
 __all__ = ["Call", "Instance", "parametric", "plain"]
@@ -108,6 +109,23 @@ def _linear(values: Values, shapes: _Shapes) -> tuple[type[nn.Module], dict[str,
     return nn.Linear, {"in_features": inputs, "out_features": outputs, "bias": values["bias"] is not None}
 
 
+def _triangular_conv(values: Values, shapes: _Shapes) -> tuple[type[nn.Module], dict[str, Any]]:
+    outputs, inputs, *kernel = shapes.sizes["weight"]
+    window = {name: tuple(values[name]) for name in ("stride", "padding", "dilation")}
+    sizes = {"in_channels": inputs, "out_channels": outputs, "kernel_size": tuple(kernel)}
+    return TriangularConv, {**sizes, **_levels(values), **window}
+
+
+def _triangular_linear(values: Values, shapes: _Shapes) -> tuple[type[nn.Module], dict[str, Any]]:
+    outputs, inputs = shapes.sizes["weight"]
+    return TriangularLinear, {"in_features": inputs, "out_features": outputs, **_levels(values)}
+
+
+def _levels(values: Values) -> dict[str, Any]:
+    ends = {name: tuple(values[name]) for name in ("rows", "columns")}
+    return {**ends, "levels": values["levels"], "bias": values["bias"] is not None}
+
+
 def _batch_norm(values: Values, shapes: _Shapes) -> tuple[type[nn.Module], dict[str, Any]] | None:
     kind = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}.get(shapes.rank)
     if kind is None or not values["training"] or (values["weight"] is None) != (values["bias"] is None):
@@ -187,6 +205,8 @@ _PARAMETRIC: dict[object, _Row] = {
     aten.conv_transpose2d.input: _Row(_WEIGHT_BIAS, _transposed(nn.ConvTranspose2d)),
     aten.conv_transpose3d.input: _Row(_WEIGHT_BIAS, _transposed(nn.ConvTranspose3d)),
     aten.linear.default: _Row(_WEIGHT_BIAS, _linear),
+    torch.ops.anytimeify.triangular_conv.default: _Row(_WEIGHT_BIAS, _triangular_conv),
+    torch.ops.anytimeify.triangular_linear.default: _Row(_WEIGHT_BIAS, _triangular_linear),
     aten.batch_norm.default: _Row({**_WEIGHT_BIAS, **_STATISTICS}, _batch_norm),
     aten.instance_norm.default: _Row({**_WEIGHT_BIAS, **_STATISTICS}, _instance_norm),
     aten.layer_norm.default: _Row(_WEIGHT_BIAS, _layer_norm),

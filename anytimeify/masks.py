@@ -58,8 +58,9 @@ class MaskSchedule:
 
     def __init__(self, net: AnytimeModel, every: int, until: int | None = None) -> None:
         _scheme(net)
-        for name, value in (("every", every), ("until", until)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        given: dict[str, Any] = {"every": every} if until is None else {"every": every, "until": until}
+        for name, value in given.items():
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ArgumentError(f"{name}={value!r}: expected a number of steps, 1 or more")
         self.net, self.every, self.until = net, every, until
         self.steps = 0
@@ -80,8 +81,9 @@ class MaskSchedule:
 
 
 def _scheme(net: AnytimeModel) -> NestedWeights:
-    scheme = net.scheme if isinstance(net, AnytimeModel) else None
+    given: Any = net
+    scheme = given.scheme if isinstance(given, AnytimeModel) else None
     if not isinstance(scheme, NestedWeights):
-        what = f"a model of the scheme {scheme.name}" if scheme is not None else f"a {type(net).__name__}"
+        what = f"a {type(given).__name__}" if scheme is None else f"a model of the scheme {scheme.name}"
         raise ArgumentError(f"masks belong to models that transform(..., NestedWeights(...)) made; this is {what}")
     return scheme

@@ -80,7 +80,7 @@ class AnytimeModel(nn.Module):
         options = options or Options()
         self._definition = Definition.of(captured, axes, scheme, rewritten, owned=self.tensors(), options=options)
         if any(masks(rewritten.program)):
-            self.register_load_state_dict_post_hook(_recount)
+            self.register_load_state_dict_post_hook(_recount)  # type: ignore[no-untyped-call]  # of torch
         self._latencies: dict[tuple[Any, ...], float] = {}
         self._steps: tuple[list[fx.GraphModule], tuple[Link, ...]] | None = None
         self._bind(network)
@@ -397,6 +397,9 @@ class AnytimeModel(nn.Module):
         but not stopped between for every sample.
         """
         usable = [level.index for level in self.levels if not level.training_only]
+        if granularity is not None and levels is None and self.taxonomy is not None:
+            name = self.taxonomy.granularities[self.taxonomy.index(granularity)]
+            usable = [index for index in usable if name in self.granularities[index]]
         chosen = usable if levels is None else sorted({self._index(level) for level in levels})
         if not chosen or not set(chosen) <= set(usable):
             raise BudgetError(f"levels={levels!r}: expected some of {', '.join(map(str, usable))}")

@@ -7,7 +7,7 @@ import os
 import tempfile
 import zlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ class Stored:
     captured: Captured
     scheme: Scheme
     tensors: Mapping[str, Tensor]  # those of the backbone and those of the scheme; tied ones under each of their names
-    options: Options = Options()
+    options: Options = field(default_factory=Options)
 
 
 def write(path: str | os.PathLike[str], stored: Stored) -> None:

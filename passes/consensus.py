@@ -133,7 +133,9 @@ class _Maker:
         for node in key:
             _check(node)
         if key not in self.known:
-            self.known[key] = self.average(predictions) if not self.consensus.trained else {0: self.learned(predictions)}
+            self.known[key] = (
+                self.average(predictions) if not self.consensus.trained else {0: self.learned(predictions)}
+            )
         return self.known[key]
 
     def average(self, predictions: dict[int, dict[int, fx.Node]]) -> dict[int, fx.Node]:
@@ -201,8 +203,8 @@ def _check(node: fx.Node) -> None:
     kind = node.meta["type"]
     if len(kind.shape) < 2 or not kind.shape[CLASSES].static or not kind.dtype.is_floating_point:
         raise SchemeError(
-            f"consensus: {node.name} ({node.meta['origin']}) has the shape [{', '.join(map(str, kind.shape))}] and type "
-            f"{kind.dtype}; expected scores of (samples, classes, ...)"
+            f"consensus: {node.name} ({node.meta['origin']}) has the shape [{', '.join(map(str, kind.shape))}] and "
+            f"type {kind.dtype}; expected scores of (samples, classes, ...)"
         )
 
 

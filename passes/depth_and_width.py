@@ -87,7 +87,7 @@ class DepthAndWidth(Composed):
         gap = Gap.of(program, left_out)
         narrow = reached(program, rest.axes, widths) - gap.removed
         norms: set[fx.Node] = set()
-        if self.channels.norms == "private":
+        if self.channels.norms != "shared":
             norms |= narrow
         if self.depth.norms == "private":
             norms |= gap.behind

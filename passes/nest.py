@@ -16,7 +16,7 @@ chunks so far.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
@@ -24,6 +24,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import fx
 
 from anytimeify.axes import Axes, Widths
@@ -78,11 +79,25 @@ class Kind(Enum):
 
 @dataclass(frozen=True)
 class Layer:
-    """The weights of a layer: the argument that holds them, their node, and the dimension that is contracted."""
+    """The weights of a layer, and the dimension of them that is contracted."""
 
-    argument: str
     weight: fx.Node
     dim: int
+
+
+def _weights(node: fx.Node) -> Iterator[tuple[fx.Node, int]]:
+    """The operands of a layer that may be its weights, with the dimension of each that is contracted."""
+    given = bound(node) if node.target in _LAYERS or node.target is torch.ops.aten.einsum.default else {}
+    for argument, dim in _LAYERS.get(node.target, ()):
+        rank = len(given[argument].meta["type"].shape)
+        if rank > 1:
+            yield given[argument], dim % rank
+    if node.target is torch.ops.aten.einsum.default and "." not in given["equation"]:
+        terms, _, result = given["equation"].replace(" ", "").partition("->")
+        for letters, operand in zip(terms.split(","), given["tensors"], strict=True):
+            for dim, letter in enumerate(letters):
+                if letter not in result and "->" in given["equation"]:
+                    yield operand, dim
 
 
 class Nest:
@@ -149,16 +164,12 @@ class Nest:
         return Kind.MASKED if layer is not None else Kind.ASSEMBLED if mixes else Kind.WHOLE
 
     def _layer(self, node: fx.Node) -> Layer | None:
-        given = bound(node) if node.target in _LAYERS else {}
-        for argument, dim in _LAYERS.get(node.target, ()):
-            weight = given[argument]
+        mixed = self.axes.mixed[node] & self.chunk_of.keys()
+        for weight, dim in _weights(node):
             rest = [one for one in node.all_input_nodes if one is not weight and one not in self.parameters]
-            rank = len(weight.meta["type"].shape)
-            if weight in self.parameters and len(rest) == 1 and rank > 1:
-                dim %= rank
-                mixed = self.axes.mixed[node] & self.chunk_of.keys()
-                if mixed <= set(leaves(self.axes.dims[weight][dim])):
-                    return Layer(argument, weight, dim)
+            contracted = set(leaves(self.axes.dims[weight][dim]))
+            if weight in self.parameters and len(rest) == 1 and mixed <= contracted:
+                return Layer(weight, dim)
         return None
 
     def _wide(self, node: fx.Node) -> bool:

@@ -86,9 +86,7 @@ class NestedDepth(Scheme):
     def _level(self, builder: Builder, rest: Rest, left_out: list[Block], level: int) -> fx.Node:
         program = rest.captured.program
         gap = Gap.of(program, left_out)
-        private: Private = PrivateTensors(
-            program, builder, level, coarse_heads(program), norms=self.norms == "private"
-        )
+        private: Private = PrivateTensors(program, builder, level, coarse_heads(program), norms=self.norms == "private")
         env = builder.clone_region(
             *(program, rest.axes, rest.widths({}, left_out), gap.behind, gap.instead),
             prefix=f"level{level}_",

@@ -12,7 +12,8 @@ from anytimeify.ir import Captured, Rewritten
 from anytimeify.losses.consensus import ConsensusLoss
 from anytimeify.losses.taxonomy import TaxonomyLoss
 from anytimeify.passes.consensus import Consensus, add_consensus
-from anytimeify.passes.taxonomy import add_heads, part_heads
+from anytimeify.passes.granularities import part_heads
+from anytimeify.passes.taxonomy import add_heads
 from anytimeify.rewriter import Scheme
 from anytimeify.taxonomy import Taxonomy
 

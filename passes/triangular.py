@@ -16,7 +16,9 @@ from torch import fx
 from anytimeify.axes import Axes, Widths
 from anytimeify.cost import macs_by_node, sizes
 from anytimeify.errors import SchemeError
+from anytimeify.factors import leaves
 from anytimeify.ir import Captured, Program, Rewritten, Size, TensorType
+from anytimeify.passes.block_triangular import use_blocks
 from anytimeify.passes.heads import heads_of
 from anytimeify.passes.narrow import Builder, Clone, Private
 from anytimeify.passes.nest import Kind, Nest, Places
@@ -38,8 +40,8 @@ def triangular(
     """All levels in one pass; each of them alone; and a stream.
 
     `private(level, builder)` gives the tensors that a lower level has for itself, where values stand apart; the nodes
-    in `stand_apart` do where they can. Raises
-    `SchemeError` where so much stands apart that one pass would cost more than the backbone.
+    in `stand_apart` do where they can. Raises `SchemeError` where so much stands apart that one pass would cost more than
+    the backbone.
     """
     program = captured.program
     nest, builder, last = Nest(program, axes, widths, stand_apart), Builder.copying(program), len(widths) - 1
@@ -58,7 +60,7 @@ def triangular(
     outputs.extend(steps.value(program.outputs[0], level) for level in range(last + 1))
     places = [tuple(range(start, start + last + 1)) for start in (last + 1, 2 * (last + 1))]
     return Rewritten(
-        builder.build(outputs, program.graph.output_node()),
+        use_blocks(builder.build(outputs, program.graph.output_node()), range(last + 1)),
         names,
         exact=False,
         resumable=True,
@@ -81,10 +83,12 @@ def _refuse_cost(captured: Captured, nest: Nest, joint: Program, heads: Set[str]
     if total <= SLACK * once:
         return
     first = next(node for node in nest.program.graph.nodes if node in nest.apart and nest.axes.dims[node])
+    pins = (leaf.pin for expr in nest.axes.dims[first] for leaf in leaves(expr) if leaf.pin is not None)
+    reason = next((f" ({pin})" for pin in pins if pin.kind in ("fixed", "position", "output")), "")
     raise SchemeError(
         f"connectivity='triangular': {name_of(first)} ({first.meta['origin']}) makes of all channels something whose "
-        f"own axes keep their size, so that it and what lies behind would be computed for every level. That costs "
-        f"{total / max(1, once):.2f} times the backbone; use connectivity='dense', or name other layers in where"
+        f"own axes keep their size{reason}, so that it and what lies behind would be computed for every level. That "
+        f"costs {total / max(1, once):.2f} times the backbone; use connectivity='dense', or name other layers in where"
     )
 
 

@@ -162,8 +162,9 @@ def _is_part(node: fx.Node) -> bool:
 
 def _is_matrix(node: fx.Node) -> bool:
     kind = node.meta.get("type")
-    floating = isinstance(kind, TensorType) and (kind.dtype.is_floating_point or kind.dtype.is_complex)
-    return floating and len(kind.shape) > 1 and kind.size.static and kind.size.coefficient > 1
+    if not isinstance(kind, TensorType) or len(kind.shape) < 2 or not kind.size.static or kind.size.coefficient < 2:
+        return False
+    return bool(kind.dtype.is_floating_point or kind.dtype.is_complex)
 
 
 def _operands(layer: fx.Node) -> Iterator[fx.Node]:

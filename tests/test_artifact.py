@@ -302,7 +302,7 @@ def no_output(document: dict[str, Any], tensors: object) -> None:
 
 @hostile("reads format 1")
 def a_newer_format(document: dict[str, Any], tensors: object) -> None:
-    document["format"] = 2
+    document["format"] = 3
 
 
 @hostile("'pickle' is not a scheme")

@@ -8,20 +8,20 @@ times the candidates and later calls use what won.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias, TypeVar
 
 import torch
 
-__all__ = ["Form", "Kind", "choices", "choose", "forget", "form"]
+__all__ = ["WORTH", "Case", "Form", "Kind", "choices", "choose", "forget", "form"]
 
 Kind: TypeAlias = Literal["masked", "prefixes", "blocks", "measured"]
 Result = TypeVar("Result")
 
 _KINDS = ("masked", "prefixes", "blocks", "measured")
-_WORTH_MEASURING = 1 << 22  # multiply-accumulates; below, a call costs more than what it could save
+WORTH = 1 << 22  # multiply-accumulates; below, further calls cost more than what they could save
 _ROUNDS = 3
 _MARGIN = 0.95  # of the default's time, below which another form is taken: what is nearer is noise
 _HOPELESS = 1.5  # times the best so far, above which a form is not timed again
@@ -82,37 +82,37 @@ def forget() -> None:
     _chosen.clear()
 
 
-def choose(
-    key: Hashable,
-    candidates: Sequence[Form],
-    default: Form,
-    run: Callable[[Form], Result],
-    *,
-    levels: int,
-    work: int,
-    device: torch.device,
-) -> Result:
-    """The result of `run` in the form that the settings ask for, or in the fastest of the candidates.
+class Case(NamedTuple):
+    """One layer, direction and size, as what times it or remembers the times."""
 
-    `work` is the number of multiply-accumulates, `levels` that of the levels. `candidates` start with the masked form.
-    """
-    if _settings.kind == "masked":
-        return run(candidates[0])
-    if _settings.kind == "prefixes":
-        return run(default._replace(blocks=levels) if default.blocks else _blocked(candidates, levels))
-    if _settings.kind == "blocks":
-        fixed = default if _settings.count is None else _blocked(candidates, min(_settings.count, levels))
-        return run(fixed)
-    if work < _WORTH_MEASURING or len(candidates) < 2 or not _may_measure(device):
-        return run(_chosen.get(key, default))
+    levels: int
+    work: int  # multiply-accumulates
+    device: torch.device
+    candidates: tuple[Form, ...]  # the masked form first; those with blocks in order
+    default: Form  # by the rule of thumb
+    key: Callable[[], Hashable]  # what timings depend on
+
+
+def choose(case: Case, run: Callable[[Form], Result]) -> Result:
+    """The result of `run` in the form that the settings ask for, or in the fastest of the candidates."""
+    kind, count = _settings.kind, _settings.count
+    if kind == "masked":
+        return run(case.candidates[0])
+    if kind == "prefixes":
+        return run(_blocked(case, case.levels))
+    if kind == "blocks":
+        return run(case.default if count is None else _blocked(case, min(count, case.levels)))
+    if case.work < WORTH or len(case.candidates) < 2 or not _may_measure(case.device):
+        return run(case.default)
+    key = case.key()
     if key not in _chosen:
-        _chosen[key] = _fastest(candidates, default, run, device)
+        _chosen[key] = _fastest(case, run)
     return run(_chosen[key])
 
 
-def _blocked(candidates: Sequence[Form], count: int) -> Form:
+def _blocked(case: Case, count: int) -> Form:
     """The first route that is not masked, in so many blocks."""
-    return next((one._replace(blocks=count) for one in candidates if one.blocks), candidates[0])
+    return next((one._replace(blocks=count) for one in case.candidates if one.blocks), case.candidates[0])
 
 
 def _may_measure(device: torch.device) -> bool:
@@ -121,27 +121,30 @@ def _may_measure(device: torch.device) -> bool:
     return device.type != "cuda" or not torch.cuda.is_current_stream_capturing()
 
 
-def _fastest(candidates: Sequence[Form], default: Form, run: Callable[[Form], object], device: torch.device) -> Form:
+def _fastest(case: Case, run: Callable[[Form], object]) -> Form:
     """Timed in turns, so that what else the machine does falls on all of them; the minimum of each counts."""
     seconds: dict[Form, float] = {}
-    for one in dict.fromkeys([default, *candidates]):
+    for one in dict.fromkeys([case.default, *case.candidates]):
         run(one)  # compiles, reserves memory
-        seconds[one] = _time(run, one, device)
+        seconds[one] = _time(run, one, case.device)
     for _ in range(_ROUNDS - 1):
         best = min(seconds.values())
         for one, spent in seconds.items():
             if spent < _HOPELESS * best:
-                seconds[one] = min(spent, _time(run, one, device))
+                seconds[one] = min(spent, _time(run, one, case.device))
     best_form = min(seconds, key=seconds.__getitem__)
-    return best_form if seconds[best_form] < _MARGIN * seconds[default] else default
+    return best_form if seconds[best_form] < _MARGIN * seconds[case.default] else case.default
 
 
 def _time(run: Callable[[Form], object], one: Form, device: torch.device) -> float:
+    # A single thread is timed by the work that it does, whoever else uses the processor meanwhile.
+    alone = device.type == "cpu" and torch.get_num_threads() == 1
+    clock = time.thread_time if alone else time.perf_counter
     _wait(device)
-    start = time.perf_counter()
+    start = clock()
     run(one)
     _wait(device)
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def _wait(device: torch.device) -> None:

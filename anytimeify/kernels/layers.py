@@ -32,18 +32,18 @@ class TriangularLinear(nn.Module):
     ) -> None:
         super().__init__()
         self.rows, self.columns, self.levels = list(rows), list(columns), levels
-        kept = staircase(out_features, in_features, tuple(rows), tuple(columns), levels).kept
-        self.share = kept / max(1, out_features * in_features)
         plain = nn.Linear(in_features, out_features, bias, device)
-        self.weight, self.bias = plain.weight, plain.bias
+        self.weight = plain.weight
+        self.bias: nn.Parameter | None = plain.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        return triangular_linear(x, self.weight, self.bias, self.rows, self.columns, self.levels)
+        result: Tensor = triangular_linear(x, self.weight, self.bias, self.rows, self.columns, self.levels)
+        return result
 
     def extra_repr(self) -> str:
         outputs, inputs = self.weight.shape
         bias = "" if self.bias is not None else ", bias=False"
-        return f"{inputs}, {outputs}, levels={self.levels}, kept={self.share:.2f}{bias}"
+        return f"{inputs}, {outputs}, {_levels_text(self)}{bias}"
 
 
 class TriangularConv(nn.Module):
@@ -70,20 +70,27 @@ class TriangularConv(nn.Module):
         self.rows, self.columns, self.levels = list(rows), list(columns), levels
         self.stride, self.padding = list(stride or [1] * rank), list(padding or [0] * rank)
         self.dilation = list(dilation or [1] * rank)
-        kept = staircase(out_channels, in_channels, tuple(rows), tuple(columns), levels).kept
-        self.share = kept / max(1, out_channels * in_channels)
         kind = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[rank - 1]
         plain = kind(in_channels, out_channels, tuple(kernel_size), bias=bias, device=device)  # type: ignore[arg-type]
-        self.weight, self.bias = plain.weight, plain.bias
+        self.weight = plain.weight
+        self.bias: nn.Parameter | None = plain.bias  # type: ignore[assignment]  # torch annotates it as a plain tensor
 
     def forward(self, x: Tensor) -> Tensor:
         levels = (self.rows, self.columns, self.levels)
-        return triangular_conv(x, self.weight, self.bias, *levels, self.stride, self.padding, self.dilation)
+        window = (self.stride, self.padding, self.dilation)
+        result: Tensor = triangular_conv(x, self.weight, self.bias, *levels, *window)
+        return result
 
     def extra_repr(self) -> str:
         outputs, inputs, *kernel = self.weight.shape
-        text = f"{inputs}, {outputs}, kernel_size={tuple(kernel)}, levels={self.levels}, kept={self.share:.2f}"
+        text = f"{inputs}, {outputs}, kernel_size={tuple(kernel)}, {_levels_text(self)}"
         for name, usual in (("stride", 1), ("padding", 0), ("dilation", 1)):
             if any(value != usual for value in getattr(self, name)):
                 text += f", {name}={tuple(getattr(self, name))}"
         return text if self.bias is not None else f"{text}, bias=False"
+
+
+def _levels_text(layer: TriangularLinear | TriangularConv) -> str:
+    outputs, inputs = layer.weight.shape[:2]
+    kept = staircase(outputs, inputs, tuple(layer.rows), tuple(layer.columns), layer.levels).kept
+    return f"levels={layer.levels}, kept={kept / max(1, outputs * inputs):.2f}"

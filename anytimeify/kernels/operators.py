@@ -236,13 +236,13 @@ for _device, _key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
 def _conv_flops(
     x: Sequence[int], weight: Sequence[int], bias: Any, *rest: Any, out_shape: Sequence[int], **_: Any
 ) -> int:
-    kept = _shape_of(weight, *rest[:3]).kept
-    return 2 * out_shape[0] * math.prod(out_shape[2:]) * math.prod(weight[2:]) * kept
+    positions = out_shape[0] * math.prod(out_shape[2:])
+    return int(2 * positions * math.prod(weight[2:]) * _shape_of(weight, *rest[:3]).kept)
 
 
 def _conv_backward_flops(grad: Sequence[int], x: Sequence[int], weight: Sequence[int], *rest: Any, **_: Any) -> int:
     forward = _conv_flops(x, weight, None, *rest[:3], out_shape=grad)
-    return forward * sum(rest[-1])
+    return int(forward * sum(rest[-1]))
 
 
 def _linear_flops(x: Sequence[int], weight: Sequence[int], bias: Any, *levels: Any, **_: Any) -> int:
@@ -250,7 +250,7 @@ def _linear_flops(x: Sequence[int], weight: Sequence[int], bias: Any, *levels: A
 
 
 def _linear_backward_flops(grad: Sequence[int], x: Sequence[int], weight: Sequence[int], *rest: Any, **_: Any) -> int:
-    return _linear_flops(x, weight, None, *rest[:3]) * sum(rest[-1])
+    return int(_linear_flops(x, weight, None, *rest[:3]) * sum(rest[-1]))
 
 
 register_flop_formula(torch.ops.anytimeify.triangular_conv)(_conv_flops)

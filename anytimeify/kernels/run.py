@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from anytimeify.kernels import products
-from anytimeify.kernels.choice import Form, choose
+from anytimeify.kernels.choice import WORTH, Case, Form, choose
 from anytimeify.kernels.products import Gradients, Wanted, Window
 from anytimeify.kernels.staircase import Staircase
 
@@ -41,7 +42,6 @@ def conv(x: Tensor, weight: Tensor, bias: Tensor | None, shape: Staircase, windo
     wanted = result_layout(x, weight)
     if not x.numel() or not shape.levels:
         return products.convolution(x, weight, bias, shape, window, 0).contiguous(memory_format=wanted)
-    pointwise = _pointwise(weight, window)
 
     def run(one: Form) -> Tensor:
         if one.route in ("matrix", "triton"):
@@ -52,12 +52,8 @@ def conv(x: Tensor, weight: Tensor, bias: Tensor | None, shape: Staircase, windo
         return result.contiguous(memory_format=wanted)
 
     positions = len(x) * math.prod(window.size(x.shape[2:], weight.shape[2:]))
-    work = positions * shape.kept * math.prod(weight.shape[2:])
-    candidates = _candidates(shape, x, pointwise)
-    key = _key("conv", x, weight, shape, positions, (window, wanted, x.shape[2:]))
-    return choose(
-        key, candidates, _default(candidates, shape, work), run, levels=shape.levels, work=work, device=x.device
-    )
+    routes = _routes(shape, x.device, _pointwise(weight, window))
+    return choose(_case("conv", x, weight, shape, positions, 1, routes, (window, wanted, x.shape[2:])), run)
 
 
 def conv_gradients(
@@ -65,7 +61,6 @@ def conv_gradients(
 ) -> Gradients:
     """Gradients of a triangular convolution: the input's in the format of the result, the weight's in its own."""
     into = result_layout(x, weight)
-    pointwise = _pointwise(weight, window)
     wide = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim(), torch.contiguous_format)
 
     def run(one: Form) -> Gradients:
@@ -82,14 +77,10 @@ def conv_gradients(
     if not x.numel() or not grad.numel() or not shape.levels:
         return run(_MASKED)
     positions = grad.numel() // grad.shape[1]
-    work = positions * shape.kept * math.prod(weight.shape[2:]) * sum(wanted)
-    candidates = _candidates(shape, x, pointwise)
-    if x.device.type == "cpu" and not pointwise and x.dim() == 4 and into is torch.contiguous_format:
-        candidates += [one._replace(channels_last=True) for one in candidates if one.blocks]
-    key = _key("conv backward", x, weight, shape, positions, (window, into, x.shape[2:], wanted))
-    return choose(
-        key, candidates, _default(candidates, shape, work), run, levels=shape.levels, work=work, device=x.device
-    )
+    narrow = x.device.type == "cpu" and x.dim() == 4 and into is torch.contiguous_format
+    routes = _routes(shape, x.device, _pointwise(weight, window), narrow)
+    more = (window, into, x.shape[2:], wanted)
+    return choose(_case("conv backward", x, weight, shape, positions, sum(wanted), routes, more), run)
 
 
 def _pointwise(weight: Tensor, window: Window) -> bool:
@@ -103,7 +94,8 @@ def _pointwise_conv(
     matrix, flat = _as_matrix(given), weight.flatten(1)
     y = _product(matrix, flat, bias, shape, one)
     size = given.shape[2:]
-    return y.unflatten(0, (len(x), *size)).movedim(-1, 1) if y.dim() == 2 else y.unflatten(2, size)
+    result: Tensor = y.unflatten(0, (len(x), *size)).movedim(-1, 1) if y.dim() == 2 else y.unflatten(2, size)
+    return result
 
 
 def _pointwise_gradients(
@@ -151,13 +143,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, shape: Staircase) -> 
 
     if not x.numel() or not shape.levels:
         return run(_MASKED)
-    positions = x.numel() // x.shape[-1]
-    work = positions * shape.kept
-    candidates = _matrix_candidates(shape, x)
-    key = _key("linear", x, weight, shape, positions, ())
-    return choose(
-        key, candidates, _default(candidates, shape, work), run, levels=shape.levels, work=work, device=x.device
-    )
+    routes = _routes(shape, x.device, pointwise=True)
+    return choose(_case("linear", x, weight, shape, x.numel() // x.shape[-1], 1, routes, ()), run)
 
 
 def linear_gradients(grad: Tensor, x: Tensor, weight: Tensor, shape: Staircase, wanted: Wanted) -> Gradients:
@@ -176,12 +163,8 @@ def linear_gradients(grad: Tensor, x: Tensor, weight: Tensor, shape: Staircase, 
 
     if not x.numel() or not grad.numel() or not shape.levels:
         return run(_MASKED)
-    work = len(rest) * shape.kept * sum(wanted)
-    candidates = _matrix_candidates(shape, x)
-    key = _key("linear backward", x, weight, shape, len(rest), wanted)
-    return choose(
-        key, candidates, _default(candidates, shape, work), run, levels=shape.levels, work=work, device=x.device
-    )
+    routes = _routes(shape, x.device, pointwise=True)
+    return choose(_case("linear backward", x, weight, shape, len(rest), sum(wanted), routes, wanted), run)
 
 
 # -- what there is to choose from --------------------------------------------------------------------------------------
@@ -195,34 +178,37 @@ def _gradients(grad: Tensor, x: Tensor, weight: Tensor, shape: Staircase, one: F
     return products.product_gradients(grad, x, weight, shape, one.blocks, wanted)
 
 
-def _counts(shape: Staircase) -> list[int]:
-    return sorted({count for count in (2, 4, 8, shape.levels) if 1 < count <= shape.levels})
-
-
-def _candidates(shape: Staircase, x: Tensor, pointwise: bool) -> list[Form]:
+@cache
+def _routes(shape: Staircase, device: torch.device, pointwise: bool, narrow: bool = False) -> tuple[Form, ...]:
+    """The forms of a layer. `narrow`: the input is not channels-last, and parts of it may be copied to be."""
+    counts = sorted({count for count in (2, 3, 4, 8, shape.levels) if 1 < count <= shape.levels})
     if pointwise:
-        return _matrix_candidates(shape, x)
-    return [_MASKED, *(Form("convolution", count) for count in _counts(shape))]
+        return (_MASKED, *(Form("matrix", count) for count in (1, *counts) if count != 3))
+    blocks = [Form("convolution", count) for count in counts]
+    return (_MASKED, *blocks, *(one._replace(channels_last=True) for one in blocks if narrow))
 
 
-def _matrix_candidates(shape: Staircase, x: Tensor) -> list[Form]:
-    return [_MASKED, *(Form("matrix", count) for count in (1, *_counts(shape)))]
-
-
-def _default(candidates: Sequence[Form], shape: Staircase, work: int) -> Form:
+@cache
+def _thumb(shape: Staircase, routes: tuple[Form, ...]) -> Form:
     """The rule of thumb: as many blocks as have enough rows each."""
-    fitting = [one for one in candidates if one.blocks * _FEWEST_ROWS <= min(shape.height, shape.width)]
-    return fitting[-1] if work >= 1 << 22 else _MASKED
+    fitting = [one for one in routes if one.blocks * _FEWEST_ROWS <= min(shape.height, shape.width)]
+    return max(fitting, key=lambda one: (one.blocks, not one.channels_last))
 
 
-def _key(
-    name: str, x: Tensor, weight: Tensor, shape: Staircase, positions: int, more: Hashable
-) -> tuple[Hashable, ...]:
-    """What timings depend on; of the number of positions, only its power of two, so that batches of all sizes do not
-    all measure."""
-    threads = torch.get_num_threads() if x.device.type == "cpu" else 0
-    kind = (x.device, x.dtype, tuple(weight.shape), layout(x), threads)
-    return (name, kind, shape, positions.bit_length(), more)
+def _case(
+    name: str, x: Tensor, weight: Tensor, shape: Staircase, positions: int, products: int, routes: tuple[Form, ...],
+    more: Hashable,
+) -> Case:  # fmt: skip
+    """Of the number of positions, timings are told apart by the power of two, so that batches of all sizes do not all
+    measure."""
+    work = positions * shape.kept * math.prod(weight.shape[2:]) * products
+
+    def key() -> Hashable:
+        threads = torch.get_num_threads() if x.device.type == "cpu" else 0
+        kind = (x.device, x.dtype, tuple(weight.shape), layout(x), threads)
+        return (name, kind, shape, positions.bit_length(), more)
+
+    return Case(shape.levels, work, x.device, routes, _thumb(shape, routes) if work >= WORTH else _MASKED, key)
 
 
 def like(tensor: Tensor, model: Tensor) -> Tensor:

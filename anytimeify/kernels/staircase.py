@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from itertools import accumulate
 from typing import TypeAlias
 
@@ -33,9 +33,11 @@ class Block:
     later_holes: tuple[Rectangle, ...]  # of the matrix `later` x `new`
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Staircase:
-    """Levels from the first on, each with rows, and each but the first with columns of its own."""
+    """Levels from the first on, each with rows, and each but the first with columns of its own. `staircase` makes them,
+    one for each shape: what is equal is the same, and what is computed of it is computed once.
+    """
 
     height: int  # rows of the whole matrix
     width: int
@@ -44,17 +46,17 @@ class Staircase:
     empty_rows: tuple[Interval, ...]  # that read nothing
     empty_columns: tuple[Interval, ...]  # that nothing reads
 
-    @property
+    @cached_property
     def levels(self) -> int:
         return len(self.rows)
 
-    @property
+    @cached_property
     def kept(self) -> int:
         """Entries of the matrix that exist."""
         widths = accumulate(map(size_of, self.columns))
         return sum(size_of(rows) * width for rows, width in zip(self.rows, widths, strict=True))
 
-    @property
+    @cached_property
     def simple(self) -> bool:
         """Whether no level is scattered, so that every block is a part of the matrix that a view can be."""
         return all(
@@ -62,7 +64,7 @@ class Staircase:
             for block in self.blocks(self.levels)
         )
 
-    @property
+    @cached_property
     def holes(self) -> tuple[Rectangle, ...]:
         """What does not exist."""
         everything = ((0, self.width),)

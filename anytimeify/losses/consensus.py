@@ -56,8 +56,9 @@ class ConsensusLoss(Objective):
 
     def resample(self) -> None:
         """Has the base draw anew, where it draws."""
-        if hasattr(self.base, "resample"):
-            self.base.resample()
+        base: Any = self.base
+        if hasattr(base, "resample"):
+            base.resample()
 
     def extra_repr(self) -> str:
         return f"weight={self.weight}"

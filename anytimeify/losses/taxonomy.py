@@ -20,8 +20,7 @@ __all__ = ["TaxonomyLoss"]
 class TaxonomyLoss(Objective):
     """sum_d w_d base(outputs of granularity d, labels of granularity d).
 
-    With `JointLoss` the objective of Lee and Shin 2018, Eq. 2: the sum over levels and granularities of cross-entropies.
-    Every level and member of the outputs is a tuple of predictions, finest labels first. `target` holds labels of the
+    With `JointLoss`, Eq. 2 of Lee and Shin 2018: the sum of cross-entropies over levels and granularities. Every level and member of the outputs is a tuple of predictions, finest labels first. `target` holds labels of the
     finest granularity, (N,) or (N, H, W), or is a tuple with the labels of every granularity. Terms are named
     `"<granularity>/<term of base>"`, levels by their numbers in the model. A granularity that only some levels have is
     an objective on these levels.
@@ -128,15 +127,14 @@ class TaxonomyLoss(Objective):
 
     def resample(self) -> None:
         """Has the base draw anew, where it draws: once, for all granularities."""
-        for base in self.base.values() if isinstance(self.base, nn.ModuleDict) else (self.base,):
+        bases: list[Any] = list(self.base.values()) if isinstance(self.base, nn.ModuleDict) else [self.base]
+        for base in bases:
             if hasattr(base, "resample"):
                 base.resample()
 
     def _known(self) -> Taxonomy:
         if self.taxonomy is None:
-            raise ValueError(
-                "TaxonomyLoss knows no taxonomy: give it one, or make it the loss of a model that was transformed with one"
-            )
+            raise ValueError("TaxonomyLoss knows no taxonomy: give it one, or make it the loss of a model that has one")
         return self.taxonomy
 
     def extra_repr(self) -> str:
@@ -156,9 +154,10 @@ def _by_granularity(
         own = everything if chosen is None else chosen[index]
         if not isinstance(one, tuple | list) or len(one) != len(own):
             found = f"{len(one)} predictions" if isinstance(one, tuple | list) else "a single prediction"
+            names = ", ".join(taxonomy.granularities[place] for place in own)
             raise ValueError(
-                f"{kind} {index} of the outputs is {found}: expected one for each of "
-                f"{', '.join(taxonomy.granularities[place] for place in own)}, as transform(..., taxonomy=...) gives them"
+                f"{kind} {index} of the outputs is {found}: expected one for each of {names}, as "
+                "transform(..., taxonomy=...) gives them"
             )
         result.append(dict(zip(own, one, strict=True)))
     return result

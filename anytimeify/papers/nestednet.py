@@ -24,9 +24,10 @@ from anytimeify.papers.networks import PreActivationResNet, imagenet
 from anytimeify.papers.recipe import Entry
 from anytimeify.papers.training import Optimiser, Schedule, Training
 from anytimeify.passes.nested_channels import NestedChannels
+from anytimeify.taxonomy import Taxonomy
 from anytimeify.train import OneAfterTheOther
 
-__all__ = ["DEMO_WEIGHTS", "ENTRIES", "WIDTHS"]
+__all__ = ["CONSENSUS", "DEMO_WEIGHTS", "ENTRIES", "WIDTHS", "subtree"]
 
 WIDTHS = (0.25, 0.5, 1.0)
 DEMO_WEIGHTS = (0.5, 0.3, 0.2)  # core, middle, full: for `JointLoss(DEMO_WEIGHTS)`
@@ -51,6 +52,37 @@ IMAGENET = Training(
     augmentation=("random resized crop 224", "flip", "normalise"),
     order=OneAfterTheOther(),
 )
+# Of a learned consensus (`build(consensus="learned")`), behind the training of the network: 50,000 steps, the rate
+# falling after 20,000, 30,000 and 40,000. Batch and weight decay are not said.
+CONSENSUS = replace(
+    CIFAR,
+    optimiser=Optimiser(learning_rate=0.1, weight_decay=0.0, momentum=0.0),
+    schedule=Schedule(kind="steps", milestones=(51.2, 76.8, 102.4)),
+    epochs=128,
+)
+
+_SUBTREE = {
+    "natural object": {"fruit": 9},
+    "plant": {"vegetable": 9, "flower": 3},
+    "animal": {"dog": 14, "cat": 5, "fish": 10, "bird": 10},
+    "artifact": {"instrument": 10, "vehicle": 10, "furniture": 10, "construction": 10},
+}
+
+
+def subtree() -> Taxonomy:
+    """The paper's labels for ImageNet, an option of every `build(taxonomy=subtree())` of 100 classes: 4 classes above
+    11 above 100. The core predicts the 4, the middle level the 11, the full one the 100.
+
+    Classes are numbered in this order, group after group ("dog 0" to "dog 13"). Which of the 4 fruit, vegetables and
+    flowers belong to is a reading of the text.
+    """
+    tree = {top: {kind: _numbered(kind, count) for kind, count in kinds.items()} for top, kinds in _SUBTREE.items()}
+    names = ("sub", "intermediate", "super")
+    return Taxonomy.from_tree(tree, granularities=names).with_levels(heads=tuple((name,) for name in reversed(names)))
+
+
+def _numbered(kind: str, count: int) -> list[str]:
+    return [f"{kind} {index}" for index in range(count)]
 
 
 def _cifar(name: str, about: str, depth: int, widening: int) -> Entry:

@@ -11,8 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from anytimeify.errors import MissingExtraError
+from anytimeify.losses.consensus import ConsensusLoss
+from anytimeify.losses.taxonomy import TaxonomyLoss
 from anytimeify.model import AnytimeModel
 from anytimeify.papers.training import Training
+from anytimeify.passes.consensus import Consensus
 from anytimeify.rewriter import Scheme
 from anytimeify.transform import transform
 
@@ -53,9 +56,14 @@ class Recipe:
     def build(self, **options: Any) -> AnytimeModel:
         """`transform(backbone, scheme, example_inputs, loss=loss, **options)`.
 
-        `options` are those of `transform`, such as `verify=False` or another `loss`. Raises what `transform` raises.
+        `options` are those of `transform`, such as `verify=False` or another `loss`; with a `taxonomy` or a `consensus`
+        the objective is for these too. Raises what `transform` raises.
         """
-        return transform(self.backbone, self.scheme, self.example_inputs, **{"loss": self.loss, **options})
+        taxonomy, consensus = options.get("taxonomy"), Consensus.of(options.get("consensus"))
+        loss = self.loss if taxonomy is None else TaxonomyLoss(self.loss, taxonomy)
+        if consensus is not None:
+            loss = ConsensusLoss(loss, 1.0 if consensus.trained else 0.0)
+        return transform(self.backbone, self.scheme, self.example_inputs, **{"loss": loss, **options})
 
 
 @dataclass(frozen=True)

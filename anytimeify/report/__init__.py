@@ -6,10 +6,21 @@ give everything as JSON and as Markdown. Shares are parts of the MACs of the ful
 
 from anytimeify.report.backbone import BlockRow, Inspection, StageRow, inspect
 from anytimeify.report.densities import Densities, DensityRow
+from anytimeify.report.heads import HeadRow
 from anytimeify.report.model import LevelRow, Report, report
 from anytimeify.report.rows import AxisRow, Place
 
 __all__ = [
-    *("AxisRow", "BlockRow", "Densities", "DensityRow", "Inspection", "LevelRow", "Place", "Report", "StageRow"),
-    *("inspect", "report"),
+    "AxisRow",
+    "BlockRow",
+    "Densities",
+    "DensityRow",
+    "HeadRow",
+    "Inspection",
+    "LevelRow",
+    "Place",
+    "Report",
+    "StageRow",
+    "inspect",
+    "report",
 ]

@@ -10,9 +10,11 @@ from typing import Protocol
 from anytimeify.axes import Axes
 from anytimeify.ir import Captured, Level, Rewritten
 from anytimeify.report.densities import DensityRow, density_rows, density_sheet
+from anytimeify.report.heads import HeadRow, head_rows, head_sheet
 from anytimeify.report.plot import plot
 from anytimeify.report.rows import AxisRow, Place, Readers, axis_rows, axis_sheets, note_sheets, without_rule
 from anytimeify.report.sheets import Sheet, Sheets, in_bytes, in_percent, shortened
+from anytimeify.taxonomy import Taxonomy
 
 __all__ = ["LevelRow", "Report", "report"]
 
@@ -40,6 +42,7 @@ class Report(Sheets):
     notes: tuple[str, ...]
     without_rule: tuple[Place, ...]
     densities: tuple[DensityRow, ...] = ()
+    heads: tuple[HeadRow, ...] = ()  # with a taxonomy
 
     def plot(self, path: str | os.PathLike[str], scores: Mapping[str, float] | None = None) -> None:
         """Draws the cost of every level and, with `scores` (accuracy from 0 to 1 by level name), accuracy against MACs.
@@ -68,6 +71,7 @@ class Report(Sheets):
                 for row in self.levels
             ),
         )
+        yield head_sheet(self.heads)
         yield density_sheet(self.densities)
         yield from axis_sheets(self.axes, everything=everything)
         yield from note_sheets(self.notes, self.without_rule)
@@ -88,6 +92,8 @@ class _Net(Protocol):
     def rewritten(self) -> Rewritten: ...
     @property
     def scheme(self) -> object: ...
+    @property
+    def taxonomy(self) -> Taxonomy | None: ...
 
 
 def report(net: _Net) -> Report:
@@ -106,4 +112,5 @@ def report(net: _Net) -> Report:
         notes=(*captured.notes, *rewritten.notes),
         without_rule=without_rule(net.axes),
         densities=density_rows(rewritten.program, len(net.levels)),
+        heads=head_rows(captured, rewritten, net.taxonomy),
     )

@@ -42,8 +42,13 @@ class LevelTerms(Protocol):
 
 @dataclass(frozen=True)
 class Part:
-    """What is run between two backward passes. `terms`: the summands by name; `update`: whether the parameters are
-    changed behind it."""
+    """What is run between two backward passes.
+
+    Fields
+        terms: the summands by name; none where a level has no objective (a consensus that averages), and then there is
+            nothing to go backward from.
+        update: whether the parameters are changed behind it.
+    """
 
     terms: Mapping[str, Tensor]
     update: bool = True
@@ -103,11 +108,8 @@ class Order(ABC):
                 part = next(parts, None)
             if part is None:
                 return done
-            total = part.loss
-            if backward is None:
-                total.backward()
-            else:
-                backward(total)
+            if part.terms:
+                (backward or Tensor.backward)(part.loss)
             done.update({name: term.detach() for name, term in part.terms.items()})
             if part.update:
                 if before_update is not None:
@@ -180,7 +182,7 @@ class OneAfterTheOther(Order):
         for index, (own_inputs, own_target) in enumerate(shares):
             prediction = _run(net, own_inputs, index, model.taxonomy is not None)
             terms = objective.level_terms(index, count, prediction, own_target)
-            yield Part(terms, update=self.update == "each" or index == count - 1)
+            yield Part(terms, update=bool(terms) if self.update == "each" else index == count - 1)
 
 
 @dataclass(frozen=True)
@@ -251,7 +253,7 @@ class Sandwich(Order):
         unknown = [name for name in names if name not in known]
         if unknown:
             raise ValueError(
-                f"level {index} predicts {unknown[0]!r}, and the full level does not, so nothing could teach it that in "
+                f"level {index} predicts {unknown[0]!r}, and the full level does not, so nothing can teach it that in "
                 "place: take Sandwich(inplace=False)"
             )
         return {

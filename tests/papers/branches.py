@@ -1,4 +1,4 @@
-"""Networks with auxiliary branches as the compiler makes them, for tests that look at sizes only: no value is drawn."""
+"""Networks of the papers as the compiler makes them, for tests that look at sizes only: no value is drawn."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from torch import fx, nn
 from anytimeify.axes import Axes, analyse
 from anytimeify.capture import capture
 from anytimeify.capture.side_by_side import side_by_side
-from anytimeify.ir import Captured, Program, Rewritten, TensorType
+from anytimeify.cost import cost
+from anytimeify.ir import Captured, Cost, Program, Rewritten, TensorType
 from anytimeify.papers import Entry, entries
 from anytimeify.papers.recipe import Backbone
+from anytimeify.passes.fold import fold
 from anytimeify.passes.project import project
 from anytimeify.rewriter import Scheme
 
@@ -116,3 +118,52 @@ def _height(node: fx.Node) -> int | None:
         return None
     height = kind.shape[2].coefficient
     return height if height > 1 else None
+
+
+@dataclass(frozen=True)
+class Nested:
+    """A network whose levels are parts of it, at the size of the paper's images: what each level reads and costs."""
+
+    program: Program
+    batch: str | None
+    levels: range
+
+    @staticmethod
+    def of_entry(entry: Entry, scheme: Scheme | None = None) -> Nested:
+        (backbone,) = blank(entry.backbone, entry.num_classes)
+        captured = capture(backbone, (torch.zeros(2, *entry.shape),))
+        chosen = entry.scheme if scheme is None else scheme
+        assert isinstance(chosen, Scheme)
+        rewritten = chosen.apply(captured, analyse(captured.program))
+        keep = [rewritten.position(level) for level in range(len(rewritten.level_names))]
+        return Nested(project(rewritten.program, keep), captured.batch, range(len(keep)))
+
+    @cached_property
+    def costs(self) -> tuple[Cost, ...]:
+        return tuple(cost(project(self.program, [level]), self.batch, 2) for level in self.levels)
+
+    @property
+    def macs(self) -> tuple[int, ...]:
+        return tuple(one.macs for one in self.costs)
+
+    @property
+    def params(self) -> tuple[int, ...]:
+        return tuple(one.params for one in self.costs)
+
+    @cached_property
+    def total(self) -> int:
+        """Parameters that any level reads."""
+        return cost(self.program, self.batch, 2).params
+
+    @cached_property
+    def tensors(self) -> tuple[str, ...]:
+        return tuple(str(node.target) for node in self.program.graph.find_nodes(op="get_attr"))
+
+    def read(self, level: int) -> dict[str, int]:
+        """Elements of every parameter that a level reads, by the backbone's names."""
+        program = fold(project(self.program, [level]))
+        return {
+            name.removeprefix(f"anytime.{level}."): program.tensors[name].numel()
+            for name in (str(node.target) for node in program.graph.find_nodes(op="get_attr"))
+            if program.is_parameter(name)
+        }

@@ -6,6 +6,7 @@ import copy
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ def test_masks_keep_exactly_the_largest_entries(scope: str) -> None:
             assert np.array_equal(found[name].numpy(), mask), name
 
 
-BACKBONES = {
+BACKBONES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "resnet18": (lambda: torchvision.models.resnet18(num_classes=10), (3, 32, 32)),
     "mobilenet": (lambda: torchvision.models.mobilenet_v3_small(num_classes=10), (3, 32, 32)),
     "small resnet": (lambda: timm.create_model("test_resnet", num_classes=10), (3, 32, 32)),
@@ -151,7 +152,7 @@ def test_random_backbones(backbone: Backbone, scheme: NestedWeights) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(backbones(4, 3), random_schemes)
 def test_random_backbones_at_length(backbone: Backbone, scheme: NestedWeights) -> None:
     random_backbone(backbone, scheme)
@@ -302,6 +303,7 @@ def test_it_trains(way: str) -> None:
     assert losses[-1] < 0.6 * losses[0]
 
 
+@pytest.mark.slow
 def test_it_compiles() -> None:
     net = net_of(Residual())
     compiled = torch.compile(net, fullgraph=True, backend="aot_eager")

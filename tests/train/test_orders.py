@@ -342,6 +342,17 @@ def test_labels_of_several_granularities(order: Order) -> None:
     assert all(term.isfinite() for term in terms.values())
 
 
+@pytest.mark.parametrize("order", [OneAfterTheOther(), OneAfterTheOther(update="accumulate"), Sandwich(inplace=False)])
+def test_levels_without_an_objective(order: Order) -> None:
+    net = transform(Small(), NestedChannels((0.5, 1.0)), torch.randn(2, 3, 6, 6), consensus="average").train()
+    optimizer, before = sgd(net), {name: one.detach().clone() for name, one in net.named_parameters()}
+    updates: list[str] = []
+    optimizer.register_step_pre_hook(lambda *_: updates.append("update"))
+    assert sorted(order.step(net, *batch(), optimizer)) == ["level0/cross_entropy", "level1/cross_entropy"]
+    assert len(updates) == (2 if order == OneAfterTheOther() else 1)
+    assert not same(before, dict(net.named_parameters()))
+
+
 def test_what_the_full_level_does_not_predict_it_cannot_teach() -> None:
     taxonomy = Taxonomy(((0, 1, 0, 1),), heads=(("fine", "coarse"), ("fine",)))
     net = transform(Small(), NestedChannels((0.5, 1.0)), torch.randn(2, 3, 6, 6), taxonomy=taxonomy).train()

@@ -1,0 +1,5 @@
+"""Labels of several granularities: which classes there are, finest first, and which coarser class each belongs to."""
+
+from anytimeify.taxonomy.data import Taxonomy, lookup
+
+__all__ = ["Taxonomy", "lookup"]

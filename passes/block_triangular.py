@@ -1,0 +1,146 @@
+"""`use_blocks`: layers with block-triangular masked weights become operators that multiply only what the masks keep."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+
+from anytimeify.ir import Program
+from anytimeify.kernels import ends_of, staircase
+from anytimeify.passes.project import ancestors
+from anytimeify.schema import bound, rebind
+
+__all__ = ["use_blocks"]
+
+aten = torch.ops.aten
+_CONVOLUTIONS = {
+    target: rank
+    for rank, name in enumerate(("conv1d", "conv2d", "conv3d"), start=1)
+    for target in (getattr(aten, name).default, getattr(aten, name).padding)
+}
+
+
+def use_blocks(program: Program, outputs: Sequence[int]) -> Program:
+    """The program with the layers that `outputs` need in their fast form; other outputs are computed as before.
+
+    1. `conv(x, mul(W, mask))` and `linear(x, mul(W, mask))` read `W` itself, as `anytimeify::triangular_conv` and
+       `anytimeify::triangular_linear`. The levels are those of `meta["blocks"]` of the masked weight, for each the rows
+       that it adds and the columns that they read. Names, types and origins stay.
+    2. A node that outputs of both kinds need is there twice, and the one of the others has `_masked` behind its name.
+    3. Masked weights, and masks, that nothing reads any more are left out.
+
+    A layer stays dense where its weight says nothing of blocks or the mask is not that of the blocks, where it has
+    groups or no batch, and where its padding is `"same"` and not the same on both sides. The result is the same up to
+    rounding.
+    """
+    last = len(program.outputs)
+    chosen = {position % last for position in outputs}
+    fast = [node for position, node in enumerate(program.outputs) if position in chosen]
+    rest = ancestors([node for position, node in enumerate(program.outputs) if position not in chosen])
+    calls = {node: call for node in ancestors(fast) if (call := _fast_call(node)) is not None}
+    if not calls:
+        return program
+    changed = _reached(program, calls, ancestors(fast))
+    graph = fx.Graph()
+    ours: dict[fx.Node, fx.Node] = {}
+    theirs: dict[fx.Node, fx.Node] = {}
+    for node in program.graph.nodes:
+        if node.op == "output":
+            continue
+        ours[node] = graph.node_copy(node, ours.__getitem__)
+        theirs[node] = ours[node]
+        if node not in changed:
+            continue
+        if node in rest:
+            arguments = fx.map_arg((node.args, node.kwargs), theirs.__getitem__)
+            theirs[node] = graph.create_node(node.op, node.target, *arguments, name=f"{node.name}_masked")
+            theirs[node].meta = dict(node.meta)
+        if node in calls:
+            target, values, kept = calls[node]
+            ours[node].target = target
+            ours[node].args, ours[node].kwargs = fx.map_arg(rebind(target, values), ours.__getitem__)
+            ours[node].meta = {**node.meta, "kept_weight": kept}
+    results = [(ours if position in chosen else theirs)[node] for position, node in enumerate(program.outputs)]
+    graph.output(tuple(results)).meta = dict(program.graph.output_node().meta)
+    return _without_leftovers(program, graph)
+
+
+def _reached(program: Program, calls: dict[fx.Node, Any], needed: set[fx.Node]) -> set[fx.Node]:
+    """The needed nodes that are, or depend on, what changes."""
+    reached: set[fx.Node] = set()
+    for node in program.graph.nodes:
+        if node in calls or (node in needed and not reached.isdisjoint(node.all_input_nodes)):
+            reached.add(node)
+    return reached
+
+
+def _fast_call(node: fx.Node) -> tuple[Any, dict[str, Any], int] | None:
+    """The operator that a layer becomes, its arguments, and how many entries of its weight exist; None if it stays."""
+    if node.target is not aten.linear.default and node.target not in _CONVOLUTIONS:
+        return None
+    values = bound(node)
+    product = values["weight"]
+    if product.target is not aten.mul.Tensor or not product.meta.get("blocks"):
+        return None
+    levels = _levels(product)
+    if levels is None:
+        return None
+    arguments = {"input": values["input"], "weight": product.args[0], "bias": values["bias"], **levels}
+    if node.target is aten.linear.default:
+        return torch.ops.anytimeify.triangular_linear.default, arguments, product.meta["kept"]
+    window = _window(node, values, _CONVOLUTIONS[node.target])
+    if window is None:
+        return None
+    return torch.ops.anytimeify.triangular_conv.default, {**arguments, **window}, product.meta["kept"]
+
+
+def _levels(product: fx.Node) -> dict[str, Any] | None:
+    """The levels of a masked weight as the operators take them."""
+    height, width, *kernel = (size.coefficient for size in product.meta["type"].shape)
+    rows = [np.asarray(own, dtype=np.int64) for own, _ in product.meta["blocks"]]
+    read = [np.asarray(own, dtype=np.int64) for _, own in product.meta["blocks"]]
+    columns = [np.setdiff1d(now, before) for now, before in zip(read, [read[0][:0], *read], strict=False)]
+    unread = np.setdiff1d(np.arange(width), read[-1])
+    if len(unread):
+        rows, columns = [*rows, rows[0][:0]], [*columns, unread]
+    if sum(map(len, rows)) != height or sum(map(len, columns)) != width:
+        return None
+    ends = ends_of(rows), ends_of(columns)
+    if staircase(height, width, *ends, len(rows)).kept * math.prod(kernel) != product.meta["kept"]:
+        return None
+    return {"rows": list(ends[0]), "columns": list(ends[1]), "levels": len(rows)}
+
+
+def _window(node: fx.Node, values: dict[str, Any], rank: int) -> dict[str, list[int]] | None:
+    """How a convolution slides, a number per dimension."""
+    if values["groups"] != 1 or len(values["input"].meta["type"].shape) != rank + 2:
+        return None
+    window = {name: _spread(values[name], rank) for name in ("stride", "dilation")}
+    padding = values["padding"]
+    if isinstance(padding, str):
+        kernel = [size.coefficient for size in values["weight"].meta["type"].shape[2:]]
+        reach = [dilation * (size - 1) for dilation, size in zip(window["dilation"], kernel, strict=True)]
+        if padding == "same" and any(one % 2 for one in reach):
+            return None
+        padding = [one // 2 if padding == "same" else 0 for one in reach]
+    return {**window, "padding": _spread(padding, rank)}
+
+
+def _spread(value: Any, rank: int) -> list[int]:
+    values = list(value) if isinstance(value, list | tuple) else [value]
+    return values * rank if len(values) == 1 else values
+
+
+def _without_leftovers(program: Program, graph: fx.Graph) -> Program:
+    """What nothing reads is left out: calls, and tensors that were read before."""
+    for node in reversed(list(graph.nodes)):
+        if node.op in ("call_function", "get_attr") and not node.users:
+            graph.erase_node(node)
+    before, now = ({node.target for node in one.find_nodes(op="get_attr")} for one in (program.graph, graph))
+    tensors = {name: tensor for name, tensor in program.tensors.items() if name in now or name not in before}
+    return Program(graph, tensors, program.transient & tensors.keys())

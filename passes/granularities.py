@@ -1,0 +1,260 @@
+"""The predictions of a model with a taxonomy, taken apart behind the scheme.
+
+Schemes see one prediction, in which the classes of all granularities stand side by side (`anytimeify.passes.taxonomy`).
+The selection of one of them moves up through averages over leaves and whatever else does not mix classes, to the
+concatenation, which vanishes; where that is not known, the prediction is cut. What no level predicts is left out with
+its tensors, and heads are named after the level that has them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import operator
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+import torch
+from torch import fx
+
+from anytimeify._torch import OpOverload
+from anytimeify.errors import SchemeError
+from anytimeify.ir import Program, Rewritten, Size, TensorType
+from anytimeify.passes.narrow import Builder
+from anytimeify.passes.project import ancestors
+from anytimeify.passes.taxonomy import CLASSES
+from anytimeify.schema import bound
+from anytimeify.taxonomy import Taxonomy
+
+__all__ = ["part_heads"]
+
+aten = torch.ops.aten
+
+
+def part_heads(rewritten: Rewritten, taxonomy: Taxonomy, backbone: Program) -> Rewritten:
+    """The predictions of every granularity apart, those that a level does not have left out."""
+    program = rewritten.program
+    builder = Builder.copying(program)
+    whole = [builder.shared[node] for node in program.outputs]
+    parts = _Parts(builder, taxonomy)
+    chosen = _chosen(rewritten, taxonomy)
+    count = len(whole)
+    outputs = [parts.of(node, CLASSES, chosen[place][0]) for place, node in enumerate(whole)]
+    heads: list[tuple[tuple[int, int], ...]] = []
+    for place, node in enumerate(whole):
+        own = [(chosen[place][0], place)]
+        for granularity in chosen[place][1:]:
+            own.append((granularity, len(outputs)))
+            outputs.append(parts.of(node, CLASSES, granularity))
+        heads.append(tuple(own))
+    served = tuple(_served(taxonomy, level, chosen) for level in range(len(rewritten.level_names)))
+    steps = tuple(dict(heads[place])[served[level]] for level, place in enumerate(rewritten.steps))
+    result = builder.build(outputs, program.graph.output_node())
+    return replace(
+        rewritten,
+        program=_with_names(_without_unread(result, program, backbone), len(rewritten.level_names), heads),
+        heads=tuple(heads[:count]),
+        served=served,
+        steps=steps,
+        stacks=frozenset(name for name in rewritten.stacks if name in backbone.tensors),
+    )
+
+
+def _chosen(rewritten: Rewritten, taxonomy: Taxonomy) -> list[list[int]]:
+    """The granularities of every output, finest first."""
+    levels = len(rewritten.level_names)
+    everything = list(range(len(taxonomy.sizes)))
+    if taxonomy.heads is not None and len(taxonomy.heads) != levels:
+        raise SchemeError(f"taxonomy: heads is for {len(taxonomy.heads)} levels, and the model has {levels}")
+    if taxonomy.serve is not None and len(taxonomy.serve) != levels:
+        raise SchemeError(f"taxonomy: serve is for {len(taxonomy.serve)} levels, and the model has {levels}")
+    own = [
+        everything if taxonomy.heads is None else [taxonomy.index(name) for name in taxonomy.heads[level]]
+        for level in range(levels)
+    ]
+    for level in rewritten.backbones or (rewritten.full % levels,):
+        if own[level][0] != 0:
+            raise SchemeError(
+                f"taxonomy: heads: level {level} ({rewritten.level_names[level]}) equals the backbone, which predicts "
+                f"{taxonomy.granularities[0]}"
+            )
+    any_level = [place for place in everything if any(place in one for one in own)]
+    result = [any_level] * len(rewritten.program.outputs)
+    result[:levels] = own
+    for places in (rewritten.alone, rewritten.steps):
+        for level, place in enumerate(places):
+            result[place] = own[level]
+    return result
+
+
+def _served(taxonomy: Taxonomy, level: int, chosen: Sequence[Sequence[int]]) -> int:
+    return chosen[level][0] if taxonomy.serve is None else taxonomy.index(taxonomy.serve[level])
+
+
+# Where the classes of a result lie in what an operation reads: by operand, for the operations that do not mix classes.
+# `given`: the arguments; `dim`: the dimension of classes, of `rank`. None where they are not all in one place.
+
+Sources: TypeAlias = dict[fx.Node, int] | None
+
+
+def _joined(given: Mapping[str, Any], dim: int, rank: int) -> Sources:
+    return None if given["dim"] % rank == dim else dict.fromkeys(given["tensors"], dim)
+
+
+def _stacked(given: Mapping[str, Any], dim: int, rank: int) -> Sources:
+    at = given["dim"] % rank
+    return None if at == dim else dict.fromkeys(given["tensors"], dim - (at < dim))
+
+
+def _selected(given: Mapping[str, Any], dim: int, rank: int) -> Sources:
+    return {given["self"]: dim + (given["dim"] % (rank + 1) <= dim)}
+
+
+def _averaged(given: Mapping[str, Any], dim: int, rank: int) -> Sources:
+    wide = len(given["self"].meta["type"].shape)
+    gone = {one % wide for one in given["dim"] or range(wide)}
+    kept = [one for one in range(wide) if one not in gone]
+    return None if given["keepdim"] else {given["self"]: kept[dim]}
+
+
+def _sliced(given: Mapping[str, Any], dim: int, rank: int) -> Sources:
+    return None if given["dim"] % rank == dim else {given["self"]: dim}
+
+
+def _unflattened(given: Mapping[str, Any], dim: int, rank: int) -> Sources:
+    more = len(given["sizes"]) - 1
+    at = given["dim"] % (rank - more)
+    return None if at <= dim <= at + more else {given["self"]: dim - more * (dim > at)}
+
+
+def _flattened(given: Mapping[str, Any], dim: int, rank: int) -> Sources:
+    wide = len(given["self"].meta["type"].shape)
+    first, last = given["start_dim"] % wide, given["end_dim"] % wide
+    return None if dim == first else {given["self"]: dim + (last - first) * (dim > first)}
+
+
+def _transposed(given: Mapping[str, Any], dim: int, rank: int) -> Sources:
+    one, other = given["dim0"] % rank, given["dim1"] % rank
+    return {given["self"]: {one: other, other: one}.get(dim, dim)}
+
+
+def _chunked(given: Mapping[str, Any], dim: int, rank: int) -> Sources:
+    return None if given["dim"] % rank == dim else {given["self"]: dim}
+
+
+_READ_FROM: dict[Any, Callable[[Mapping[str, Any], int, int], Sources]] = {
+    aten.cat.default: _joined,
+    aten.stack.default: _stacked,
+    aten.select.int: _selected,
+    aten.mean.dim: _averaged,
+    aten.slice.Tensor: _sliced,
+    aten.unflatten.int: _unflattened,
+    aten.flatten.using_ints: _flattened,
+    aten.transpose.int: _transposed,
+    aten.chunk.default: _chunked,
+}
+
+
+@dataclass
+class _Parts:
+    """Selections of one granularity, appended to a graph."""
+
+    builder: Builder
+    taxonomy: Taxonomy
+
+    def __post_init__(self) -> None:
+        self.known: dict[tuple[fx.Node, int, int], fx.Node] = {}
+        ends = list(itertools.accumulate(self.taxonomy.sizes))
+        self.bounds = list(zip([0, *ends], ends, strict=False))
+
+    def of(self, node: fx.Node, dim: int, granularity: int) -> fx.Node:
+        """The part of a value, or of each of several, whose dimension `dim` holds the classes of all granularities."""
+        key = (node, dim, granularity)
+        if key not in self.known:
+            found = self.operand(node, dim, granularity) or self.moved(node, dim, granularity)
+            self.known[key] = found or self.cut(node, dim, granularity)
+        return self.known[key]
+
+    def operand(self, node: fx.Node, dim: int, granularity: int) -> fx.Node | None:
+        """What a concatenation of the granularities read."""
+        if node.target is not aten.cat.default:
+            return None
+        tensors: list[fx.Node] = list(bound(node)["tensors"])
+        sizes = [one.meta["type"].shape[dim] for one in tensors]
+        together = bound(node)["dim"] % len(node.meta["type"].shape) == dim
+        return tensors[granularity] if together and sizes == list(map(Size, self.taxonomy.sizes)) else None
+
+    def moved(self, node: fx.Node, dim: int, granularity: int) -> fx.Node | None:
+        """The operation on parts of what it reads, where it does not mix classes; None where that is not known."""
+        if node.target is operator.getitem:
+            source = node.all_input_nodes[0]
+            if self.sources(source, dim) is None:
+                return None
+            return self.again(node, {source: self.of(source, dim, granularity)}, dim, granularity)
+        found = self.sources(node, dim)
+        if found is None:
+            return None
+        own = {source: self.of(source, place, granularity) for source, place in found.items()}
+        return self.again(node, own, dim, granularity)
+
+    def sources(self, node: fx.Node, dim: int) -> Sources:
+        if not isinstance(node.target, OpOverload) or node.target not in _READ_FROM:
+            return None
+        kind = node.meta["type"]
+        rank = len((kind[0] if isinstance(kind, tuple) else kind).shape)
+        return _READ_FROM[node.target](bound(node), dim, rank)
+
+    def again(self, node: fx.Node, own: Mapping[fx.Node, fx.Node], dim: int, granularity: int) -> fx.Node:
+        args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda source: own.get(source, source))
+        return self.emit(node, node.target, args, kwargs, dim, granularity)
+
+    def cut(self, node: fx.Node, dim: int, granularity: int) -> fx.Node:
+        return self.emit(node, aten.slice.Tensor, (node, dim, *self.bounds[granularity]), {}, dim, granularity)
+
+    def emit(
+        self, like: fx.Node, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], dim: int, granularity: int
+    ) -> fx.Node:
+        kind = like.meta["type"]
+        part: Any = tuple(self.part(one, dim, granularity) for one in (kind if isinstance(kind, tuple) else (kind,)))
+        meta = {"type": part if isinstance(kind, tuple) else part[0], "origin": like.meta["origin"]}
+        name = f"{like.name}_{self.taxonomy.granularities[granularity]}"
+        return self.builder.call(target, args, kwargs, name, meta)
+
+    def part(self, kind: TensorType, dim: int, granularity: int) -> TensorType:
+        size = Size(self.taxonomy.sizes[granularity])
+        return kind.with_shape((*kind.shape[:dim], size, *kind.shape[dim + 1 :]))
+
+
+_COARSE = re.compile(r"(anytime\.\d+\.)?anytime\.taxonomy\.")
+
+
+def _without_unread(program: Program, before: Program, backbone: Program) -> Program:
+    """Without the tensors of heads that no level has, unless the backbone has them."""
+    read, was_read = ({str(node.target) for node in one.graph.find_nodes(op="get_attr")} for one in (program, before))
+    unread = was_read - read - backbone.tensors.keys()
+    tensors = {name: tensor for name, tensor in program.tensors.items() if name not in unread}
+    return replace(program, tensors=tensors, transient=program.transient - unread)
+
+
+def _with_names(program: Program, levels: int, heads: Sequence[Sequence[tuple[int, int]]]) -> Program:
+    """Tensors of heads under `anytime.<level>.taxonomy` if one level alone has them, else under `anytime.taxonomy`.
+
+    The graph is our own: its names are changed in place."""
+    readers: dict[str, set[int]] = {}
+    for place, own in enumerate(heads):
+        level = place if place < levels else -1
+        for node in ancestors([program.outputs[one] for _, one in own]):
+            if node.op == "get_attr":
+                readers.setdefault(str(node.target), set()).add(level)
+    names: dict[str, str] = {}
+    for name in program.tensors:
+        found = _COARSE.match(name)
+        if found:
+            one = readers.get(name, set()) - {-1}
+            scope = found[1] or (f"anytime.{one.pop()}." if len(one) == 1 else "anytime.")
+            names[name] = f"{scope}taxonomy.{name[found.end() :]}"
+    for node in program.graph.find_nodes(op="get_attr"):
+        node.target = names.get(str(node.target), node.target)
+    tensors = {names.get(name, name): tensor for name, tensor in program.tensors.items()}
+    return replace(program, tensors=tensors)

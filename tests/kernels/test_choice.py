@@ -1,0 +1,111 @@
+"""Which form is taken: as the settings say, or what is fastest where it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from anytimeify import kernels
+from anytimeify.kernels import Form, choice
+from anytimeify.kernels.choice import WORTH, Case, choose
+
+MASKED, TWO, FOUR = Form("masked"), Form("convolution", 2), Form("convolution", 4)
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> Iterator[None]:
+    kernels.forget()
+    yield
+    kernels.forget()
+
+
+def case(work: int = WORTH, default: Form = TWO) -> Case:
+    return Case(8, work, torch.device("cpu"), (MASKED, TWO, FOUR), default, lambda: "this layer")
+
+
+class Clock:
+    """Time passes as the forms say."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, **seconds: float) -> None:
+        self.now, self.calls = 0.0, 0
+        self.seconds = {MASKED: seconds["masked"], TWO: seconds["two"], FOUR: seconds["four"]}
+        monkeypatch.setattr(choice.time, "thread_time", lambda: self.now)
+        monkeypatch.setattr(choice.time, "perf_counter", lambda: self.now)
+
+    def __call__(self, form: Form) -> Form:
+        self.now += self.seconds[form]
+        self.calls += 1
+        return form
+
+
+def test_fastest_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch, masked=3, two=2, four=1)
+    assert choose(case(), clock) == FOUR
+    assert kernels.choices() == {"this layer": FOUR}
+    before = clock.calls
+    assert choose(case(), clock) == FOUR
+    assert clock.calls == before + 1
+
+
+def test_what_is_nearly_as_fast_does_not_replace_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choose(case(), Clock(monkeypatch, masked=3, two=1, four=0.96)) == TWO
+
+
+def test_hopeless_forms_are_timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch, masked=100, two=2, four=1.5)
+    assert choose(case(), clock) == FOUR
+    assert clock.calls == 3 * 2 + 2 * 2 + 1
+
+
+def test_small_layers_are_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choose(case(WORTH - 1), Clock(monkeypatch, masked=1, two=2, four=3)) == TWO
+    assert not kernels.choices()
+
+
+def test_deterministic_algorithms_are_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch, masked=1, two=2, four=3)
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert choose(case(), clock) == TWO
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_form_is_fixed_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch, masked=1, two=2, four=3)
+    clock.seconds[Form("convolution", 8)] = 1
+    with kernels.form("masked"):
+        assert choose(case(), clock) == MASKED
+        with kernels.form("prefixes"):
+            assert choose(case(), clock) == Form("convolution", 8)
+        with kernels.form("blocks"):
+            assert choose(case(), clock) == TWO
+        with kernels.form("blocks", count=4):
+            assert choose(case(), clock) == FOUR
+        assert choose(case(), clock) == MASKED
+    assert not kernels.choices()
+    assert choose(case(), clock) == MASKED
+    assert kernels.choices()
+
+
+def test_refuses_unknown_forms() -> None:
+    with pytest.raises(ValueError, match="'masked', 'prefixes', 'blocks', 'measured'"):
+        kernels.form("fast")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="count=0"):
+        kernels.form("blocks", 0)
+    with pytest.raises(ValueError, match="count=2"):
+        kernels.form("masked", 2)
+
+
+def test_layers_of_a_size_share_a_measurement() -> None:
+    """Of a batch and of one a little larger; the number of threads and the memory format tell layers apart."""
+    weight = torch.randn(32, 32, 3, 3)
+    levels = ([8, 16, 24, 32], [8, 16, 24, 32], 4, [1, 1], [1, 1], [1, 1])
+    for batch in (8, 9, 10):
+        kernels.triangular_conv(torch.randn(batch, 32, 16, 16), weight, None, *levels)
+    assert len(kernels.choices()) == 1
+    wide = torch.randn(8, 32, 16, 16).contiguous(memory_format=torch.channels_last)
+    kernels.triangular_conv(wide, weight, None, *levels)
+    assert len(kernels.choices()) == 2
