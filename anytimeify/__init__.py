@@ -16,6 +16,7 @@ from anytimeify.errors import (
 )
 from anytimeify.ir import Captured, Cost, Level, Outputs
 from anytimeify.losses import HierarchicalCoDistillation, InPlaceDistillation, JointLoss
+from anytimeify.masks import MaskSchedule
 from anytimeify.model import AnytimeModel
 from anytimeify.passes.auxiliary_branches import AuxiliaryBranches
 from anytimeify.passes.branch import Branch
@@ -52,6 +53,7 @@ __all__ = [
     "InPlaceDistillation",
     "JointLoss",
     "Level",
+    "MaskSchedule",
     "MissingExtraError",
     "MutualDistillation",
     "NestedChannels",

@@ -6,7 +6,7 @@ A small ResNeXt, whose blocks have four branches, is trained at four widths at o
 width and with norms that all widths share (Lee and Shin 2018 compare the two), where levels keep some of the branches
 of every block and where they keep a share of all channels. Beside them triangular connectivity, under which channels
 have the same values at every width, so that shared norms fit all of them; and networks of each width that train alone.
-Needs `pip install anytimeify scikit-learn`, and about ten minutes on one core.
+Needs `pip install anytimeify scikit-learn`, and about a quarter of an hour on one core.
 """
 
 from __future__ import annotations
@@ -127,8 +127,8 @@ def main() -> None:
     options = arguments(__doc__ or "")
     seeds = range(options.first, options.first + options.seeds)
     text = [
-        f"`python examples/nested_digits.py --seeds {options.seeds} --first {options.first}`: accuracy in percent on the "
-        f"test images, mean and standard deviation over {options.seeds} seeds (split, initialisation, order of the "
+        f"`python examples/nested_digits.py --seeds {options.seeds} --first {options.first}`: accuracy in percent on "
+        f"the test images, mean and standard deviation over {options.seeds} seeds (split, initialisation, order of the "
         f"images), {TRAINING} training images, {EPOCHS} epochs.",
     ]
     for what, rows in ROWS.items():

@@ -52,10 +52,10 @@ def use_blocks(program: Program, outputs: Sequence[int]) -> Program:
     for node in program.graph.nodes:
         if node.op == "output":
             continue
-        ours[node] = graph.node_copy(node, ours.__getitem__)
-        theirs[node] = ours[node]
-        if node not in changed:
+        if node not in changed:  # what only other outputs need reads theirs
+            ours[node] = theirs[node] = graph.node_copy(node, theirs.__getitem__)
             continue
+        ours[node] = theirs[node] = graph.node_copy(node, ours.__getitem__)
         if node in rest:
             arguments = fx.map_arg((node.args, node.kwargs), theirs.__getitem__)
             theirs[node] = graph.create_node(node.op, node.target, *arguments, name=f"{node.name}_masked")

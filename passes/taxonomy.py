@@ -148,21 +148,19 @@ def _region(program: Program, axes: Axes, prediction: fx.Node, factor: Factor) -
             parameters = parameters or program.is_parameter(str(node.target))
             continue
         if node in axes.unknown or node not in axes.memo:
-            raise SchemeError(f"taxonomy: no coarser head can be made: {_blocked(node)}")
+            raise SchemeError(
+                f"taxonomy: no coarser head can be made, for {node.name} ({node.target}, {node.meta['origin']}) has no "
+                "rule that says what becomes of its axes"
+            )
         found.add(node)
         waiting.extend(node.all_input_nodes)
     if not parameters:
-        ends = [node for node in found if not any(source in found for source in node.all_input_nodes)]
+        ends = [node for node in found if found.isdisjoint(node.all_input_nodes)] or [prediction]
         raise SchemeError(
-            f"taxonomy: no layer with parameters is known to make the classes of the prediction: {_blocked(ends[0])}"
-            if ends
-            else "taxonomy: no layer makes the classes of the prediction"
+            "taxonomy: no layer with parameters makes the classes of the prediction; they come from "
+            f"{ends[0].name} ({ends[0].target}, {ends[0].meta['origin']})"
         )
     return found
-
-
-def _blocked(node: fx.Node) -> str:
-    return f"{node.name} ({node.target}, {node.meta['origin']}) has no rule that says what becomes of its axes"
 
 
 def _check_tensor(program: Program, node: fx.Node) -> None:

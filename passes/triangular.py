@@ -6,7 +6,7 @@ than its own chunks. They read the same tensors and mean the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from anytimeify.passes.block_triangular import use_blocks
 from anytimeify.passes.heads import heads_of
 from anytimeify.passes.narrow import Builder, Clone, Private
 from anytimeify.passes.nest import Kind, Nest, Places
+from anytimeify.passes.project import project
 from anytimeify.rules.op import name_of
 
 __all__ = ["Form", "triangular"]
@@ -40,8 +41,8 @@ def triangular(
     """All levels in one pass; each of them alone; and a stream.
 
     `private(level, builder)` gives the tensors that a lower level has for itself, where values stand apart; the nodes
-    in `stand_apart` do where they can. Raises `SchemeError` where so much stands apart that one pass would cost more than
-    the backbone.
+    in `stand_apart` do where they can. Raises `SchemeError` where so much stands apart that one pass would cost more
+    than the backbone.
     """
     program = captured.program
     nest, builder, last = Nest(program, axes, widths, stand_apart), Builder.copying(program), len(widths) - 1
@@ -58,11 +59,13 @@ def triangular(
         outputs.append(alone.value(program.outputs[0], level))
     steps = Form(nest, builder, last, prefix="step_", private=own, stepwise=True)
     outputs.extend(steps.value(program.outputs[0], level) for level in range(last + 1))
+    built = builder.build(outputs, program.graph.output_node())
     places = [tuple(range(start, start + last + 1)) for start in (last + 1, 2 * (last + 1))]
     return Rewritten(
-        use_blocks(builder.build(outputs, program.graph.output_node()), range(last + 1)),
+        use_blocks(built, range(last + 1)),
         names,
         exact=False,
+        notes=(_note(captured, project(built, [places[0][-1]])),),
         resumable=True,
         alone=places[0],
         steps=places[1],
@@ -71,16 +74,9 @@ def triangular(
 
 def _refuse_cost(captured: Captured, nest: Nest, joint: Program, heads: Set[str]) -> None:
     """`heads`: those of lower levels, which every level has whatever it costs."""
-    batch_size, symbols = sizes(captured)
-    total, once = (
-        sum(
-            macs
-            for node, macs in macs_by_node(program, captured.batch, batch_size, symbols).items()
-            if node.name not in heads
-        )
-        for program in (joint, captured.program)
-    )
-    if total <= SLACK * once:
+    total = sum(macs for node, macs in _macs(captured, joint).items() if node.name not in heads)
+    share = total / max(1, sum(_macs(captured, captured.program).values()))
+    if share <= SLACK:
         return
     first = next(node for node in nest.program.graph.nodes if node in nest.apart and nest.axes.dims[node])
     pins = (leaf.pin for expr in nest.axes.dims[first] for leaf in leaves(expr) if leaf.pin is not None)
@@ -88,7 +84,20 @@ def _refuse_cost(captured: Captured, nest: Nest, joint: Program, heads: Set[str]
     raise SchemeError(
         f"connectivity='triangular': {name_of(first)} ({first.meta['origin']}) makes of all channels something whose "
         f"own axes keep their size{reason}, so that it and what lies behind would be computed for every level. That "
-        f"costs {total / max(1, once):.2f} times the backbone; use connectivity='dense', or name other layers in where"
+        f"costs {share:.2f} times the backbone; use connectivity='dense', or name other layers in where"
+    )
+
+
+def _macs(captured: Captured, program: Program) -> Mapping[fx.Node, int]:
+    batch_size, symbols = sizes(captured)
+    return macs_by_node(program, captured.batch, batch_size, symbols)
+
+
+def _note(captured: Captured, alone: Program) -> str:
+    full, whole = (sum(_macs(captured, program).values()) for program in (alone, captured.program))
+    return (
+        "triangular connectivity: weights by which a channel would read those of later levels are masked, so that the "
+        f"full level has {100 * full / max(1, whole):.1f} % of the backbone's multiply-accumulates and is to be trained"
     )
 
 

@@ -12,7 +12,7 @@ but a layer reads too (an embedding that is tied to the head), or of which nothi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -86,21 +86,10 @@ class _Finder:
         self.before = ancestors([source for layer in self.layers for source in layer.all_input_nodes])
 
     def run(self) -> list[Weight]:
-        readers: dict[fx.Node, list[fx.Node]] = {}
-        for layer in self.layers:
-            for operand in _operands(layer):
-                if operand in self.constant and _is_matrix(operand):
-                    readers.setdefault(self.root(operand), []).append(layer)
-        groups: dict[int, list[fx.Node]] = {}
-        for node in self.program.graph.nodes:
-            tensor = self.program.tensors[str(node.target)] if node.op == "get_attr" else None
-            if tensor is not None or node in readers:
-                groups.setdefault(id(node) if tensor is None else id(tensor), []).append(node)
+        readers = self.readers()
         found: list[Weight] = []
         taken: set[str] = set()
-        for nodes in groups.values():
-            if not any(node in readers for node in nodes):
-                continue
+        for nodes in self.tied(readers):
             name = self.name(nodes[0])
             if name is None:
                 continue
@@ -110,11 +99,28 @@ class _Finder:
             while name in taken:  # two results of one parameter
                 name += "_"
             taken.add(name)
-            read = [layer for node in nodes for layer in readers.get(node, ())]
-            first = not any(layer in self.after for layer in read)
-            last = not any(layer in self.before for layer in read)
+            layers = [layer for node in nodes for layer in readers.get(node, ())]
+            first, last = self.after.isdisjoint(layers), self.before.isdisjoint(layers)
             found.append(Weight(name, tuple(node for node in nodes if node in readers), first, last))
         return found
+
+    def readers(self) -> dict[fx.Node, list[fx.Node]]:
+        """The layers that read what may be a weight, by the node that gives it."""
+        readers: dict[fx.Node, list[fx.Node]] = {}
+        for layer in self.layers:
+            for operand in _operands(layer):
+                if operand in self.constant and _is_matrix(operand):
+                    readers.setdefault(self.root(operand), []).append(layer)
+        return readers
+
+    def tied(self, readers: Mapping[fx.Node, Sequence[fx.Node]]) -> Iterator[list[fx.Node]]:
+        """The nodes that layers read, in graph order, each with the other nodes that read the same tensor."""
+        groups: dict[int, list[fx.Node]] = {}
+        for node in self.program.graph.nodes:
+            if node.op == "get_attr" or node in readers:
+                of = self.program.tensors[str(node.target)] if node.op == "get_attr" else node
+                groups.setdefault(id(of), []).append(node)
+        return (nodes for nodes in groups.values() if any(node in readers for node in nodes))
 
     def is_layer(self, node: fx.Node) -> bool:
         if node.op != "call_function" or node.target in _ATTENTION or node in self.constant:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Hashable
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,7 +54,7 @@ def conv(x: Tensor, weight: Tensor, bias: Tensor | None, shape: Staircase, windo
         return result.contiguous(memory_format=wanted)
 
     positions = len(x) * math.prod(window.size(x.shape[2:], weight.shape[2:]))
-    routes = _routes(shape, x.device, _pointwise(weight, window))
+    routes = _routes(shape, _pointwise(weight, window), _has_kernels(x))
     return choose(_case("conv", x, weight, shape, positions, 1, routes, (window, wanted, x.shape[2:])), run)
 
 
@@ -78,7 +80,7 @@ def conv_gradients(
         return run(_MASKED)
     positions = grad.numel() // grad.shape[1]
     narrow = x.device.type == "cpu" and x.dim() == 4 and into is torch.contiguous_format
-    routes = _routes(shape, x.device, _pointwise(weight, window), narrow)
+    routes = _routes(shape, _pointwise(weight, window), _has_kernels(x), narrow)
     more = (window, into, x.shape[2:], wanted)
     return choose(_case("conv backward", x, weight, shape, positions, sum(wanted), routes, more), run)
 
@@ -143,7 +145,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, shape: Staircase) -> 
 
     if not x.numel() or not shape.levels:
         return run(_MASKED)
-    routes = _routes(shape, x.device, pointwise=True)
+    routes = _routes(shape, True, _has_kernels(x))
     return choose(_case("linear", x, weight, shape, x.numel() // x.shape[-1], 1, routes, ()), run)
 
 
@@ -163,7 +165,7 @@ def linear_gradients(grad: Tensor, x: Tensor, weight: Tensor, shape: Staircase, 
 
     if not x.numel() or not grad.numel() or not shape.levels:
         return run(_MASKED)
-    routes = _routes(shape, x.device, pointwise=True)
+    routes = _routes(shape, True, _has_kernels(x))
     return choose(_case("linear backward", x, weight, shape, len(rest), sum(wanted), routes, wanted), run)
 
 
@@ -171,19 +173,37 @@ def linear_gradients(grad: Tensor, x: Tensor, weight: Tensor, shape: Staircase, 
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None, shape: Staircase, one: Form) -> Tensor:
+    if one.route == "triton":
+        return _triton().product(x, weight, bias, shape)  # type: ignore[no-any-return]  # loaded by name
     return products.product(x, weight, bias, shape, one.blocks)
 
 
 def _gradients(grad: Tensor, x: Tensor, weight: Tensor, shape: Staircase, one: Form, wanted: Wanted) -> Gradients:
+    if one.route == "triton":
+        return _triton().product_gradients(grad, x, weight, shape, wanted)  # type: ignore[no-any-return]
     return products.product_gradients(grad, x, weight, shape, one.blocks, wanted)
 
 
+def _has_kernels(x: Tensor) -> bool:
+    return x.is_cuda and _triton() is not None and x.dtype in _triton().DTYPES
+
+
 @cache
-def _routes(shape: Staircase, device: torch.device, pointwise: bool, narrow: bool = False) -> tuple[Form, ...]:
-    """The forms of a layer. `narrow`: the input is not channels-last, and parts of it may be copied to be."""
+def _triton() -> Any:
+    """The module of Triton kernels; None where there is no Triton."""
+    if importlib.util.find_spec("triton") is None:
+        return None
+    return importlib.import_module("anytimeify.kernels.triton_products")
+
+
+@cache
+def _routes(shape: Staircase, pointwise: bool, kernels: bool, narrow: bool = False) -> tuple[Form, ...]:
+    """The forms of a layer. `kernels`: those of Triton run. `narrow`: the input is not channels-last, and parts of it
+    may be copied to be."""
     counts = sorted({count for count in (2, 3, 4, 8, shape.levels) if 1 < count <= shape.levels})
     if pointwise:
-        return (_MASKED, *(Form("matrix", count) for count in (1, *counts) if count != 3))
+        products = [Form("matrix", count) for count in (1, *counts) if count != 3]
+        return (_MASKED, *products, *([Form("triton")] if kernels else []))
     blocks = [Form("convolution", count) for count in counts]
     return (_MASKED, *blocks, *(one._replace(channels_last=True) for one in blocks if narrow))
 

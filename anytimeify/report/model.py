@@ -101,7 +101,11 @@ def report(net: _Net) -> Report:
     captured, rewritten = net.captured, net.rewritten
     full = max(1, net.levels[net.full].cost.macs)
     # Of tensors that hold several members a level reads as many as it has, which says nothing of widths.
-    readers = [] if rewritten.stacks else [Readers(rewritten.program, level.index) for level in net.levels]
+    readers = (
+        []
+        if rewritten.stacks
+        else [Readers(rewritten.program, level.index, rewritten.position(level.index)) for level in net.levels]
+    )
     return Report(
         scheme=str(net.scheme),
         levels=tuple(

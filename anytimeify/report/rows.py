@@ -82,9 +82,9 @@ def axis_rows(captured: Captured, axes: Axes, readers: Sequence[Readers] = ()) -
 class Readers:
     """How much of each tensor one level reads."""
 
-    def __init__(self, program: Program, level: int) -> None:
+    def __init__(self, program: Program, level: int, position: int) -> None:
         self.prefix = f"anytime.{level}."
-        self.needed = ancestors([program.outputs[level]])
+        self.needed = ancestors([program.outputs[position]])
         reads = program.graph.find_nodes(op="get_attr")
         self.nodes = {str(node.target): node for node in reads if node in self.needed}
 

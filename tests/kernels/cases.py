@@ -69,9 +69,10 @@ class Case:
 
     def fast(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The operator."""
-        if not self.size:
-            return kernels.triangular_linear(x, weight, bias, *self.ends)
-        return kernels.triangular_conv(x, weight, bias, *self.ends, *self.window)
+        more = (*self.ends, *self.window) if self.size else self.ends
+        layer: Any = kernels.triangular_conv if self.size else kernels.triangular_linear
+        result: Tensor = layer(x, weight, bias, *more)
+        return result
 
 
 def ends(draw: st.DrawFn, levels: int, parts: int, *, least: int = 0) -> tuple[int, ...]:
@@ -87,14 +88,14 @@ def cases(draw: st.DrawFn) -> Case:
     rows = ends(draw, levels, draw(st.integers(1, 2)), least=1)
     columns = ends(draw, levels, draw(st.integers(1, 2)))
     width = max(1, columns[-1] + draw(st.integers(0, 1)))
-    each = {"min_size": rank, "max_size": rank}
-    kernel = draw(st.lists(st.integers(1, 2), **each)) if draw(st.booleans()) else [1] * rank
-    numbers = {
-        name: tuple(draw(st.lists(st.integers(low, 2), **each))) for name, low in (("stride", 1), ("dilation", 1))
-    }
-    padding = draw(st.lists(st.integers(0, 1), **each)) if draw(st.booleans()) else [0] * rank
-    size = draw(st.lists(st.integers(3, 5), **each))
+
+    def numbers(low: int, high: int) -> tuple[int, ...]:
+        return tuple(draw(st.lists(st.integers(low, high), min_size=rank, max_size=rank)))
+
+    kernel = numbers(1, 2) if draw(st.booleans()) else (1,) * rank
+    padding = numbers(0, 1) if draw(st.booleans()) else (0,) * rank
+    size, stride, dilation = numbers(3, 5), numbers(1, 2), numbers(1, 2)
     return Case(
-        rows, columns, levels, width, tuple(size), tuple(kernel), padding=tuple(padding), **numbers,
+        rows, columns, levels, width, size, kernel, stride, padding, dilation,
         bias=draw(st.booleans()), batch=draw(st.integers(1, 2)),
     )  # fmt: skip

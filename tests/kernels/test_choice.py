@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import pytest
 import torch
 
 from anytimeify import kernels
-from anytimeify.kernels import Form, choice
+from anytimeify.kernels import Form
 from anytimeify.kernels.choice import WORTH, Case, choose
 
 MASKED, TWO, FOUR = Form("masked"), Form("convolution", 2), Form("convolution", 4)
@@ -31,8 +32,8 @@ class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **seconds: float) -> None:
         self.now, self.calls = 0.0, 0
         self.seconds = {MASKED: seconds["masked"], TWO: seconds["two"], FOUR: seconds["four"]}
-        monkeypatch.setattr(choice.time, "thread_time", lambda: self.now)
-        monkeypatch.setattr(choice.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(time, "thread_time", lambda: self.now)
+        monkeypatch.setattr(time, "perf_counter", lambda: self.now)
 
     def __call__(self, form: Form) -> Form:
         self.now += self.seconds[form]

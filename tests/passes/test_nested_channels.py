@@ -79,6 +79,81 @@ def test_what_no_narrowed_axis_reaches_is_computed_once() -> None:
     assert "anytime.0.norm.weight" not in program.tensors
 
 
+def test_norms_that_read_the_same_may_be_private_too() -> None:
+    x = torch.randn(2, 3, 4, 4)
+    program = rewrite(Small(), NestedChannels((0.5, 1.0), where="mid", norms="every"), x).program
+    assert {name.partition(".")[0] for name in own(program, 0)} == {"norm", "head"}
+    names = [node.name for node in program.graph.nodes if node.op == "call_function"]
+    assert "level0_norm" in names
+    assert "level0_stem" not in names
+    net = transform(Small(), NestedChannels((0.5, 1.0), where="mid", norms="every"), x)
+    net.loss(net(x), torch.tensor([0, 1])).backward()
+    assert net.get_parameter("anytime.0.norm.weight").grad is not None
+
+
+def test_under_triangular_connectivity_only_norms_of_heads_are_private() -> None:
+    x = torch.randn(2, 3, 4, 4)
+    for norms, expected in (("private", {"head"}), ("every", {"last", "head"})):
+        scheme = NestedChannels((0.25, 0.5, 1.0), connectivity="triangular", norms=norms)  # type: ignore[arg-type]  # a parameter of the test
+        program = rewrite(Ending(), scheme, x).program
+        assert {name.partition(".")[0] for name in own(program, 0)} == expected
+        assert_types_are_true(program, x)
+    net = transform(Ending(), scheme, x)
+    assert net.resumable
+    net.train()
+    net.loss(net(x), torch.tensor([0, 1])).backward()
+    grads = [net.get_parameter(name).grad for name in ("anytime.0.last.weight", "last.weight", "norm.weight")]
+    assert all(grad is not None and bool(grad.any()) for grad in grads)
+
+
+class Ending(nn.Module):
+    """A norm between layers, and one that only the head reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm, self.mid = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1)
+        self.last, self.head = nn.BatchNorm2d(8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.last(self.mid(self.norm(self.stem(x)).relu())).relu()
+        result: Tensor = self.head(x.mean((2, 3)))
+        return result
+
+
+class Padded(nn.Module):
+    """A stem of 6 channels inside zeros: 16 in the first block, 32 in the second."""
+
+    def __init__(self, before: int = 5) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, padding=1)
+        self.one, self.two = nn.Conv2d(6, 16, 1), nn.Conv2d(16, 32, 1)
+        self.head = nn.Linear(32, 5)
+        self.before = before
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = self.one(x.relu()) + nn.functional.pad(x, (0, 0, 0, 0, self.before, 10 - self.before))
+        x = self.two(x.relu()) + nn.functional.pad(x, (0, 0, 0, 0, 8, 8))
+        result: Tensor = self.head(x.mean((2, 3)))
+        return result
+
+
+@pytest.mark.parametrize("before", [0, 3, 5, 10])
+@pytest.mark.parametrize(("width", "sizes"), [(0.75, (12, 24)), (0.5, (8, 16)), (0.375, (6, 12)), (0.25, (6, 8))])
+def test_zeros_fill_up_what_a_stem_leaves(before: int, width: float, sizes: tuple[int, int]) -> None:
+    net = transform(
+        Padded(before), NestedChannels((width, 1.0), where=("one", "two", "one#*", "two#*")), torch.randn(2, 3, 4, 4)
+    )
+    small = net.extract(0)
+    assert (len(small.get_parameter("one.weight")), len(small.get_parameter("two.weight"))) == sizes
+    assert len(small.get_parameter("stem.weight")) == 6
+
+
+def test_zeros_beside_narrowed_channels_keep_their_share() -> None:
+    net = transform(Padded(), NestedChannels((0.5, 1.0)), torch.randn(2, 3, 4, 4))
+    assert net.extract(0).get_parameter("one.weight").shape[:2] == (2 + 3 + 2, 3)
+
+
 def test_tied_heads_stay_shared() -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import anytimeify  # noqa: F401  # mends torchvision before it is imported
-from anytimeify import AnytimeModel, NestedChannels, transform
+from anytimeify import AnytimeModel, NestedChannels, spec, transform
 from anytimeify.axes import analyse
 from anytimeify.capture import capture
 from anytimeify.errors import SchemeError
 from anytimeify.passes.nest import Kind, Nest
 from anytimeify.testing import assert_prefixes_nest, check, randomise
 from anytimeify.verification import difference
+from tests.passes.test_narrow import assert_types_are_true
 
 QUARTERS = (0.25, 0.5, 0.75, 1.0)
 
@@ -86,6 +87,14 @@ def test_whole_networks(name: str) -> None:
         for expected, (_, given) in zip(together, net.stream(x.double()), strict=True):
             assert difference(expected, given) < 1e-9
     assert streamed(net, x.double()) <= 1.05
+
+
+def test_the_program_is_canonical_and_its_types_are_true() -> None:
+    model, x = NETWORKS["ConvNeXt"]()
+    captured = capture(model, (x,))
+    rewritten = NestedChannels(QUARTERS, connectivity="triangular").apply(captured, analyse(captured.program))
+    spec.verify(rewritten.program)
+    assert_types_are_true(rewritten.program, x)
 
 
 def streamed(net: AnytimeModel, x: Tensor) -> float:

@@ -369,6 +369,26 @@ def test_orders_are_data(order: Any) -> None:
         order.name = "another"
 
 
+@pytest.mark.parametrize("order", ORDERS, ids=str)
+def test_accelerate(made: AnytimeModel, order: Order) -> None:
+    """Its gradient accumulation, clipping and lower precision, around a step as it is."""
+    accelerate: Any = pytest.importorskip("accelerate")
+    accelerator = accelerate.Accelerator(cpu=True, mixed_precision="bf16", gradient_accumulation_steps=2)
+    net = copy.deepcopy(made)
+    wrapped, optimizer = accelerator.prepare(net, sgd(net))
+    moved = []
+    for _ in range(2):
+        before = net.get_parameter("fc.weight").detach().clone()
+        with accelerator.accumulate(wrapped):
+            order.step(
+                *(wrapped, *batch(), optimizer),
+                backward=accelerator.backward,
+                before_update=lambda: accelerator.sync_gradients and accelerator.clip_grad_norm_(net.parameters(), 1.0),
+            )
+        moved.append(not torch.equal(before, net.get_parameter("fc.weight")))
+    assert moved == [False, True]
+
+
 DISTRIBUTED = """
 import sys, torch
 from torch import distributed
