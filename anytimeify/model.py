@@ -415,8 +415,10 @@ class AnytimeModel(nn.Module):
         A batch is the model's input or inputs, or `(inputs, target)`, as a data loader gives it. Batch norms that
         several levels share hold the statistics of one width only: then those of the full level are estimated.
         """
-        # Members of a stack have statistics of their own, whoever reads them in parts.
-        shared = not self._definition.rewritten.stacks and any(isinstance(m, BatchNormCall) for m in self.modules())
+        # Members of a stack have statistics of their own, whoever reads them in parts; and under triangular connectivity
+        # those of a channel are the same at every level.
+        apart = self._definition.rewritten.stacks or not self.exact
+        shared = not apart and any(isinstance(m, BatchNormCall) for m in self.modules())
         level = self.full if shared else None
         count = len(self.calling.parameters)
 

@@ -121,6 +121,7 @@ def test_channels_in_multiples() -> None:
     [
         (NestedChannels((0.5, 1.0)), {}, "norms=shared and heads=shared"),
         (NestedChannels((0.5, 1.0), norms="shared"), {}, "private to a level"),
+        (NestedChannels((0.5, 1.0), connectivity="triangular", norms="shared", heads="shared"), {}, "triangular"),
         (SHARED, {"low": 0.0}, "expected 0 < low < high <= 1"),
         (SHARED, {"low": 0.8, "high": 0.5}, "expected 0 < low < high <= 1"),
         (SHARED, {"high": 1.5}, "expected 0 < low < high <= 1"),

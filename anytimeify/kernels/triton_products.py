@@ -7,6 +7,9 @@ The gradient of the input is the same kernel: with rows and columns exchanged an
 by is what a row reads. Importing this module needs Triton, which only builds of torch for GPUs bring along.
 """
 
+# Kernels are in Triton's language, whose arguments have no Python types.
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+
 from __future__ import annotations
 
 from functools import cache
@@ -146,7 +149,7 @@ def _tile(size: int) -> int:
 
 def _precision() -> str:
     """As torch multiplies matrices of full precision."""
-    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
 @cache

@@ -28,18 +28,17 @@ def main() -> None:
         kept = weight.masked_fill(hole, 0)
         for own in (bias, None):
             expected = products.product(x.double(), kept.double(), None if own is None else own.double(), shape, 1)
-            torch.testing.assert_close(triton_products.product(x, poisoned, own, shape).double(), expected, **NEAR)
+            torch.testing.assert_close(
+                triton_products.product(x, poisoned, own, shape).double(), expected, rtol=1e-4, atol=1e-4
+            )
         for wanted in ((True, True), (False, True), (True, False)):
             found = triton_products.product_gradients(grad, x, poisoned, shape, wanted)
             exact = products.product_gradients(grad.double(), x.double(), kept.double(), shape, 1, wanted)
             for one, other in zip(found, exact, strict=True):
                 assert (one is None) == (other is None)
                 if one is not None and other is not None:
-                    torch.testing.assert_close(one.double(), other, **NEAR)
+                    torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-4)
             assert found.weight is None or not found.weight[hole].any()
-
-
-NEAR = {"rtol": 1e-4, "atol": 1e-4}
 
 
 def tensor(size: tuple[int, ...], channels: int, layout: str) -> torch.Tensor:

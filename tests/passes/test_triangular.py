@@ -206,6 +206,16 @@ def test_norms_of_nested_channels_are_shared_and_heads_are_private() -> None:
     assert not [name for name in nested(Plain(), image(8), heads="shared").state_dict() if name.startswith("anytime.")]
 
 
+def test_calibration_gives_every_level_its_statistics() -> None:
+    """Those of one pass: mean and variance of what reaches a norm, whichever level reads them."""
+    net, batches = nested(Plain(), image(8)), [torch.randn(8, 3, 8, 8).double() for _ in range(3)]
+    net.calibrate(batches)
+    norm = net.get_submodule("bn")
+    stem = net.get_submodule("stem")
+    expected = torch.stack([stem(batch).mean((0, 2, 3)) for batch in batches]).mean(0)
+    torch.testing.assert_close(norm.running_mean, expected)
+
+
 def test_checkpoints_of_the_backbone_load() -> None:
     model, other, x = Plain(), randomise(Plain()).double(), image(8)
     net = nested(model, x)
