@@ -25,6 +25,7 @@ from anytimeify.kept import masks
 from anytimeify.lift import backbone_name, keep_state_dict_names, lift
 from anytimeify.losses.taxonomy import TaxonomyLoss
 from anytimeify.modules import Added, BatchNormCall
+from anytimeify.parts import take_parts_together
 from anytimeify.passes.consensus import Consensus
 from anytimeify.passes.options import Options
 from anytimeify.passes.project import ancestors
@@ -92,6 +93,7 @@ class AnytimeModel(nn.Module):
         outputs: tuple[fx.Node, ...] = whole.output_node().args[0]  # type: ignore[assignment]  # canonical: a flat tuple
         positions = [rewritten.position(level) for level in range(len(self.levels))]
         joint = _only(whole, [outputs[place] for place in rewritten.joint])
+        take_parts_together(joint, network)
         views = [joint, *(_only(whole, outputs[position]) for position in positions)]
         self._graphs = tuple(self._module(graph) for graph in views)
         self._everything = whole
@@ -415,8 +417,8 @@ class AnytimeModel(nn.Module):
         A batch is the model's input or inputs, or `(inputs, target)`, as a data loader gives it. Batch norms that
         several levels share hold the statistics of one width only: then those of the full level are estimated.
         """
-        # Members of a stack have statistics of their own, whoever reads them in parts; and under triangular connectivity
-        # those of a channel are the same at every level.
+        # Members of a stack have statistics of their own, whoever reads them in parts; and where levels nest in one
+        # pass, those of a channel are the same at every level.
         apart = self._definition.rewritten.stacks or not self.exact
         shared = not apart and any(isinstance(m, BatchNormCall) for m in self.modules())
         level = self.full if shared else None

@@ -57,7 +57,7 @@ class SandwichSampler(nn.Module):
                 "parameters private to a level cannot belong to a width that is drawn at random"
             )
         if scheme.connectivity == "triangular":
-            raise SchemeError("widths are sampled under dense connectivity; a triangular network has its levels in one pass")
+            raise SchemeError("widths are sampled under dense connectivity: triangular networks have only their own")
         if net.taxonomy is not None or net.consensus is not None:
             raise SchemeError("widths are sampled of models without a taxonomy or a consensus, which belong to levels")
         self.low = scheme.widths[0] if low is None else low

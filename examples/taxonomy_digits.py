@@ -1,6 +1,6 @@
 """Do heads for coarse classes help the thinnest level where coarse classes are asked for? Handwritten digits.
 
-    python examples/taxonomy_digits.py [--seeds 5] [--first 0] [--rate 0.1] [--epochs 20] [--out docs/taxonomy_digits.md]
+    python examples/taxonomy_digits.py [--seeds 5] [--first 0] [--rate 0.1] [--epochs 20] [--out PAGE]
 
 A small residual network is nested at four widths, the thinnest with one channel in eight. It is trained with the ten
 digits as labels, and its coarse prediction is the class above the digit that it says; or with a taxonomy (Lee and Shin
@@ -197,7 +197,8 @@ def gains(runs: Sequence[Sequence[Sequence[float]]]) -> Iterator[str]:
     for name, gain in comparisons.items():
         values = [gain(run[0]) for run in runs]
         better = sum(value > 0 for value in values)
-        yield f"- width {SCHEME.widths[0]:g}, {name}: {spread(values)} points, better in {better} of {len(values)} seeds"
+        gained = f"{spread(values)} points, better in {better} of {len(values)} seeds"
+        yield f"- width {SCHEME.widths[0]:g}, {name}: {gained}"
 
 
 def spread(values: Iterable[float]) -> str:

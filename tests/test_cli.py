@@ -167,6 +167,26 @@ def test_convert_writes_every_level_without_a_budget_and_none_without_a_format(s
     assert {path.name for path in Path("all").glob("level-*")} == {f"level-{index}.safetensors" for index in range(3)}
 
 
+def test_a_taxonomy_and_a_consensus(shell: Shell, exported: Path) -> None:
+    (shell.folder / "classes.csv").write_text("fine,coarse\na,x\nb,x\nc,y\nd,y\ne,y\n")
+    options = ["--scheme", SCHEME, "--out", "net", "--taxonomy", "classes.csv", "--consensus", "average"]
+    status, out, err = shell("convert", str(exported), *options)
+    assert status == 0, err
+    assert "consensus" in out
+    assert "coarse" in out
+    net = anytimeify.load(shell.folder / "net" / cli.MODEL)
+    assert net.taxonomy is not None
+    assert net.taxonomy.sizes == (5, 2)
+    extracting = ["extract", "net", "--level", "0", "--granularity", "coarse", "--out", "small.pt2"]
+    assert shell(*extracting).status == 0
+    small = torch.export.load(shell.folder / "small.pt2").module()
+    assert small(images(2)).shape == (2, 2)
+    assert "no granularity 'kind'" in shell.refuses(*extracting[:5], "kind", "--out", "other.pt2")
+    (shell.folder / "classes.csv").write_text("fine,coarse\na,x\nb,y\n")
+    assert "has 5 classes" in shell.refuses("convert", str(exported), *options[:3], "other", *options[4:])
+    assert shell("convert", str(exported), *options[:3], "other", "--consensus", "majority").status == 2
+
+
 def test_factories_and_shapes(shell: Shell) -> None:
     options = "--scheme", SCHEME, "--input-shape", "3,3,6,6", "--dynamic-shapes", "none"
     assert shell("convert", "models:without_inputs", "--out", "net", *options).status == 0

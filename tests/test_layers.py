@@ -16,7 +16,7 @@ from tests.source_files import ROOT, import_name, sources
 ROWS: tuple[tuple[str, ...], ...] = (
     ("errors", "_torch"),
     ("ir",),
-    ("schema", "factors", "kernels", "modules", "policies", "stacks", "taxonomy"),
+    ("schema", "factors", "kernels", "modules", "parts", "policies", "stacks", "taxonomy"),
     ("losses",),  # they read `Outputs` alone, and schemes name their default
     ("spec",),
     ("rules.notation",),
@@ -28,7 +28,10 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("lift", "lift_tables", "capture"),
     ("calling", "definition", "extraction", "encoding", "export", "storage", "compressed"),
     ("staged",),
-    ("model", "budget", "calibration", "diagnostics", "evaluation", "masks", "thresholds", "verification", "report", "sampling"),
+    (
+        *("model", "budget", "calibration", "diagnostics", "evaluation", "masks", "thresholds", "verification"),
+        *("report", "sampling"),
+    ),
     ("artifact",),
     ("transform",),
     ("papers", "train"),

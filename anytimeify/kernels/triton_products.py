@@ -149,7 +149,7 @@ def _tile(size: int) -> int:
 
 def _precision() -> str:
     """As torch multiplies matrices of full precision."""
-    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
 @cache

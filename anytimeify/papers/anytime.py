@@ -118,7 +118,7 @@ CUB = replace(
 _BRANCHES = Entry(
     name="anytime/i-resnext-29",
     about="ResNeXt-29 of 8 branches",
-    source="Lee and Shin 2018, section 3.1",
+    source="Lee and Shin 2018",
     backbone=partial(ResNeXt, depth=29),
     shape=(3, 32, 32),
     num_classes=10,
@@ -129,7 +129,7 @@ _BRANCHES = Entry(
 _CHUNKS = Entry(
     name="anytime/is-resnext-47-cifar",
     about="ResNeXt-47 of 6 chunks",
-    source="Lee and Shin 2018, section 3.2",
+    source="Lee and Shin 2018",
     backbone=small,
     shape=(3, 32, 32),
     num_classes=10,

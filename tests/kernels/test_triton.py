@@ -58,10 +58,12 @@ def test_on_a_gpu(dtype: torch.dtype) -> None:
 def test_layers_on_a_gpu(kind: choice.Kind) -> None:
     """Every form, whatever is measured to be the fastest, means the masked layer."""
     ends = (16, 32, 48, 64)
-    window = ((1, 1), (1, 1), (1, 1))
-    sizes = {"conv": ((16, 16), (3, 3), *window), "pointwise": ((16, 16), (1, 1), (1, 1), (0, 0), (1, 1)), "linear": ()}
-    for more in sizes.values():
-        case = Case(ends, ends, 4, 64, *more, batch=16)
+    layers = (
+        Case(ends, ends, 4, 64, (16, 16), (3, 3), (1, 1), (1, 1), (1, 1), batch=16),
+        Case(ends, ends, 4, 64, (16, 16), (1, 1), (1, 1), (0, 0), (1, 1), batch=16),
+        Case(ends, ends, 4, 64, batch=1024),
+    )
+    for case in layers:
         x, weight, bias = (None if one is None else one.detach() for one in case.tensors())
         assert x is not None
         assert weight is not None

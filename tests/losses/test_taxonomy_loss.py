@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -29,11 +30,13 @@ def prediction(*granularities: int, shape: tuple[int, ...] = ()) -> tuple[Tensor
     return tuple(torch.randn(4, TAXONOMY.sizes[place], *shape) for place in granularities or range(3))
 
 
+def together(levels: Iterable[Any], members: Iterable[Any] = ()) -> Any:
+    """Outputs whose levels are tuples of predictions."""
+    return Outputs(tuple(levels), tuple(members))
+
+
 def outputs(levels: int = 2, members: int = 0) -> Any:
-    return Outputs(
-        tuple(prediction() for _ in range(levels)),  # type: ignore[arg-type]  # a tuple per level
-        tuple(prediction() for _ in range(members)),  # type: ignore[arg-type]
-    )
+    return together((prediction() for _ in range(levels)), (prediction() for _ in range(members)))
 
 
 def test_the_sum_over_levels_and_granularities() -> None:
@@ -54,7 +57,7 @@ def test_labels_of_every_granularity_may_be_given() -> None:
 
 
 def test_dense_predictions_and_labels_that_do_not_count() -> None:
-    out = Outputs((prediction(shape=(2, 3)),), ())  # type: ignore[arg-type]
+    out = together([prediction(shape=(2, 3))])
     target = torch.randint(5, (4, 2, 3))
     target[0] = -100
     expected = sum(F.cross_entropy(out.levels[0][d], one) for d, one in enumerate(TAXONOMY.targets(target)))
@@ -87,7 +90,7 @@ def test_members_are_of_every_granularity_too() -> None:
 def test_levels_that_do_not_have_every_granularity_keep_their_numbers() -> None:
     loss = TaxonomyLoss(HierarchicalMimicking(), TAXONOMY)
     loss.bind(TAXONOMY, [[2], [0], [0, 2]])
-    out = Outputs((prediction(2), prediction(0), prediction(0, 2)), ())  # type: ignore[arg-type]
+    out = together([prediction(2), prediction(0), prediction(0, 2)])
     assert set(loss.terms(out, TARGET)) == {
         "fine/level1/cross_entropy",
         "fine/level2/cross_entropy",
@@ -103,7 +106,7 @@ def test_levels_that_do_not_have_every_granularity_keep_their_numbers() -> None:
 def test_levels_one_at_a_time_add_up() -> None:
     loss = TaxonomyLoss(JointLoss(reduction="mean"), TAXONOMY)
     loss.bind(TAXONOMY, [[2], [0], [0, 2]])
-    out: Any = Outputs((prediction(2), prediction(0), prediction(0, 2)), ())  # type: ignore[arg-type]
+    out = together([prediction(2), prediction(0), prediction(0, 2)])
     one_by_one: dict[str, Tensor] = {}
     for index, level in enumerate(out.levels):
         one_by_one |= loss.level_terms(index, 3, level, TARGET)
@@ -152,7 +155,7 @@ def test_it_moves_and_is_copied_but_saves_nothing() -> None:
     [
         (lambda: (TaxonomyLoss(JointLoss()), outputs()), TARGET, "knows no taxonomy"),
         (lambda: (TaxonomyLoss(JointLoss(), TAXONOMY), Outputs((torch.randn(4, 5),))), TARGET, "a single prediction"),
-        (lambda: (TaxonomyLoss(JointLoss(), TAXONOMY), Outputs((prediction(0),))), TARGET, "1 predictions"),
+        (lambda: (TaxonomyLoss(JointLoss(), TAXONOMY), together([prediction(0)])), TARGET, "1 predictions"),
         (lambda: (TaxonomyLoss(JointLoss(), TAXONOMY), outputs()), LABELS[:2], "labels of 2 granularities"),
         (lambda: (TaxonomyLoss(JointLoss(), TAXONOMY, weights=(1, 1)), None), TARGET, "weights has 2 entries"),
         (lambda: (TaxonomyLoss(JointLoss(), weights=(-1,)), None), TARGET, "none negative"),

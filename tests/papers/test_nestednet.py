@@ -21,6 +21,7 @@ from anytimeify.papers.networks import CifarResNet, PreActivationResNet
 from anytimeify.papers.networks.preactivation import PaddedShortcut
 from anytimeify.passes.nested_channels import NestedChannels
 from anytimeify.rewriter import parse_scheme
+from anytimeify.taxonomy import Taxonomy
 from anytimeify.train import OneAfterTheOther, Together
 from anytimeify.transform import transform
 from tests.papers.branches import ENTRIES, Nested
@@ -288,6 +289,16 @@ def test_hierarchical_and_consensus_networks() -> None:
     learned = made.build(consensus="learned", verify=False)
     plain = sum(parameter.numel() for parameter in made.build(verify=False).parameters())
     assert sum(parameter.numel() for parameter in learned.parameters()) - plain == 30_100
+
+
+def test_consensus_of_two_granularities() -> None:
+    """CIFAR-100: 100 classes of both levels and 20 of the core make 220 scores, and 22,100 parameters."""
+    classes = Taxonomy((tuple(index // 5 for index in range(100)),), heads=(("fine", "coarse"), ("fine",)))
+    backbone = partial(PreActivationResNet, depth=8, widening=4)
+    entry = replace(ENTRIES["nestednet/wrn-14-4"], backbone=backbone, shape=(3, 16, 16))
+    scheme = NestedChannels((0.25, 1.0), where=("layer*",))
+    net = replace(entry, scheme=scheme).recipe().build(taxonomy=classes, consensus="learned", verify=False)
+    assert sum(one.numel() for name, one in net.named_parameters() if "consensus" in name) == 22_100
 
 
 @pytest.mark.slow

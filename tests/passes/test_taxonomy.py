@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -211,7 +212,7 @@ class Tail(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         features = self.norm(self.body(x)).relu()
         pooled = features.mean((2, 3))
-        result: Tensor = {
+        kinds: dict[str, Callable[[], Tensor]] = {
             "dropout": lambda: self.drop(self.head(pooled)),
             "log softmax": lambda: self.head(pooled).log_softmax(1),
             "two heads": lambda: (self.head(pooled) + self.other(pooled)) / 2,
@@ -227,8 +228,8 @@ class Tail(nn.Module):
             "no layer": lambda: x.flatten(1)[:, :5] * self.scale,
             "several axes": lambda: torch.cat([self.two(pooled), self.three(pooled)], 1),
             "one number": lambda: self.head(pooled).sum(1),
-        }[self.kind]()
-        return result
+        }
+        return kinds[self.kind]()
 
 
 @pytest.mark.parametrize(

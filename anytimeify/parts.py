@@ -1,0 +1,104 @@
+"""Parts of parameters, taken together.
+
+A graph of several widths reads prefixes of every weight. One by one, each of their gradients is filled up with zeros to
+the size of the whole weight, once for every dimension that is cut, and added to the others: at small batches that takes
+longer than the layers of the small widths. `parts` takes all prefixes of a weight at once and puts their gradients
+together in one tensor.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+__all__ = ["parts", "take_parts_together"]
+
+aten = torch.ops.aten
+
+
+def parts(whole: Tensor, *sizes: tuple[int, ...]) -> tuple[Tensor, ...]:
+    """For each of `sizes` the leading part of `whole`, with so many entries of every dimension.
+
+    Copies where gradients are wanted, views where they are not."""
+    if torch.is_grad_enabled() and whole.requires_grad:
+        result: tuple[Tensor, ...] = _Parts.apply(whole, *sizes)
+        return result
+    return tuple(_part(whole, size) for size in sizes)
+
+
+def _part(whole: Tensor, size: tuple[int, ...]) -> Tensor:
+    for dim, length in enumerate(size):
+        if length < whole.shape[dim]:
+            whole = whole.narrow(dim, 0, length)
+    return whole
+
+
+class _Parts(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(whole: Tensor, *sizes: tuple[int, ...]) -> tuple[Tensor, ...]:  # type: ignore[override]  # no context
+        return tuple(_part(whole, size).clone() for size in sizes)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        whole, *ctx.sizes = inputs
+        ctx.shape = whole.shape
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        known = [(size, grad) for size, grad in zip(ctx.sizes, grads, strict=True) if grad is not None]
+        result: Tensor | None = None
+        for size, grad in sorted(known, key=lambda one: -math.prod(one[0])):
+            if result is None:
+                result = grad.new_zeros(ctx.shape)
+                _part(result, size).copy_(grad)
+            else:
+                _part(result, size).add_(grad)
+        return (result, *(None for _ in ctx.sizes))
+
+
+def take_parts_together(graph: fx.Graph, network: nn.Module) -> None:
+    """Replaces, in a graph of `network`, the slices that read prefixes of a parameter by one call of `parts`."""
+    for source in graph.find_nodes(op="get_attr"):
+        value = _value(network, str(source.target))
+        found = dict(_prefixes(source, tuple(value.shape))) if isinstance(value, nn.Parameter) else {}
+        cuts = sum(one != whole for size in found.values() for one, whole in zip(size, value.shape, strict=True))
+        if cuts < 2:
+            continue  # one slice puts nothing together
+        sizes = list(dict.fromkeys(found.values()))
+        with graph.inserting_after(source):
+            every = graph.call_function(parts, (source, *sizes))
+        for place, size in reversed(list(enumerate(sizes))):
+            with graph.inserting_after(every):
+                part = graph.call_function(operator.getitem, (every, place))
+            for node in [node for node, other in found.items() if other == size]:
+                part.meta = dict(node.meta)
+                node.replace_all_uses_with(part, lambda user: user not in found)
+        for node in reversed(found):
+            if not node.users:
+                graph.erase_node(node)
+
+
+def _prefixes(node: fx.Node, size: tuple[int, ...]) -> Iterator[tuple[fx.Node, tuple[int, ...]]]:
+    """The slices of a node, and theirs, that read a prefix, with the sizes that they keep."""
+    for user in node.users:
+        if user.target is not aten.slice.Tensor or user.kwargs or len(user.args) != 4:
+            continue
+        _, dim, start, end = user.args
+        if start == 0 and isinstance(dim, int) and isinstance(end, int):
+            kept = (*size[:dim], min(end, size[dim]), *size[dim + 1 :])
+            yield user, kept
+            yield from _prefixes(user, kept)
+
+
+def _value(module: Any, target: str) -> Any:
+    for name in target.split("."):
+        module = getattr(module, name)
+    return module
