@@ -5,7 +5,8 @@ What is used, and why nothing public does it:
 * `torch._ops.OpOverload`, `OpOverload._schema`: argument names, defaults and aliasing of an ATen operation;
 * `torch._ops.HigherOrderOperator`: to tell a wrapper around a subgraph from an operation;
 * `torch.utils._pytree`: the trees that `torch.export` itself describes inputs and outputs with;
-* `SymInt.node.expr`: the expression behind a dynamic size.
+* `SymInt.node.expr`: the expression behind a dynamic size;
+* `torch._C._AutoDispatchBelowAutograd`: what an operator with its own derivatives calls itself under.
 
 A test calls every function here, so a torch that moves one of them fails there and not in a user's model.
 """
@@ -20,7 +21,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import sympy
@@ -190,6 +191,12 @@ def _torchvision_loads() -> bool:
             except (OSError, RuntimeError):
                 continue
     return hasattr(torch.ops.torchvision, "nms")
+
+
+def below_autograd() -> AbstractContextManager[None]:
+    """What is called inside is not differentiated: it goes to the kernels right away."""
+    result: AbstractContextManager[None] = torch._C._AutoDispatchBelowAutograd()
+    return result
 
 
 def is_higher_order(node: fx.Node) -> bool:

@@ -420,7 +420,8 @@ class AnytimeModel(nn.Module):
         # Members of a stack have statistics of their own, whoever reads them in parts; and where levels nest in one
         # pass, those of a channel are the same at every level.
         apart = self._definition.rewritten.stacks or not self.exact
-        shared = not apart and any(isinstance(m, BatchNormCall) for m in self.modules())
+        calls = any(isinstance(module, BatchNormCall) for module in self.modules())
+        shared = not apart and (calls or getattr(self.scheme, "norms", None) == "shared")
         level = self.full if shared else None
         count = len(self.calling.parameters)
 

@@ -26,7 +26,7 @@ def parts(whole: Tensor, *sizes: tuple[int, ...]) -> tuple[Tensor, ...]:
 
     Copies where gradients are wanted, views where they are not."""
     if torch.is_grad_enabled() and whole.requires_grad:
-        result: tuple[Tensor, ...] = _Parts.apply(whole, *sizes)
+        result: tuple[Tensor, ...] = _Parts.apply(whole, *sizes)  # type: ignore[no-untyped-call]  # of torch
         return result
     return tuple(_part(whole, size) for size in sizes)
 
@@ -42,7 +42,7 @@ class _Parts(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(whole: Tensor, *sizes: tuple[int, ...]) -> tuple[Tensor, ...]:  # type: ignore[override]  # no context
+    def forward(whole: Tensor, *sizes: tuple[int, ...]) -> tuple[Tensor, ...]:
         return tuple(_part(whole, size).clone() for size in sizes)
 
     @staticmethod
@@ -80,7 +80,8 @@ def take_parts_together(graph: fx.Graph, network: nn.Module) -> None:
                 part = graph.call_function(operator.getitem, (every, place))
             for node in [node for node, other in found.items() if other == size]:
                 part.meta = dict(node.meta)
-                node.replace_all_uses_with(part, lambda user: user not in found)
+                for user in [user for user in node.users if user not in found]:
+                    user.replace_input_with(node, part)
         for node in reversed(found):
             if not node.users:
                 graph.erase_node(node)

@@ -115,6 +115,10 @@ class Nest:
         self.kinds: dict[fx.Node, Kind] = {}
         narrowed = {factor for one in widths for factor in one}
         self.chunk_of = {factor: self._chunks(factor) for factor in narrowed}
+        self.chunk_widths: list[Widths] = [  # the sizes of the chunks that each level adds
+            {factor: int((chunks == level).sum()) for factor, chunks in self.chunk_of.items()}
+            for level in range(len(widths))
+        ]
         differs = {node for one in widths[:-1] for node in reached(program, axes, one)}
         self.parameters: set[fx.Node] = set()  # what depends on tensors of the program alone
         for node in program.graph.nodes:
@@ -222,15 +226,11 @@ class Nest:
         every part of it has just one axis with a chunk."""
         expr = resolve(expr)
         if isinstance(expr, Factor):
-            return expr in self.chunk_of and self.chunk_widths(level)[expr] > 0
+            return expr in self.chunk_of and self.chunk_widths[level][expr] > 0
         if isinstance(expr, Sum):
             return all(self.is_cut(part, level) for part in expr.parts)
         narrowed = [part for part in expr.parts if self.is_narrowed(part)]
         return len(narrowed) == 1 and self.is_cut(narrowed[0], level)
-
-    def chunk_widths(self, level: int) -> Widths:
-        """The sizes of the chunks that a level adds."""
-        return {factor: int((chunks == level).sum()) for factor, chunks in self.chunk_of.items()}
 
     # Layers.
 

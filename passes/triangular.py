@@ -344,7 +344,7 @@ class _Chunk(Clone):
 
     def __init__(self, form: Form, level: int) -> None:
         nest = form.nest
-        super().__init__(form.builder, nest.program, nest.axes, nest.chunk_widths(level), form.prefix, None)
+        super().__init__(form.builder, nest.program, nest.axes, nest.chunk_widths[level], form.prefix, None)
         self.form, self.level = form, level
 
     def read(self, user: fx.Node, source: fx.Node) -> fx.Node:

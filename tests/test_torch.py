@@ -88,6 +88,13 @@ def test_arguments_by_name() -> None:
     assert not is_mutable(max)
 
 
+def test_what_is_called_below_autograd_is_not_differentiated() -> None:
+    x = torch.ones(2, requires_grad=True)
+    with _torch.below_autograd():
+        assert not (x * 2).requires_grad
+    assert (x * 2).requires_grad
+
+
 def test_torchvision_imports_after_anytimeify() -> None:
     """On a CPU build of torch too, and without loading torchvision for those who do not want it."""
     pytest.importorskip("torchvision")

@@ -14,29 +14,54 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from anytimeify._torch import OpOverload, below_autograd
 from anytimeify.kernels import run
-from anytimeify.kernels.products import Window
+from anytimeify.kernels.products import Gradients, Window
 from anytimeify.kernels.staircase import Staircase, staircase
 
 __all__ = ["triangular_conv", "triangular_linear"]
 
+# By hand, and not by `torch.library.custom_op`, whose layers of Python take longer than a small layer's work.
+_LIBRARY = torch.library.Library("anytimeify", "FRAGMENT")
 _LEVELS = "int[] rows, int[] columns, int levels"
 _WINDOW = "int[] stride, int[] padding, int[] dilation"
+for _signature in (
+    f"triangular_conv(Tensor input, Tensor weight, Tensor? bias, {_LEVELS}, {_WINDOW}) -> Tensor",
+    f"triangular_conv_backward(Tensor grad, Tensor input, Tensor weight, {_LEVELS}, {_WINDOW}, bool[] wanted)"
+    " -> (Tensor, Tensor)",
+    f"triangular_linear(Tensor input, Tensor weight, Tensor? bias, {_LEVELS}) -> Tensor",
+    f"triangular_linear_backward(Tensor grad, Tensor input, Tensor weight, {_LEVELS}, bool[] wanted)"
+    " -> (Tensor, Tensor)",
+):
+    _LIBRARY.define(_signature, tags=(torch.Tag.pt2_compliant_tag,))
 
 
-@torch.library.custom_op(
-    "anytimeify::triangular_conv",
-    mutates_args=(),
-    schema=f"(Tensor input, Tensor weight, Tensor? bias, {_LEVELS}, {_WINDOW}) -> Tensor",
+@dataclass(frozen=True)
+class _Kind:
+    """An operator and the one that gives its gradients (empty tensors where not wanted)."""
+
+    operator: OpOverload
+    backward: OpOverload
+    channels: int  # the dimension of the outputs
+
+
+_CONV = _Kind(
+    torch.ops.anytimeify.triangular_conv.default, torch.ops.anytimeify.triangular_conv_backward.default, channels=1
 )
+_LINEAR = _Kind(
+    torch.ops.anytimeify.triangular_linear.default, torch.ops.anytimeify.triangular_linear_backward.default, channels=-1
+)
+
+
 def triangular_conv(
-    input: Tensor,  # torch's own name for it
+    input: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     rows: Sequence[int],
@@ -47,37 +72,10 @@ def triangular_conv(
     dilation: Sequence[int],
 ) -> Tensor:
     """The convolution of `input` (batch, channels, *size) with the triangular `weight` (rows, columns, *kernel)."""
-    return run.conv(input, weight, bias, _shape(weight, rows, columns, levels), _window(stride, padding, dilation))
+    result: Tensor = _CONV.operator(input, weight, bias, rows, columns, levels, stride, padding, dilation)
+    return result
 
 
-@torch.library.custom_op(
-    "anytimeify::triangular_conv_backward",
-    mutates_args=(),
-    schema=f"(Tensor grad, Tensor input, Tensor weight, {_LEVELS}, {_WINDOW}, bool[] wanted) -> (Tensor, Tensor)",
-)
-def triangular_conv_backward(
-    grad: Tensor,
-    input: Tensor,
-    weight: Tensor,
-    rows: Sequence[int],
-    columns: Sequence[int],
-    levels: int,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    wanted: Sequence[bool],
-) -> tuple[Tensor, Tensor]:
-    """The gradients of input and weight; empty tensors where not wanted."""
-    shape, window = _shape(weight, rows, columns, levels), _window(stride, padding, dilation)
-    dx, dw = run.conv_gradients(grad, input, weight, shape, window, (wanted[0], wanted[1]))
-    return grad.new_empty(0) if dx is None else dx, grad.new_empty(0) if dw is None else dw
-
-
-@torch.library.custom_op(
-    "anytimeify::triangular_linear",
-    mutates_args=(),
-    schema=f"(Tensor input, Tensor weight, Tensor? bias, {_LEVELS}) -> Tensor",
-)
 def triangular_linear(
     input: Tensor,
     weight: Tensor,
@@ -87,26 +85,34 @@ def triangular_linear(
     levels: int,
 ) -> Tensor:
     """The product of `input` (..., columns) with the triangular `weight` (rows, columns)."""
-    return run.linear(input, weight, bias, _shape(weight, rows, columns, levels))
+    result: Tensor = _LINEAR.operator(input, weight, bias, rows, columns, levels)
+    return result
 
 
-@torch.library.custom_op(
-    "anytimeify::triangular_linear_backward",
-    mutates_args=(),
-    schema=f"(Tensor grad, Tensor input, Tensor weight, {_LEVELS}, bool[] wanted) -> (Tensor, Tensor)",
-)
-def triangular_linear_backward(
-    grad: Tensor,
-    input: Tensor,
-    weight: Tensor,
-    rows: Sequence[int],
-    columns: Sequence[int],
-    levels: int,
-    wanted: Sequence[bool],
-) -> tuple[Tensor, Tensor]:
-    """The gradients of input and weight; empty tensors where not wanted."""
-    shape = _shape(weight, rows, columns, levels)
-    dx, dw = run.linear_gradients(grad, input, weight, shape, (wanted[0], wanted[1]))
+# -- what they compute -------------------------------------------------------------------------------------------------
+
+
+def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
+    return run.conv(x, weight, bias, _shape(weight, *rest[:3]), _window(*rest[3:]))
+
+
+def _conv_backward(grad: Tensor, x: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    *levels, stride, padding, dilation, wanted = rest
+    window = _window(stride, padding, dilation)
+    return _pair(grad, run.conv_gradients(grad, x, weight, _shape(weight, *levels), window, (wanted[0], wanted[1])))
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, *levels: Any) -> Tensor:
+    return run.linear(x, weight, bias, _shape(weight, *levels))
+
+
+def _linear_backward(grad: Tensor, x: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    *levels, wanted = rest
+    return _pair(grad, run.linear_gradients(grad, x, weight, _shape(weight, *levels), (wanted[0], wanted[1])))
+
+
+def _pair(grad: Tensor, found: Gradients) -> tuple[Tensor, Tensor]:
+    dx, dw = found
     return grad.new_empty(0) if dx is None else dx, grad.new_empty(0) if dw is None else dw
 
 
@@ -125,94 +131,108 @@ def _window(stride: Sequence[int], padding: Sequence[int], dilation: Sequence[in
 # -- shapes, for compilation and export --------------------------------------------------------------------------------
 
 
-@triangular_conv.register_fake
-def _(input: Tensor, weight: Tensor, bias: Any, *rest: Any) -> Tensor:
+def _conv_fake(x: Tensor, weight: Tensor, bias: Any, *rest: Any) -> Tensor:
     *levels, stride, padding, dilation = rest
     _shape(weight, *levels)
-    size = _window(stride, padding, dilation).size(input.shape[2:], weight.shape[2:])
-    result = input.new_empty(input.shape[0], weight.shape[0], *size)
-    return result.contiguous(memory_format=run.result_layout(input, weight))
+    size = _window(stride, padding, dilation).size(x.shape[2:], weight.shape[2:])
+    result = x.new_empty(x.shape[0], weight.shape[0], *size)
+    return result.contiguous(memory_format=run.result_layout(x, weight))
 
 
-@triangular_conv_backward.register_fake
-def _(grad: Tensor, input: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+def _conv_backward_fake(grad: Tensor, x: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     wanted = rest[-1]
-    into = run.result_layout(input, weight)
-    dx = input.new_empty(input.shape).contiguous(memory_format=into) if wanted[0] else grad.new_empty(0)
+    into = run.result_layout(x, weight)
+    dx = x.new_empty(x.shape).contiguous(memory_format=into) if wanted[0] else grad.new_empty(0)
     return dx, torch.empty_like(weight) if wanted[1] else grad.new_empty(0)
 
 
-@triangular_linear.register_fake
-def _(input: Tensor, weight: Tensor, bias: Any, *levels: Any) -> Tensor:
+def _linear_fake(x: Tensor, weight: Tensor, bias: Any, *levels: Any) -> Tensor:
     _shape(weight, *levels)
-    return input.new_empty(*input.shape[:-1], weight.shape[0])
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
 
 
-@triangular_linear_backward.register_fake
-def _(grad: Tensor, input: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+def _linear_backward_fake(grad: Tensor, x: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     wanted = rest[-1]
-    dx = input.new_empty(input.shape) if wanted[0] else grad.new_empty(0)
+    dx = x.new_empty(x.shape) if wanted[0] else grad.new_empty(0)
     return dx, torch.empty_like(weight) if wanted[1] else grad.new_empty(0)
 
 
 # -- derivatives -------------------------------------------------------------------------------------------------------
 
 
-def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, _, *ctx.rest = inputs
-    ctx.save_for_backward(x, weight)
+class _Layer(torch.autograd.Function):
+    """Either operator, with its first derivatives."""
 
+    @staticmethod
+    def forward(ctx: Any, kind: _Kind, *inputs: Any) -> Any:
+        x, weight, _, *ctx.rest = inputs
+        ctx.kind = kind
+        ctx.save_for_backward(x, weight)
+        with below_autograd():
+            return kind.operator(*inputs)
 
-def _differentiate(operator: Any, backward: Any, channels: int) -> None:
-    """Register the derivatives of an operator and of its backward; `channels` is the dimension of the outputs."""
-
-    def gradients(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
         x, weight = ctx.saved_tensors
-        wanted = list(ctx.needs_input_grad[:2])
+        wanted = list(ctx.needs_input_grad[1:3])
         dx = dw = bias = None
         if any(wanted):
-            dx, dw = backward(grad, x, weight, *ctx.rest, wanted)
-        if ctx.needs_input_grad[2]:
-            others = [dim for dim in range(grad.dim()) if dim != channels % grad.dim()]
+            dx, dw = ctx.kind.backward(grad, x, weight, *ctx.rest, wanted)
+        if ctx.needs_input_grad[3]:
+            others = [dim for dim in range(grad.dim()) if dim != ctx.kind.channels % grad.dim()]
             bias = grad.sum(others) if others else grad
-        found = (dx if wanted[0] else None, dw if wanted[1] else None, bias)
-        return (*found, *[None] * len(ctx.rest))
+        return (None, dx if wanted[0] else None, dw if wanted[1] else None, bias, *[None] * len(ctx.rest))
 
-    def remember(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        *tensors, ctx.wanted = inputs
-        grad, x, weight, *ctx.rest = tensors
+
+class _Backward(torch.autograd.Function):
+    """The gradients of either operator, with their derivatives: dx is linear in (grad, weight) and dw in (grad, x), and
+    each is the layer's own derivative in another argument."""
+
+    @staticmethod
+    def forward(ctx: Any, kind: _Kind, *inputs: Any) -> Any:
+        grad, x, weight, *ctx.rest, ctx.wanted = inputs
+        ctx.kind = kind
         ctx.save_for_backward(grad, x, weight)
+        with below_autograd():
+            return kind.backward(*inputs)
 
-    def second(ctx: Any, to_dx: Tensor | None, to_dw: Tensor | None) -> tuple[Any, ...]:
-        # dx is linear in (grad, weight) and dw in (grad, x): each is the layer's own derivative in another argument.
+    @staticmethod
+    def backward(ctx: Any, to_dx: Tensor | None, to_dw: Tensor | None) -> Any:
         grad, x, weight = ctx.saved_tensors
-        needs, rest = ctx.needs_input_grad, ctx.rest
+        kind, needs, rest = ctx.kind, ctx.needs_input_grad, ctx.rest
         to_dx, to_dw = (to_dx if ctx.wanted[0] else None), (to_dw if ctx.wanted[1] else None)
         to_grad = to_x = to_weight = None
-        if needs[0]:
-            terms = [operator(to_dx, weight, None, *rest)] if to_dx is not None else []
-            terms += [operator(x, to_dw, None, *rest)] if to_dw is not None else []
+        if needs[1]:
+            terms = [kind.operator(to_dx, weight, None, *rest)] if to_dx is not None else []
+            terms += [kind.operator(x, to_dw, None, *rest)] if to_dw is not None else []
             to_grad = sum(terms[1:], terms[0]) if terms else None
-        if needs[1] and to_dw is not None:
-            to_x = backward(grad, x, to_dw, *rest, [True, False])[0]
-        if needs[2] and to_dx is not None:
-            to_weight = backward(grad, to_dx, weight, *rest, [False, True])[1]
-        return (to_grad, to_x, to_weight, *[None] * len(rest), None)
-
-    operator.register_autograd(gradients, setup_context=_remember)
-    backward.register_autograd(second, setup_context=remember)
+        if needs[2] and to_dw is not None:
+            to_x = kind.backward(grad, x, to_dw, *rest, [True, False])[0]
+        if needs[3] and to_dx is not None:
+            to_weight = kind.backward(grad, to_dx, weight, *rest, [False, True])[1]
+        return (None, to_grad, to_x, to_weight, *[None] * len(rest), None)
 
 
-_differentiate(triangular_conv, triangular_conv_backward, 1)
-_differentiate(triangular_linear, triangular_linear_backward, -1)
+# -- registration ------------------------------------------------------------------------------------------------------
 
 
-# -- autocast: as convolutions and linear layers, in the short type ----------------------------------------------------
+def _register(kind: _Kind, operator: OpOverload, function: Any, fake: Any, differentiable: Any) -> None:
+    name = str(operator).removesuffix(".default").replace(".", "::")
 
-_LIBRARY = torch.library.Library("anytimeify", "FRAGMENT")
+    def differentiated(*inputs: Any) -> Any:
+        if torch.is_grad_enabled() and any(isinstance(one, Tensor) and one.requires_grad for one in inputs):
+            return differentiable.apply(kind, *inputs)
+        with below_autograd():
+            return operator(*inputs)
+
+    _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
+    _LIBRARY.impl(name, differentiated, "Autograd")
+    torch.library.register_fake(name, fake, lib=_LIBRARY)
 
 
-def _autocast(operator: Any, device: str, key: str) -> None:
+def _autocast(operator: OpOverload, device: str, key: str) -> None:
+    """As convolutions and linear layers: in the short type."""
+
     def cast(tensor: Tensor | None) -> Tensor | None:
         if tensor is None or not tensor.is_floating_point() or tensor.dtype is torch.float64:
             return tensor
@@ -222,12 +242,16 @@ def _autocast(operator: Any, device: str, key: str) -> None:
         with torch.autocast(device, enabled=False):
             return operator(cast(x), cast(weight), cast(bias), *rest)
 
-    _LIBRARY.impl(operator._qualname.partition("::")[2], lowered, key)
+    _LIBRARY.impl(str(operator).removesuffix(".default").replace(".", "::"), lowered, key)
 
 
+_register(_CONV, _CONV.operator, _conv, _conv_fake, _Layer)
+_register(_CONV, _CONV.backward, _conv_backward, _conv_backward_fake, _Backward)
+_register(_LINEAR, _LINEAR.operator, _linear, _linear_fake, _Layer)
+_register(_LINEAR, _LINEAR.backward, _linear_backward, _linear_backward_fake, _Backward)
 for _device, _key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
-    _autocast(triangular_conv, _device, _key)
-    _autocast(triangular_linear, _device, _key)
+    _autocast(_CONV.operator, _device, _key)
+    _autocast(_LINEAR.operator, _device, _key)
 
 
 # -- costs -------------------------------------------------------------------------------------------------------------

@@ -11,8 +11,9 @@ channels lie innermost, (positions, channels): either way products read and writ
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple, TypeAlias
 
 import torch
@@ -86,24 +87,41 @@ def put(into: Tensor, rows: Sequence[Interval], columns: Sequence[Interval], par
         above += bottom - top
 
 
-def clear(weight: Tensor, holes: Iterable[Rectangle]) -> Tensor:
+def clear(weight: Tensor, holes: tuple[Rectangle, ...]) -> Tensor:
     """Zeros into the holes."""
+    if len(holes) > 1:  # a call for each would take longer
+        return weight.masked_fill_(_mask(holes, *weight.shape[:2], weight.dim(), weight.device), 0)
     for (top, bottom), (start, end) in holes:
         weight[top:bottom, start:end] = 0
     return weight
 
 
+@cache
+def _mask(holes: tuple[Rectangle, ...], height: int, width: int, rank: int, device: torch.device) -> Tensor:
+    mask = torch.zeros(height, width, *[1] * (rank - 2), dtype=torch.bool)
+    for (top, bottom), (start, end) in holes:
+        mask[top:bottom, start:end] = True
+    return mask.to(device)
+
+
 def part_of(
-    weight: Tensor, rows: Sequence[Interval], columns: Sequence[Interval], holes: Sequence[Rectangle]
+    weight: Tensor, rows: Sequence[Interval], columns: Sequence[Interval], holes: tuple[Rectangle, ...]
 ) -> Tensor:
     """The matrix `rows` x `columns` of a weight, zeros in its holes."""
     part = take(take(weight, 0, rows), 1, columns)
-    return clear(part.clone(), holes) if holes else part
+    return _cleared(part, holes) if holes else part
 
 
 def masked(weight: Tensor, shape: Staircase) -> Tensor:
     """The whole weight, zeros where it has no entries."""
-    return clear(weight.clone(), shape.holes)
+    return _cleared(weight, shape.holes)
+
+
+def _cleared(weight: Tensor, holes: tuple[Rectangle, ...]) -> Tensor:
+    """A copy with zeros in the holes."""
+    if len(holes) > 1:
+        return weight.masked_fill(_mask(holes, *weight.shape[:2], weight.dim(), weight.device), 0)
+    return clear(weight.clone(), holes)
 
 
 def assembled(parts: Sequence[tuple[Sequence[Interval], Tensor]]) -> Tensor:
@@ -172,7 +190,8 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None, shape: Staircase, co
         own = torch.mm(given, part.t(), out=into) if inner else torch.bmm(_each(part, x), given, out=into)
         if into is None:
             put(y, ((0, len(y)),), block.rows, own)
-    clear(y, [((0, len(y)), rows) for rows in shape.empty_rows])
+    for start, end in shape.empty_rows:
+        y[:, start:end] = 0
     return y if bias is None else y.add_(bias if inner else bias[:, None])
 
 
@@ -194,7 +213,8 @@ def product_gradients(
             own = _contracted(later, take(x, 1, block.new))
             put(dw, block.later, block.new, clear(own, block.later_holes))
     if dx is not None:
-        clear(dx, [((0, len(dx)), columns) for columns in shape.empty_columns])
+        for start, end in shape.empty_columns:
+            dx[:, start:end] = 0
     return Gradients(dx, dw)
 
 
