@@ -24,8 +24,9 @@ aten = torch.ops.aten
 def parts(whole: Tensor, *sizes: tuple[int, ...]) -> tuple[Tensor, ...]:
     """For each of `sizes` the leading part of `whole`, with so many entries of every dimension.
 
-    Copies where gradients are wanted, views where they are not."""
-    if torch.is_grad_enabled() and whole.requires_grad:
+    Copies where gradients are wanted, views where they are not. A compiler is shown views, whose gradients it puts
+    together itself."""
+    if torch.is_grad_enabled() and whole.requires_grad and not torch.compiler.is_compiling():
         result: tuple[Tensor, ...] = _Parts.apply(whole, *sizes)  # type: ignore[no-untyped-call]  # of torch
         return result
     return tuple(_part(whole, size) for size in sizes)

@@ -117,7 +117,6 @@ def test_spellings(text: str) -> None:
         ("nested-channels{widths=half,1}", "'half' is not a number"),
         ("nested-channels{norms=none}", "norms='none': expected private or shared"),
         ("nested-channels{multiple_of=0}", "expected a whole number, 1 or more"),
-        ("nested-channels{connectivity=triangular}", "not available yet"),
         ("hierarchical-ensemble{splits=layer1}", "is not a pair of a layer and a number"),
         ("hierarchical-ensemble{splits=(layer1,2,3)}", "is not a pair of a layer and a number"),
         ("hierarchical-ensemble{splits=(2,layer1)}", "is not a pair of a layer and a number"),

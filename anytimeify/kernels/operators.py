@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -177,7 +178,8 @@ class _Layer(torch.autograd.Function):
         wanted = list(ctx.needs_input_grad[1:3])
         dx = dw = bias = None
         if any(wanted):
-            dx, dw = ctx.kind.backward(grad, x, weight, *ctx.rest, wanted)
+            with nullcontext() if torch.is_grad_enabled() else below_autograd():
+                dx, dw = ctx.kind.backward(grad, x, weight, *ctx.rest, wanted)
         if ctx.needs_input_grad[3]:
             others = [dim for dim in range(grad.dim()) if dim != ctx.kind.channels % grad.dim()]
             bias = grad.sum(others) if others else grad

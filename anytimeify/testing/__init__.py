@@ -18,9 +18,9 @@ from anytimeify.testing.checks import (
     assert_levels_equal_extracts,
     assert_round_trip,
     assert_sites_nested,
-    check,
 )
 from anytimeify.testing.nesting import assert_prefixes_nest
+from anytimeify.testing.together import check
 
 if TYPE_CHECKING:
     from anytimeify.testing.strategies import backbones, schemes, widths

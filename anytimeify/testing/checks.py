@@ -8,7 +8,6 @@ they were. Tolerances are relative to the largest magnitude of the reference.
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
@@ -34,34 +33,9 @@ __all__ = [
     "assert_levels_equal_extracts",
     "assert_round_trip",
     "assert_sites_nested",
-    "check",
 ]
 
 Inputs = Sequence[Any] | None
-
-
-def check(
-    net: AnytimeModel,
-    model: nn.Module,
-    inputs: Inputs = None,
-    *,
-    same_weights: bool = True,
-    tolerance: float = TOLERANCE,
-) -> None:
-    """Everything below but `assert_exactly_thin`, and `assert_prefixes_nest` of a model that is not to equal its
-    backbone. `same_weights=False` for a scheme that permutes the weights."""
-    from anytimeify.testing.nesting import assert_prefixes_nest
-
-    if net.exact:
-        assert_full_equals_backbone(net, model, inputs, same_weights=same_weights, tolerance=tolerance)
-    else:
-        assert_prefixes_nest(net, inputs)
-    assert_levels_equal_extracts(net, inputs, tolerance=tolerance)
-    assert_costs_increase(net)
-    assert_sites_nested(net)
-    assert_gradients_add_up(net, inputs)
-    with tempfile.TemporaryDirectory() as folder:
-        assert_round_trip(net, folder, inputs)
 
 
 def assert_full_equals_backbone(
