@@ -185,7 +185,7 @@ def extract(
         str | None, typer.Option(metavar="LIMITS", help="The best level within, such as macs=5e8.")
     ] = None,
     level: Annotated[
-        int | None, typer.Option(metavar="INDEX", help="0 is the cheapest level, -1 the full one.")
+        int | None, typer.Option(metavar="INDEX", help="0 is the cheapest level, -1 the last one.")
     ] = None,
     fold: Annotated[bool, typer.Option("--fold", help="Merge batch norms into the convolutions before them.")] = False,
     compressed: Annotated[

@@ -1,6 +1,6 @@
 """Do heads for coarse classes help the thinnest level where coarse classes are asked for? Handwritten digits.
 
-    python examples/taxonomy_digits.py [--seeds 5] [--first 0] [--rate 0.1] [--epochs 20] [--out PAGE]
+    python examples/taxonomy_digits.py [--seeds 5] [--first 0] [--rates 0.3 0.1] [--epochs 20] [--out PAGE]
 
 A small residual network is nested at four widths, the thinnest with one channel in eight. It is trained with the ten
 digits as labels, and its coarse prediction is the class above the digit that it says; or with a taxonomy (Lee and Shin
@@ -28,7 +28,10 @@ TAXONOMY = Taxonomy.from_tree(
 )
 SCHEME = NestedChannels((0.125, 0.25, 0.5, 1.0))
 TRAINING, BATCH, DECAY = 300, 50, 5e-4
-RATE, EPOCHS = 0.1, 20
+EPOCHS = 20
+# Of 0.01, 0.03, 0.1, 0.3 and 1, on seeds 100 to 104 after 20 epochs, the best for the coarse classes of the thinnest
+# level: of a network that learns labels alone, and of one that learns both, whose loss is a sum of twice as many terms.
+RATES = (0.3, 0.1)
 
 
 class Block(nn.Module):
@@ -83,7 +86,8 @@ closed loop (0, 6, 8, 9), straight strokes (1, 4, 7), open curves (2, 3, 5).
 *Labels alone* is trained with digits (`JointLoss`); its coarse prediction is the class above the digit that it says, or
 the one whose digits have the largest probability together. *Taxonomy* has a head per level and granularity and is
 trained with both (`TaxonomyLoss`). For one seed the images, their order and the initialisation of the backbone are the
-same. A standard deviation is that of single runs, not of the mean.
+same. Each of the two has the learning rate, of five, that is best for the coarse classes of the thinnest level on five
+other seeds after 20 epochs. A standard deviation is that of single runs, not of the mean.
 """
 
 
@@ -92,17 +96,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first", type=int, default=0, help="the first seed")
-    parser.add_argument("--rate", type=float, default=RATE)
+    parser.add_argument("--rates", type=float, nargs=2, default=RATES, help="for labels alone, and with a taxonomy")
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
     seeds = range(options.first, options.first + options.seeds)
-    runs = [compared(Data(seed), options.rate, options.epochs) for seed in seeds]
+    runs = [compared(Data(seed), options.rates, options.epochs) for seed in seeds]
+    rates = " ".join(f"{rate:g}" for rate in options.rates)
     text = "\n".join(
         [
-            f"`python examples/taxonomy_digits.py --seeds {options.seeds} --first {options.first} --rate "
-            f"{options.rate:g} --epochs {options.epochs}`: accuracy in percent on the test images, mean and standard "
+            f"`python examples/taxonomy_digits.py --seeds {options.seeds} --first {options.first} --rates "
+            f"{rates} --epochs {options.epochs}`: accuracy in percent on the test images, mean and standard "
             f"deviation over {options.seeds} seeds (split, initialisation, order of the images), {TRAINING} training "
             "images.",
             "",
@@ -126,9 +131,10 @@ COLUMNS = (
 )
 
 
-def compared(data: Data, rate: float, epochs: int) -> list[list[float]]:
+def compared(data: Data, rates: Sequence[float], epochs: int) -> list[list[float]]:
     """For every level, the accuracies of `COLUMNS`."""
-    alone, several = trained(None, data, rate, epochs), trained(TAXONOMY, data, rate, epochs)
+    alone = trained(None, data, rates[0], epochs)
+    several = trained(TAXONOMY, data, rates[1], epochs)
     with torch.no_grad():
         one, other = alone(data.test_images).levels, several(data.test_images).levels
     rows = []

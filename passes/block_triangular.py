@@ -18,6 +18,7 @@ from anytimeify.schema import bound, rebind
 __all__ = ["use_blocks"]
 
 aten = torch.ops.aten
+SMALLEST = 64  # rows or columns; below, calling an operator of ours takes longer than what blocks save
 _CONVOLUTIONS = {
     target: rank
     for rank, name in enumerate(("conv1d", "conv2d", "conv3d"), start=1)
@@ -25,7 +26,7 @@ _CONVOLUTIONS = {
 }
 
 
-def use_blocks(program: Program, outputs: Sequence[int]) -> Program:
+def use_blocks(program: Program, outputs: Sequence[int], *, smallest: int = SMALLEST) -> Program:
     """The program with the layers that `outputs` need in their fast form; other outputs are computed as before.
 
     1. `conv(x, mul(W, mask))` and `linear(x, mul(W, mask))` read `W` itself, as `anytimeify::triangular_conv` and
@@ -34,15 +35,15 @@ def use_blocks(program: Program, outputs: Sequence[int]) -> Program:
     2. A node that outputs of both kinds need is there twice, and the one of the others has `_masked` behind its name.
     3. Masked weights, and masks, that nothing reads any more are left out.
 
-    A layer stays dense where its weight says nothing of blocks or the mask is not that of the blocks, where it has
-    groups or no batch, and where its padding is `"same"` and not the same on both sides. The result is the same up to
-    rounding.
+    A layer stays dense where it has fewer than `smallest` rows or columns, where its weight says nothing of blocks or
+    the mask is not that of the blocks, where it has groups or no batch, and where its padding is `"same"` and not the
+    same on both sides. The result is the same up to rounding.
     """
     last = len(program.outputs)
     chosen = {position % last for position in outputs}
     fast = [node for position, node in enumerate(program.outputs) if position in chosen]
     rest = ancestors([node for position, node in enumerate(program.outputs) if position not in chosen])
-    calls = {node: call for node in ancestors(fast) if (call := _fast_call(node)) is not None}
+    calls = {node: call for node in ancestors(fast) if (call := _fast_call(node, smallest)) is not None}
     if not calls:
         return program
     changed = _reached(program, calls, ancestors(fast))
@@ -79,7 +80,7 @@ def _reached(program: Program, calls: dict[fx.Node, Any], needed: set[fx.Node]) 
     return reached
 
 
-def _fast_call(node: fx.Node) -> tuple[Any, dict[str, Any], int] | None:
+def _fast_call(node: fx.Node, smallest: int) -> tuple[Any, dict[str, Any], int] | None:
     """The operator that a layer becomes, its arguments, and how many entries of its weight exist; None if it stays."""
     if node.target is not aten.linear.default and node.target not in _CONVOLUTIONS:
         return None
@@ -88,7 +89,7 @@ def _fast_call(node: fx.Node) -> tuple[Any, dict[str, Any], int] | None:
     if product.target is not aten.mul.Tensor or not product.meta.get("blocks"):
         return None
     levels = _levels(product)
-    if levels is None:
+    if levels is None or min(size.coefficient for size in product.meta["type"].shape[:2]) < smallest:
         return None
     arguments = {"input": values["input"], "weight": product.args[0], "bias": values["bias"], **levels}
     if node.target is aten.linear.default:

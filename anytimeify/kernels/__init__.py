@@ -1,12 +1,13 @@
 """Fast forms of triangular layers: only the entries that a block-triangular weight has are multiplied."""
 
-from anytimeify.kernels.choice import Form, choices, forget, form
+from anytimeify.kernels.choice import Form, Kind, choices, forget, form
 from anytimeify.kernels.layers import TriangularConv, TriangularLinear
 from anytimeify.kernels.operators import triangular_conv, triangular_linear
 from anytimeify.kernels.staircase import Staircase, ends_of, staircase
 
 __all__ = [
     "Form",
+    "Kind",
     "Staircase",
     "TriangularConv",
     "TriangularLinear",

@@ -24,6 +24,7 @@ from anytimeify.kernels.staircase import Interval, Rectangle, Staircase, size_of
 __all__ = ["Gradients", "Window", "convolution", "convolution_gradients", "masked", "product", "product_gradients"]
 
 aten = torch.ops.aten
+_SMALL = 1 << 14  # elements of a weight, below which calls take longer than filling does
 Wanted: TypeAlias = tuple[bool, bool]
 """Whether the gradients of input and weight are."""
 
@@ -89,7 +90,7 @@ def put(into: Tensor, rows: Sequence[Interval], columns: Sequence[Interval], par
 
 def clear(weight: Tensor, holes: tuple[Rectangle, ...]) -> Tensor:
     """Zeros into the holes."""
-    if len(holes) > 1:  # a call for each would take longer
+    if len(holes) > 1 and weight.numel() < _SMALL:
         return weight.masked_fill_(_mask(holes, *weight.shape[:2], weight.dim(), weight.device), 0)
     for (top, bottom), (start, end) in holes:
         weight[top:bottom, start:end] = 0
@@ -119,7 +120,7 @@ def masked(weight: Tensor, shape: Staircase) -> Tensor:
 
 def _cleared(weight: Tensor, holes: tuple[Rectangle, ...]) -> Tensor:
     """A copy with zeros in the holes."""
-    if len(holes) > 1:
+    if len(holes) > 1 and weight.numel() < _SMALL:
         return weight.masked_fill(_mask(holes, *weight.shape[:2], weight.dim(), weight.device), 0)
     return clear(weight.clone(), holes)
 
@@ -164,17 +165,17 @@ def convolution_gradients(
         whole = window.gradients(grad, x, masked(weight, shape), wanted)
         return Gradients(whole.x, None if whole.weight is None else clear(whole.weight, shape.holes))
     parts: list[tuple[Sequence[Interval], Tensor]] = []
-    dw = torch.zeros_like(weight) if wanted[1] else None
+    dw = torch.empty_like(weight) if wanted[1] else None
     for block in shape.blocks(count):
         part = part_of(weight, block.later, block.new, block.later_holes)
         own = window.gradients(take(grad, 1, block.later), take(x, 1, block.new), part, wanted)
         if own.x is not None:
             parts.append((block.new, own.x))
         if dw is not None and own.weight is not None:
-            put(dw, block.later, block.new, clear(own.weight, block.later_holes))
+            put(dw, block.later, block.new, own.weight)
     if shape.empty_columns:
         parts.append((shape.empty_columns, torch.zeros_like(take(x, 1, shape.empty_columns))))
-    return Gradients(assembled(parts) if wanted[0] else None, dw)
+    return Gradients(assembled(parts) if wanted[0] else None, None if dw is None else clear(dw, shape.holes))
 
 
 # -- products of matrices ----------------------------------------------------------------------------------------------
@@ -200,7 +201,7 @@ def product_gradients(
 ) -> Gradients:
     """The gradients of input and weight from that of the result, all in one of the layouts of `product`."""
     dx = torch.empty_like(x) if wanted[0] else None
-    dw = torch.zeros_like(weight) if wanted[1] else None
+    dw = torch.empty_like(weight) if wanted[1] else None
     for block in shape.blocks(count):
         later = take(grad, 1, block.later)
         if dx is not None:
@@ -210,12 +211,11 @@ def product_gradients(
             if into is None:
                 put(dx, ((0, len(dx)),), block.new, own)
         if dw is not None:
-            own = _contracted(later, take(x, 1, block.new))
-            put(dw, block.later, block.new, clear(own, block.later_holes))
+            put(dw, block.later, block.new, _contracted(later, take(x, 1, block.new)))
     if dx is not None:
         for start, end in shape.empty_columns:
             dx[:, start:end] = 0
-    return Gradients(dx, dw)
+    return Gradients(dx, None if dw is None else clear(dw, shape.holes))
 
 
 def _each(matrix: Tensor, x: Tensor) -> Tensor:

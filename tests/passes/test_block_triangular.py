@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,13 +15,14 @@ from anytimeify.cost import cost, macs_by_node
 from anytimeify.ir import Program
 from anytimeify.kernels import TriangularConv, TriangularLinear
 from anytimeify.lift import lift
-from anytimeify.passes.block_triangular import use_blocks
+from anytimeify.passes import block_triangular
 from anytimeify.passes.project import project
 from anytimeify.rules import rule_of
 from anytimeify.spec import verify
 from tests.building import BATCH, Build, run
 
 aten = torch.ops.aten
+use_blocks = partial(block_triangular.use_blocks, smallest=1)
 Levels = Sequence[Sequence[int]]
 QUARTERS: Levels = ([0, 1], [2, 3], [4, 5], [6, 7])
 SCATTERED: Levels = ([0, 4], [1, 5], [2, 6], [3, 7])
@@ -170,6 +172,13 @@ def test_stays_dense_where_blocks_are_not_all(changes: dict[str, Any]) -> None:
     assert [str(node.target) for node in fast.graph.nodes if "triangular" in str(node.target)] == [
         "anytimeify.triangular_linear.default"
     ]
+
+
+def test_small_layers_stay_dense() -> None:
+    program = network()
+    assert block_triangular.use_blocks(program, [0, 1]) is program
+    assert "triangular_conv" in str(block_triangular.use_blocks(program, [0, 1], smallest=8))
+    assert block_triangular.use_blocks(program, [0, 1], smallest=9) is program
 
 
 def test_nothing_to_do() -> None:
