@@ -49,7 +49,7 @@ class _Parts(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         whole, *ctx.sizes = inputs
-        ctx.shape = whole.shape
+        ctx.shape, ctx.stride = whole.shape, whole.stride()
         ctx.set_materialize_grads(False)
 
     @staticmethod
@@ -58,11 +58,20 @@ class _Parts(torch.autograd.Function):
         result: Tensor | None = None
         for size, grad in sorted(known, key=lambda one: -math.prod(one[0])):
             if result is None:
-                result = grad.new_zeros(ctx.shape)
-                _part(result, size).copy_(grad)
+                result = _filled_up(grad, size, grad.new_empty_strided(ctx.shape, ctx.stride))
             else:
                 _part(result, size).add_(grad)
         return (result, *(None for _ in ctx.sizes))
+
+
+def _filled_up(part: Tensor, size: tuple[int, ...], whole: Tensor) -> Tensor:
+    """Writes a prefix of a tensor, and zeros behind it."""
+    inside = whole
+    for dim, length in enumerate(size):
+        inside.narrow(dim, length, whole.shape[dim] - length).zero_()
+        inside = inside.narrow(dim, 0, length)
+    inside.copy_(part)
+    return whole
 
 
 def take_parts_together(graph: fx.Graph, network: nn.Module) -> None:
@@ -73,13 +82,14 @@ def take_parts_together(graph: fx.Graph, network: nn.Module) -> None:
         cuts = sum(one != whole for size in found.values() for one, whole in zip(size, value.shape, strict=True))
         if cuts < 2:
             continue  # one slice puts nothing together
-        sizes = list(dict.fromkeys(found.values()))
+        read = {node: size for node, size in found.items() if any(user not in found for user in node.users)}
+        sizes = list(dict.fromkeys(read.values()))
         with graph.inserting_after(source):
             every = graph.call_function(parts, (source, *sizes))
         for place, size in reversed(list(enumerate(sizes))):
             with graph.inserting_after(every):
                 part = graph.call_function(operator.getitem, (every, place))
-            for node in [node for node, other in found.items() if other == size]:
+            for node in [node for node, other in read.items() if other == size]:
                 part.meta = dict(node.meta)
                 for user in [user for user in node.users if user not in found]:
                     user.replace_input_with(node, part)

@@ -25,11 +25,13 @@ from torch import fx, nn
 from anytimeify.errors import SchemeError
 from anytimeify.ir import Rewritten, Size, TensorType
 from anytimeify.passes.narrow import Builder
+from anytimeify.passes.project import ancestors
 from anytimeify.passes.taxonomy import CLASSES
 
 __all__ = ["Consensus", "add_consensus"]
 
 aten = torch.ops.aten
+_DROP_PATH = torch.ops.anytimeify.drop_path.default
 NAME = "consensus"
 
 
@@ -103,12 +105,19 @@ def add_consensus(rewritten: Rewritten, consensus: Consensus) -> Rewritten:
         level_names=(*rewritten.level_names, NAME),
         members=tuple(map(moved, rewritten.members)),
         full=rewritten.full % levels,
-        alone=(*map(moved, rewritten.alone), levels) if rewritten.alone else (),
+        alone=(*map(moved, rewritten.alone), levels + _calls_ours(joint[granularities[0]])) if rewritten.alone else (),
         steps=(*map(moved, rewritten.steps), levels + 1) if rewritten.steps else (),
         heads=(*shifted[:levels], *own, *shifted[levels:]) if rewritten.heads else (),
         served=(*rewritten.served, granularities[0]) if rewritten.heads else (),
         consensus=True,
     )
+
+
+def _calls_ours(node: fx.Node) -> bool:
+    """Whether levels that are computed together take an operation of ours, which an extract may not: there the form
+    for a stream, which costs as much, is what the consensus alone is made of."""
+    targets = {one.target for one in ancestors([node])}
+    return any(getattr(target, "namespace", "") == "anytimeify" for target in targets - {_DROP_PATH})
 
 
 def _at_step(rewritten: Rewritten, outputs: Sequence[fx.Node], level: int) -> dict[int, fx.Node]:

@@ -43,7 +43,7 @@ def add_heads(captured: Captured, axes: Axes, taxonomy: Taxonomy) -> Captured:
     program = captured.program
     builder = Builder.copying(program)
     made: dict[str, tuple[str, tuple[int, ...]]] = {}  # tensors of coarse heads: what each is drawn as, and its shape
-    fresh = captured.fresh() if captured.fresh is not None else {}
+    fresh = _drawn(captured)
     outputs = []
     for prediction in program.outputs:
         factor = _classes(program, axes, prediction, taxonomy)
@@ -66,6 +66,14 @@ def add_heads(captured: Captured, axes: Axes, taxonomy: Taxonomy) -> Captured:
         fresh=_fresh(captured.fresh, program.tensors, made),
         reference=None,
     )
+
+
+def _drawn(captured: Captured) -> Mapping[str, Tensor]:
+    """Fresh tensors of the backbone; none where its initialisers cannot run again, and what is there has to do."""
+    try:
+        return captured.fresh() if captured.fresh is not None else {}
+    except SchemeError:
+        return {}
 
 
 def coarse_heads(program: Program) -> set[fx.Node]:

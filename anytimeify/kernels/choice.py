@@ -22,8 +22,9 @@ Result = TypeVar("Result")
 
 _KINDS = ("masked", "prefixes", "blocks", "measured")
 WORTH = 1 << 22  # multiply-accumulates; below, further calls cost more than what they could save
-_ROUNDS = 3
-_MARGIN = 0.95  # of the default's time, below which another form is taken: what is nearer is noise
+_ROUNDS = 5
+_PATIENCE = 0.5  # seconds of timing, after which two rounds do
+_MARGIN = 0.95  # of the masked form's and the default's time, below which another is taken: what is nearer is noise
 _HOPELESS = 1.5  # times the best so far, above which a form is not timed again
 
 
@@ -127,13 +128,18 @@ def _fastest(case: Case, run: Callable[[Form], object]) -> Form:
     for one in dict.fromkeys([case.default, *case.candidates]):
         run(one)  # compiles, reserves memory
         seconds[one] = _time(run, one, case.device)
-    for _ in range(_ROUNDS - 1):
+    total = sum(seconds.values())
+    for done in range(1, _ROUNDS):
+        if done >= 2 and total > _PATIENCE:
+            break
         best = min(seconds.values())
         for one, spent in seconds.items():
             if spent < _HOPELESS * best:
-                seconds[one] = min(spent, _time(run, one, case.device))
+                now = _time(run, one, case.device)
+                seconds[one], total = min(spent, now), total + now
     best_form = min(seconds, key=seconds.__getitem__)
-    return best_form if seconds[best_form] < _MARGIN * seconds[case.default] else case.default
+    plainest = min((*case.candidates[:1], case.default), key=seconds.__getitem__)
+    return best_form if seconds[best_form] < _MARGIN * seconds[plainest] else plainest
 
 
 def _time(run: Callable[[Form], object], one: Form, device: torch.device) -> float:

@@ -210,8 +210,13 @@ def _routes(shape: Staircase, pointwise: bool, kernels: bool, narrow: bool = Fal
 
 @cache
 def _thumb(shape: Staircase, routes: tuple[Form, ...]) -> Form:
-    """The rule of thumb: as many blocks as have enough rows each."""
-    fitting = [one for one in routes if one.blocks * _FEWEST_ROWS <= min(shape.height, shape.width)]
+    """The rule of thumb: large layers in as many blocks as have enough rows each, products of matrices more than
+    convolutions."""
+    smaller = min(shape.height, shape.width)
+    fewest = {"convolution": _FEWEST_ROWS, "matrix": 2 * _FEWEST_ROWS}
+    fitting = [one for one in routes if one.blocks * fewest.get(one.route, 0) <= smaller]
+    if smaller < 4 * _FEWEST_ROWS:
+        fitting = [one for one in fitting if one.blocks <= 1]
     return max(fitting, key=lambda one: (one.blocks, not one.channels_last))
 
 

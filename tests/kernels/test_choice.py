@@ -55,9 +55,15 @@ def test_what_is_nearly_as_fast_does_not_replace_the_default(monkeypatch: pytest
 
 
 def test_hopeless_forms_are_timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock(monkeypatch, masked=100, two=2, four=1.5)
+    clock = Clock(monkeypatch, masked=0.1, two=0.002, four=0.0015)
     assert choose(case(), clock) == FOUR
-    assert clock.calls == 3 * 2 + 2 * 2 + 1
+    assert clock.calls == 3 * 2 + 4 * 2 + 1
+
+
+def test_what_takes_long_is_timed_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch, masked=3, two=2.5, four=2.1)
+    assert choose(case(), clock) == FOUR
+    assert clock.calls == 3 * 2 + 3 + 1
 
 
 def test_small_layers_are_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:

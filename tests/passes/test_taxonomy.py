@@ -195,6 +195,28 @@ def test_heads_are_drawn_as_the_layer_that_they_are_made_after() -> None:
     assert resized(weight, (50, 256)).shape == weight.shape
 
 
+class Stubborn(nn.Linear):
+    """A layer that is initialised once and never again."""
+
+    def __init__(self) -> None:
+        self.done = False
+        super().__init__(8, 5)
+        self.done = True
+
+    def reset_parameters(self) -> None:
+        if self.done:
+            raise RuntimeError("once is enough")
+        super().reset_parameters()
+
+
+def test_values_that_are_there_do_where_none_can_be_drawn() -> None:
+    head = Stubborn()
+    backbone = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), head)
+    net = transform(backbone, NestedChannels((0.5, 1.0)), torch.randn(2, 4), taxonomy=TAXONOMY)
+    weight = dict(net.named_parameters())["anytime.1.taxonomy.coarse.2.weight"]
+    assert set(weight.flatten().tolist()) <= set(head.weight.flatten().tolist())
+
+
 class Tail(nn.Module):
     """Something between the layer that makes the classes and the prediction, or in place of it."""
 
