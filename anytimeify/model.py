@@ -93,7 +93,6 @@ class AnytimeModel(nn.Module):
         outputs: tuple[fx.Node, ...] = whole.output_node().args[0]  # type: ignore[assignment]  # canonical: a flat tuple
         positions = [rewritten.position(level) for level in range(len(self.levels))]
         joint = _only(whole, [outputs[place] for place in rewritten.joint])
-        take_parts_together(joint, network)
         views = [joint, *(_only(whole, outputs[position]) for position in positions)]
         self._graphs = tuple(self._module(graph) for graph in views)
         self._everything = whole
@@ -101,6 +100,7 @@ class AnytimeModel(nn.Module):
         self._steps = None
 
     def _module(self, graph: fx.Graph) -> fx.GraphModule:
+        take_parts_together(graph, self._sharing(nn.Module()))
         module: fx.GraphModule = self._sharing(fx.GraphModule(self._sharing(nn.Module()), graph))
         return module
 
