@@ -87,7 +87,9 @@ closed loop (0, 6, 8, 9), straight strokes (1, 4, 7), open curves (2, 3, 5).
 the one whose digits have the largest probability together. *Taxonomy* has a head per level and granularity and is
 trained with both (`TaxonomyLoss`). For one seed the images, their order and the initialisation of the backbone are the
 same. Each of the two has the learning rate, of five, that is best for the coarse classes of the thinnest level on five
-other seeds after 20 epochs. A standard deviation is that of single runs, not of the mean.
+other seeds after 20 epochs; between 0.1 and 0.3 the choice is the same after 60. With equal rates the coarse head
+gains, on those seeds after 20 epochs, 15.0, 10.7, 9.0 and 0.3 points over the class above the digit, at 0.01, 0.03, 0.1
+and 0.3; at 1 both fall apart. A standard deviation is that of single runs, not of the mean.
 """
 
 

@@ -20,8 +20,9 @@ __all__ = ["TaxonomyLoss"]
 class TaxonomyLoss(Objective):
     """sum_d w_d base(outputs of granularity d, labels of granularity d).
 
-    With `JointLoss`, Eq. 2 of Lee and Shin 2018: the sum of cross-entropies over levels and granularities. Every level and member of the outputs is a tuple of predictions, finest labels first. `target` holds labels of the
-    finest granularity, (N,) or (N, H, W), or is a tuple with the labels of every granularity. Terms are named
+    With `JointLoss`, Eq. 2 of Lee and Shin 2018: the sum of cross-entropies over levels and granularities. Every level
+    and member of the outputs is a tuple of predictions, finest labels first. `target` holds labels of the finest
+    granularity, (N,) or (N, H, W), or is a tuple with the labels of every granularity. Terms are named
     `"<granularity>/<term of base>"`, levels by their numbers in the model. A granularity that only some levels have is
     an objective on these levels.
 
