@@ -111,7 +111,7 @@ class MutualDistillation(Scheme):
 
     def _heads(self, captured: Captured, network: int) -> list[_Head]:
         """The heads of one network, cheapest first, and its own output last."""
-        half = replace(captured, program=project(captured.program, [network]), fresh=None)
+        half = replace(captured, program=project(captured.program, [network], keep_tensors=True), fresh=None)
         branches, prefix = self._of(network), PAIR[network]
         exits: list[Exit] = []
         if branches != 0 and branches != ():

@@ -94,6 +94,14 @@ def test_saved_and_read_again(net: AnytimeModel, tmp_path: Path) -> None:
         assert torch.equal(one, other)
 
 
+def test_state_dicts_have_every_batch_norms_count(net: AnytimeModel) -> None:
+    state = dict(net.state_dict())  # without the metadata by which torch forgives a missing count
+    means = [name for name in state if name.endswith("running_mean")]
+    assert means
+    assert all(name.replace("running_mean", "num_batches_tracked") in state for name in means)
+    net.load_state_dict(state)
+
+
 def test_each_network_has_branches_of_its_own(pair: tuple[nn.Module, nn.Module]) -> None:
     net = net_of(pair, branches=((Branch("stage1", {"stage3": 1}),), (Branch("stage2", widths={"stage3": 2.0}),)))
     assert [level.training_only for level in net.levels].count(True) == 1
