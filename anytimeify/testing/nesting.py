@@ -34,7 +34,7 @@ def assert_prefixes_nest(net: AnytimeModel, inputs: Sequence[Any] | None = None)
                 if name in names:
                     tensor.copy_(_changed(before[name], net.axes.dims[names[name]], net, kept[level]))
                 elif name.startswith("anytime.") and int(name.split(".")[1]) > level:
-                    tensor.copy_(before[name] + 1)
+                    tensor.copy_(_other(before[name]))
             found = [one.clone() for one in net(*given).levels]
             for name, tensor in tensors.items():
                 tensor.copy_(before[name])
@@ -45,7 +45,8 @@ def assert_prefixes_nest(net: AnytimeModel, inputs: Sequence[Any] | None = None)
 
 
 def _changed(tensor: Tensor, dims: Any, net: AnytimeModel, widths: Any) -> Tensor:
-    """Other values outside what a width keeps."""
+    """Other values outside what a width keeps, of the same sign and size: what overflows would be no number, and zero
+    times that is none either."""
     keep = torch.ones((), dtype=torch.bool, device=tensor.device)
     for dim, expr in enumerate(dims):
         inside = torch.ones(tensor.shape[dim], dtype=torch.bool, device=tensor.device)
@@ -53,4 +54,9 @@ def _changed(tensor: Tensor, dims: Any, net: AnytimeModel, widths: Any) -> Tenso
             inside.zero_()
             inside[torch.from_numpy(net.axes.indices(expr, widths)).to(tensor.device)] = True
         keep = keep.unsqueeze(-1) & inside
-    return torch.where(keep, tensor, tensor * 1.5 + 0.25)
+    return torch.where(keep, tensor, _other(tensor))
+
+
+def _other(tensor: Tensor) -> Tensor:
+    factors, offsets = torch.rand((2, *tensor.shape), generator=torch.Generator().manual_seed(0)).to(tensor)
+    return tensor * (0.5 + factors) + 1e-3 * offsets
