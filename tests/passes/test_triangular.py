@@ -76,7 +76,10 @@ NETWORKS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
 }
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+LONG = ("ShuffleNetV2", "weight standardisation", "squeeze and excite")
+
+
+@pytest.mark.parametrize("name", [pytest.param(one, marks=[pytest.mark.slow] * (one in LONG)) for one in NETWORKS])
 def test_whole_networks(name: str) -> None:
     """Levels against extracts, bits under changes of later chunks, gradients of one pass and of many, saved files."""
     model, x = NETWORKS[name]()
