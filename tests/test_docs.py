@@ -55,10 +55,10 @@ def test_the_first_op_rule_of_the_documentation() -> None:
     assert net.levels[0].cost.macs == 8 * 6 + 6 * 5 + 6 * 5 * 8 + 8 * 5
 
 
-def tiny(name: str) -> nn.Module:
+def tiny(name: str, num_classes: int = 1000) -> nn.Module:
     """What the examples get from timm: as it says what it takes, but small."""
     assert name in ("resnet18", "resnet50")
-    stem, head = nn.Conv2d(3, 16, 32, stride=32), nn.Linear(16, 1000)
+    stem, head = nn.Conv2d(3, 16, 32, stride=32), nn.Linear(16, num_classes)
     layers = [nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU()) for _ in range(4)]
     model = nn.Sequential(stem, nn.BatchNorm2d(16), nn.ReLU(), *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
     model.pretrained_cfg = {"input_size": (3, 224, 224)}  # type: ignore[assignment]  # no module, as in timm
