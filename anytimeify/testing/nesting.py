@@ -59,4 +59,5 @@ def _changed(tensor: Tensor, dims: Any, net: AnytimeModel, widths: Any) -> Tenso
 
 def _other(tensor: Tensor) -> Tensor:
     factors, offsets = torch.rand((2, *tensor.shape), generator=torch.Generator().manual_seed(0)).to(tensor)
-    return tensor * (0.5 + factors) + 1e-3 * offsets
+    result: Tensor = tensor * (0.5 + factors) + 1e-3 * offsets
+    return result
