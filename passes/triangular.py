@@ -80,7 +80,7 @@ def _refuse_cost(captured: Captured, nest: Nest, joint: Program, heads: Set[str]
         return
     first = next(node for node in nest.program.graph.nodes if node in nest.apart and nest.axes.dims[node])
     pins = (leaf.pin for expr in nest.axes.dims[first] for leaf in leaves(expr) if leaf.pin is not None)
-    reason = next((f" ({pin})" for pin in pins if pin.kind in ("fixed", "position", "output")), "")
+    reason = next((f" ({pin})" for pin in pins if pin.kind in ("fixed", "output")), "")
     raise SchemeError(
         f"connectivity='triangular': {name_of(first)} ({first.meta['origin']}) makes of all channels something whose "
         f"own axes keep their size{reason}, so that it and what lies behind would be computed for every level. That "

@@ -247,6 +247,14 @@ def test_a_stream_of_full_width_is_refused_with_the_place() -> None:
         nested(timm_model("resnet26", channels=(8, 8, 8, 8), layers=(1, 1, 1, 1)), image(32), where="inner")
 
 
+def test_a_stream_that_is_the_output_is_refused_for_that() -> None:
+    """An embedding model: what runs through its residual additions is what it returns."""
+    model = timm_model("vit_tiny_patch16_224", img_size=32, patch_size=8, depth=2, embed_dim=48, num_heads=4)
+    model.head = nn.Identity()
+    with pytest.raises(SchemeError, match=r"attn\.proj.*an output of the model.*times the backbone"):
+        nested(model, image(32))
+
+
 def test_what_an_operation_does_to_chunks() -> None:
     captured = capture(ByHand().eval(), (torch.randn(2, 6),))
     axes = analyse(captured.program)
