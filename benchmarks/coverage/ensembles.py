@@ -5,23 +5,23 @@ from __future__ import annotations
 import operator
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from anytimeify import AnytimeModel, HierarchicalEnsemble
 from anytimeify.cost import macs_by_node, sizes
 from anytimeify.passes.project import project
 from anytimeify.passes.resume import steps
-from anytimeify.verification import TOLERANCE, difference
+from anytimeify.verification import TOLERANCE
+from benchmarks.coverage import comparing
 
 __all__ = ["assert_fused_equals_unrolled", "ensemble"]
 
 Say = Callable[[Mapping[str, Any]], None]
-SMALL = {"params": 30e6, "macs": 15e9}  # of backbones whose gradients are compared too, in double precision
 _MEMBER = re.compile(r"member\d+_")
 
 
@@ -65,9 +65,9 @@ def assert_fused_equals_unrolled(say: Say, net: AnytimeModel, params: int) -> No
     net.zero_grad(set_to_none=True)
     captured = net.captured
     apart = AnytimeModel(captured, net.axes, scheme, scheme.apply(captured, net.axes), nn.Identity())
-    _stir(net)
+    comparing.stir(net)
     apart.load_state_dict(net.state_dict())
-    small = params < SMALL["params"] and net.levels[net.full].cost.macs < SMALL["macs"]
+    small = params < comparing.SMALL["params"] and net.levels[net.full].cost.macs < comparing.SMALL["macs"]
     found: dict[str, Any] = {}
     for dtype in (torch.float64, torch.float32) if small else (torch.float32, torch.float64):
         try:
@@ -85,16 +85,6 @@ def assert_fused_equals_unrolled(say: Say, net: AnytimeModel, params: int) -> No
         raise AssertionError(f"fused and unrolled differ: {found}")
 
 
-def _stir(net: AnytimeModel) -> None:
-    """Gives parameters that are all the same at the start values that tell members and channels apart. Where a last
-    norm or a layer scale starts with zeros, a wrong result before it would not be seen."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in net.parameters():
-            if parameter.is_floating_point() and parameter.numel() and parameter.min() == parameter.max():
-                parameter.add_(torch.rand(parameter.shape, generator=generator).sub_(0.5).mul_(0.5).to(parameter))
-
-
 def _differences(net: AnytimeModel, apart: AnytimeModel, dtype: torch.dtype, *, gradients: bool) -> dict[str, Any]:
     given = tuple(x.to(dtype) if x.is_floating_point() else x.clone() for x in net.captured.example_inputs)
     args, kwargs = net.calling.arguments(given, net.captured.signature)
@@ -104,28 +94,11 @@ def _differences(net: AnytimeModel, apart: AnytimeModel, dtype: torch.dtype, *, 
         unrolled = apart(*args, **kwargs)
     found = {
         "precision": str(dtype).removeprefix("torch."),
-        "outputs": _worst((*unrolled.levels, *unrolled.members), (*fused.levels, *fused.members)),
-        "stream": _worst(unrolled.levels, stream),
+        "outputs": comparing.worst((*unrolled.levels, *unrolled.members), (*fused.levels, *fused.members)),
+        "stream": comparing.worst(unrolled.levels, stream),
     }
     if gradients:
         weights = [torch.randn_like(one) for one in unrolled.members]
-        found["gradients"] = _worst(*([_gradients(one, args, kwargs, weights)] for one in (apart, net)))
+        vectors = [comparing.gradients(one, one(*args, **kwargs).members, weights) for one in (apart, net)]
+        found["gradients"] = comparing.worst(vectors[:1], vectors[1:])
     return found
-
-
-def _worst(expected: Sequence[Tensor], given: Sequence[Tensor]) -> float:
-    """Infinite also where there is nothing to compare: beyond the range of the precision."""
-    if not all(bool(one.isfinite().all()) for one in expected):
-        return float("inf")
-    return max(difference(one, other) for one, other in zip(expected, given, strict=True))
-
-
-def _gradients(net: AnytimeModel, args: Any, kwargs: Any, weights: Sequence[Tensor]) -> Tensor:
-    """Of all parameters as one vector, so that differences are relative to the largest gradient of the network: many
-    are nearly nothing at the start. The loss is a random combination of the members' predictions, other for each."""
-    parameters = [one for _, one in sorted(net.named_parameters()) if one.requires_grad]
-    members = net(*args, **kwargs).members
-    combined = torch.stack([(one * weight).sum() for one, weight in zip(members, weights, strict=True)]).sum()
-    found: Sequence[Tensor | None] = torch.autograd.grad(combined, parameters, allow_unused=True)
-    pairs = zip(parameters, found, strict=True)
-    return torch.cat([(torch.zeros_like(one) if grad is None else grad).flatten() for one, grad in pairs])

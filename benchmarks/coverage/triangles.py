@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from anytimeify import AnytimeModel, NestedChannels
 from anytimeify.cost import macs_by_node, sizes
 from anytimeify.passes.project import project
 from anytimeify.testing import assert_prefixes_nest
-from anytimeify.verification import TOLERANCE, difference
+from anytimeify.verification import TOLERANCE
+from benchmarks.coverage import comparing
 
 __all__ = ["assert_one_pass_is_many", "triangle"]
 
 Say = Callable[[Mapping[str, Any]], None]
-SMALL = {"params": 30e6, "macs": 15e9}  # of backbones whose gradients are compared too, in double precision
 
 
 def triangle(net: AnytimeModel) -> dict[str, Any]:
@@ -36,9 +35,9 @@ def assert_one_pass_is_many(say: Say, net: AnytimeModel, params: int) -> None:
 
     Says the differences in `one_pass`, and the stream's operations in `stream`, by torch's counter.
     """
-    small = params < SMALL["params"] and net.levels[net.full].cost.macs < SMALL["macs"]
+    small = params < comparing.SMALL["params"] and net.levels[net.full].cost.macs < comparing.SMALL["macs"]
     net.zero_grad(set_to_none=True)
-    _stir(net)
+    comparing.stir(net)
     found: dict[str, Any] = {}
     for dtype in (torch.float64, torch.float32) if small else (torch.float32, torch.float64):
         try:
@@ -61,15 +60,6 @@ def assert_one_pass_is_many(say: Say, net: AnytimeModel, params: int) -> None:
         raise AssertionError(f"streaming all levels costs {ratio:.3f} of the full level")
 
 
-def _stir(net: AnytimeModel) -> None:
-    """Gives parameters that are all the same at the start values that tell channels apart."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in net.parameters():
-            if parameter.is_floating_point() and parameter.numel() and parameter.min() == parameter.max():
-                parameter.add_(torch.rand(parameter.shape, generator=generator).sub_(0.5).mul_(0.5).to(parameter))
-
-
 def _arguments(net: AnytimeModel) -> tuple[Any, Any]:
     dtype = next(parameter.dtype for parameter in net.parameters() if parameter.is_floating_point())
     given = (x.to(dtype) if x.is_floating_point() else x.clone() for x in net.captured.example_inputs)
@@ -84,33 +74,15 @@ def _differences(net: AnytimeModel, dtype: torch.dtype, *, gradients: bool) -> d
         stream = [prediction for _, prediction in net.stream(*args, **kwargs)]
     found: dict[str, Any] = {
         "precision": str(dtype).removeprefix("torch."),
-        "outputs": _worst(together, apart),
-        "stream": _worst(together, stream),
+        "outputs": comparing.worst(together, apart),
+        "stream": comparing.worst(together, stream),
     }
     if gradients:
         weights = [torch.randn_like(one) for one in together]
-        one_pass = _gradients(net, _combined(net(*args, **kwargs).levels, weights))
-        passes = _gradients(net, _combined([net(*args, level=level, **kwargs) for level in net.levels], weights))
-        found["gradients"] = difference(passes, one_pass)
+        one_pass = comparing.gradients(net, net(*args, **kwargs).levels, weights)
+        passes = comparing.gradients(net, [net(*args, level=level, **kwargs) for level in net.levels], weights)
+        found["gradients"] = comparing.worst([passes], [one_pass])
     return found
-
-
-def _combined(levels: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
-    return torch.stack([(one * weight).sum() for one, weight in zip(levels, weights, strict=True)]).sum()
-
-
-def _gradients(net: AnytimeModel, loss: Tensor) -> Tensor:
-    """Of all parameters as one vector, so that differences are relative to the largest gradient of the network."""
-    parameters = [one for one in net.parameters() if one.requires_grad]
-    found = cast("Sequence[Tensor | None]", torch.autograd.grad(loss, parameters, allow_unused=True))
-    pairs = zip(parameters, found, strict=True)
-    return torch.cat([(torch.zeros_like(one) if grad is None else grad).flatten() for one, grad in pairs])
-
-
-def _worst(expected: Sequence[Tensor], given: Sequence[Tensor]) -> float:
-    if not all(bool(one.isfinite().all()) for one in expected):
-        return float("inf")
-    return max(difference(one, other) for one, other in zip(expected, given, strict=True))
 
 
 def _streamed(net: AnytimeModel) -> float:
