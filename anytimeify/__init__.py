@@ -5,6 +5,7 @@ from anytimeify.artifact import load
 from anytimeify.budget import Budget
 from anytimeify.errors import (
     AnytimeError,
+    AnytimeWarning,
     ArgumentError,
     ArtifactError,
     BudgetError,
@@ -36,6 +37,7 @@ from anytimeify.transform import transform
 __all__ = [
     "AnytimeError",
     "AnytimeModel",
+    "AnytimeWarning",
     "ArgumentError",
     "ArtifactError",
     "AuxiliaryBranches",

@@ -7,6 +7,10 @@ class AnytimeError(Exception):
     """Base of all errors raised on purpose; the command line prints its text and exits with 1."""
 
 
+class AnytimeWarning(UserWarning):
+    """The model is right, but something that its user may count on is not as in the backbone; says what and why."""
+
+
 class CaptureError(AnytimeError):
     """The model could not be turned into a canonical program."""
 
