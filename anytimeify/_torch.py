@@ -6,7 +6,8 @@ What is used, and why nothing public does it:
 * `torch._ops.HigherOrderOperator`: to tell a wrapper around a subgraph from an operation;
 * `torch.utils._pytree`: the trees that `torch.export` itself describes inputs and outputs with;
 * `SymInt.node.expr`: the expression behind a dynamic size;
-* `torch._C._AutoDispatchBelowAutograd`: what an operator with its own derivatives calls itself under.
+* `torch._C._AutoDispatchBelowAutograd`: what an operator with its own derivatives calls itself under;
+* the hooks that modules and tensors keep for the backward pass: only adding and removing them is public.
 
 A test calls every function here, so a torch that moves one of them fails there and not in a user's model.
 """
@@ -26,7 +27,7 @@ from typing import Any
 
 import sympy
 import torch
-from torch import fx
+from torch import Tensor, fx, nn
 from torch._ops import HigherOrderOperator, OpOverload
 from torch.utils import _pytree as pytree
 
@@ -34,10 +35,12 @@ __all__ = [
     "HigherOrderOperator",
     "OpOverload",
     "TreeSpec",
+    "backward_hooks",
     "cope_with_torchvision",
     "expression",
     "flatten",
     "functional_overload",
+    "gradient_hooks",
     "is_higher_order",
     "prepare_torchvision",
     "quiet_exporter",
@@ -197,6 +200,16 @@ def below_autograd() -> AbstractContextManager[None]:
     """What is called inside is not differentiated: it goes to the kernels right away."""
     result: AbstractContextManager[None] = torch._C._AutoDispatchBelowAutograd()
     return result
+
+
+def backward_hooks(module: nn.Module) -> list[Any]:
+    """What is registered on a module for the backward pass."""
+    return [*module._backward_hooks.values(), *module._backward_pre_hooks.values()]
+
+
+def gradient_hooks(tensor: Tensor) -> list[Any]:
+    """What is registered on a tensor for its gradient."""
+    return [*(tensor._backward_hooks or {}).values(), *(tensor._post_accumulate_grad_hooks or {}).values()]
 
 
 def is_higher_order(node: fx.Node) -> bool:

@@ -170,6 +170,7 @@ class Signature:
     constants: tuple[tuple[int, Any], ...] = ()  # flat positions of inputs that are not tensors, with their values
     names: tuple[str, ...] = ()  # of the positional arguments, as the backbone calls them; "" where it does not
     positional: int | None = None  # how many arguments may be given by position, keywords among them; None: all
+    trained: int | None = None  # where the prediction is in what train mode returns; None: where eval mode has it
 
 
 @dataclass(frozen=True)
@@ -181,9 +182,15 @@ class Captured:
     example_inputs: tuple[Tensor, ...]  # flat, one per placeholder
     batch: str | None  # the symbol of the dynamic batch; None if the batch is static
     notes: tuple[str, ...] = ()  # what was lost or decided during capture, for the report
+    lost: tuple[str, ...] = ()  # the notes among them that say how training differs from the backbone's
+    held: frozenset[str] = frozenset()  # paths of the modules that are in eval mode while the backbone trains
     reference: Tensor | None = None  # the backbone's own prediction for the example inputs, in eval mode
     # The backbone's tensors as its own initialisers draw them; None where its class is not known (a loaded file).
     fresh: Callable[[], Mapping[str, Tensor]] | None = field(default=None, repr=False, compare=False)
+
+    def losing(self, *lost: str) -> Captured:
+        """The same, with more that training loses."""
+        return replace(self, notes=(*self.notes, *lost), lost=(*self.lost, *lost))
 
 
 class Cost(NamedTuple):

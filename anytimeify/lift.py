@@ -23,10 +23,10 @@ from torch import Tensor, fx, nn
 from anytimeify._torch import OpOverload
 from anytimeify.ir import Program
 from anytimeify.lift_tables import Call, Instance, parametric, plain
-from anytimeify.modules import Added, AttentionDropout, BatchNormCall, DropPath, Part, TrainingSwitch
+from anytimeify.modules import CUMULATIVE, Added, AttentionDropout, BatchNormCall, DropPath, Part, TrainingSwitch
 from anytimeify.schema import bound, position, rebind
 
-__all__ = ["lift"]
+__all__ = ["lift", "norms_without_count"]
 
 aten = torch.ops.aten
 _DROP_PATH = torch.ops.anytimeify.drop_path.default
@@ -66,6 +66,19 @@ def lift(program: Program, *, training: bool = True) -> fx.GraphModule:
     module = lifter.module
     module.graph = graph
     return module.train(training)
+
+
+def norms_without_count(program: Program) -> tuple[str, ...]:
+    """In words, batch norms that average over all batches but read parts of larger statistics: of those nothing counts
+    the batches."""
+    for node in program.graph.nodes:
+        values = bound(node) if node.target is aten.batch_norm.default else {}
+        if values.get("momentum") == CUMULATIVE and values["running_mean"].op != "get_attr":
+            return (
+                "batch norms with momentum=None whose statistics several levels share have a momentum of 0.1 "
+                f"({node.meta['origin']}); net.calibrate() averages",
+            )
+    return ()
 
 
 class _Lifter:
@@ -141,7 +154,7 @@ class _Lifter:
         return new
 
     def lifted_instance(self, node: fx.Node) -> Call | None:
-        call = parametric(self.program, node) or plain(node)
+        call = parametric(self.program, node, training=self.training) or plain(node)
         if call is None:
             return None
         present = self.instances.get(call.path)
@@ -228,7 +241,8 @@ class _Lifter:
                 delattr(module, attribute)
                 self.put(full)
             elif attribute == "num_batches_tracked":
-                module.register_buffer(attribute, None)
+                averages = getattr(module, "momentum", 0.0) is None  # it divides by the count
+                module.register_buffer(attribute, torch.tensor(0) if averages else None)
 
     def put(self, name: str) -> None:
         parent, attribute = self.container(name)

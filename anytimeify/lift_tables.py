@@ -12,6 +12,7 @@ from torch import fx, nn
 from anytimeify._torch import OpOverload
 from anytimeify.ir import Program
 from anytimeify.kernels import TriangularConv, TriangularLinear
+from anytimeify.modules import CUMULATIVE, FrozenBatchNorm
 from anytimeify.schema import bound
 
 __all__ = ["Call", "Instance", "parametric", "plain"]
@@ -44,10 +45,12 @@ class Call:
 
 @dataclass(frozen=True)
 class _Shapes:
-    """Sizes of the tensor arguments of a call, by argument name; `rank` is that of its first argument."""
+    """Sizes of the tensor arguments of a call, by argument name; `rank` is that of its first argument; `training`
+    tells whether the module belongs to a graph that trains."""
 
     sizes: Mapping[str, tuple[int, ...]]
     rank: int
+    training: bool
 
 
 @dataclass(frozen=True)
@@ -128,12 +131,15 @@ def _levels(values: Values) -> dict[str, Any]:
 
 def _batch_norm(values: Values, shapes: _Shapes) -> tuple[type[nn.Module], dict[str, Any]] | None:
     kind = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}.get(shapes.rank)
-    if kind is None or not values["training"] or (values["weight"] is None) != (values["bias"] is None):
+    if kind is None or (values["weight"] is None) != (values["bias"] is None):
         return None
+    if not values["training"] and shapes.training:
+        affine = values["weight"] is not None
+        return FrozenBatchNorm, {"num_features": _first_size(shapes), "eps": values["eps"], "affine": affine}
     return kind, {
         "num_features": _first_size(shapes),
         "eps": values["eps"],
-        "momentum": values["momentum"],
+        "momentum": None if values["momentum"] == CUMULATIVE else values["momentum"],
         "affine": values["weight"] is not None,
         "track_running_stats": values["running_mean"] is not None,
     }
@@ -217,7 +223,7 @@ _PARAMETRIC: dict[object, _Row] = {
 }
 
 
-def parametric(program: Program, node: fx.Node) -> Call | None:
+def parametric(program: Program, node: fx.Node, *, training: bool) -> Call | None:
     """The module with tensors that computes `node`, if its tensors are all those of one path."""
     row = _PARAMETRIC.get(node.target)
     if row is None:
@@ -233,7 +239,7 @@ def parametric(program: Program, node: fx.Node) -> Call | None:
         return None
     sizes = {name: tuple(program.tensors[str(reader.target)].shape) for name, reader in given.items()}
     first = values[row.inputs[0]]
-    found = row.read(values, _Shapes(sizes, len(first.meta["type"].shape)))
+    found = row.read(values, _Shapes(sizes, len(first.meta["type"].shape), training))
     if found is None:
         return None
     kind, config = found

@@ -14,7 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["Added", "AttentionDropout", "BatchNormCall", "DropPath", "Part", "TrainingSwitch", "drop_path"]
+__all__ = [
+    "CUMULATIVE",
+    *("Added", "AttentionDropout", "BatchNormCall", "DropPath", "FrozenBatchNorm", "Part", "TrainingSwitch"),
+    "drop_path",
+]
+
+# The momentum of a batch norm, in a graph, whose running statistics are averages over all batches (`momentum=None`).
+CUMULATIVE = -1.0
 
 _LIBRARY = torch.library.Library("anytimeify", "FRAGMENT")
 _LIBRARY.define("drop_path(Tensor x, float keep_prob, bool scale_by_keep=True, str mode='row') -> Tensor")
@@ -65,6 +72,34 @@ class AttentionDropout(nn.Module):
         return f"p={self.p}"
 
 
+class FrozenBatchNorm(nn.Module):
+    """Batch norm that is in eval mode whatever the mode of the model: it reads its running statistics, and keeps them.
+
+    No subclass of torch's batch norms, so that nothing which looks for those, such as
+    `SyncBatchNorm.convert_sync_batchnorm`, makes it train again. `weight` and `bias` train unless they are frozen too.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(
+        self, num_features: int, eps: float = 1e-5, *, affine: bool = True, device: torch.device | str | None = None
+    ) -> None:
+        super().__init__()
+        self.num_features, self.eps = num_features, eps
+        for name, start in (("weight", torch.ones), ("bias", torch.zeros)):
+            self.register_parameter(name, nn.Parameter(start(num_features, device=device)) if affine else None)
+        self.register_buffer("running_mean", torch.zeros(num_features, device=device))
+        self.register_buffer("running_var", torch.ones(num_features, device=device))
+        self.register_buffer("num_batches_tracked", torch.tensor(0, device=device))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+
+    def extra_repr(self) -> str:
+        return f"{self.num_features}, eps={self.eps}, affine={self.weight is not None}"
+
+
 class BatchNormCall(nn.Module):
     """Batch norm whose parameters and running statistics are given at the call, as views of larger tensors.
 
@@ -74,7 +109,8 @@ class BatchNormCall(nn.Module):
 
     def __init__(self, momentum: float = 0.1, eps: float = 1e-5) -> None:
         super().__init__()
-        self.momentum, self.eps = momentum, eps
+        self.averages = momentum == CUMULATIVE  # which takes a count of batches, that a view of statistics has not
+        self.momentum, self.eps = 0.1 if self.averages else momentum, eps
 
     def forward(
         self,

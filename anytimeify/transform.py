@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
@@ -14,7 +15,9 @@ from anytimeify import verification
 from anytimeify.axes import analyse
 from anytimeify.capture import capture
 from anytimeify.capture.side_by_side import side_by_side
-from anytimeify.errors import SchemeError
+from anytimeify.errors import AnytimeWarning, SchemeError
+from anytimeify.ir import Captured
+from anytimeify.lift import norms_without_count
 from anytimeify.model import AnytimeModel
 from anytimeify.passes.consensus import Consensus
 from anytimeify.passes.options import Options
@@ -72,12 +75,20 @@ def transform(
         axes = analyse(captured.program)
         captured = replace(chosen.prepare(captured, axes), reference=None)
         rewritten = options.apply(chosen, captured, axes)
+        captured = captured.losing(*norms_without_count(rewritten.program))
         net = AnytimeModel(captured, axes, chosen, rewritten, loss, options=options)
         if isinstance(models[0], nn.Module):
             net.train(models[0].training)
+        _warn(captured)
         if verify:
             verification.verify(net, *models, references=references)
     return net
+
+
+def _warn(captured: Captured) -> None:
+    """Says in Python warnings where the result does not train as the backbone does; the report says it too."""
+    for lost in captured.lost:
+        warnings.warn(f"the result trains differently from the backbone: {lost}", AnytimeWarning, stacklevel=3)
 
 
 def _single(scheme: Scheme | str | Sequence[Scheme | str]) -> Scheme:

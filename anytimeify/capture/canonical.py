@@ -37,13 +37,13 @@ def canonicalise(
     inputs: CallInputs,
     positions: Sequence[int],
     *,
-    restore: bool = False,
+    restore: frozenset[str] | None = None,
     order: Sequence[str] = (),
 ) -> Canonical:
     """`positions`: the flat results to keep; the first of them is the prediction.
 
-    `restore`: the export was made in eval mode, norms shall train again. `order`: the names of the backbone's state
-    dict, for the program's tensors.
+    `restore`: the export was made in eval mode, norms shall train again, except for modules of these paths. `order`:
+    the names of the backbone's state dict, for the program's tensors.
     """
     draft = lower(exported, order)
     recompose(draft)
@@ -51,8 +51,8 @@ def canonicalise(
     drop_identities(draft)
     collected = drop_dead_writes(draft)
     functionalise(draft)
-    if restore:
-        restore_training_form(draft)
+    if restore is not None:
+        restore_training_form(draft, held=restore)
     simplify(draft)
     recognise_stochastic_depth(draft)
     free_of_device(draft)

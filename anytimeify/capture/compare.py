@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from anytimeify._torch import OpOverload, TreeSpec, flatten, unflatten
-from anytimeify.capture.front_end import in_mode
 from anytimeify.capture.inputs import CallInputs
+from anytimeify.capture.modes import in_mode
 from anytimeify.capture.outputs import choose
 from anytimeify.errors import CaptureError
 from anytimeify.ir import Captured, Program
@@ -23,6 +23,7 @@ from anytimeify.schema import bound
 
 __all__ = [
     "Expected",
+    "buffers_kept",
     "difference",
     "expected_from_exported",
     "expected_from_module",
@@ -58,7 +59,7 @@ class Expected:
 
 def expected_from_module(model: nn.Module, inputs: CallInputs, output: int | str | None) -> Expected:
     """In eval mode; what the model writes to its buffers is put back. Raises whatever the model raises."""
-    with in_mode(model, training=False), _buffers_kept(model), _quietly():
+    with in_mode(model, training=False), buffers_kept(model), _quietly():
         return Expected.of(model(*inputs.args, **inputs.kwargs), output)
 
 
@@ -137,7 +138,7 @@ def _quietly() -> Iterator[None]:
 
 
 @contextmanager
-def _buffers_kept(model: nn.Module) -> Iterator[None]:
+def buffers_kept(model: nn.Module) -> Iterator[None]:
     """A forward pass may write to its buffers or put others in their place."""
     places = [(module, name, buffer) for module in model.modules() for name, buffer in module._buffers.items()]
     try:

@@ -37,17 +37,16 @@ def from_exported(exported: ExportedProgram, example_inputs: Any, output: int | 
     tree = unflatten(list(range(len(results))), exported.call_spec.out_spec)
     position = choose(tree, [result is not None for result in results], output)
     try:
-        captured, _ = canonicalise(exported, inputs, [position], restore=not training)
+        captured, _ = canonicalise(exported, inputs, [position], restore=None if training else frozenset())
     except BufferMutation as error:
         raise UnsupportedOpError(
             f"The exported program writes to a tensor of its own: {error}. Export it without."
         ) from error
-    notes = list(captured.notes)
     if not training:
-        notes.append("exported in eval mode: norms train again, dropout and stochastic depth are lost")
+        captured = captured.losing("exported in eval mode: norms train again, dropout and stochastic depth are lost")
     if captured.batch is None:
-        notes.append("the batch size is fixed, as in the exported program")
-    captured = replace(captured, notes=tuple(notes))
+        fixed = "the batch size is fixed, as in the exported program"
+        captured = replace(captured, notes=(*captured.notes, fixed))
     if check:
         expected = expected_from_exported(exported, inputs, output)
         (gap,) = gaps(captured, expected, training=training)

@@ -13,8 +13,9 @@ from anytimeify._torch import unflatten
 from anytimeify.capture.canonical import canonicalise, results_of
 from anytimeify.capture.compare import Expected, difference, expected_from_module, gaps, randomness, tolerance
 from anytimeify.capture.draft import BufferMutation
-from anytimeify.capture.front_end import MOMENTUM, cumulative_norms, does_not_run, explain, export
+from anytimeify.capture.front_end import does_not_run, explain, export
 from anytimeify.capture.inputs import Arguments, CallInputs, in_order
+from anytimeify.capture.modes import Modes, refuse_hooks
 from anytimeify.capture.outputs import choose
 from anytimeify.errors import AnytimeError, CaptureError, UnsupportedOpError, VerificationError
 from anytimeify.ir import Captured
@@ -27,7 +28,8 @@ def from_module(
 ) -> Captured:
     """The prediction is what the model returns in eval mode; train mode may return more, or another structure."""
     inputs, arguments = in_order(model, inputs)
-    source = _Source(model, inputs, arguments, dynamic_shapes, output)
+    refuse_hooks(model)
+    source = _Source(model, inputs, arguments, dynamic_shapes, output, Modes.of(model))
     exported, why = source.export(training=True)
     if check:
         source = replace(source, expected=source.in_eval_mode())
@@ -44,8 +46,7 @@ def from_module(
     why = attempt.why or _mutation(attempt.collected)
     if again.captured is None:
         raise source.refusal(why, again)
-    lost = f"training-only behaviour was lost: {_first_line(why)}"
-    return replace(again.captured, notes=(*again.captured.notes, lost))
+    return again.captured.losing(f"training-only behaviour was lost: {_first_line(why)}")
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ class _Source:
     arguments: Arguments
     dynamic_shapes: Any
     output: int | str | None
+    modes: Modes
     expected: Expected | None = None
 
     @property
@@ -76,7 +78,8 @@ class _Source:
 
     def export(self, *, training: bool) -> tuple[ExportedProgram | None, Exception | None]:
         try:
-            return export(self.model, self.inputs, self.dynamic_shapes, training=training), None
+            held = self.modes.held
+            return export(self.model, self.inputs, self.dynamic_shapes, training=training, held=held), None
         except Exception as error:
             return None, error
 
@@ -96,24 +99,19 @@ class _Source:
             position = self.position(exported, training=training)
             if position is None:
                 return _Attempt(why=CaptureError(f"what {mode} mode returns does not tell the prediction of eval mode"))
-            captured, collected = canonicalise(exported, self.inputs, [position], restore=not training, order=order)
+            captured, collected = canonicalise(
+                exported, self.inputs, [position], restore=None if training else self.modes.held, order=order
+            )
         except (BufferMutation, UnsupportedOpError) as error:
             return _Attempt(why=error)
         names, positional = self.arguments.names, self.arguments.positional
-        captured = replace(captured, signature=replace(captured.signature, names=names, positional=positional))
-        averaging = list(cumulative_norms(self.model))
-        if averaging:
-            note = (
-                f"momentum=None became {MOMENTUM} in {len(averaging)} norms, net.calibrate() averages: {averaging[0]}"
-            )
-            captured = replace(captured, notes=(*captured.notes, note))
+        signature = replace(captured.signature, names=names, positional=positional, trained=position)
+        captured = _told(replace(captured, signature=signature, held=self.modes.held)).losing(*self.modes.lost)
         if self.expected is None:
             return _Attempt(captured, collected=collected)
         (gap,) = gaps(captured, self.expected, training=False)
         if gap <= tolerance(self.expected.prediction.dtype):
-            signature = replace(
-                captured.signature, out_spec=self.expected.spec, prediction=self.expected.position
-            )  # of eval mode, in which models are compared
+            signature = replace(signature, out_spec=self.expected.spec, prediction=self.expected.position)
             captured = replace(captured, signature=signature, reference=self.expected.prediction)
             return _Attempt(captured, collected=collected)
         differs = CaptureError(f"the graph of {mode} mode differs from the model in eval mode by {gap:.1e}")
@@ -132,7 +130,8 @@ class _Source:
         candidates = [place for place, one in enumerate(results) if one is not None and _alike(one, want)]
         if len(candidates) < 2:
             return candidates[0] if candidates else None
-        captured, _ = canonicalise(exported, self.inputs, candidates, restore=not training)
+        restore = None if training else self.modes.held
+        captured, _ = canonicalise(exported, self.inputs, candidates, restore=restore)
         found = gaps(captured, self.expected, training=False)
         same = [place for place, gap in zip(candidates, found, strict=True) if gap <= tolerance(want.dtype)]
         return same[0] if len(same) == 1 else None
@@ -171,6 +170,15 @@ class _Source:
             f"{self.name} does not survive capture: in eval mode, on the example inputs, the graph differs from the "
             f"model by {gap:.1e} of the largest output ({_first_line(why)}). {reason}"
         )
+
+
+def _told(captured: Captured) -> Captured:
+    """The capture with a note on the modules that stay in eval mode; of nested ones the outermost is named."""
+    outermost = sorted(path for path in captured.held if not any(path.startswith(f"{one}.") for one in captured.held))
+    if not outermost:
+        return captured
+    shown = ", ".join(outermost[:3]) + (f" and {len(outermost) - 3} more" if len(outermost) > 3 else "")
+    return replace(captured, notes=(*captured.notes, f"in eval mode in training too, as in the backbone: {shown}"))
 
 
 def _alike(found: Tensor, want: Tensor) -> bool:

@@ -1,7 +1,7 @@
 """The one front end: `torch.export` on the model in train mode, with errors that say what to do.
 
-The model is left as it was: training flags are set and restored one by one (no `train()` of the user's is called), and
-nothing is written to its tensors.
+The model is left as it was: training flags and momenta are set and restored one by one, and nothing is written to its
+tensors.
 """
 
 from __future__ import annotations
@@ -19,53 +19,44 @@ from torch.export import ExportedProgram
 
 from anytimeify._torch import quiet_exporter
 from anytimeify.capture.inputs import CallInputs, repeated, shapes_of_batch
+from anytimeify.capture.modes import in_mode
 from anytimeify.errors import CaptureError
+from anytimeify.modules import CUMULATIVE
 
-__all__ = ["MOMENTUM", "cumulative_norms", "does_not_run", "explain", "export", "in_mode"]
-
-MOMENTUM = 0.1  # torch's default, for norms whose own cannot be said in a graph
-
-
-@contextmanager
-def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
-    """The model with all training flags set one way; every flag is restored exactly."""
-    flags = [(module, module.training) for module in model.modules()]
-    try:
-        for module, _ in flags:
-            module.training = training
-        yield
-    finally:
-        for module, flag in flags:
-            module.training = flag
+__all__ = ["does_not_run", "explain", "export"]
 
 
 @contextmanager
-def _without_cumulative_averages(model: nn.Module) -> Iterator[None]:
-    """Norms with `momentum=None` divide by the number of batches so far, which is a value and not part of a graph."""
-    norms = cumulative_norms(model)
+def _cumulative_averages(model: nn.Module) -> Iterator[None]:
+    """Norms with `momentum=None` say so in the graph by the number that stands for it."""
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+    norms = [module for module in model.modules() if isinstance(module, kinds) and module.momentum is None]
     try:
-        for norm in norms.values():
-            norm.momentum = MOMENTUM
+        for norm in norms:
+            norm.momentum = CUMULATIVE
         yield
     finally:
-        for norm in norms.values():
+        for norm in norms:
             norm.momentum = None
 
 
-def cumulative_norms(model: nn.Module) -> dict[str, Any]:
-    """The norms whose running statistics are averages over all batches, by module path."""
-    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-    return {path: one for path, one in model.named_modules() if isinstance(one, kinds) and one.momentum is None}
+def export(
+    model: nn.Module,
+    inputs: CallInputs,
+    dynamic_shapes: Any,
+    *,
+    training: bool,
+    held: frozenset[str] = frozenset(),
+) -> ExportedProgram:
+    """`torch.export`, the batch dynamic where `dynamic_shapes` is None, modules `held` in eval mode in any case.
 
-
-def export(model: nn.Module, inputs: CallInputs, dynamic_shapes: Any, *, training: bool) -> ExportedProgram:
-    """`torch.export`, the batch dynamic where `dynamic_shapes` is None. Raises whatever it raises: see `explain`."""
+    Raises whatever `torch.export` raises: see `explain`."""
     if dynamic_shapes is None:
         inputs = repeated(inputs)
         dynamic_shapes = shapes_of_batch(model, inputs)
     with (
-        in_mode(model, training=training),
-        _without_cumulative_averages(model),
+        in_mode(model, training=training, held=held),
+        _cumulative_averages(model),
         torch.enable_grad(),
         warnings.catch_warnings(),
         quiet_exporter(),

@@ -40,6 +40,12 @@ def side_by_side(one: Captured, other: Captured) -> Captured:
         one,
         program=Program(graph, tensors, transient),
         notes=tuple(f"{half}: {note}" for half, each in zip(PAIR, (one, other), strict=True) for note in each.notes),
+        lost=tuple(f"{half}: {note}" for half, each in zip(PAIR, (one, other), strict=True) for note in each.lost),
+        held=frozenset(
+            f"{half}.{path}" if path else half
+            for half, each in zip(PAIR, (one, other), strict=True)
+            for path in each.held
+        ),
         reference=None,
         fresh=_both(one.fresh, other.fresh),
     )

@@ -14,17 +14,21 @@ import torch
 from torch.export import ExportedProgram
 
 from anytimeify._torch import OpOverload, schema
-from anytimeify.capture.draft import Draft, insert, replace, update
+from anytimeify.capture.draft import Draft, insert, origin_of, replace, update
 from anytimeify.schema import bound
 
 __all__ = ["restore_training_form", "trains"]
 
 aten = torch.ops.aten
+_NORMS = (aten.batch_norm.default, aten.instance_norm.default)
 
 
-def restore_training_form(draft: Draft) -> None:
-    """Rewrites every norm with running statistics, for those without have no eval form, and every dropout."""
+def restore_training_form(draft: Draft, *, held: frozenset[str]) -> None:
+    """Rewrites every norm with running statistics, for those without have no eval form, and every dropout. Norms of
+    the modules `held` in eval mode, by path, stay as they are."""
     for node in list(draft.graph.nodes):
+        if origin_of(node).module_path in held and node.target in _NORMS:
+            continue
         if node.target is aten.batch_norm.default and bound(node)["running_mean"] is not None:
             update(node, training=True)
         elif node.target is aten.instance_norm.default and bound(node)["running_mean"] is not None:

@@ -9,10 +9,9 @@ Infinities and NaNs agree with themselves.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -27,12 +26,15 @@ from anytimeify.lift import lift
 from anytimeify.model import AnytimeModel
 from anytimeify.passes.project import project
 from anytimeify.schema import bound
+from anytimeify.verification.precision import ADVICE, TOLERANCE, cast_limit, clone, double, in_double, with_batch
+from anytimeify.verification.training import verify_training
 
-__all__ = ["TOLERANCE", "difference", "verify"]
+__all__ = ["difference", "verify"]
 
-Module = TypeVar("Module", bound=nn.Module)
-TOLERANCE = 1e-5
-_ADVICE = "Please report this with the model; transform(..., verify=False) skips the check"
+_FIXED_BATCH = (
+    "its forward() decides something by the size of the batch, of which the graph holds one side. Take that out of "
+    "forward(), or pass dynamic_shapes={} to fix the size of the batch as in the example"
+)
 
 
 def verify(
@@ -42,7 +44,9 @@ def verify(
 
     1. The full level equals the backbone, `models[0]`, or one level each of `models`. A program that was exported in
        training mode cannot be run in eval mode, and is left out.
+       It does so for a batch of another size too, where the batch is dynamic.
     2. Every level run inside the joint graph equals the same level extracted.
+    3. The full level trains as the backbone does: see `anytimeify.verification.training`.
 
     `references` are the backbones' predictions where they are known already. Training flags are afterwards as before;
     the backbones are only called.
@@ -50,18 +54,20 @@ def verify(
     inputs = net.captured.example_inputs
     with _evaluating(net), torch.no_grad():
         args, kwargs = _call(net, inputs)
-        levels = _clone(net(*args, **kwargs).levels)
+        levels = clone(net(*args, **kwargs).levels)
         for place, (model, reference) in enumerate(zip(models, references, strict=True)):
             backbone = _eval_form(model)
             if backbone is not None and net.exact:
                 full = levels[net.backbones[place]]
-                _check_full(net, place, backbone, full if net.taxonomy is None else full[0], reference)
+                _check_full(net, place, backbone, full if net.taxonomy is None else full[0], inputs, reference)
+                _check_other_batch(net, place, backbone)
         for level, granularity, prediction in _predictions(net, levels):
             small = net.extract(level, granularity=granularity)
             args, kwargs = _call(net, inputs)
             result = small(*args, **kwargs)
             if not _agree(prediction, result):
                 _check_level_again(net, level, granularity, difference(prediction, result))
+    verify_training(net, *models)
 
 
 def _predictions(net: AnytimeModel, levels: Sequence[Any]) -> Iterator[tuple[int, str | None, Tensor]]:
@@ -93,34 +99,76 @@ def _agree(reference: Tensor, result: Tensor) -> bool:
     return difference(reference, result) <= TOLERANCE and bool(reference.isfinite().all())
 
 
-def _check_full(net: AnytimeModel, place: int, model: nn.Module, prediction: Tensor, reference: Tensor | None) -> None:
+def _check_other_batch(net: AnytimeModel, place: int, model: nn.Module) -> None:
+    """Where a forward pass looks at the size of its batch, the graph knows one side of that only."""
+    captured = net.captured
+    if captured.batch is None:
+        return
+    for count in _other_counts(captured):
+        inputs = with_batch(captured, captured.example_inputs, count)
+        try:
+            reference = _run_backbone(model, captured, inputs)
+        except Exception:  # the backbone does not take batches of this size
+            continue
+        try:
+            prediction = net.graph(net.backbones[place], _finest(net))(*clone(inputs))
+        except Exception as error:
+            raise VerificationError(
+                f"the full level does not run on a batch of {count}, which the backbone takes: {error}. {_FIXED_BATCH}"
+            ) from error
+        _check_full(net, place, model, prediction, inputs, reference)
+        return
+
+
+def _other_counts(captured: Captured) -> tuple[int, int]:
+    """Another size of a batch to try, and one to try where the backbone refuses that."""
+    single = with_batch(captured, captured.example_inputs, 1)
+    one = all(x.shape == y.shape for x, y in zip(single, captured.example_inputs, strict=True))
+    return (3, 2) if one else (1, 5)
+
+
+def _check_full(
+    net: AnytimeModel,
+    place: int,
+    model: nn.Module,
+    prediction: Tensor,
+    inputs: tuple[Tensor, ...],
+    reference: Tensor | None,
+) -> None:
     captured, level = net.captured, net.backbones[place]
     if reference is None:
-        reference = _run_backbone(model, captured, captured.example_inputs)
+        reference = _run_backbone(model, captured, inputs)
     if _agree(reference, prediction):
         return
+    own = inputs is captured.example_inputs
     error, limit = difference(reference, prediction), _rounding(captured.program)
     _refuse_randomness(captured.program, error)
-    inputs = tuple(_double(x) for x in captured.example_inputs)
+    inputs = tuple(map(double, inputs))
     try:
-        reference = _run_backbone(_in_double(model), captured, inputs)
-        prediction = _in_double(net).graph(level, _finest(net))(*_clone(inputs))
+        reference = _run_backbone(in_double(model), captured, inputs)
+        prediction = in_double(net).graph(level, _finest(net))(*clone(inputs))
     except Exception:  # a model that cannot be copied or that insists on its own precision: that verdict stands
         pass
     else:
-        error, limit = difference(reference, prediction), _cast(captured.program)
+        error, limit = difference(reference, prediction), cast_limit(captured.program)
     if error <= limit:
         return
+    if not own:
+        count = next((len(x) for x in inputs if x.dim()), 0)
+        raise VerificationError(
+            f"for a batch of {count} the full level differs from the backbone by {error:.1e}, and not for the example "
+            f"inputs: {_FIXED_BATCH}"
+        )
     source = lift(project(captured.program, [place]), training=False)
     whole = net.graph(level, _finest(net))
     node = _first_difference(source, captured.example_inputs, whole, captured.example_inputs)
     if node is None:
         raise VerificationError(
             f"the captured graph, before any rewrite, differs from the backbone by {error:.1e} in eval mode: the "
-            f"backbone computes something in eval mode that it does not in training mode, or is random. {_ADVICE}"
+            f"backbone computes something in eval mode that it does not in training mode, or is random. {ADVICE}"
         )
     raise VerificationError(
-        f"the full level differs from the backbone by {error:.1e}, first at {_where(net, node)}. {_ADVICE}"
+        f"the full level differs from the backbone by {error:.1e}, first at {_where(net, node)}. {ADVICE}"
     )
 
 
@@ -131,22 +179,22 @@ def _check_level_again(net: AnytimeModel, index: int, granularity: str | None, e
     limit, inputs = _rounding(program), net.captured.example_inputs
     level, small = net.graph(index, granularity), net.extract(index, granularity=granularity)
     try:
-        wide, doubles = _in_double(net), tuple(_double(x) for x in inputs)
+        wide, doubles = in_double(net), tuple(double(x) for x in inputs)
         args, kwargs = _call(net, doubles)
-        level_result = wide.graph(index, granularity)(*_clone(doubles))
+        level_result = wide.graph(index, granularity)(*clone(doubles))
         error = difference(level_result, wide.extract(index, granularity=granularity)(*args, **kwargs))
     except Exception:  # the net insists on its own precision: that verdict stands
         args, kwargs = _call(net, inputs)
     else:
         level, small = wide.graph(index, granularity), wide.extract(index, granularity=granularity)
-        inputs, limit = doubles, _cast(program)
+        inputs, limit = doubles, cast_limit(program)
     if error <= limit:
         return
     node = _first_difference(level, inputs, small, args, kwargs, prefix=f"level{index}_")
     name = net.levels[index].name + (f", {granularity}" if granularity is not None else "")
     raise VerificationError(
         f"level {index} ({name}) differs by {error:.1e} between the model and its extract, "
-        f"first at {_where(net, node)}. {_ADVICE}"
+        f"first at {_where(net, node)}. {ADVICE}"
     )
 
 
@@ -170,12 +218,6 @@ def _rounding(program: Program) -> float:
     return max([TOLERANCE, *(tolerance(kind.dtype) for kind in kinds if isinstance(kind, TensorType))])
 
 
-def _cast(program: Program) -> float:
-    """What remains of that where all tensors are in double precision: conversions that the program itself makes."""
-    given = (value for node in program.graph.nodes for value in (*node.args, *node.kwargs.values()))
-    return max([TOLERANCE, *(tolerance(value) for value in given if isinstance(value, torch.dtype))])
-
-
 def _first_difference(
     reference: fx.GraphModule,
     inputs: tuple[Any, ...],
@@ -196,7 +238,7 @@ def _first_difference(
 
 def _values(module: fx.GraphModule, inputs: tuple[Any, ...]) -> dict[str, Any]:
     recorder = _Recorder(module)
-    recorder.run(*_clone(inputs))
+    recorder.run(*clone(inputs))
     return recorder.values
 
 
@@ -210,7 +252,7 @@ class _Recorder(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
         if n.op in ("call_function", "call_module"):
-            self.values[n.name] = _clone(value)
+            self.values[n.name] = clone(value)
         return value
 
 
@@ -220,7 +262,7 @@ def _positional(module: fx.GraphModule, args: tuple[Any, ...], kwargs: dict[str,
 
 
 def _run_backbone(model: nn.Module, captured: Captured, inputs: tuple[Tensor, ...]) -> Tensor:
-    args, kwargs = Calling.of(captured).arguments(_clone(inputs), captured.signature)
+    args, kwargs = Calling.of(captured).arguments(clone(inputs), captured.signature)
     with _evaluating(model), seeded():
         result = flatten(model(*args, **kwargs))[0][captured.signature.prediction]
     assert isinstance(result, Tensor)
@@ -245,23 +287,4 @@ def _where(net: AnytimeModel, name: str | None) -> str:
 
 
 def _call(net: AnytimeModel, inputs: tuple[Tensor, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    return net.calling.arguments(_clone(inputs), net.captured.signature)
-
-
-def _in_double(module: Module) -> Module:
-    """A copy in double precision."""
-    wide = copy.deepcopy(module).double()
-    for tensor in (*wide.parameters(), *wide.buffers()):
-        tensor.data = _double(tensor.data)  # `double()` leaves complex ones as they are
-    return wide
-
-
-def _double(x: Tensor) -> Tensor:
-    if x.is_complex():
-        return x.to(torch.complex128)
-    return x.double() if x.is_floating_point() else x
-
-
-def _clone(value: Any) -> Any:
-    """Copies of tensors: a model may write to its inputs."""
-    return fx.node.map_aggregate(value, lambda x: x.clone() if isinstance(x, Tensor) else x)
+    return net.calling.arguments(clone(inputs), net.captured.signature)

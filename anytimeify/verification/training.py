@@ -1,0 +1,241 @@
+"""One step of training: the full level beside its backbone, in train mode and without randomness.
+
+The step is one forward pass and the backward pass of one number, the sum of the predictions with fixed weights. What is
+compared: the prediction, the gradient of every parameter, and the buffers afterwards. In single precision gradients are
+rounded more than predictions are; where that leaves a doubt, both run once more in double precision, which decides.
+
+Nothing is left behind: no gradient in any `.grad`, buffers and training flags as before.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from anytimeify._torch import flatten
+from anytimeify.calling import Calling
+from anytimeify.capture.compare import buffers_kept, difference, seeded
+from anytimeify.capture.modes import in_mode
+from anytimeify.capture.training_form import trains
+from anytimeify.errors import VerificationError
+from anytimeify.ir import PAIR, Captured
+from anytimeify.model import AnytimeModel
+from anytimeify.stacks import first_member
+from anytimeify.verification.precision import ADVICE, cast_limit, clone, double, in_double, with_batch
+from anytimeify.verification.randomness import WithoutRandomness
+
+__all__ = ["Gap", "Step", "compare_training", "verify_training"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step gives: the prediction, gradients by the names of parameters (None: it got none), and buffers."""
+
+    prediction: Tensor
+    gradients: Mapping[str, Tensor | None]
+    buffers: Mapping[str, Tensor]
+    changed: frozenset[str]  # the buffers that the step wrote to
+
+
+@dataclass(frozen=True)
+class Gap:
+    """The largest differences of a step, relative to the largest element, and where they are."""
+
+    prediction: float
+    gradient: float
+    parameter: str  # the one nearest to the output whose gradient differs by too much, or by the most
+    buffer: float
+    name: str  # of the buffer that differs the most
+    followed: int  # how many buffers a step of the backbone changes, and one of the level changes alike
+
+    def within(self, limit: float) -> bool:
+        return self.prediction <= limit and self.gradient <= limit and self.buffer <= limit
+
+
+# Relative differences that are rounding, in single and in double precision. A gradient that is this small beside the
+# largest of all parameters is rounding altogether, as that of a bias before a batch norm is.
+_SINGLE, _DOUBLE = 1e-4, 1e-7
+_NOTHING = {_SINGLE: 1e-5, _DOUBLE: 1e-12}
+
+
+def verify_training(net: AnytimeModel, *models: nn.Module | ExportedProgram) -> None:
+    """`VerificationError` where a full level trains otherwise than its backbone, one of `models` each.
+
+    Left out: models whose full level is no copy of the backbone, and what is known to train differently, which a
+    warning has said. A backbone that cannot train on the example inputs shows nothing."""
+    if not net.exact or net.captured.lost:
+        return
+    for place, model in enumerate(models):
+        gap, limit = compare_training(net, model, place)
+        if gap is not None and not gap.within(limit):
+            raise VerificationError(_described(net, gap, limit))
+
+
+def compare_training(net: AnytimeModel, model: nn.Module | ExportedProgram, place: int = 0) -> tuple[Gap | None, float]:
+    """How the training of a full level differs from that of its backbone, and what of it may be rounding; None where
+    the backbone does not train on the example inputs, or has no floating-point prediction."""
+    backbone = _training_form(model)
+    inputs = _inputs(net.captured)
+    theirs = _step_of_backbone(net, backbone, inputs, place) if backbone is not None else None
+    ours = _step_of_level(net, inputs, place) if theirs is not None else None
+    if backbone is None or theirs is None or ours is None:
+        return None, _SINGLE
+    gap = _gap(net, backbone, theirs, ours, place, _SINGLE)
+    if gap.within(_SINGLE):
+        return gap, _SINGLE
+    limit = 8 * cast_limit(net.captured.program)
+    try:
+        doubles = tuple(map(double, inputs))
+        wide_net, wide = in_double(net), in_double(backbone)
+        theirs = _step_of_backbone(wide_net, wide, doubles, place)
+        ours = _step_of_level(wide_net, doubles, place)
+        assert theirs is not None
+        assert ours is not None
+        return _gap(wide_net, wide, theirs, ours, place, _DOUBLE), limit
+    except Exception:  # a model that cannot be copied or that insists on its own precision: judged by that
+        return gap, 1e-2
+
+
+def _training_form(model: nn.Module | ExportedProgram) -> nn.Module | None:
+    if isinstance(model, nn.Module):
+        return model
+    return model.module(check_guards=False) if trains(model) else None
+
+
+def _inputs(captured: Captured) -> tuple[Tensor, ...]:
+    """A single sample is no batch to train on: norms would divide by nothing."""
+    own = clone(captured.example_inputs)
+    return with_batch(captured, own, 2) if captured.batch is not None and _single(captured) else own
+
+
+def _single(captured: Captured) -> bool:
+    return with_batch(captured, captured.example_inputs, 1)[0].shape == captured.example_inputs[0].shape
+
+
+def _score(prediction: Tensor) -> Tensor:
+    values = torch.view_as_real(prediction) if prediction.is_complex() else prediction
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randn(values.shape, generator=generator, dtype=torch.float64).to(values)
+    return (values * weights).sum() / max(1.0, math.sqrt(values.numel()))
+
+
+def _step_of_backbone(net: AnytimeModel, model: nn.Module, inputs: tuple[Tensor, ...], place: int) -> Step | None:
+    captured, prefix = net.captured, _prefix(net, place)
+    held = frozenset(path.removeprefix(prefix) for path in captured.held if path.startswith(prefix))
+    signature = captured.signature
+    where = signature.prediction if signature.trained is None else signature.trained
+    args, kwargs = Calling.of(captured).arguments(clone(inputs), signature)
+
+    def predict() -> Tensor | None:
+        leaves = flatten(model(*args, **kwargs))[0]
+        found = leaves[where] if where < len(leaves) else None
+        return found if isinstance(found, Tensor) else None
+
+    with in_mode(model, training=True, held=held), buffers_kept(model):
+        try:
+            return _step(predict, dict(model.named_parameters()), lambda: dict(model.named_buffers()))
+        except Exception:  # such as a batch norm that has one value per channel
+            return None
+
+
+def _step_of_level(net: AnytimeModel, inputs: tuple[Tensor, ...], place: int) -> Step | None:
+    graph = net.graph(net.backbones[place], None if net.taxonomy is None else 0)
+    parameters = {name: tensor for name, tensor in net.tensors().items() if isinstance(tensor, nn.Parameter)}
+    with in_mode(net, training=True), buffers_kept(net):
+        return _step(lambda: graph(*clone(inputs)), parameters, net.tensors)
+
+
+def _prefix(net: AnytimeModel, place: int) -> str:
+    return f"{PAIR[place]}." if len(net.backbones) > 1 else ""
+
+
+def _step(
+    predict: Callable[[], Tensor | None],
+    parameters: Mapping[str, Tensor],
+    buffers: Callable[[], Mapping[str, Tensor]],
+) -> Step | None:
+    trained = {name: one for name, one in parameters.items() if one.requires_grad}
+    before = {name: one.detach().clone() for name, one in buffers().items() if name not in parameters}
+    with torch.enable_grad(), seeded(), WithoutRandomness():
+        prediction = predict()
+        if prediction is None or not (prediction.is_floating_point() or prediction.is_complex()):
+            return None
+        known: dict[str, Tensor | None] = dict.fromkeys(parameters)
+        score = _score(prediction)
+        if score.requires_grad and trained:
+            found = torch.autograd.grad(score, list(trained.values()), allow_unused=True)
+            known.update(zip(trained, found, strict=True))
+    after = {name: one.detach().clone() for name, one in buffers().items() if name not in parameters}
+    changed = frozenset(name for name, one in after.items() if name in before and not torch.equal(before[name], one))
+    return Step(prediction.detach(), known, after, changed)
+
+
+def _gap(net: AnytimeModel, model: nn.Module, theirs: Step, ours: Step, place: int, limit: float) -> Gap:
+    prefix, tensors = _prefix(net, place), net.tensors()
+    largest = max((float(one.abs().max()) for one in theirs.gradients.values() if one is not None), default=0.0)
+    gradient, parameter = 0.0, ""
+    for name, one in reversed(list(model.named_parameters())):
+        if prefix + name not in tensors or gradient > limit:
+            continue
+        other = ours.gradients.get(prefix + name)
+        pair = _aligned(one, tensors[prefix + name], theirs.gradients[name], other)
+        found = _relative(*pair, floor=largest * _NOTHING[limit])
+        if found >= gradient:
+            gradient, parameter = found, name
+    buffer, worst, followed = 0.0, "", 0
+    for name, value in theirs.buffers.items():
+        if prefix + name not in ours.buffers:
+            continue
+        found = _of_buffers(value, ours.buffers[prefix + name])
+        followed += found <= limit and name in theirs.changed
+        if found > buffer:
+            buffer, worst = found, name
+    return Gap(difference(theirs.prediction, ours.prediction), gradient, parameter, buffer, worst, followed)
+
+
+def _aligned(one: Tensor, stack: Tensor, theirs: Tensor | None, ours: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Both gradients in one order: of a stack of members the first, sorted where a scheme has permuted the channels."""
+    first, second = (
+        torch.zeros_like(like) if gradient is None else gradient for gradient, like in ((theirs, one), (ours, stack))
+    )
+    own, second = first_member(stack.detach(), one.shape), first_member(second.detach(), one.shape)
+    if own.shape == one.shape and not torch.equal(own, one):
+        first, second = first.flatten().sort().values, second.flatten().sort().values
+    return first, second
+
+
+def _relative(reference: Tensor, result: Tensor, floor: float) -> float:
+    if reference.shape != result.shape:
+        return float("inf")
+    if not reference.numel() or not bool(reference.isfinite().all()):
+        return 0.0
+    error, scale = float((reference - result).abs().max()), float(reference.abs().max())
+    if error <= floor:
+        return 0.0
+    return error / scale if scale > 0 else float("inf")
+
+
+def _of_buffers(value: Tensor, other: Tensor) -> float:
+    other = first_member(other, value.shape)
+    if value.is_floating_point() and value.shape == other.shape and not torch.equal(value, other):
+        return min(difference(value, other), difference(value.flatten().sort().values, other.flatten().sort().values))
+    return 0.0 if torch.equal(value, other) else float("inf")
+
+
+def _described(net: AnytimeModel, gap: Gap, limit: float) -> str:
+    if gap.prediction > limit:
+        what = f"its prediction differs by {gap.prediction:.1e}"
+    elif gap.gradient > limit:
+        what = f"the gradient of '{gap.parameter}' differs by {gap.gradient:.1e} of its largest element"
+    else:
+        what = f"the buffer '{gap.name}' differs by {gap.buffer:.1e} after one step"
+    return (
+        f"the full level does not train as the backbone does: in train mode, without randomness, {what}. The backbone "
+        "does something in training that its graph does not hold, such as a derivative of its own, or Python state that "
+        f"a forward pass changes. {ADVICE}"
+    )
