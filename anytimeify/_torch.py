@@ -7,6 +7,7 @@ What is used, and why nothing public does it:
 * `torch.utils._pytree`: the trees that `torch.export` itself describes inputs and outputs with;
 * `SymInt.node.expr`: the expression behind a dynamic size;
 * `torch._C._AutoDispatchBelowAutograd`: what an operator with its own derivatives calls itself under;
+* `torch.utils.checkpoint._checkpoint_without_reentrant_generator`: what runs around a checkpointed function;
 * the hooks that modules and tensors keep for the backward pass: only adding and removing them is public.
 
 A test calls every function here, so a torch that moves one of them fails there and not in a user's model.
@@ -30,6 +31,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch._ops import HigherOrderOperator, OpOverload
 from torch.utils import _pytree as pytree
+from torch.utils import checkpoint as checkpointing
 
 __all__ = [
     "HigherOrderOperator",
@@ -49,6 +51,7 @@ __all__ = [
     "treespec_dumps",
     "treespec_loads",
     "unflatten",
+    "without_recomputation",
 ]
 
 TreeSpec = pytree.TreeSpec
@@ -76,17 +79,25 @@ def schema(target: OpOverload) -> torch.FunctionSchema:
 
 
 def functional_overload(target: OpOverload) -> OpOverload | None:
-    """The operation that returns what `target` (`add_.Tensor`) writes: `add.Tensor`; None when torch has none."""
+    """The operation that returns what `target` writes: `add.Tensor` of `add_.Tensor` and of `add.out`; None when torch
+    has none."""
     namespace, _, name = target._schema.name.partition("::")
-    if not name.endswith("_") or name.endswith("__"):
-        return None
-    packet = getattr(getattr(torch.ops, namespace), name[:-1], None)
-    overload = getattr(packet, target._overloadname, None) if packet is not None else None
-    if overload is None:
-        return None
-    wanted, given = target._schema.arguments, overload._schema.arguments
-    same = [(one.kwarg_only, str(one.type)) for one in wanted] == [(one.kwarg_only, str(one.type)) for one in given]
-    return overload if same and not overload._schema.is_mutable else None
+    packet = getattr(getattr(torch.ops, namespace), name, None)
+    wanted = [one for one in target._schema.arguments if not one.is_out]
+    if len(wanted) == len(target._schema.arguments):
+        if not name.endswith("_") or name.endswith("__"):
+            return None
+        packet = getattr(getattr(torch.ops, namespace), name[:-1], None)
+    overloads = packet.overloads() if packet is not None else []
+    for overload in sorted(overloads, key=lambda one: one != target._overloadname):
+        found = getattr(packet, overload)
+        if not found._schema.is_mutable and _alike(found._schema.arguments, wanted):
+            return found if overload == target._overloadname or len(wanted) < len(target._schema.arguments) else None
+    return None
+
+
+def _alike(one: Sequence[Any], other: Sequence[Any]) -> bool:
+    return [(each.kwarg_only, str(each.type)) for each in one] == [(each.kwarg_only, str(each.type)) for each in other]
 
 
 def expression(size: int | torch.SymInt) -> sympy.Expr:
@@ -200,6 +211,24 @@ def below_autograd() -> AbstractContextManager[None]:
     """What is called inside is not differentiated: it goes to the kernels right away."""
     result: AbstractContextManager[None] = torch._C._AutoDispatchBelowAutograd()
     return result
+
+
+@contextmanager
+def without_recomputation() -> Iterator[None]:
+    """What `torch.utils.checkpoint` runs without reentrance, in this thread, is run as if it were called."""
+    original, thread = checkpointing._checkpoint_without_reentrant_generator, threading.get_ident()
+
+    def around(*args: Any, **kwargs: Any) -> Iterator[None]:
+        if threading.get_ident() != thread:
+            yield from original(*args, **kwargs)
+        else:
+            yield
+
+    checkpointing._checkpoint_without_reentrant_generator = around
+    try:
+        yield
+    finally:
+        checkpointing._checkpoint_without_reentrant_generator = original
 
 
 def backward_hooks(module: nn.Module) -> list[Any]:

@@ -14,6 +14,7 @@ from anytimeify.cost import cost, sizes
 from anytimeify.ir import Captured, Level, Program, Rewritten
 from anytimeify.kept import recount
 from anytimeify.lift import backbone_name
+from anytimeify.passes.evaluate import evaluate
 from anytimeify.passes.options import Options
 from anytimeify.passes.project import project
 from anytimeify.rewriter import Scheme
@@ -89,7 +90,9 @@ def _levels(captured: Captured, rewritten: Rewritten) -> tuple[Level, ...]:
         Level(
             index,
             name,
-            cost(project(rewritten.program, [rewritten.position(index)]), captured.batch, batch_size, symbols),
+            cost(
+                evaluate(project(rewritten.program, [rewritten.position(index)])), captured.batch, batch_size, symbols
+            ),
             index in rewritten.training_only,
         )
         for index, name in enumerate(rewritten.level_names)

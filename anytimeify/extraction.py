@@ -10,6 +10,7 @@ from torch import fx
 from anytimeify.calling import Calling
 from anytimeify.ir import Program
 from anytimeify.lift import lift
+from anytimeify.passes.evaluate import evaluate
 from anytimeify.passes.fold import fold
 from anytimeify.passes.fold_batch_norms import fold_batch_norms
 from anytimeify.passes.project import project
@@ -22,9 +23,9 @@ def extract(
 ) -> fx.GraphModule:
     """Level `index`, the output at `position`, as a plain `fx.GraphModule` in eval mode that owns its tensors.
 
-    1. keep that output alone; 2. turn parameter views into small parameters; 3. give private parameters and nodes
-    of the level the backbone's names; 4. merge batch norms, if asked; 5. lift in inference form; 6. call it like the
-    backbone. Running the result needs torch and nothing else.
+    1. keep that output alone, as eval mode computes it; 2. turn parameter views into small parameters; 3. give private
+    parameters and nodes of the level the backbone's names; 4. merge batch norms, if asked; 5. lift in inference form;
+    6. call it like the backbone. Running the result needs torch and nothing else.
     """
     small = small_program(program, index, position)
     return as_module(fold_batch_norms(small) if merge_batch_norms else small, calling)
@@ -32,7 +33,7 @@ def extract(
 
 def small_program(program: Program, index: int, position: int | None = None) -> Program:
     """Steps 1 to 3."""
-    alone = project(program, [index if position is None else position])
+    alone = evaluate(project(program, [index if position is None else position]))
     return _with_backbone_names(_with_counters(fold(alone), program), index)
 
 

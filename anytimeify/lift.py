@@ -4,8 +4,9 @@
    computes it, under that path (`_PARAMETRIC`). One path used twice is one module called twice.
 2. An operation that came out of a `torch.nn` activation, pooling or flattening module becomes that module (`_PLAIN`).
 3. Operations that training and evaluation compute differently become modules in any case, in training graphs
-   (`_lift_mode_dependent`): where the backbone has no module of its own for one, below `anytime.calls`. In inference
-   graphs they take their evaluation form: dropout and stochastic depth vanish.
+   (`lift_mode_dependent`): where the backbone has no module of its own for one, below `anytime.calls`. In inference
+   graphs they take their evaluation form: dropout and stochastic depth vanish. So do autograd functions: a training
+   graph calls them, an inference graph computes what they compute.
 4. Everything else stays functional, and reads its tensors by `get_attr`.
 5. Tensors that nothing reads are registered under their names too, so the state dict is the backbone's.
 
@@ -21,14 +22,18 @@ import torch
 from torch import Tensor, fx, nn
 
 from anytimeify._torch import OpOverload
+from anytimeify.derivatives import AutogradFunction
 from anytimeify.ir import Program
 from anytimeify.lift_tables import Call, Instance, parametric, plain
+from anytimeify.modes import AFTER, BY_MODE, UPDATE_BUFFER, After, BufferUpdate, ByMode
 from anytimeify.modules import CUMULATIVE, Added, AttentionDropout, BatchNormCall, DropPath, Part, TrainingSwitch
+from anytimeify.passes.evaluate import evaluate
 from anytimeify.schema import bound, position, rebind
 
 __all__ = ["lift", "norms_without_count"]
 
 aten = torch.ops.aten
+_AUTOGRAD_FUNCTION = torch.ops.anytimeify.autograd_function.default
 _DROP_PATH = torch.ops.anytimeify.drop_path.default
 
 # The argument that says whether an operation trains, for those that no module of `torch.nn` is made from here.
@@ -52,6 +57,12 @@ _DROPOUTS: dict[object, dict[int, type[nn.Module]]] = {
     aten.feature_alpha_dropout.default: {0: nn.FeatureAlphaDropout},
     aten.feature_dropout.default: {3: nn.Dropout1d, 4: nn.Dropout2d, 5: nn.Dropout3d},
 }
+# What is computed by the mode, with the operands that the module reads.
+_MODES: dict[object, tuple[type[nn.Module], tuple[str, ...]]] = {
+    AFTER: (After, ("x", "updates")),
+    BY_MODE: (ByMode, ("training", "evaluation")),
+    UPDATE_BUFFER: (BufferUpdate, ("buffer", "value")),
+}
 _SELECTIONS = (aten.index_select.default,)
 
 
@@ -61,7 +72,7 @@ def lift(program: Program, *, training: bool = True) -> fx.GraphModule:
     `training=True`: follows `train()` and `eval()`. `training=False`: the inference form, in eval mode, made of nothing
     but `torch`.
     """
-    lifter = _Lifter(program, training)
+    lifter = _Lifter(program if training else evaluate(program), training)
     graph = lifter.run()
     module = lifter.module
     module.graph = graph
@@ -69,16 +80,22 @@ def lift(program: Program, *, training: bool = True) -> fx.GraphModule:
 
 
 def norms_without_count(program: Program) -> tuple[str, ...]:
-    """In words, batch norms that average over all batches but read parts of larger statistics: of those nothing counts
-    the batches."""
+    """In words, batch norms that average over all batches and of which nothing counts the batches."""
     for node in program.graph.nodes:
         values = bound(node) if node.target is aten.batch_norm.default else {}
-        if values.get("momentum") == CUMULATIVE and values["running_mean"].op != "get_attr":
+        if values.get("momentum") == CUMULATIVE and _counter(program, values["running_mean"]) is None:
             return (
-                "batch norms with momentum=None whose statistics several levels share have a momentum of 0.1 "
+                "batch norms with momentum=None whose batches nothing counts have a momentum of 0.1 "
                 f"({node.meta['origin']}); net.calibrate() averages",
             )
     return ()
+
+
+def _counter(program: Program, statistics: fx.Node) -> str | None:
+    while statistics.op != "get_attr" and statistics.all_input_nodes:
+        statistics = statistics.all_input_nodes[0]
+    name = f"{str(statistics.target).rpartition('.')[0]}.num_batches_tracked"
+    return name if statistics.op == "get_attr" and name in program.tensors else None
 
 
 class _Lifter:
@@ -89,11 +106,15 @@ class _Lifter:
         self.values: dict[fx.Node, fx.Node] = {}
         self.instances: dict[str, Instance] = {}
         self.placed: set[str] = set()
+        self.counters: dict[str, fx.Node] = {}  # what counts the batches of norms, read
         self.renamed: dict[str, str] = {}  # state dict prefixes that could not be attribute names
 
     def run(self) -> fx.Graph:
         readers = [node for node in self.program.graph.nodes if node.op == "get_attr"]
+        computed = self.computed()
         for node in self.program.graph.nodes:
+            if node.op == "call_function" and node not in computed:
+                continue
             if node.op in ("placeholder", "get_attr", "output"):
                 self.values[node] = self.copy(node)
             else:
@@ -104,10 +125,23 @@ class _Lifter:
             self.values[node].target = self.attribute_path(str(node.target))
             if not self.values[node].users:
                 self.graph.erase_node(self.values[node])
+        for name, reader in self.counters.items():
+            reader.target = self.attribute_path(name)
         children = self.module._modules
         if "anytime" in children:  # is listed last
             children["anytime"] = children.pop("anytime")
         return self.graph
+
+    def computed(self) -> set[fx.Node]:
+        """The nodes that results depend on: an autograd function does not read what was traced of it."""
+        found: set[fx.Node] = set()
+        waiting = [self.program.graph.output_node()]
+        while waiting:
+            node = waiting.pop()
+            if node not in found:
+                found.add(node)
+                waiting += bound(node)["inputs"] if node.target is _AUTOGRAD_FUNCTION else node.all_input_nodes
+        return found
 
     def copy(self, node: fx.Node) -> fx.Node:
         return self.graph.node_copy(node, lambda inner: self.values[inner])
@@ -171,6 +205,13 @@ class _Lifter:
             if kind is not None:
                 instance = Instance(kind, (("p", values["p"]),))
                 return Call(self.path(node, instance, "torch.nn.modules.dropout."), instance, (node.args[0],))
+        if node.target is _AUTOGRAD_FUNCTION:
+            instance = Instance(AutogradFunction, (("function", values["function"]),))
+            return Call(self.path(node, instance), instance, (values["inputs"],))
+        if node.target in _MODES:
+            kind, names = _MODES[node.target]
+            instance = Instance(kind, (("write", values["write"]),) if "write" in values else ())
+            return Call(self.path(node, instance), instance, tuple(values[name] for name in names))
         if node.target is _DROP_PATH:
             config = tuple((name, values[name]) for name in ("keep_prob", "scale_by_keep", "mode"))
             instance = Instance(DropPath, config)
@@ -205,8 +246,16 @@ class _Lifter:
         if mean.target in _SELECTIONS and var.target in _SELECTIONS and bound(mean)["index"] is bound(var)["index"]:
             mean, var, index = bound(mean)["self"], bound(var)["self"], bound(mean)["index"]
         instance = Instance(BatchNormCall, (("momentum", values["momentum"]), ("eps", values["eps"])))
-        args = (values["input"], values["weight"], values["bias"], mean, var, index)
+        args = (values["input"], values["weight"], values["bias"], mean, var, index, self.counter(mean))
         return Call(self.path(node, instance), instance, args)
+
+    def counter(self, statistics: fx.Node) -> fx.Node | None:
+        """What counts the batches of a norm, by one of its statistics or a view of them."""
+        name = _counter(self.program, statistics)
+        if name is not None and name not in self.counters:
+            self.counters[name] = self.graph.get_attr(name)
+            self.values[self.counters[name]] = self.counters[name]
+        return self.counters[name] if name is not None else None
 
     def path(self, node: fx.Node, instance: Instance, *classes: str) -> str:
         """The module's own path if the operation came out of one of `classes`; otherwise one that all its copies share,

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 __all__ = [
     "CUMULATIVE",
+    "LIBRARY",
     *("Added", "AttentionDropout", "BatchNormCall", "DropPath", "FrozenBatchNorm", "Part", "TrainingSwitch"),
     "drop_path",
 ]
@@ -23,8 +24,9 @@ __all__ = [
 # The momentum of a batch norm, in a graph, whose running statistics are averages over all batches (`momentum=None`).
 CUMULATIVE = -1.0
 
-_LIBRARY = torch.library.Library("anytimeify", "FRAGMENT")
-_LIBRARY.define("drop_path(Tensor x, float keep_prob, bool scale_by_keep=True, str mode='row') -> Tensor")
+# What the package's own operators are registered in.
+LIBRARY = torch.library.Library("anytimeify", "FRAGMENT")
+LIBRARY.define("drop_path(Tensor x, float keep_prob, bool scale_by_keep=True, str mode='row') -> Tensor")
 
 
 def drop_path(x: Tensor, keep_prob: float, scale_by_keep: bool = True, mode: str = "row") -> Tensor:
@@ -38,7 +40,7 @@ def drop_path(x: Tensor, keep_prob: float, scale_by_keep: bool = True, mode: str
 
 
 # Made of differentiable operations: autograd, autocast, export and compilation see through it.
-_LIBRARY.impl("drop_path", drop_path, "CompositeImplicitAutograd")
+LIBRARY.impl("drop_path", drop_path, "CompositeImplicitAutograd")
 
 
 class DropPath(nn.Module):
@@ -79,6 +81,8 @@ class FrozenBatchNorm(nn.Module):
     `SyncBatchNorm.convert_sync_batchnorm`, makes it train again. `weight` and `bias` train unless they are frozen too.
     """
 
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
     running_mean: Tensor
     running_var: Tensor
 
@@ -104,13 +108,14 @@ class BatchNormCall(nn.Module):
     """Batch norm whose parameters and running statistics are given at the call, as views of larger tensors.
 
     Running statistics of a contiguous slice are updated through it. Those of a selection cannot be: give the whole
-    statistics with the `index` (1-d, int64) of the selected channels, and they are written back.
+    statistics with the `index` (1-d, int64) of the selected channels, and they are written back. `counter` (0-d, int64)
+    counts the batches; `momentum=CUMULATIVE` averages over them, and is 0.1 without one.
     """
 
     def __init__(self, momentum: float = 0.1, eps: float = 1e-5) -> None:
         super().__init__()
-        self.averages = momentum == CUMULATIVE  # which takes a count of batches, that a view of statistics has not
-        self.momentum, self.eps = 0.1 if self.averages else momentum, eps
+        self.momentum: float | None = None if momentum == CUMULATIVE else momentum
+        self.eps = eps
 
     def forward(
         self,
@@ -120,13 +125,18 @@ class BatchNormCall(nn.Module):
         running_mean: Tensor | None,
         running_var: Tensor | None,
         index: Tensor | None = None,
+        counter: Tensor | None = None,
     ) -> Tensor:
+        momentum = 0.1 if self.momentum is None else self.momentum
         if running_mean is None or running_var is None:
-            return F.batch_norm(x, None, None, weight, bias, True, self.momentum, self.eps)
+            return F.batch_norm(x, None, None, weight, bias, True, momentum, self.eps)
+        if counter is not None and self.training:
+            counter.add_(1)
+            momentum = 1 / float(counter) if self.momentum is None else momentum
         if index is None:
-            return F.batch_norm(x, running_mean, running_var, weight, bias, self.training, self.momentum, self.eps)
+            return F.batch_norm(x, running_mean, running_var, weight, bias, self.training, momentum, self.eps)
         mean, var = running_mean.index_select(0, index), running_var.index_select(0, index)
-        y = F.batch_norm(x, mean, var, weight, bias, self.training, self.momentum, self.eps)
+        y = F.batch_norm(x, mean, var, weight, bias, self.training, momentum, self.eps)
         if self.training:
             # Batch norms of other levels have saved these statistics for their backward pass, which does not read them
             # in training mode; `.data` keeps the write from counting as a change of what they saved.

@@ -79,9 +79,9 @@ def transform(
         net = AnytimeModel(captured, axes, chosen, rewritten, loss, options=options)
         if isinstance(models[0], nn.Module):
             net.train(models[0].training)
-        _warn(captured)
         if verify:
             verification.verify(net, *models, references=references)
+    _warn(captured)
     return net
 
 

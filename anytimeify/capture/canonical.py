@@ -29,7 +29,9 @@ class Canonical(NamedTuple):
     """What the passes make of an exported program."""
 
     captured: Captured
-    collected: Mapping[str, fx.Node]  # buffers that the backbone writes to and its prediction does not read: one write
+    # Buffers that the backbone writes to, with one write: all of them with `updates`, else those whose new value the
+    # prediction does not read.
+    collected: Mapping[str, fx.Node]
 
 
 def canonicalise(
@@ -38,19 +40,21 @@ def canonicalise(
     positions: Sequence[int],
     *,
     restore: frozenset[str] | None = None,
+    updates: bool = False,
     order: Sequence[str] = (),
 ) -> Canonical:
     """`positions`: the flat results to keep; the first of them is the prediction.
 
-    `restore`: the export was made in eval mode, norms shall train again, except for modules of these paths. `order`:
-    the names of the backbone's state dict, for the program's tensors.
+    `restore`: the export was made in eval mode, norms shall train again, except for modules of these paths.
+    `updates`: what is written to buffers is part of the program. `order`: the names of the backbone's state dict, for
+    the program's tensors.
     """
     draft = lower(exported, order)
     recompose(draft)
     _keep_results(draft, exported, positions)
     drop_identities(draft)
-    collected = drop_dead_writes(draft)
-    functionalise(draft)
+    collected = drop_dead_writes(draft, updates=updates)
+    functionalise(draft, updates=updates)
     if restore is not None:
         restore_training_form(draft, held=restore)
     simplify(draft)
@@ -67,7 +71,9 @@ def canonicalise(
     # Norms count their batches; nothing but momentum=None, which is no part of a graph, reads that.
     collected = {name: node for name, node in collected.items() if not name.endswith("num_batches_tracked")}
     draft.notes.extend(
-        f"'{name}' keeps its value: the backbone writes to it, but its prediction does not read it"
+        f"'{name}' is written to in training, as in the backbone"
+        if updates
+        else f"'{name}' keeps its value: the backbone writes to it, but its prediction does not read it"
         for name in collected
     )
     return Canonical(Captured(program, signature, tuple(flat), batch, tuple(draft.notes)), collected)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +28,9 @@ __all__ = [
     "expected_from_exported",
     "expected_from_module",
     "gaps",
+    "other_values",
     "randomness",
+    "result_of",
     "seeded",
     "tolerance",
 ]
@@ -76,6 +78,32 @@ def gaps(captured: Captured, expected: Expected, *, training: bool) -> list[floa
         results = network(*captured.example_inputs)
     want = expected.prediction
     return [difference(want, have) if have.dtype == want.dtype else float("inf") for have in results]
+
+
+def result_of(captured: Captured) -> Tensor:
+    """The prediction of the program in eval mode, on the example inputs."""
+    with _quietly():
+        result: Tensor = lift(captured.program).eval()(*captured.example_inputs)[0]
+    return result
+
+
+@contextmanager
+def other_values(*programs: Program, names: Iterable[str]) -> Iterator[None]:
+    """Other values, the same in all programs, in tensors of these names; their own are put back."""
+    generator = torch.Generator().manual_seed(0)
+    kept: list[tuple[Tensor, Tensor]] = []
+    for name in names:
+        own = [program.tensors[name] for program in programs if name in program.tensors]
+        kept += [(tensor, tensor.clone()) for tensor in own]
+        if own and own[0].is_floating_point():
+            noise = torch.rand(own[0].shape, generator=generator, dtype=torch.float64)
+            for tensor in own:
+                tensor.add_(noise.to(tensor))
+    try:
+        yield
+    finally:
+        for tensor, value in kept:
+            tensor.copy_(value)
 
 
 def tolerance(dtype: torch.dtype) -> float:

@@ -37,7 +37,8 @@ def from_exported(exported: ExportedProgram, example_inputs: Any, output: int | 
     tree = unflatten(list(range(len(results))), exported.call_spec.out_spec)
     position = choose(tree, [result is not None for result in results], output)
     try:
-        captured, _ = canonicalise(exported, inputs, [position], restore=None if training else frozenset())
+        restore = None if training else frozenset[str]()
+        captured, _ = canonicalise(exported, inputs, [position], restore=restore, updates=training)
     except BufferMutation as error:
         raise UnsupportedOpError(
             f"The exported program writes to a tensor of its own: {error}. Export it without."

@@ -9,14 +9,25 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
+from anytimeify import spec
 from anytimeify._torch import unflatten
 from anytimeify.capture.canonical import canonicalise, results_of
-from anytimeify.capture.compare import Expected, difference, expected_from_module, gaps, randomness, tolerance
+from anytimeify.capture.compare import (
+    Expected,
+    difference,
+    expected_from_module,
+    gaps,
+    other_values,
+    randomness,
+    result_of,
+    tolerance,
+)
 from anytimeify.capture.draft import BufferMutation
 from anytimeify.capture.front_end import does_not_run, explain, export
 from anytimeify.capture.inputs import Arguments, CallInputs, in_order
 from anytimeify.capture.modes import Modes, refuse_hooks
 from anytimeify.capture.outputs import choose
+from anytimeify.capture.two_modes import merge
 from anytimeify.errors import AnytimeError, CaptureError, UnsupportedOpError, VerificationError
 from anytimeify.ir import Captured
 
@@ -38,11 +49,12 @@ def from_module(
         return attempt.captured
     exported, why = source.export(training=False)
     again = source.capture(exported, training=False) if exported is not None else _Attempt(why=why)
-    if attempt.captured is not None and again.captured is not None:
-        # Buffers that train mode only writes to may be what eval mode reads, and be neutral by chance (zeros) today.
-        read = {str(node.target) for node in again.captured.program.graph.find_nodes(op="get_attr")}
-        if not read & attempt.collected.keys():
-            return attempt.captured
+    if attempt.captured is not None and source.tells(attempt, again):
+        return attempt.captured
+    if exported is not None and again.captured is not None:
+        both = source.in_both_modes(attempt, exported)
+        if both is not None:
+            return both
     why = attempt.why or _mutation(attempt.collected)
     if again.captured is None:
         raise source.refusal(why, again)
@@ -100,7 +112,12 @@ class _Source:
             if position is None:
                 return _Attempt(why=CaptureError(f"what {mode} mode returns does not tell the prediction of eval mode"))
             captured, collected = canonicalise(
-                exported, self.inputs, [position], restore=None if training else self.modes.held, order=order
+                exported,
+                self.inputs,
+                [position],
+                restore=None if training else self.modes.held,
+                updates=training,
+                order=order,
             )
         except (BufferMutation, UnsupportedOpError) as error:
             return _Attempt(why=error)
@@ -111,30 +128,66 @@ class _Source:
             return _Attempt(captured, collected=collected)
         (gap,) = gaps(captured, self.expected, training=False)
         if gap <= tolerance(self.expected.prediction.dtype):
-            signature = replace(signature, out_spec=self.expected.spec, prediction=self.expected.position)
-            captured = replace(captured, signature=signature, reference=self.expected.prediction)
-            return _Attempt(captured, collected=collected)
+            return _Attempt(self.as_in_eval_mode(captured), collected=collected)
         differs = CaptureError(f"the graph of {mode} mode differs from the model in eval mode by {gap:.1e}")
-        return _Attempt(why=_mutation(collected) or differs, wrong=captured, gap=gap)
+        return _Attempt(why=_mutation(collected) or differs, collected=collected, wrong=captured, gap=gap)
 
     def position(self, exported: ExportedProgram, *, training: bool) -> int | None:
         """Which of the exported results is the prediction: the one in its place where the structure is that of eval
         mode; else the only one that computes the same in eval mode; None if none or several do."""
-        results, spec = results_of(exported), exported.call_spec.out_spec
+        results, form = results_of(exported), exported.call_spec.out_spec
         if self.expected is None:
             tensors = [result is not None for result in results]
-            return choose(unflatten(list(range(len(results))), spec), tensors, self.output)
-        if spec == self.expected.spec:
+            return choose(unflatten(list(range(len(results))), form), tensors, self.output)
+        if form == self.expected.spec:
             return self.expected.position
         want = self.expected.prediction
         candidates = [place for place, one in enumerate(results) if one is not None and _alike(one, want)]
         if len(candidates) < 2:
             return candidates[0] if candidates else None
         restore = None if training else self.modes.held
-        captured, _ = canonicalise(exported, self.inputs, candidates, restore=restore)
+        captured, _ = canonicalise(exported, self.inputs, candidates, restore=restore, updates=training)
         found = gaps(captured, self.expected, training=False)
         same = [place for place, gap in zip(candidates, found, strict=True) if gap <= tolerance(want.dtype)]
         return same[0] if len(same) == 1 else None
+
+    def tells(self, attempt: _Attempt, again: _Attempt) -> bool:
+        """Whether the program of train mode, which computes the same in eval mode, does so for the same reason.
+
+        Buffers that train mode only writes to may be what eval mode reads, and be neutral by chance (zeros) today: so
+        both programs are run with others."""
+        if again.captured is None:
+            return not isinstance(again.why, BufferMutation)
+        assert attempt.captured is not None
+        if self.expected is None:
+            return True
+        with other_values(attempt.captured.program, again.captured.program, names=attempt.collected):
+            want = result_of(again.captured)
+            (gap,) = gaps(attempt.captured, replace(self.expected, prediction=want), training=False)
+        return gap <= tolerance(want.dtype)
+
+    def in_both_modes(self, attempt: _Attempt, exported: ExportedProgram) -> Captured | None:
+        """The program of train mode with that of eval mode, `exported`, where they part; None where they cannot be put
+        together."""
+        trained = attempt.captured or attempt.wrong
+        if trained is None or self.expected is None:
+            return None
+        try:
+            own, _ = canonicalise(exported, self.inputs, [self.expected.position], order=list(self.model.state_dict()))
+            program = merge(trained.program, own.program)
+        except (BufferMutation, CaptureError, UnsupportedOpError):
+            return None
+        spec.verify(program, after="merging both modes")
+        note = "train mode and eval mode compute different things: both are kept"
+        captured = self.as_in_eval_mode(replace(trained, program=program, notes=(*trained.notes, note)))
+        (gap,) = gaps(captured, self.expected, training=False)
+        return captured if gap <= tolerance(self.expected.prediction.dtype) else None
+
+    def as_in_eval_mode(self, captured: Captured) -> Captured:
+        """Models are compared in eval mode, so that is what a signature tells."""
+        assert self.expected is not None
+        signature = replace(captured.signature, out_spec=self.expected.spec, prediction=self.expected.position)
+        return replace(captured, signature=signature, reference=self.expected.prediction)
 
     def refusal(self, why: Exception | None, again: _Attempt) -> Exception:
         """The error for the user when neither mode could be captured: why train mode could not."""

@@ -18,6 +18,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from anytimeify._torch import quiet_exporter
+from anytimeify.capture.custom_derivatives import kept
 from anytimeify.capture.inputs import CallInputs, repeated, shapes_of_batch
 from anytimeify.capture.modes import in_mode
 from anytimeify.errors import CaptureError
@@ -57,6 +58,7 @@ def export(
     with (
         in_mode(model, training=training, held=held),
         _cumulative_averages(model),
+        kept(),
         torch.enable_grad(),
         warnings.catch_warnings(),
         quiet_exporter(),

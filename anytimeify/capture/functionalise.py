@@ -5,11 +5,15 @@
    reshape or permutation backwards), and every other view of it is taken anew when it is read next.
 3. `copy_`, `fill_`, `zero_` become the value that they write.
 
-`drop_dead_writes` comes first: a write to a buffer that the prediction does not read (a counter, statistics that are
-only collected) is no part of what the program computes.
+4. A write to a buffer, with `updates`, becomes an `update_buffer`, which whoever reads the buffer afterwards reads. One
+   that no result depends on (a counter, statistics that are only collected) is tied to the latest value that both it
+   and the results are computed from, by an `after`.
+
+`drop_dead_writes` comes first: without `updates` a write to a buffer that the prediction does not read is no part of
+what the program computes. Neither is the counter of a batch norm, which its module keeps.
 
 Refuses a write through a view that has no inverse here, if what it was taken from is read later, and operations
-without a functional form. A write to a parameter or a buffer raises `BufferMutation`.
+without a functional form. A write to a parameter, or to a buffer without `updates`, raises `BufferMutation`.
 """
 
 from __future__ import annotations
@@ -23,6 +27,8 @@ from torch import Tensor, fx
 
 from anytimeify._torch import OpOverload, expression, functional_overload, schema
 from anytimeify.capture.draft import BufferMutation, Draft, unsupported
+from anytimeify.modes import AFTER, UPDATE_BUFFER
+from anytimeify.passes.project import ancestors
 from anytimeify.schema import bound, is_mutable, mutated_arguments, rebind
 
 __all__ = ["drop_dead_writes", "functionalise"]
@@ -38,16 +44,17 @@ _SAME = {aten.alias.default, aten.detach.default, aten.contiguous.default, aten.
 _MAY_COPY = {aten.reshape.default, aten.flatten.using_ints, aten.reshape_as.default, aten.unflatten.int}
 
 
-def functionalise(draft: Draft) -> None:
-    """Applies 1 to 3; a draft without in-place operations stays as it is."""
+def functionalise(draft: Draft, *, updates: bool = False) -> None:
+    """Applies 1 to 3, and 4 with `updates`; a draft without in-place operations stays as it is."""
     if any(is_mutable(node.target) for node in draft.graph.nodes):
-        draft.graph = _Functionaliser(draft).run()
+        draft.graph = _Functionaliser(draft, updates).run()
 
 
-def drop_dead_writes(draft: Draft) -> dict[str, fx.Node]:
-    """Removes writes to memory that nothing reads which the results depend on.
+def drop_dead_writes(draft: Draft, *, updates: bool = False) -> dict[str, fx.Node]:
+    """Removes writes to memory that nothing reads which the results depend on; with `updates` those to buffers stay,
+    but for the counters of batch norms.
 
-    Returns the first such write by the name of the buffer that keeps its value instead.
+    Returns the first write that nothing reads, by the name of the buffer.
     """
     writes = [node for node in draft.graph.nodes if node.op == "call_function" and is_mutable(node.target)]
     if not writes:
@@ -62,6 +69,8 @@ def drop_dead_writes(draft: Draft) -> dict[str, fx.Node]:
                     writers.setdefault(memory[one], []).append(node)
     live: set[fx.Node] = set()
     todo = [draft.graph.output_node()]
+    if updates:
+        todo += [node for node in writes if memory[node].op == "get_attr" and not _counts_batches(memory[node])]
     while todo:
         node = todo.pop()
         if node not in live:
@@ -69,12 +78,16 @@ def drop_dead_writes(draft: Draft) -> dict[str, fx.Node]:
             todo += [*node.all_input_nodes, *writers.get(memory[node], ())]
     dropped: dict[str, fx.Node] = {}
     for node in writes:
-        if node not in live and memory[node].op == "get_attr":
+        if memory[node].op == "get_attr" and (updates or node not in live):
             dropped.setdefault(str(memory[node].target), node)
     for node in reversed(list(draft.graph.nodes)):
         if node not in live and node.op == "call_function":
             draft.graph.erase_node(node)
     return dropped
+
+
+def _counts_batches(node: fx.Node) -> bool:
+    return str(node.target).rpartition(".")[2] == "num_batches_tracked"
 
 
 def _memory(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
@@ -95,8 +108,9 @@ def _written(node: fx.Node) -> fx.Node | None:
 class _Functionaliser:
     """One walk over the graph. `current` holds what each tensor of the old graph is worth at this point of the walk."""
 
-    def __init__(self, draft: Draft) -> None:
-        self.draft = draft
+    def __init__(self, draft: Draft, updates: bool) -> None:
+        self.draft, self.updates = draft, updates
+        self.updated: dict[fx.Node, fx.Node] = {}  # buffers, with their last update
         self.graph = fx.Graph()
         self.current: dict[fx.Node, fx.Node] = {}
         self.base: dict[fx.Node, fx.Node] = {}  # of which node each view was taken
@@ -115,7 +129,7 @@ class _Functionaliser:
                 if base is not None:
                     self.base[node] = base
                     self.views.setdefault(self.root(node), []).append(node)
-        return self.graph
+        return _tie(self.graph, list(self.updated.values()))
 
     def root(self, node: fx.Node) -> fx.Node:
         while node in self.base:
@@ -144,7 +158,9 @@ class _Functionaliser:
         if len(names) != 1 or not isinstance(written, fx.Node):
             raise unsupported(node, "writes to several tensors at once", "Use its functional form in the model.")
         root = self.root(written)
-        if root.op == "get_attr":
+        if root.op == "get_attr" and (
+            not self.updates or isinstance(self.draft.tensors[str(root.target)], torch.nn.Parameter)
+        ):
             raise BufferMutation(str(root.target), node)
         new = self.functional(node, written)
         chain = [written]
@@ -158,10 +174,25 @@ class _Functionaliser:
                 self.lost[chain[index]] = node
             else:
                 self.assign(chain[index], value)
-        self.stale.update(view for view in self.views.get(root, ()) if view not in chain)
         self.current[node] = new
         self.base[node] = written
         self.views.setdefault(root, []).append(node)
+        if root.op == "get_attr":
+            self.update(root)
+        else:
+            self.stale.update(view for view in self.views[root] if view not in chain and view is not node)
+
+    def update(self, root: fx.Node) -> None:
+        """A buffer has been written to: all its views are taken anew, of what it is worth in either mode."""
+        value = self.value(root)
+        if value is self.updated.get(root):
+            return
+        reader = next(one for one in self.graph.find_nodes(op="get_attr") if one.target == root.target)
+        new = self.call(value, UPDATE_BUFFER, reader, value)
+        new.meta["val"] = root.meta["val"]
+        self.assign(root, new)
+        self.updated[root] = new
+        self.stale.update(self.views[root])
 
     def assign(self, node: fx.Node, value: fx.Node) -> None:
         self.current[node] = value
@@ -191,7 +222,8 @@ class _Functionaliser:
         target = functional_overload(node.target)
         if target is None:
             raise unsupported(node, "works in place and has no functional form", "Write it without the underscore.")
-        new = self.graph.call_function(target, fx.map_arg(node.args, self.value), fx.map_arg(node.kwargs, self.value))
+        kwargs = {key: value for key, value in node.kwargs.items() if key != "out"}
+        new = self.graph.call_function(target, fx.map_arg(node.args, self.value), fx.map_arg(kwargs, self.value))
         new.meta = dict(node.meta)
         return self.cast(node, new)
 
@@ -257,6 +289,42 @@ class _Functionaliser:
             return None
         start = sum(sizes[:index])
         return self.call(base, aten.slice_scatter.default, before, value, dim, start, start + sizes[index])
+
+
+def _tie(graph: fx.Graph, updates: list[fx.Node]) -> fx.Graph:
+    """Lets the results depend on updates that they do not read."""
+    for update in updates:
+        needed, own = ancestors([graph.output_node()]), ancestors([update])
+        if update in needed:
+            continue
+        calls = [node for node in _ordered(graph) if node in needed and node in own and node.op == "call_function"]
+        inputs = [node for node in graph.find_nodes(op="placeholder") if node in needed]
+        place = next(node for node in (*reversed(calls), *inputs) if isinstance(node.meta.get("val"), Tensor))
+        readers = [user for user in place.users if user in needed and user not in own]
+        with graph.inserting_before(graph.output_node()):
+            tied = graph.call_function(AFTER, (place, [update]))
+        tied.meta = {"val": place.meta["val"], "stack_trace": update.meta.get("stack_trace")}
+        for reader in readers:
+            reader.replace_input_with(place, tied)
+    result = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in _ordered(graph):
+        copies[node] = result.node_copy(node, copies.__getitem__)
+    return result
+
+
+def _ordered(graph: fx.Graph) -> list[fx.Node]:
+    """Every node behind what it reads, otherwise in the order of the graph; the output last."""
+    result: dict[fx.Node, None] = {}
+    for node in (*(one for one in graph.nodes if one.op != "output"), graph.output_node()):
+        waiting = [node]
+        while waiting:
+            missing = [one for one in waiting[-1].all_input_nodes if one not in result]
+            if missing:
+                waiting += reversed(missing)
+            else:
+                result.setdefault(waiting.pop())
+    return list(result)
 
 
 def _base(node: fx.Node) -> fx.Node | None:

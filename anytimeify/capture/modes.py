@@ -20,6 +20,10 @@ from anytimeify.errors import CaptureError
 __all__ = ["Modes", "in_mode", "refuse_hooks"]
 
 
+# Layers of torch that compute something else in training.
+_WITH_MODES = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._NormBase, nn.RNNBase, nn.RReLU)
+
+
 @contextmanager
 def in_mode(model: nn.Module, *, training: bool, held: frozenset[str] = frozenset()) -> Iterator[None]:
     """The model with all training flags set one way, except for modules `held` in eval mode; no `train()` of the
@@ -45,7 +49,7 @@ class Modes:
     def of(model: nn.Module) -> Modes:
         if model.training:
             return Modes(_paths(model, training=False))
-        awake = sorted(_paths(model, training=True))
+        awake = [path for path, one in model.named_modules() if one.training and isinstance(one, _WITH_MODES)]
         if awake:
             one = f"'{awake[0]}'" + (f" and {len(awake) - 1} more" if len(awake) > 1 else "")
             lost = f"modules in train mode inside a model in eval mode follow the mode of the result: {one}"
@@ -83,15 +87,15 @@ def refuse_hooks(model: nn.Module) -> None:
         for hook in backward_hooks(module):
             where = f"'{path}' ({type(module).__name__})" if path else type(module).__name__
             raise CaptureError(
-                f"A backward hook is registered on {where}: {_name(hook)}. It runs in the backward pass, which a graph "
-                "does not hold, and would be lost. Remove it before the transform (handle.remove()), and register it on "
-                "a module or a parameter of the result."
+                f"A backward hook is registered on {where}: {_name(hook)}. A graph does not hold the backward pass, so "
+                "it would be lost. Remove it before the transform (handle.remove()), and register it on a module or a "
+                "parameter of the result."
             )
     for name, parameter in model.named_parameters():
         for hook in gradient_hooks(parameter):
             raise CaptureError(
-                f"A gradient hook is registered on the parameter '{name}': {_name(hook)}. It belongs to that tensor and "
-                "would be lost. Remove it before the transform (handle.remove()), and register it on "
+                f"A gradient hook is registered on the parameter '{name}': {_name(hook)}. It belongs to that tensor, "
+                "so it would be lost. Remove it before the transform (handle.remove()), and register it on "
                 f"net.get_parameter('{name}')."
             )
 

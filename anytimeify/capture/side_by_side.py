@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from anytimeify.errors import CaptureError
 from anytimeify.ir import PAIR, Captured, Origin, Program, Size, TensorType
 
-__all__ = ["side_by_side"]
+__all__ = ["renamed", "side_by_side", "symbols_of"]
 
 
 def side_by_side(one: Captured, other: Captured) -> Captured:
@@ -23,7 +23,7 @@ def side_by_side(one: Captured, other: Captured) -> Captured:
     _check_inputs(one, other)
     graph = fx.Graph()
     inputs = [graph.node_copy(node) for node in one.program.placeholders]
-    symbols = _symbols(one.program, other.program)
+    symbols = symbols_of(one.program, other.program)
     copies: dict[str, dict[fx.Node, fx.Node]] = {}
     halves = dict(zip(PAIR, (one.program, other.program), strict=True))
     for kind in ("get_attr", "call_function"):
@@ -62,7 +62,7 @@ def _check_inputs(one: Captured, other: Captured) -> None:
         raise CaptureError("one of the two backbones fixes the batch size and the other does not")
 
 
-def _symbols(one: Program, other: Program) -> dict[str, str]:
+def symbols_of(one: Program, other: Program) -> dict[str, str]:
     """What the dynamic sizes of the second network's inputs are called in the first."""
     return {
         theirs.symbols[0]: ours.symbols[0]
@@ -82,18 +82,19 @@ def _copy(
     path = f"{half}.{origin.module_path}" if origin.module_path else half
     copied.meta = {
         **node.meta,
-        "type": _renamed(node.meta["type"], symbols),
+        "type": renamed(node.meta["type"], symbols),
         "origin": replace(origin, module_path=path),
     }
     return copied
 
 
-def _renamed(kind: Any, symbols: Mapping[str, str]) -> Any:
+def renamed(kind: Any, symbols: Mapping[str, str]) -> Any:
+    """A type, or a tuple of types, in other symbols."""
     if isinstance(kind, Size):
         return Size(kind.coefficient, tuple(sorted(symbols.get(symbol, symbol) for symbol in kind.symbols)))
     if isinstance(kind, TensorType):
-        return kind.with_shape(tuple(_renamed(size, symbols) for size in kind.shape))
-    return tuple(_renamed(one, symbols) for one in kind) if isinstance(kind, tuple) else kind
+        return kind.with_shape(tuple(renamed(size, symbols) for size in kind.shape))
+    return tuple(renamed(one, symbols) for one in kind) if isinstance(kind, tuple) else kind
 
 
 Fresh = Callable[[], Mapping[str, Tensor]] | None

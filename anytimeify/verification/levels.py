@@ -19,7 +19,7 @@ from torch.export import ExportedProgram
 
 from anytimeify._torch import OpOverload, flatten
 from anytimeify.calling import Calling
-from anytimeify.capture.compare import difference, randomness, seeded, tolerance
+from anytimeify.capture.compare import buffers_kept, difference, randomness, seeded, tolerance
 from anytimeify.errors import VerificationError
 from anytimeify.ir import Captured, Program, TensorType
 from anytimeify.lift import lift
@@ -263,7 +263,7 @@ def _positional(module: fx.GraphModule, args: tuple[Any, ...], kwargs: dict[str,
 
 def _run_backbone(model: nn.Module, captured: Captured, inputs: tuple[Tensor, ...]) -> Tensor:
     args, kwargs = Calling.of(captured).arguments(clone(inputs), captured.signature)
-    with _evaluating(model), seeded():
+    with _evaluating(model), buffers_kept(model), seeded():
         result = flatten(model(*args, **kwargs))[0][captured.signature.prediction]
     assert isinstance(result, Tensor)
     return result

@@ -33,6 +33,7 @@ def in_double(module: Module) -> Module:
 
 
 def double(x: Tensor) -> Tensor:
+    """In double precision; integers as they are."""
     if x.is_complex():
         return x.to(torch.complex128)
     return x.double() if x.is_floating_point() else x

@@ -1,4 +1,4 @@
-"""`WithoutRandomness`: inside it random operations give their mean, so that two programs that draw in another order agree.
+"""`WithoutRandomness`: random operations give their mean, so that two programs that draw in another order agree.
 
 Dropout then keeps everything, stochastic depth every sample, noise is zero. What has no mean here (permutations,
 choices) starts from one and the same random state at every call. It works below autograd, on what modules and functions
@@ -23,6 +23,9 @@ aten = torch.ops.aten
 
 class WithoutRandomness(TorchDispatchMode):
     """The caller puts the random state back: see `anytimeify.capture.compare.seeded`."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # of torch
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None

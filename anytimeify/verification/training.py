@@ -9,6 +9,7 @@ Nothing is left behind: no gradient in any `.grad`, buffers and training flags a
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from torch.export import ExportedProgram
 from anytimeify._torch import flatten
 from anytimeify.calling import Calling
 from anytimeify.capture.compare import buffers_kept, difference, seeded
+from anytimeify.capture.custom_derivatives import direct_checkpoints
 from anytimeify.capture.modes import in_mode
 from anytimeify.capture.training_form import trains
 from anytimeify.errors import VerificationError
@@ -40,6 +42,7 @@ class Step:
     gradients: Mapping[str, Tensor | None]
     buffers: Mapping[str, Tensor]
     changed: frozenset[str]  # the buffers that the step wrote to
+    trains: bool  # whether the prediction has a derivative at all
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,8 @@ def compare_training(net: AnytimeModel, model: nn.Module | ExportedProgram, plac
 
 def _training_form(model: nn.Module | ExportedProgram) -> nn.Module | None:
     if isinstance(model, nn.Module):
-        return model
+        tensors = [*model.parameters(), *model.buffers()]
+        return copy.deepcopy(model) if any(tensor.is_inference() for tensor in tensors) else model
     return model.module(check_guards=False) if trains(model) else None
 
 
@@ -136,7 +140,7 @@ def _step_of_backbone(net: AnytimeModel, model: nn.Module, inputs: tuple[Tensor,
         found = leaves[where] if where < len(leaves) else None
         return found if isinstance(found, Tensor) else None
 
-    with in_mode(model, training=True, held=held), buffers_kept(model):
+    with in_mode(model, training=True, held=held), buffers_kept(model), direct_checkpoints():
         try:
             return _step(predict, dict(model.named_parameters()), lambda: dict(model.named_buffers()))
         except Exception:  # such as a batch norm that has one value per channel
@@ -172,14 +176,14 @@ def _step(
             known.update(zip(trained, found, strict=True))
     after = {name: one.detach().clone() for name, one in buffers().items() if name not in parameters}
     changed = frozenset(name for name, one in after.items() if name in before and not torch.equal(before[name], one))
-    return Step(prediction.detach(), known, after, changed)
+    return Step(prediction.detach(), known, after, changed, score.requires_grad)
 
 
 def _gap(net: AnytimeModel, model: nn.Module, theirs: Step, ours: Step, place: int, limit: float) -> Gap:
     prefix, tensors = _prefix(net, place), net.tensors()
     largest = max((float(one.abs().max()) for one in theirs.gradients.values() if one is not None), default=0.0)
     gradient, parameter = 0.0, ""
-    for name, one in reversed(list(model.named_parameters())):
+    for name, one in reversed(list(model.named_parameters()) if theirs.trains else []):
         if prefix + name not in tensors or gradient > limit:
             continue
         other = ours.gradients.get(prefix + name)
@@ -236,6 +240,6 @@ def _described(net: AnytimeModel, gap: Gap, limit: float) -> str:
         what = f"the buffer '{gap.name}' differs by {gap.buffer:.1e} after one step"
     return (
         f"the full level does not train as the backbone does: in train mode, without randomness, {what}. The backbone "
-        "does something in training that its graph does not hold, such as a derivative of its own, or Python state that "
-        f"a forward pass changes. {ADVICE}"
+        "does something in training that its graph does not hold, such as Python state that a forward pass changes. "
+        f"{ADVICE}"
     )

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from anytimeify import NestedChannels, UnsupportedOpError, transform
+from anytimeify import AnytimeWarning, NestedChannels, UnsupportedOpError, transform
 from anytimeify.testing import assert_levels_equal_extracts, randomise
 
 
@@ -28,7 +28,8 @@ def test_decomposed_programs_narrow_like_their_source(core: bool) -> None:
     model, x = Convolutions().eval(), torch.randn(2, 3, 6, 6)
     exported = torch.export.export(model, (x,), dynamic_shapes=({0: Dim.DYNAMIC},))
     exported = exported.run_decompositions() if core else exported.run_decompositions({})
-    net = transform(exported, NestedChannels((0.5, 1.0)))
+    with pytest.warns(AnytimeWarning, match="exported in eval mode"):
+        net = transform(exported, NestedChannels((0.5, 1.0)))
     same = transform(model, NestedChannels((0.5, 1.0)), x)
     assert [level.cost.macs for level in net.levels] == [level.cost.macs for level in same.levels]
     assert [level.cost.params for level in net.levels] == [level.cost.params for level in same.levels]

@@ -96,11 +96,21 @@ class Counting(nn.Module):
         return result
 
 
-def test_what_is_only_counted_is_dropped_with_a_note() -> None:
-    net = check(Counting(), X)
-    notes = [note for note in net.captured.notes if "keeps its value" in note]
+def test_what_is_only_counted_is_counted_on_in_training() -> None:
+    model = Counting()
+    net = check(model, X)
+    notes = [note for note in net.captured.notes if "written to in training" in note]
     assert [note.partition("'")[2].partition("'")[0] for note in notes] == ["calls", "usage"]
     assert isinstance(net.get_submodule("drop"), nn.Dropout)
+    again = transform(model.train(), SCHEME, X)
+    for _ in range(3):
+        model(X)
+        again(X, level=-1)
+    assert int(again.get_buffer("calls")) == int(model.calls)
+    close(again.get_buffer("usage"), model.usage)
+    before = again.get_buffer("usage").clone()
+    again(X, level=0)  # a thin level has no say in it
+    assert torch.equal(again.get_buffer("usage"), before)
 
 
 class OwnNorm(nn.Module):
@@ -129,11 +139,14 @@ class OwnNorm(nn.Module):
 def test_statistics_that_eval_mode_reads(neutral: bool) -> None:
     """Also where the statistics are neutral as yet, so that both modes compute the same numbers."""
     model = OwnNorm(neutral=neutral)
-    net = check(model, X, lost=True)
-    assert any("'mean' is written to by" in note for note in net.captured.notes)
-    model.mean.fill_(0.3)
-    net.load_state_dict(model.state_dict(), strict=False)
-    close(net(X, level=-1), model(X))
+    net = check(model, X)
+    model.train()
+    net.train()
+    for _ in range(2):
+        close(net(X, level=-1), model(X))
+    assert model.mean.any()
+    close(net.get_buffer("mean"), model.mean)
+    close(net.eval()(X, level=-1), model.eval()(X))
 
 
 class Recurrent(nn.Module):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from anytimeify import CaptureError, transform
+from anytimeify import AnytimeWarning, CaptureError, transform
 from anytimeify._torch import prepare_torchvision
 from tests.robustness.helpers import SCHEME, check, quietly
 
@@ -69,7 +69,8 @@ def test_results_that_train_mode_cannot_tell_apart_are_captured_in_eval_mode() -
     model = TwoStructures(dict_aux)
     nn.init.zeros_(model.head.weight)
     nn.init.zeros_(model.head.bias)  # as some zoos start their heads: result and auxiliary result are both zero
-    net = transform(model, SCHEME, X)
+    with pytest.warns(AnytimeWarning, match="what train mode returns does not tell"):
+        net = transform(model, SCHEME, X)
     assert any("what train mode returns does not tell" in note for note in net.captured.notes)
     nn.init.normal_(net.get_parameter("head.weight"))
     model.load_state_dict(net.state_dict(), strict=False)
@@ -89,7 +90,7 @@ class OnlyInEval(nn.Module):
 
 
 def test_what_only_eval_mode_computes_is_kept() -> None:
-    check(OnlyInEval(), X, lost=True)
+    check(OnlyInEval(), X)
 
 
 class NoiseOfTraining(nn.Module):
@@ -105,8 +106,10 @@ class NoiseOfTraining(nn.Module):
         return result
 
 
-def test_noise_of_training_is_lost_with_a_note() -> None:
-    check(NoiseOfTraining(), X, lost=True)
+def test_noise_of_training_is_kept() -> None:
+    net = check(NoiseOfTraining(), X).train()
+    assert not torch.equal(net(X, level=0), net(X, level=0))
+    assert torch.equal(net.eval()(X, level=0), net(X, level=0))
 
 
 class Reparameterised(nn.Module):

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import parametrizations, prune
 from torch.utils.checkpoint import checkpoint
 
-from anytimeify import transform
+from anytimeify import CaptureError, transform
 from tests.robustness.helpers import SCHEME, check, close
 
 X = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
@@ -140,7 +140,6 @@ HOOKS: dict[str, Callable[[Base], Any]] = {
     "forward, on the model": lambda model: model.register_forward_hook(doubled),
     "forward": lambda model: model.body.register_forward_hook(doubled),
     "before forward": lambda model: model.body.register_forward_pre_hook(doubled_before),
-    "backward": lambda model: model.body.register_full_backward_hook(nothing),
     "pruned": lambda model: prune.l1_unstructured(model.body, "weight", amount=0.3),
     "weight norm": lambda model: parametrizations.weight_norm(model.body),
     "orthogonal": lambda model: parametrizations.orthogonal(model.head),
@@ -169,8 +168,32 @@ class WithSpectralNorm(Base):
 
 
 def test_spectral_norm() -> None:
-    """Its power iteration of training writes to buffers that eval mode reads: that is lost, and said."""
-    check(WithSpectralNorm(), X, lost=True)
+    """Its power iteration of training writes to buffers that eval mode reads."""
+    check(WithSpectralNorm(), X)
+
+
+@pytest.mark.parametrize(
+    ("register", "where"),
+    [
+        (
+            lambda model: model.body.register_full_backward_hook(nothing),
+            r"backward hook .* on 'body' \(Linear\): nothing",
+        ),
+        (lambda model: model.register_full_backward_pre_hook(nothing), r"backward hook .* on Base: nothing"),
+        (lambda model: model.body.weight.register_hook(nothing), r"gradient hook .* the parameter 'body.weight'"),
+        (
+            lambda model: model.body.weight.register_post_accumulate_grad_hook(nothing),
+            r"gradient hook .* the parameter 'body.weight'",
+        ),
+    ],
+)
+def test_hooks_of_the_backward_pass_are_refused_by_name(register: Callable[[Base], Any], where: str) -> None:
+    model = Base()
+    handle = register(model)
+    with pytest.raises(CaptureError, match=where):
+        transform(model, SCHEME, X, verify=False)
+    handle.remove()
+    check(model, X)
 
 
 def test_hooks_that_record_are_run_but_change_nothing() -> None:

@@ -1,0 +1,132 @@
+"""What a graph of a forward pass does not hold: derivatives that the user wrote, and recomputation.
+
+`kept` is around an export. Inside it
+
+1. a call of a `torch.autograd.Function` is traced, and written behind that as the call that it is (see
+   `anytimeify.derivatives`);
+2. what `torch.utils.checkpoint` runs is run as it is: reentrant checkpointing computes it without gradients first, and
+   again in the backward pass;
+3. a hook on the gradient of an intermediate tensor raises `CaptureError`.
+
+`direct_checkpoints` is the second of these alone, for a run of the backbone itself.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.utils.checkpoint import CheckpointFunction
+
+from anytimeify._torch import without_recomputation
+from anytimeify.derivatives import name_of
+from anytimeify.errors import CaptureError
+
+__all__ = ["direct_checkpoints", "kept"]
+
+
+@contextmanager
+def kept() -> Iterator[None]:
+    """Effects 1 to 3, in this thread."""
+    written = False  # whether a call is being written, which calls the function to know what it gives
+
+    def apply(original: Callable[..., Any], function: type[Function], *args: Any, **kwargs: Any) -> Any:
+        nonlocal written
+        if written or function is CheckpointFunction or function.__module__.partition(".")[0] == "torch":
+            return _without_checkpoint(original, function, *args, **kwargs)
+        if kwargs:
+            args = inspect.signature(function.forward).bind(*args, **kwargs).args
+        call = _traced(original, function, args)
+        try:
+            written = True
+            found = torch.ops.anytimeify.autograd_function(*call.operands)
+        finally:
+            written = False
+        return tuple(found) if call.several else found[0]
+
+    with (
+        _replaced(Function, "apply", apply, as_class=True),
+        _replaced(Tensor, "register_hook", _refused),
+        without_recomputation(),
+    ):
+        yield
+
+
+@contextmanager
+def direct_checkpoints() -> Iterator[None]:
+    """Effect 2, in this thread: `torch.autograd.grad` refuses reentrant checkpoints, and a second pass through batch
+    norms would count their batches twice."""
+    with _replaced(Function, "apply", _without_checkpoint, as_class=True), without_recomputation():
+        yield
+
+
+@contextmanager
+def _replaced(owner: type, name: str, by: Callable[..., Any], *, as_class: bool = False) -> Iterator[None]:
+    """A method that calls `by(original, self or class, *args)` in this thread, and is itself in every other."""
+    original, thread = owner.__dict__[name], threading.get_ident()
+    function = original.__func__ if as_class else original
+
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() != thread:
+            return function(self, *args, **kwargs)
+        return by(function, self, *args, **kwargs)
+
+    setattr(owner, name, classmethod(method) if as_class else method)
+    try:
+        yield
+    finally:
+        setattr(owner, name, original)
+
+
+def _without_checkpoint(apply: Callable[..., Any], function: type[Function], *args: Any, **kwargs: Any) -> Any:
+    if function is CheckpointFunction:
+        run, _, *given = args
+        return run(*given)
+    return apply(function, *args, **kwargs)
+
+
+class _Call(NamedTuple):
+    """A call that has been traced: what is written behind it, and whether it gives a tuple."""
+
+    operands: tuple[list[Tensor], list[Tensor], str]
+    several: bool
+
+
+def _traced(apply: Callable[..., Any], function: type[Function], args: tuple[Any, ...]) -> _Call:
+    tensors = [one for one in args if isinstance(one, Tensor)]
+    name = _name(function, args)
+    versions = [one._version for one in tensors]
+    results = apply(function, *args)
+    traced = list(results) if isinstance(results, tuple) else [results]
+    if versions != [one._version for one in tensors]:
+        raise _refusal(function, "writes to its inputs")
+    if not tensors or not all(isinstance(one, Tensor) for one in traced):
+        raise _refusal(function, "takes no tensor, or returns something else than tensors")
+    return _Call((traced, tensors, name), isinstance(results, tuple))
+
+
+def _name(function: type[Function], args: tuple[Any, ...]) -> str:
+    try:
+        return name_of(function, args)
+    except TypeError as error:
+        raise _refusal(function, f"takes {error}, which may hold parameters or run code of its own") from error
+
+
+def _refusal(function: type[Function], why: str) -> CaptureError:
+    return CaptureError(
+        f"The model calls the autograd function {function.__qualname__}, which {why}, so that its derivative cannot be "
+        "kept in a graph. Write it as torch.library.custom_op with register_autograd, or as differentiable operations."
+    )
+
+
+def _refused(register: Callable[..., Any], tensor: Tensor, hook: Any) -> Any:
+    raise CaptureError(
+        "forward() registers a hook on the gradient of an intermediate tensor, which a graph does not hold: "
+        f"{getattr(hook, '__qualname__', hook)}. Write it as a torch.autograd.Function, whose backward() does the same."
+    )

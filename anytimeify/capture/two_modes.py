@@ -1,0 +1,201 @@
+"""One program out of two: what a model computes in train mode, and in eval mode.
+
+Both programs read the same tensors under the same names, and mostly hold the same operations. Where they part, a
+`by_mode` chooses between the two values; from there on operations are shared again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from anytimeify._torch import OpOverload
+from anytimeify.capture.side_by_side import renamed, symbols_of
+from anytimeify.errors import CaptureError
+from anytimeify.ir import Program
+from anytimeify.modes import AFTER, BY_MODE
+from anytimeify.passes.project import project
+from anytimeify.schema import bound
+
+__all__ = ["merge"]
+
+aten = torch.ops.aten
+# In eval mode these are their first operand.
+_IDLE = {
+    aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default, aten.feature_alpha_dropout.default,
+    torch.ops.anytimeify.drop_path.default, AFTER,
+}  # fmt: skip
+_MODE_FLAGS = ("training", "train", "use_input_stats", "momentum", "dropout_p")
+
+
+def merge(training: Program, evaluation: Program) -> Program:
+    """A program that computes `training` in train mode and `evaluation` in eval mode; both have the same inputs and one
+    output. The second has its norms in their evaluation form.
+
+    1. Operations of the evaluation, in its order, are paired with those of the same name that differ in flags of the
+       mode and in operands only; where operands differ, a `by_mode` chooses.
+    2. What has no counterpart is copied, and a `by_mode` behind it is what the shared operations read.
+
+    `CaptureError` where the two give results of different types."""
+    return _Merger(training, evaluation).run()
+
+
+class _Merger:
+    """`trained` and `evaluated` hold the node of the new graph that has the value of an old one, in its mode."""
+
+    def __init__(self, training: Program, evaluation: Program) -> None:
+        self.training, self.evaluation = training, evaluation
+        self.graph = fx.Graph()
+        self.names: set[str] = set()
+        self.trained: dict[fx.Node, fx.Node] = {}
+        self.evaluated: dict[fx.Node, fx.Node] = {}
+        self.chosen: dict[tuple[fx.Node, fx.Node], fx.Node] = {}
+        self.symbols = symbols_of(training, evaluation)
+        self.tensors: dict[str, Tensor] = dict(training.tensors)
+        self.transient = set(training.transient)
+
+    def run(self) -> Program:
+        self.place_inputs()
+        waiting = [node for node in self.training.graph.nodes if node.op == "call_function"]
+        order = {node.name: place for place, node in enumerate(waiting)}
+        done = 0
+        for node in self.evaluation.graph.nodes:
+            if node.op != "call_function":
+                continue
+            place = order.get(node.name, -1)
+            while done < place:
+                self.take(waiting[done])
+                done += 1
+            if place == done and self.pair(waiting[done], node):
+                done += 1
+            else:
+                self.evaluated[node] = self.found(node) or self.copy(node, self.evaluated, self.symbols)
+        for node in waiting[done:]:
+            self.take(node)
+        (one,), (other,) = self.training.outputs, self.evaluation.outputs
+        output = self.graph.output((self.choose(self.trained[one], self.evaluated[other]),))
+        output.meta = dict(self.training.graph.output_node().meta)
+        whole = Program(self.graph, self.tensors, frozenset(self.transient))
+        return project(whole, [0], keep_tensors=True)
+
+    def place_inputs(self) -> None:
+        for one, other in zip(self.training.placeholders, self.evaluation.placeholders, strict=True):
+            self.trained[one] = self.evaluated[other] = self.graph.node_copy(one)
+            self.names.add(one.name)
+        readers: dict[str, fx.Node] = {}
+        for node in self.training.graph.find_nodes(op="get_attr"):
+            readers[str(node.target)] = self.trained[node] = self.copy(node, self.trained)
+        for node in self.evaluation.graph.find_nodes(op="get_attr"):
+            name = self.tensor(str(node.target))
+            if name not in readers:
+                readers[name] = self.copy(node, self.evaluated)
+                readers[name].target = name
+            self.evaluated[node] = readers[name]
+
+    def tensor(self, name: str) -> str:
+        """Where a tensor of the evaluation is found; constants that the exporter made may share a name by chance."""
+        value, found = self.evaluation.tensors[name], self.tensors.get(name)
+        while found is not None and not _same_tensor(found, value):
+            name += "_"
+            found = self.tensors.get(name)
+        if found is None:
+            self.tensors[name] = value
+            self.transient |= {name} if name not in self.training.tensors else set()
+        return name
+
+    def take(self, node: fx.Node) -> None:
+        self.trained[node] = self.copy(node, self.trained)
+
+    def pair(self, one: fx.Node, other: fx.Node) -> bool:
+        """Whether both are one operation, which is then written once."""
+        if one.target is not other.target or isinstance(one.meta["type"], tuple):
+            return False
+        if renamed(other.meta["type"], self.symbols) != one.meta["type"]:
+            return False
+        pairs = _operands(one, other)
+        if pairs is None:
+            return False
+        values = [(node, self.trained[node], self.evaluated[mate]) for node, mate in pairs.items()]
+        if any(first.meta["type"] != second.meta["type"] for _, first, second in values):
+            return False
+        operands = {node: self.choose(first, second) for node, first, second in values}
+        self.trained[one] = self.evaluated[other] = self.copy(one, operands)
+        return True
+
+    def found(self, node: fx.Node) -> fx.Node | None:
+        """What computes the same for train mode already, under another name."""
+        if not isinstance(node.target, OpOverload) or torch.Tag.nondeterministic_seeded in node.target.tags:
+            return None
+        args, kwargs = fx.map_arg((node.args, node.kwargs), self.evaluated.__getitem__)
+        for user in (user for one in node.all_input_nodes for user in self.evaluated[one].users):
+            if user.target is node.target and user.args == args and user.kwargs == kwargs:
+                return user
+        return None
+
+    def choose(self, training: fx.Node, evaluation: fx.Node) -> fx.Node:
+        if _idle(training) is evaluation:
+            return training
+        key = training, evaluation
+        if key not in self.chosen:
+            if training.meta["type"] != evaluation.meta["type"]:
+                raise CaptureError("train mode and eval mode compute tensors of different shapes")
+            node = self.graph.create_node("call_function", BY_MODE, key, name=self.free(f"{training.name}_by_mode"))
+            node.meta = dict(evaluation.meta)
+            self.chosen[key] = node
+        return self.chosen[key]
+
+    def copy(
+        self, node: fx.Node, values: Mapping[fx.Node, fx.Node], symbols: Mapping[str, str] | None = None
+    ) -> fx.Node:
+        args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
+        new = self.graph.create_node(node.op, node.target, args, kwargs, self.free(node.name))
+        new.meta = {**node.meta, "type": renamed(node.meta["type"], symbols or {})}
+        return new
+
+    def free(self, name: str) -> str:
+        while name in self.names:
+            name += "_evaluation"
+        self.names.add(name)
+        return name
+
+
+def _idle(node: fx.Node) -> fx.Node:
+    while node.target in _IDLE:
+        node = node.args[0]  # type: ignore[assignment]  # by their schemas
+    return node
+
+
+def _operands(one: fx.Node, other: fx.Node) -> dict[fx.Node, fx.Node] | None:
+    """The operands of two calls that stand in the same places; None where the calls differ in more than these."""
+    found: dict[fx.Node, fx.Node] = {}
+    mine, yours = bound(one), bound(other)
+    for name, value in mine.items():
+        if name in _MODE_FLAGS:
+            continue
+        places: tuple[list[fx.Node], list[fx.Node]] = ([], [])
+        forms = [_form(each, place) for each, place in zip((value, yours[name]), places, strict=True)]
+        if forms[0] != forms[1]:
+            return None
+        for node, mate in zip(*places, strict=True):
+            if found.setdefault(node, mate) is not mate:
+                return None
+    return found
+
+
+def _form(value: Any, nodes: list[fx.Node]) -> Any:
+    """A value without its nodes, which are collected."""
+
+    def collect(node: fx.Node) -> str:
+        nodes.append(node)
+        return "node"
+
+    return fx.map_arg(value, collect)
+
+
+def _same_tensor(one: Tensor, other: Tensor) -> bool:
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    return torch.equal(one.nan_to_num(), other.nan_to_num()) if one.is_floating_point() else torch.equal(one, other)
