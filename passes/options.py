@@ -13,6 +13,7 @@ from anytimeify.losses.consensus import ConsensusLoss
 from anytimeify.losses.taxonomy import TaxonomyLoss
 from anytimeify.passes.consensus import Consensus, add_consensus
 from anytimeify.passes.granularities import part_heads
+from anytimeify.passes.one_writer import one_writer
 from anytimeify.passes.taxonomy import add_heads
 from anytimeify.rewriter import Scheme
 from anytimeify.taxonomy import Taxonomy
@@ -41,6 +42,7 @@ class Options:
             several = add_heads(captured, axes, self.taxonomy)
             rewritten = scheme.apply(several, analyse(several.program))
             rewritten = part_heads(rewritten, self.taxonomy, captured.program)
+        rewritten = one_writer(rewritten)
         return rewritten if self.consensus is None else add_consensus(rewritten, self.consensus)
 
     def default_loss(self, scheme: Scheme) -> nn.Module:
