@@ -51,7 +51,9 @@ axis_rule(aten("layer_norm.default", "rms_norm.default"), _last_dimensions, lite
 # group norm: (g c~), groups outermost, so that whole groups are cut
 def _group_norm(op: Op) -> Dims:
     x = op.axes(op["input"])
-    groups = int(op["num_groups"])
+    groups = op["num_groups"]
+    if not isinstance(groups, int):
+        return op.give_up("its num_groups are computed, from the size of the batch for instance")
     pieces = factors.split(x[1], [Size(groups), op.type(op["input"]).shape[1] // Size(groups)], op.where)
     if pieces is None:
         op.pin(x[1], "does not divide into groups")
@@ -67,7 +69,7 @@ def _group_norm(op: Op) -> Dims:
 axis_rule(
     aten("group_norm.default"),
     _group_norm,
-    literals=lambda r: {"num_groups": r.size(r.memo["groups"]).coefficient},
+    literals=lambda r: {"num_groups": r.size(r.memo["groups"]).coefficient} if "groups" in r.memo else {},
 )
 
 

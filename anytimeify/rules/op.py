@@ -234,8 +234,12 @@ def build_rule(rule: Any, *, literals: Any = None, macs: Any = (), view: bool = 
         return Rule(rule, literals, macs or None, view, joins)
     lines = tuple(parse(line) for line in ([rule] if isinstance(rule, str) else rule))
     counted = [item.split() for item in ([macs] if isinstance(macs, str) else macs)]
+    sizes = tuple(literals) if isinstance(literals, Mapping) else ()
 
     def infer(op: Op) -> Any:
+        computed = next((name for name in sizes if list(flat_nodes([op[name]]))), None)
+        if computed is not None:
+            return op.give_up(f"its {computed} are computed, from the size of the batch for instance")
         tensors = op.operands()
         notation = _fitting(lines, [op.rank(node) for node in tensors])
         return op.give_up("unusual operands") if notation is None else apply(notation, op, tensors)
@@ -247,18 +251,19 @@ def build_rule(rule: Any, *, literals: Any = None, macs: Any = (), view: bool = 
         return {} if notation is None else solve(notation, shapes, types(node).shape)
 
     def resize(r: Resize) -> dict[str, Any]:
-        sizes = sizes_of(r.node, lambda node: r.types[node])
-        if not sizes:
+        found = sizes_of(r.node, lambda node: r.types[node])
+        if not found:
             return {}
         return {
-            name: sizes[spec].coefficient if isinstance(spec, str) else [sizes[part].coefficient for part in spec]
+            name: found[spec].coefficient if isinstance(spec, str) else [found[part].coefficient for part in spec]
             for name, spec in literals.items()
+            if not list(flat_nodes([r.arguments[name]]))
         }
 
     def count(node: fx.Node) -> Size:
-        sizes = sizes_of(node, lambda other: other.meta["type"])
+        found = sizes_of(node, lambda other: other.meta["type"])
         totals = (
-            [math.prod((sizes.get(name, Size(1)) for name in item), start=Size(1)) for item in counted] if sizes else []
+            [math.prod((found.get(name, Size(1)) for name in item), start=Size(1)) for item in counted] if found else []
         )
         return factors.add_sizes(totals) if totals else Size(0)
 
