@@ -54,7 +54,8 @@ class Gap:
     parameter: str  # the one nearest to the output whose gradient differs by too much, or by the most
     buffer: float
     name: str  # of the buffer that differs the most
-    followed: int  # how many buffers a step of the backbone changes, and one of the level changes alike
+    changed: int  # how many buffers a step of the backbone changes
+    followed: int  # how many of them are alike after one of the level
 
     def within(self, limit: float) -> bool:
         return self.prediction <= limit and self.gradient <= limit and self.buffer <= limit
@@ -199,7 +200,15 @@ def _gap(net: AnytimeModel, model: nn.Module, theirs: Step, ours: Step, place: i
         followed += found <= limit and name in theirs.changed
         if found > buffer:
             buffer, worst = found, name
-    return Gap(difference(theirs.prediction, ours.prediction), gradient, parameter, buffer, worst, followed)
+    return Gap(
+        difference(theirs.prediction, ours.prediction),
+        gradient,
+        parameter,
+        buffer,
+        worst,
+        len(theirs.changed),
+        followed,
+    )
 
 
 def _aligned(one: Tensor, stack: Tensor, theirs: Tensor | None, ours: Tensor | None) -> tuple[Tensor, Tensor]:
