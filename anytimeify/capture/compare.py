@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from anytimeify._torch import OpOverload, TreeSpec, flatten, unflatten
+from anytimeify.capture.custom_derivatives import direct_checkpoints
 from anytimeify.capture.inputs import CallInputs
 from anytimeify.capture.modes import in_mode
 from anytimeify.capture.outputs import choose
@@ -61,7 +62,7 @@ class Expected:
 
 def expected_from_module(model: nn.Module, inputs: CallInputs, output: int | str | None) -> Expected:
     """In eval mode; what the model writes to its buffers is put back. Raises whatever the model raises."""
-    with in_mode(model, training=False), buffers_kept(model), _quietly():
+    with in_mode(model, training=False), buffers_kept(model), direct_checkpoints(), _quietly():
         return Expected.of(model(*inputs.args, **inputs.kwargs), output)
 
 

@@ -1,7 +1,7 @@
 """Which parts of a model train, and with what derivatives: read off before it is captured.
 
 A model that is in train mode says so itself: its modules that are in eval mode (frozen norms, a dropout that was
-switched off) stay there. One that is in eval mode is asked what its own `train()` would do, on a copy without data.
+switched off) stay there. So do those that a `train()` of its own keeps there, which is tried on a copy without data.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -47,14 +47,15 @@ class Modes:
 
     @staticmethod
     def of(model: nn.Module) -> Modes:
+        own = _after_train(model) if any(map(_has_own_train, model.modules())) else Modes()
         if model.training:
-            return Modes(_paths(model, training=False))
+            return replace(own, held=own.held | _paths(model, training=False))
         awake = [path for path, one in model.named_modules() if one.training and isinstance(one, _WITH_MODES)]
         if awake:
             one = f"'{awake[0]}'" + (f" and {len(awake) - 1} more" if len(awake) > 1 else "")
             lost = f"modules in train mode inside a model in eval mode follow the mode of the result: {one}"
-            return Modes(lost=(lost,))
-        return _after_train(model) if any(map(_has_own_train, model.modules())) else Modes()
+            return replace(own, lost=(*own.lost, lost))
+        return own
 
 
 def _paths(model: nn.Module, *, training: bool) -> frozenset[str]:

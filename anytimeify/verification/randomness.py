@@ -52,11 +52,14 @@ def _without_dropout(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, 
     return tuple(positional), kwargs
 
 
+_PARAMETERS = ("mean", "std", "lambd", "from", "to")  # of distributions, in the order of their schemas
+
+
 def _filled(parameter: Callable[..., float]) -> Callable[..., Tensor]:
     """An operation in place, by the mean that its parameters give."""
 
     def fill(x: Tensor, *args: Any, generator: Any = None, **kwargs: Any) -> Tensor:
-        return x.fill_(parameter(*args, **kwargs))
+        return x.fill_(parameter(*args, *(kwargs[name] for name in _PARAMETERS if name in kwargs)))
 
     return fill
 
@@ -65,7 +68,8 @@ def _like(parameter: Callable[..., float]) -> Callable[..., Tensor]:
     """An operation that gives a tensor like its first."""
 
     def full(x: Tensor, *args: Any, generator: Any = None, dtype: Any = None, **kwargs: Any) -> Tensor:
-        return torch.full_like(x, parameter(*args), dtype=dtype or x.dtype)
+        given = (*args, *(kwargs[name] for name in _PARAMETERS if name in kwargs))
+        return torch.full_like(x, parameter(*given), dtype=dtype or x.dtype)
 
     return full
 
@@ -98,13 +102,16 @@ _MEANS: dict[Any, Callable[..., Any]] = {
     aten.bernoulli.p: _like(lambda p: p),
     aten.bernoulli_.float: _filled(lambda p=0.5: p),
     aten.bernoulli_.Tensor: lambda x, p, generator=None: x.copy_(p),
+    aten.exponential.default: _like(lambda rate=1.0: 1 / rate),
     aten.exponential_.default: _filled(lambda rate=1.0: 1 / rate),
     aten.native_dropout.default: _native_dropout,
     aten.normal_.default: _filled(lambda mean=0.0, std=1.0: mean),
+    aten.normal_functional.default: _like(lambda mean=0.0, std=1.0: mean),
     aten.rand.default: _full(0.5),
     aten.rand_like.default: _like(lambda: 0.5),
     aten.randn.default: _full(0.0),
     aten.randn_like.default: _like(lambda: 0.0),
     aten.rrelu_with_noise.default: _rrelu,
+    aten.uniform.default: _like(lambda low=0.0, high=1.0: (low + high) / 2),
     aten.uniform_.default: _filled(lambda low=0.0, high=1.0: (low + high) / 2),
 }

@@ -183,12 +183,13 @@ def _step(
 def _gap(net: AnytimeModel, model: nn.Module, theirs: Step, ours: Step, place: int, limit: float) -> Gap:
     prefix, tensors = _prefix(net, place), net.tensors()
     largest = max((float(one.abs().max()) for one in theirs.gradients.values() if one is not None), default=0.0)
+    moved = not _same_order(net, model, prefix)
     gradient, parameter = 0.0, ""
     for name, one in reversed(list(model.named_parameters()) if theirs.trains else []):
         if prefix + name not in tensors or gradient > limit:
             continue
         other = ours.gradients.get(prefix + name)
-        pair = _aligned(one, tensors[prefix + name], theirs.gradients[name], other)
+        pair = _aligned(one, tensors[prefix + name], theirs.gradients[name], other, moved=moved)
         found = _relative(*pair, floor=largest * _NOTHING[limit])
         if found >= gradient:
             gradient, parameter = found, name
@@ -211,15 +212,20 @@ def _gap(net: AnytimeModel, model: nn.Module, theirs: Step, ours: Step, place: i
     )
 
 
-def _aligned(one: Tensor, stack: Tensor, theirs: Tensor | None, ours: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Both gradients in one order: of a stack of members the first, sorted where a scheme has permuted the channels."""
-    first, second = (
-        torch.zeros_like(like) if gradient is None else gradient for gradient, like in ((theirs, one), (ours, stack))
-    )
-    own, second = first_member(stack.detach(), one.shape), first_member(second.detach(), one.shape)
-    if own.shape == one.shape and not torch.equal(own, one):
-        first, second = first.flatten().sort().values, second.flatten().sort().values
-    return first, second
+def _same_order(net: AnytimeModel, model: nn.Module, prefix: str) -> bool:
+    """Whether the parameters are the backbone's entry for entry: a scheme may permute channels."""
+    tensors = net.tensors()
+    pairs = [(one, tensors[prefix + name]) for name, one in model.named_parameters() if prefix + name in tensors]
+    return all(torch.equal(one, first_member(stack.detach(), one.shape)) for one, stack in pairs)
+
+
+def _aligned(
+    one: Tensor, stack: Tensor, theirs: Tensor | None, ours: Tensor | None, *, moved: bool
+) -> tuple[Tensor, Tensor]:
+    """Both gradients, of a stack of members the first member's; sorted where channels have `moved`."""
+    first = torch.zeros_like(one) if theirs is None else theirs
+    second = first_member(torch.zeros_like(stack) if ours is None else ours, one.shape)
+    return (first.flatten().sort().values, second.flatten().sort().values) if moved else (first, second)
 
 
 def _relative(reference: Tensor, result: Tensor, floor: float) -> float:

@@ -1,0 +1,156 @@
+"""Verification of training: what it finds, and what it takes for the rounding that it is."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from anytimeify import AnytimeWarning, NestedChannels, VerificationError, transform, verification
+from anytimeify.verification.randomness import WithoutRandomness
+from tests.backbones import Residual, images
+
+X = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+SCHEME = NestedChannels((0.5, 1.0))
+
+
+class Base(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.norm, self.more, self.head = (
+            nn.Linear(4, 8),
+            nn.BatchNorm1d(8),
+            nn.Linear(8, 8),
+            nn.Linear(8, 3),
+        )
+
+    def hidden(self, x: Tensor) -> Tensor:
+        result: Tensor = self.more(self.norm(self.body(x)).relu())
+        return result
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.head(self.hidden(x))
+        return result
+
+
+class Random(Base):
+    """Dropout of every kind, noise, and a leaky slope that is drawn."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.rrelu(self.hidden(x), training=self.training)
+        x = F.alpha_dropout(F.dropout(x, 0.4, self.training), 0.3, self.training)
+        heads = x.reshape(-1, 2, 1, 4)
+        x = F.scaled_dot_product_attention(heads, heads, heads, dropout_p=0.5 if self.training else 0.0).reshape(-1, 8)
+        if self.training:
+            x = x + torch.randn_like(x) * torch.rand_like(x) + torch.empty_like(x).exponential_()
+        result: Tensor = self.head(x)
+        return result
+
+
+def test_randomness_is_no_difference() -> None:
+    model = Random()
+    net = transform(model, SCHEME, X)
+    state = torch.get_rng_state()
+    gap, _ = verification.compare_training(net, model)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert gap is not None
+    assert (gap.prediction, gap.gradient, gap.buffer) == pytest.approx((0, 0, 0), abs=1e-6)
+    assert (gap.changed, gap.followed) == (3, 3)
+
+
+def test_without_randomness() -> None:
+    x = torch.linspace(-1, 1, 8)
+    with WithoutRandomness():
+        assert torch.equal(F.dropout(x, 0.7), x)
+        assert torch.equal(torch.bernoulli(x.abs()), x.abs())
+        assert torch.equal(torch.randn(3) + torch.rand(3), torch.full((3,), 0.5))
+        assert torch.equal(torch.empty(2).uniform_(1, 3), torch.full((2,), 2.0))
+        assert torch.equal(torch.randperm(9), torch.randperm(9))
+        assert torch.equal(F.rrelu(x, training=True), torch.where(x < 0, x * (1 / 8 + 1 / 3) / 2, x))
+
+
+class Python(Base):
+    """State that no tensor holds: each pass in train mode is scaled differently."""
+
+    def __init__(self, part: str) -> None:
+        super().__init__()
+        self.part, self.passes = part, itertools.count(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.hidden(x)
+        scale = next(self.passes)
+        if self.part == "prediction":
+            x = x * scale if self.training else x
+        elif self.training:  # the same value with another derivative
+            x = x * scale - x.detach() * (scale - 1)
+        result: Tensor = self.head(x)
+        return result
+
+
+@pytest.mark.parametrize(
+    ("part", "what"), [("prediction", "its prediction differs by"), ("gradient", "the gradient of 'more.bias' differs")]
+)
+def test_what_trains_differently_is_refused_and_named(part: str, what: str) -> None:
+    with pytest.raises(VerificationError, match=f"does not train as the backbone does: .*{what}"):
+        transform(Python(part), SCHEME, X)
+    transform(Python(part), SCHEME, X, verify=False)
+
+
+class Batch(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.hidden(x)
+        result: Tensor = self.head(x * 2 if x.shape[0] > 2 else x)
+        return result
+
+
+def test_a_batch_that_steers_is_found() -> None:
+    with pytest.raises(VerificationError, match=r"for a batch of 1 the full level differs .*dynamic_shapes=\{\}"):
+        transform(Batch(), SCHEME, X)
+    transform(Batch(), SCHEME, X, dynamic_shapes={})
+
+
+def test_nothing_is_left_behind() -> None:
+    backbone = Residual()
+    backbone.bn1.eval()
+    before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
+    net = transform(backbone, SCHEME, images(), verify=False)
+    own = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    verification.verify(net, backbone)
+    for model, state in ((backbone, before), (net, own)):
+        assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
+        assert all(parameter.grad is None for parameter in model.parameters())
+        assert model.training
+    assert not backbone.bn1.training
+
+
+@pytest.mark.parametrize("options", ["order=l1", "norms=shared heads=shared"])
+def test_permuted_and_shared_parameters_are_compared(options: str) -> None:
+    backbone = Residual()
+    net = transform(backbone, f"nested-channels{{widths=0.5,1 {options}}}", images())
+    gap, limit = verification.compare_training(net, backbone)
+    assert gap is not None
+    assert gap.within(limit)
+    assert gap.followed == gap.changed > 0
+
+
+def test_backbones_that_cannot_train_on_the_example_inputs_show_nothing() -> None:
+    """A batch norm that has one value for each channel is refused by torch, in train mode."""
+    model = Base()
+    with pytest.warns(AnytimeWarning, match="Expected more than 1 value per channel"):
+        net = transform(model.eval(), SCHEME, X[:1], dynamic_shapes={})
+    assert verification.compare_training(net, model)[0] is None
+
+
+class Indices(Base):
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x).argmax(1)
+
+
+def test_predictions_without_a_derivative_are_left_out() -> None:
+    model = Indices()
+    gap, _ = verification.compare_training(transform(model, SCHEME, X), model)
+    assert gap is None
