@@ -125,7 +125,7 @@ def grow(
     read = {str(node.target) for node in ancestors([prediction]) if node.op == "get_attr"}
     for name in own:
         if f"anytime.{level}.{name}" in read:
-            _count_batches(builder, level, name, program, copies.still)
+            _count_batches(builder, level, name, program, copies.held)
         else:  # a table that only blocks which are left out would have made something of
             builder.tensors.pop(f"anytime.{level}.{name}", None)
     builder.notes += copies.notes(level)
@@ -141,7 +141,8 @@ class _Copies:
         still = frozen(self.program)
         self.everything = bool(still) and not any(map(is_trained, self.program.tensors.values()))
         self.still = frozenset() if self.everything else still
-        self.wider: list[str] = []  # frozen ones whose values do not say what those of a wider one are
+        self.held: set[str] = set()  # frozen ones that have the backbone's values
+        self.wider: list[str] = []  # those whose values do not say what those of a wider one are
         self.made: dict[int, Tensor] = {}  # by the backbone's tensor: what is tied stays tied
 
     def of(self, node: fx.Node) -> Tensor:
@@ -158,6 +159,7 @@ class _Copies:
         if name in self.still:
             kept = at_size(tensor, dims, self.axes, self.widths, shape)
             if kept is not None:
+                self.held.add(name)
                 return nn.Parameter(kept, requires_grad=False) if parameter else kept
             self.wider.append(name)
         values = self.drawn.get(name, tensor).detach().to(tensor)
@@ -179,12 +181,12 @@ class _Copies:
         return spreads(self.drawn.get(name, tensor) for name, tensor in self.program.tensors.items())
 
 
-def _count_batches(builder: Builder, level: int, name: str, program: Program, still: Set[str]) -> None:
+def _count_batches(builder: Builder, level: int, name: str, program: Program, held: Set[str]) -> None:
     """A batch norm of its own counts its own batches, from the beginning unless its statistics are the backbone's."""
     path, _, last = name.rpartition(".")
     counter = program.tensors.get(f"{path}.num_batches_tracked")
     if last == "running_mean" and counter is not None:
-        start = counter.clone() if name in still else torch.zeros_like(counter)
+        start = counter.clone() if name in held else torch.zeros_like(counter)
         builder.tensors.setdefault(f"anytime.{level}.{path}.num_batches_tracked", start)
 
 
