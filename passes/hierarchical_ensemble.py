@@ -52,8 +52,8 @@ class HierarchicalEnsemble(Scheme):
         splits: instead of either, pairs of a cut and how many siblings every copy goes on as there: `(("layer2", 16),)`
             is a network of 16 branches.
         fuse: compute siblings as one operation where there is a rule for it. Changes nothing but speed.
-        init: `"fresh"`: the other leaves' parameters come from the initialisers of the backbone's own modules;
-            `"copy"`: they start as copies of the backbone's.
+        init: `"fresh"`: the other leaves' parameters start as the backbone's own did, by its initialisers or as its
+            constructor drew them; `"copy"`: they start as copies of the backbone's.
         sizes: `"trees"`: a level for every sub-tree that begins with the first leaf; `"all"`: one for every number of
             leaves.
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from anytimeify.capture.initial_values import initial, is_matrix, looks_drawn
+from anytimeify.capture.initial_values import initial, is_matrix, looks_drawn, shows_training
 from anytimeify.errors import SchemeError
 
 __all__ = ["redrawn"]
@@ -42,18 +42,20 @@ def redrawn(model: nn.Module) -> Mapping[str, Tensor]:
             if hasattr(module, "_is_hf_initialized"):
                 del module._is_hf_initialized
         _by_the_model(drawn)
+        trained = any(shows_training(before[name], parameter) for name, parameter in drawn.named_parameters())
         for path, module in drawn.named_modules():
-            _as_constructed(before, path, module)
+            _as_constructed(before, path, module, trained=trained)
     return {**dict(drawn.named_parameters(remove_duplicate=False)), **dict(drawn.named_buffers(remove_duplicate=False))}
 
 
-def _as_constructed(before: Mapping[str, Tensor], path: str, module: nn.Module) -> None:
-    """Gives the parameters of one module, drawn again, the initial values that those `before` tell of."""
+def _as_constructed(before: Mapping[str, Tensor], path: str, module: nn.Module, *, trained: bool) -> None:
+    """Gives the parameters of one module, drawn again, the initial values that those `before` tell of. In a network
+    that is `trained` only weights of many entries tell."""
     own = {name: parameter for name, parameter in module.named_parameters(path, recurse=False) if name in before}
-    matrices = [name for name, parameter in own.items() if is_matrix(parameter)]
-    beside = bool(matrices) and all(looks_drawn(before[name]) for name in matrices)
+    looks = {name: looks_drawn(before[name], certain=trained) for name in own if is_matrix(own[name])}
+    layer = bool(looks) and all(looks.values())
     for name, parameter in own.items():
-        parameter.copy_(initial(before[name], parameter, beside=beside))
+        parameter.copy_(initial(before[name], parameter, untrained=looks.get(name, layer)))
 
 
 _RESETS = ("reset_parameters", "_reset_parameters")  # the second one is what torch's attention and transformers have

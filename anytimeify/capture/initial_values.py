@@ -12,18 +12,18 @@ import math
 import torch
 from torch import Tensor, nn
 
-__all__ = ["initial", "is_matrix", "looks_drawn"]
+__all__ = ["initial", "is_matrix", "looks_drawn", "shows_training"]
 
 _SIGMAS = 6.0  # how far chance goes: what looks drawn is seldom missed
 _LIKELY = 3.0  # how far it likely goes: to take two distributions for two costs nothing
 _SAMPLE = 256  # entries that are looked at for repetitions, and of every dimension for dependence
 _POOL = 2**16  # entries to draw from: as good as all of them, and near each other in memory
-_FEW = 32  # entries of which too little can be told
+_FEW, _MANY = 32, 4096  # entries of which nothing can be told, and of which training would show
 
 
-def initial(present: Tensor, drawn: Tensor, *, beside: bool = False) -> Tensor:
+def initial(present: Tensor, drawn: Tensor, *, untrained: bool) -> Tensor:
     """What a fresh copy of `present` starts with, where its initialisers have given `drawn`, the same values if none
-    has touched it. `beside`: whether it lies in one layer with weights that are as they were drawn.
+    has touched it. `untrained`: whether it looks drawn, or lies in one layer with weights that do.
 
     1. a constant stays one: training leaves none (a single number is none, it may be trained);
     2. what the initialisers drew, where it is spread like what is there, or where what is there is trained;
@@ -40,14 +40,20 @@ def initial(present: Tensor, drawn: Tensor, *, beside: bool = False) -> Tensor:
         return drawn
     if _repeats(present):
         return present
-    if looks_drawn(present) if is_matrix(present) else beside or (not touched and not _neighbours_alike(present)):
+    if untrained or not (touched or is_matrix(present) or _neighbours_alike(present)):
         return _drawn_like(present)
     return drawn  # where nothing has touched it, that is what is there
 
 
+def shows_training(present: Tensor, drawn: Tensor) -> bool:
+    """Whether a parameter that initialisers make constant has got other values, as norms and biases do."""
+    return present.numel() > 1 and not present.is_meta and _constant(drawn) and not _constant(present)
+
+
 def _constant(tensor: Tensor) -> bool:
     """Whether all entries are one number."""
-    return bool((tensor == tensor.flatten()[0]).all())
+    flat = tensor.flatten()
+    return len(flat) > 0 and bool(flat[0] == flat[-1]) and bool((flat == flat[0]).all())
 
 
 def _spread_alike(one: Tensor, other: Tensor) -> bool:
@@ -72,9 +78,12 @@ def is_matrix(tensor: Tensor) -> bool:
     return sum(size > 1 for size in tensor.shape) > 1 and tensor.numel() >= _FEW
 
 
-def looks_drawn(matrix: Tensor) -> bool:
+def looks_drawn(matrix: Tensor, *, certain: bool = False) -> bool:
     """Whether entries may be independent draws of one distribution: neighbours do not resemble each other, and the
-    slices along every dimension have the mean and the spread of the whole as far as chance goes."""
+    slices along every dimension have the mean and the spread of the whole as far as chance goes. Of few entries that
+    is never `certain`."""
+    if matrix.is_meta or not matrix.is_floating_point() or (certain and matrix.numel() < _MANY):
+        return False
     corner = matrix[tuple(slice(_SAMPLE) for _ in matrix.shape)].float()
     centred = corner - corner.mean()
     variance = centred.square().mean()
@@ -110,7 +119,8 @@ def _drawn_like(present: Tensor) -> Tensor:
         return nn.init.orthogonal_(torch.empty_like(present), gain)
     flat = present.flatten()
     pool = flat[:: max(1, len(flat) // _POOL)]
-    result = pool[torch.randint(len(pool), present.shape, device=present.device)]
+    picked = torch.randint(len(pool), (len(flat),), device=flat.device, dtype=torch.int32)  # half the memory of int64
+    result = pool.index_select(0, picked).reshape(present.shape)
     if present.ndim > 1:
         result[(present == 0).flatten(1).all(1)] = 0
     return result

@@ -78,6 +78,17 @@ def test_what_is_trained_tells_nothing() -> None:
     assert torch.equal(drawn["1.running_mean"], torch.zeros(64))
 
 
+def test_few_entries_tell_nothing_in_a_trained_network() -> None:
+    """A small head looks drawn whatever training did to it; that norms have learnt tells."""
+    net = nn.Sequential(nn.Linear(64, 64), nn.BatchNorm1d(64), nn.Linear(64, 10))
+    with torch.no_grad():
+        net.get_parameter("2.weight").mul_(5)
+    usual = 1 / math.sqrt(3 * 64)
+    assert spread(redrawn(net)["2.weight"]) == pytest.approx(5 * usual, rel=0.1)
+    nn.init.normal_(net.get_parameter("1.bias"))
+    assert spread(redrawn(net)["2.weight"]) == pytest.approx(usual, rel=0.1)
+
+
 def test_biases_go_with_their_weights() -> None:
     """Values that lie beside weights as they were drawn were drawn too; beside trained ones they are trained."""
     drawn, other = nn.Linear(64, 256), trained(nn.Linear(64, 256))
