@@ -77,7 +77,9 @@ def _trained_all_the_same(program: Program, made: Mapping[str, tuple[str, tuple[
     still = [source for source in sources if not is_trained(program.tensors[source])]
     if not still:
         return []
-    return [f"heads of coarser labels are drawn and trained, though they are made after frozen ones: {', '.join(still)}"]
+    return [
+        f"heads of coarser labels are drawn and trained, though they are made after frozen ones: {', '.join(still)}"
+    ]
 
 
 def _drawn(captured: Captured) -> Mapping[str, Tensor]:

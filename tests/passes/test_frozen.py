@@ -58,9 +58,9 @@ class Blurred(nn.Module):
         self.get_parameter("stage2.2.conv.weight").requires_grad_(True)
         for module in self.stage2.modules():
             if isinstance(module, nn.BatchNorm2d):
-                module.running_mean.normal_()  # type: ignore[union-attr, operator]  # there are statistics
+                module.running_mean.normal_()  # type: ignore[union-attr]  # there are statistics
                 nn.init.uniform_(module.weight, 0.5, 1.5)
-                module.num_batches_tracked.fill_(7)  # type: ignore[union-attr, operator]
+                module.num_batches_tracked.fill_(7)  # type: ignore[union-attr]
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stage2(self.between(self.stage1(self.stem(x))))
@@ -104,7 +104,7 @@ def net_of(
 def assert_steps(net: AnytimeModel, x: Tensor | None = None) -> None:
     """Every parameter that asks for a gradient gets one, as distributed training waits for it, and no other does."""
     outputs = net.train()(images() if x is None else x)
-    sum(level.square().sum() for level in outputs.levels + outputs.members).backward()  # type: ignore[union-attr]
+    sum(level.square().sum() for level in outputs.levels + outputs.members).backward()
     for name, parameter in net.named_parameters():
         assert (parameter.grad is not None) == parameter.requires_grad, name
 
@@ -125,7 +125,7 @@ def test_what_is_not_trained() -> None:
 def test_tied_names_are_frozen_together() -> None:
     net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4, bias=False))
     net[2].weight = net[0].weight
-    net[0].weight.requires_grad_(False)  # type: ignore[union-attr, operator]  # a parameter
+    net[0].weight.requires_grad_(False)
     assert frozen(capture(net, torch.randn(2, 4)).program) == {"0.weight", "2.weight"}
 
 
