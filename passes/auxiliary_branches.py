@@ -86,6 +86,7 @@ class AuxiliaryBranches(Scheme):
             training_only=frozenset(level for level, one in enumerate(macs[:-1]) if one > macs[-1]),
             resumable=True,
             steps=tuple(range(len(outputs))),
+            notes=tuple(builder.notes),
         )
 
     def default_loss(self) -> nn.Module:

@@ -2,8 +2,8 @@
 
 What is copied:
 
-1. everything behind the fork, with parameters and running statistics of its own; constants, and tensors that the trunk
-   reads too, are shared;
+1. everything behind the fork, with parameters and running statistics of its own, which are frozen as the backbone's
+   where those are; constants, and tensors that the trunk reads too, are shared;
 2. repeats: blocks are left out whose result has the type of what they read; in dense layers the channels that they
    would have added are missing behind them;
 3. widths: the axes that a layer makes are multiplied, larger or smaller; axes that the trunk has too keep their size,
@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -27,9 +28,10 @@ from anytimeify.axes import Widths
 from anytimeify.blocks import Block
 from anytimeify.errors import SchemeError
 from anytimeify.ir import Program
+from anytimeify.passes.frozen import at_size, frozen, is_trained
 from anytimeify.passes.narrow import Builder
 from anytimeify.passes.project import ancestors
-from anytimeify.passes.resized import resized
+from anytimeify.passes.resized import Spread, resized, spreads
 from anytimeify.passes.rest import Rest
 
 __all__ = ["Branch", "grow"]
@@ -101,23 +103,18 @@ def grow(
     drawn: Mapping[str, Tensor] | None,
 ) -> fx.Node:
     """Appends a branch, and gives its prediction. Its tensors are called `anytime.<level>.<the backbone's name>`; they
-    start as those of `drawn`, or of the backbone without it."""
+    start as those of `drawn`, or of the backbone without it. What is frozen in the backbone has its values and stays
+    frozen, unless it is wider here, or all of the backbone is frozen, so that nothing would train: then it is drawn and
+    trained, and the builder notes it."""
     program, axes = rest.captured.program, rest.axes
     instead = {block.end: block.start for block in left_out if block.start is not None}
     removed = {node for block in left_out for node in block.nodes}
     own = rest.own_tensors()
-    made: dict[int, Tensor] = {}
+    copies = _Copies(rest, widths, drawn)
     for node in program.graph.find_nodes(op="get_attr"):
         name = str(node.target)
         if name in own and not removed.issuperset(node.users):
-            tensor = program.tensors[name]
-            if id(tensor) not in made:
-                shape = axes.shape(axes.dims[node], node.meta["type"], widths).shape
-                values = drawn.get(name, tensor) if drawn is not None else tensor
-                value = resized(values.detach().to(tensor), [size.coefficient for size in shape])
-                parameter = isinstance(tensor, nn.Parameter)
-                made[id(tensor)] = nn.Parameter(value) if parameter else value
-            builder.tensors[f"anytime.{level}.{name}"] = made[id(tensor)]
+            builder.tensors[f"anytime.{level}.{name}"] = copies.of(node)
 
     def private(user: fx.Node, source: fx.Node, reached: Set[fx.Node]) -> str | None:
         return f"anytime.{level}.{source.target}" if source.target in own else None
@@ -128,15 +125,71 @@ def grow(
     read = {str(node.target) for node in ancestors([prediction]) if node.op == "get_attr"}
     for name in own:
         if f"anytime.{level}.{name}" in read:
-            _count_batches(program, builder, level, name)
+            _count_batches(builder, level, name, program, copies.held)
         else:  # a table that only blocks which are left out would have made something of
             builder.tensors.pop(f"anytime.{level}.{name}", None)
+    builder.notes += copies.notes(level)
     return prediction
 
 
-def _count_batches(program: Program, builder: Builder, level: int, name: str) -> None:
-    """A batch norm of its own counts its own batches."""
+class _Copies:
+    """The tensors of one branch."""
+
+    def __init__(self, rest: Rest, widths: Widths, drawn: Mapping[str, Tensor] | None) -> None:
+        self.program, self.axes, self.widths = rest.captured.program, rest.axes, widths
+        self.drawn = drawn if drawn is not None else self.program.tensors
+        still = frozen(self.program)
+        self.everything = bool(still) and not any(map(is_trained, self.program.tensors.values()))
+        self.still = frozenset() if self.everything else still
+        self.held: set[str] = set()  # frozen ones that have the backbone's values
+        self.wider: list[str] = []  # those whose values do not say what those of a wider one are
+        self.made: dict[int, Tensor] = {}  # by the backbone's tensor: what is tied stays tied
+
+    def of(self, node: fx.Node) -> Tensor:
+        """The branch's own tensor in place of the one that a node reads."""
+        tensor = self.program.tensors[str(node.target)]
+        if id(tensor) not in self.made:
+            self.made[id(tensor)] = self._copied(node, tensor)
+        return self.made[id(tensor)]
+
+    def _copied(self, node: fx.Node, tensor: Tensor) -> Tensor:
+        name, dims = str(node.target), self.axes.dims[node]
+        shape = [size.coefficient for size in self.axes.shape(dims, node.meta["type"], self.widths).shape]
+        parameter = isinstance(tensor, nn.Parameter)
+        if name in self.still:
+            kept = at_size(tensor, dims, self.axes, self.widths, shape)
+            if kept is not None:
+                self.held.add(name)
+                return nn.Parameter(kept, requires_grad=False) if parameter else kept
+            self.wider.append(name)
+        values = self.drawn.get(name, tensor).detach().to(tensor)
+        others = () if shape == list(tensor.shape) else self.spreads
+        value = resized(values, shape, others)
+        trained = value.is_floating_point() or value.is_complex()
+        return nn.Parameter(value, trained) if parameter else value
+
+    def notes(self, level: int) -> list[str]:
+        """What is trained though the backbone's is not."""
+        if self.everything:
+            return [f"level {level}: the backbone is frozen as a whole; the branch is trained"]
+        why = "frozen in the backbone, but drawn anew and trained here, where they are wider"
+        return [f"level {level}: {why}: {_listed(self.wider)}"] if self.wider else []
+
+    @cached_property
+    def spreads(self) -> tuple[Spread, ...]:
+        """Of the network's weights, as they were drawn."""
+        return spreads(self.drawn.get(name, tensor) for name, tensor in self.program.tensors.items())
+
+
+def _count_batches(builder: Builder, level: int, name: str, program: Program, held: Set[str]) -> None:
+    """A batch norm of its own counts its own batches, from the beginning unless its statistics are the backbone's."""
     path, _, last = name.rpartition(".")
     counter = program.tensors.get(f"{path}.num_batches_tracked")
     if last == "running_mean" and counter is not None:
-        builder.tensors.setdefault(f"anytime.{level}.{path}.num_batches_tracked", torch.zeros_like(counter))
+        start = counter.clone() if name in held else torch.zeros_like(counter)
+        builder.tensors.setdefault(f"anytime.{level}.{path}.num_batches_tracked", start)
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return ", ".join(names[:4]) + more

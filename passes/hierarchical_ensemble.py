@@ -16,7 +16,7 @@ Refused: cuts that data flows around, or behind which nothing has parameters.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -28,6 +28,7 @@ from anytimeify.blocks import find_blocks
 from anytimeify.errors import SchemeError
 from anytimeify.ir import Captured, Program, Rewritten, Size, TensorType
 from anytimeify.passes.cuts import Cut, balanced_cuts, cut_named
+from anytimeify.passes.frozen import is_trained
 from anytimeify.passes.fuse_siblings import RULES, larger_batch
 from anytimeify.passes.layouts import Value
 from anytimeify.passes.narrow import Builder
@@ -51,10 +52,12 @@ class HierarchicalEnsemble(Scheme):
         splits: instead of either, pairs of a cut and how many siblings every copy goes on as there: `(("layer2", 16),)`
             is a network of 16 branches.
         fuse: compute siblings as one operation where there is a rule for it. Changes nothing but speed.
-        init: `"fresh"`: the other leaves' parameters come from the initialisers of the backbone's own modules;
-            `"copy"`: they start as copies of the backbone's.
+        init: `"fresh"`: the other leaves' parameters start as the backbone's own did, by its initialisers or as its
+            constructor drew them; `"copy"`: they start as copies of the backbone's.
         sizes: `"trees"`: a level for every sub-tree that begins with the first leaf; `"all"`: one for every number of
             leaves.
+
+    Copies of frozen parts hold the backbone's values and are frozen, whatever `init` says.
 
     Raises `SchemeError` for fields out of range, and for cuts that the backbone cannot have.
     """
@@ -106,14 +109,14 @@ class HierarchicalEnsemble(Scheme):
         graph = _Ensemble(builder, program, axes, tree, tensors)
         unrolled, _ = graph.leaves(tree.leaves, "", fuse=False)
         steps = [unrolled.average(count) for count in counts]
-        notes: list[str] = []
+        notes = list(_alike(program, cuts, tensors))
         if self.fuse:
             joint, apart = graph.leaves(tree.leaves, "", fuse=True)
             levels = [joint.average(count) for count in counts]
             alone = [steps[0], *(self._alone(graph, count, level) for level, count in enumerate(counts[1:-1], 1))]
             alone.append(levels[-1])
             members = [joint.one(leaf) for leaf in range(tree.leaves)]
-            notes = _said(apart)
+            notes += _said(apart)
         else:
             levels = alone = steps
             members = [unrolled.one(leaf) for leaf in range(tree.leaves)]
@@ -261,6 +264,14 @@ def _said(apart: Mapping[str, int]) -> list[str]:
         return []
     listed = ", ".join(f"{name} ({count})" for name, count in sorted(apart.items(), key=lambda item: -item[1])[:6])
     return [f"siblings are not fused, but computed one after the other, in: {listed}"]
+
+
+def _alike(program: Program, cuts: Sequence[Cut], tensors: Mapping[str, int]) -> Iterator[str]:
+    """Where all that siblings have is frozen, so that each computes what the others do."""
+    for depth, cut in enumerate(cuts, start=1):
+        own = [program.tensors[name] for name, place in tensors.items() if place == depth]
+        if not any(map(is_trained, own)):
+            yield f"siblings behind {_names(cut)} are all the same there: what they have of their own is frozen"
 
 
 def _names(cut: Cut) -> str:

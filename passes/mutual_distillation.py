@@ -107,6 +107,7 @@ class MutualDistillation(Scheme):
             backbones=tuple(full),
             resumable=True,
             steps=tuple(range(len(heads))),
+            notes=tuple(builder.notes),
         )
 
     def _heads(self, captured: Captured, network: int) -> list[_Head]:

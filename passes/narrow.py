@@ -65,6 +65,7 @@ class Builder:
     tensors: dict[str, Tensor]
     transient: set[str]
     shared: dict[fx.Node, fx.Node] = field(default_factory=dict)  # nodes of the source program -> their full copies
+    notes: list[str] = field(default_factory=list)  # what was decided on the way, for the report
     _attributes: dict[str, fx.Node] = field(default_factory=dict)
     _constants: dict[bytes, str] = field(default_factory=dict)
     _names: dict[str, int] = field(default_factory=dict)  # names given so far, and how often each was asked for

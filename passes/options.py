@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -42,6 +42,7 @@ class Options:
             several = add_heads(captured, axes, self.taxonomy)
             rewritten = scheme.apply(several, analyse(several.program))
             rewritten = part_heads(rewritten, self.taxonomy, captured.program)
+            rewritten = replace(rewritten, notes=(*several.notes[len(captured.notes) :], *rewritten.notes))
         rewritten = one_writer(rewritten)
         return rewritten if self.consensus is None else add_consensus(rewritten, self.consensus)
 

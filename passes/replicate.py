@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from anytimeify.ir import Program
+from anytimeify.passes.frozen import STATISTICS, frozen
 from anytimeify.schema import bound
 
 __all__ = ["Tree", "depths", "stacked", "tensor_depths"]
@@ -76,9 +77,6 @@ def depths(program: Program, cuts: Sequence[Sequence[fx.Node]]) -> dict[fx.Node,
     return result
 
 
-_STATISTICS = ("running_mean", "running_var")
-
-
 def tensor_depths(program: Program, places: Mapping[fx.Node, int]) -> dict[str, int]:
     """How many splits the members lie behind that have a tensor each; 0 for what all of them share.
 
@@ -87,7 +85,7 @@ def tensor_depths(program: Program, places: Mapping[fx.Node, int]) -> dict[str, 
     of_tensor: dict[int, int] = {}
     for node in program.graph.find_nodes(op="get_attr"):
         tensor = program.tensors[str(node.target)]
-        statistics = any(node in (bound(user).get(name) for name in _STATISTICS) for user in node.users)
+        statistics = any(node in (bound(user).get(name) for name in STATISTICS) for user in node.users)
         depth = places[node] if isinstance(tensor, nn.Parameter) or statistics else 0
         of_tensor[id(tensor)] = min(of_tensor.get(id(tensor), depth), depth)
     return {name: of_tensor[id(tensor)] for name, tensor in program.tensors.items() if id(tensor) in of_tensor}
@@ -96,19 +94,22 @@ def tensor_depths(program: Program, places: Mapping[fx.Node, int]) -> dict[str, 
 def stacked(program: Program, tree: Tree, places: Mapping[str, int], fresh: Fresh | None) -> dict[str, Tensor]:
     """All tensors of a program, those of several members as stacks.
 
-    The first member has the backbone's values, the others those of a call of `fresh` each, or copies without it."""
+    The first member has the backbone's values, the others those of a call of `fresh` each, or copies without it; of
+    what is frozen all members have copies, and the stack is frozen."""
     drawn: list[Mapping[str, Tensor]] = []
     stacks: dict[int, Tensor] = {}
     result: dict[str, Tensor] = {}
+    still = frozen(program)
     for name, tensor in program.tensors.items():
         count = tree.members(places.get(name, 0))
         if count == 1:
             result[name] = tensor
             continue
         if id(tensor) not in stacks:
-            while fresh is not None and len(drawn) < count - 1:
-                drawn.append(fresh())
-            others = [drawn[member].get(name, tensor) if drawn else tensor for member in range(count - 1)]
+            others = [tensor] * (count - 1)
+            if fresh is not None and name not in still:
+                drawn.extend(fresh() for _ in range(len(drawn), count - 1))
+                others = [values.get(name, tensor) for values in drawn[: count - 1]]
             parts = [one.detach().to(tensor).reshape(_stackable(tensor)) for one in (tensor, *others)]
             stack = torch.cat(parts)
             stacks[id(tensor)] = (

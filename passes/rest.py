@@ -15,13 +15,12 @@ from anytimeify.errors import SchemeError
 from anytimeify.factors import Factor, leaves, resolve
 from anytimeify.ir import Captured, Program, TensorType
 from anytimeify.passes.cuts import Cut
+from anytimeify.passes.frozen import STATISTICS
 from anytimeify.passes.replicate import depths
 from anytimeify.rules import rule_of
 from anytimeify.schema import bound
 
 __all__ = ["Rest"]
-
-_STATISTICS = ("running_mean", "running_var")
 
 
 @dataclass(frozen=True)
@@ -241,7 +240,7 @@ class Rest:
         shared, own = set(), set()
         for node in program.graph.find_nodes(op="get_attr"):
             tensor = program.tensors[str(node.target)]
-            statistics = any(node in (bound(user).get(name) for name in _STATISTICS) for user in _calls_of(node))
+            statistics = any(node in (bound(user).get(name) for name in STATISTICS) for user in _calls_of(node))
             replicated = isinstance(tensor, nn.Parameter) or statistics
             if replicated and node.users and self.region.issuperset(node.users):
                 own.add(str(node.target))

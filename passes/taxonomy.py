@@ -4,7 +4,7 @@ Before a scheme, `add_heads`:
 
 1. what makes the classes of a prediction, the last layer with parameters and all that follows it, is copied once for
    each coarser granularity, the axis of classes at its size, with parameters of its own that are drawn as those of the
-   backbone's layer are;
+   backbone's layer are, and that are trained, also where the backbone's head is frozen: its labels are others;
 2. the predictions of all granularities are concatenated, so that schemes see a network with one prediction; heads that
    they make private to a level, replicate or fuse are so for every granularity.
 
@@ -15,7 +15,7 @@ Refused: predictions without an axis of classes that a layer makes, or of anothe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,8 +26,9 @@ from anytimeify.axes import Axes
 from anytimeify.errors import SchemeError
 from anytimeify.factors import Factor, leaves, resolve
 from anytimeify.ir import Captured, Program, Size
+from anytimeify.passes.frozen import is_trained
 from anytimeify.passes.narrow import Builder
-from anytimeify.passes.resized import resized
+from anytimeify.passes.resized import Spread, resized, spreads
 from anytimeify.schema import bound
 from anytimeify.taxonomy import Taxonomy
 
@@ -44,13 +45,14 @@ def add_heads(captured: Captured, axes: Axes, taxonomy: Taxonomy) -> Captured:
     builder = Builder.copying(program)
     made: dict[str, tuple[str, tuple[int, ...]]] = {}  # tensors of coarse heads: what each is drawn as, and its shape
     fresh = _drawn(captured)
+    others = spreads(fresh.get(name, tensor) for name, tensor in program.tensors.items())
     outputs = []
     for prediction in program.outputs:
         factor = _classes(program, axes, prediction, taxonomy)
         region = _region(program, axes, prediction, factor)
         parts = [builder.shared[prediction]]
         for name, size in zip(taxonomy.granularities[1:], taxonomy.sizes[1:], strict=True):
-            parts.append(_head(builder, program, axes, prediction, factor, region, name, size, fresh, made))
+            parts.append(_head(builder, program, axes, prediction, factor, region, name, size, fresh, others, made))
         kind = prediction.meta["type"]
         shape = (*kind.shape[:CLASSES], Size(sum(taxonomy.sizes)), *kind.shape[CLASSES + 1 :])
         prefixes = ("", *(f"{_PREFIX}{name}." for name in taxonomy.granularities[1:]))
@@ -63,9 +65,21 @@ def add_heads(captured: Captured, axes: Axes, taxonomy: Taxonomy) -> Captured:
     return replace(
         captured,
         program=builder.build(outputs, program.graph.output_node()),
-        fresh=_fresh(captured.fresh, program.tensors, made),
+        notes=(*captured.notes, *_trained_all_the_same(program, made)),
+        fresh=_fresh(captured.fresh, program.tensors, others, made),
         reference=None,
     )
+
+
+def _trained_all_the_same(program: Program, made: Mapping[str, tuple[str, tuple[int, ...]]]) -> list[str]:
+    """A note where coarse heads are made after frozen ones."""
+    sources = dict.fromkeys(source for source, _ in made.values() if program.is_parameter(source))
+    still = [source for source in sources if not is_trained(program.tensors[source])]
+    if not still:
+        return []
+    return [
+        f"heads of coarser labels are drawn and trained, though they are made after frozen ones: {', '.join(still)}"
+    ]
 
 
 def _drawn(captured: Captured) -> Mapping[str, Tensor]:
@@ -94,6 +108,7 @@ def _reads_tensors(node: fx.Node) -> bool:
 def _fresh(
     draw: Callable[[], Mapping[str, Tensor]] | None,
     tensors: Mapping[str, Tensor],
+    others: Sequence[Spread],
     made: Mapping[str, tuple[str, tuple[int, ...]]],
 ) -> Callable[[], Mapping[str, Tensor]] | None:
     if draw is None:
@@ -101,8 +116,9 @@ def _fresh(
 
     def fresh() -> Mapping[str, Tensor]:
         drawn = dict(draw())
-        own = {name: resized(drawn.get(source, tensors[source]), shape) for name, (source, shape) in made.items()}
-        return {**drawn, **own}
+        for name, (source, shape) in made.items():
+            drawn[name] = resized(drawn.get(source, tensors[source]), shape, others)
+        return drawn
 
     return fresh
 
@@ -193,6 +209,7 @@ def _head(
     name: str,
     size: int,
     fresh: Mapping[str, Tensor],
+    others: Sequence[Spread],
     made: dict[str, tuple[str, tuple[int, ...]]],
 ) -> fx.Node:
     """Appends the head of one coarser granularity, and gives its prediction."""
@@ -206,7 +223,7 @@ def _head(
         tensor = program.tensors[source]
         if id(tensor) not in ties:
             shape = tuple(s.coefficient for s in axes.shape(axes.dims[node], node.meta["type"], {factor: size}).shape)
-            value = resized(fresh.get(source, tensor).detach().to(tensor), shape)
+            value = resized(fresh.get(source, tensor).detach().to(tensor), shape, others)
             ties[id(tensor)] = nn.Parameter(value) if isinstance(tensor, nn.Parameter) else value
         builder.tensors[own[node]] = ties[id(tensor)]
         made[own[node]] = (source, tuple(ties[id(tensor)].shape))

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from anytimeify.capture.initial_values import initial, is_matrix, looks_drawn, shows_training
 from anytimeify.errors import SchemeError
 
 __all__ = ["redrawn"]
@@ -18,10 +19,10 @@ __all__ = ["redrawn"]
 def redrawn(model: nn.Module) -> Mapping[str, Tensor]:
     """Parameters and buffers of a copy of `model`, by name, after every initialiser that its modules have has run.
 
-    1. `reset_parameters()` of each module, as torch's own layers have it, outermost first;
+    1. `reset_parameters()` of each module, as torch's own layers have it, inner modules first, as a constructor does;
     2. `_init_weights(module)` of the model for each module, or else `init_weights()`, as transformers and timm have it;
-    3. a random parameter that none of them has touched is drawn from a normal distribution with its mean and standard
-       deviation.
+    3. where a parameter still looks as its constructor left it, and that is not what these draw, it is drawn as it is
+       there (`initial`).
 
     An initialiser that asks for other arguments is left out. Raises `SchemeError` where one of them fails, or where the
     model cannot be copied.
@@ -35,16 +36,29 @@ def redrawn(model: nn.Module) -> Mapping[str, Tensor]:
         ) from error
     before = {name: parameter.detach().clone() for name, parameter in drawn.named_parameters()}
     with torch.no_grad():
-        for path, module in drawn.named_modules():
-            _run(getattr(module, "reset_parameters", None), (), path, module)
+        for path, module in reversed(list(drawn.named_modules())):
+            for name in _RESETS:
+                _run(getattr(module, name, None), (), path, module)
             if hasattr(module, "_is_hf_initialized"):
                 del module._is_hf_initialized
         _by_the_model(drawn)
-        for name, parameter in drawn.named_parameters():
-            same = parameter.is_floating_point() and torch.equal(parameter, before[name])
-            if same and parameter.numel() > 1 and bool((parameter != parameter.flatten()[0]).any()):
-                parameter.normal_(float(parameter.mean()), float(parameter.std()))
+        trained = any(shows_training(before[name], parameter) for name, parameter in drawn.named_parameters())
+        for path, module in drawn.named_modules():
+            _as_constructed(before, path, module, trained=trained)
     return {**dict(drawn.named_parameters(remove_duplicate=False)), **dict(drawn.named_buffers(remove_duplicate=False))}
+
+
+def _as_constructed(before: Mapping[str, Tensor], path: str, module: nn.Module, *, trained: bool) -> None:
+    """Gives the parameters of one module, drawn again, the initial values that those `before` tell of. In a network
+    that is `trained` only weights of many entries tell."""
+    own = {name: parameter for name, parameter in module.named_parameters(path, recurse=False) if name in before}
+    looks = {name: looks_drawn(before[name], certain=trained) for name in own if is_matrix(own[name])}
+    layer = bool(looks) and all(looks.values())
+    for name, parameter in own.items():
+        parameter.copy_(initial(before[name], parameter, untrained=looks.get(name, layer)))
+
+
+_RESETS = ("reset_parameters", "_reset_parameters")  # the second one is what torch's attention and transformers have
 
 
 def _by_the_model(model: nn.Module) -> None:

@@ -58,7 +58,8 @@ class Sizes:
 
     def under(self, scheme: Scheme | str) -> Made:
         assert isinstance(scheme, Scheme)
-        with mock.patch("anytimeify.passes.branch.resized", lambda values, shape: values.new_zeros(()).expand(*shape)):
+        blank_of = "anytimeify.passes.branch.resized", lambda values, shape, _: values.new_zeros(()).expand(*shape)
+        with mock.patch(*blank_of):
             return Made(scheme.apply(self.captured, self.axes))
 
 
