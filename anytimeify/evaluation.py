@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from anytimeify.calibration import batch_arguments
-from anytimeify.errors import ArgumentError
+from anytimeify.errors import ArgumentError, ArgumentValueError
 from anytimeify.model import AnytimeModel
 from anytimeify.report.sheets import Sheet, Sheets, in_percent
 
@@ -85,7 +85,7 @@ def accuracy(net: AnytimeModel, batches: Iterable[Any]) -> Accuracies:
         for module, training in modes:
             module.training = training
     if not samples:
-        raise ValueError("accuracy was given no labels: pass batches of inputs and a target")
+        raise ArgumentValueError("accuracy was given no labels: pass batches of inputs and a target")
     rows = (AccuracyRow(key[0], net.levels[key[0]].name, *key[1:], count / samples) for key, count in right.items())
     return Accuracies(tuple(rows), samples)
 
@@ -100,9 +100,10 @@ def _run(net: AnytimeModel, batch: Any) -> tuple[Any, Any]:
 
 
 def _labels(net: AnytimeModel, target: Any) -> tuple[Tensor, ...]:
-    if isinstance(target, tuple | list):
-        return tuple(target)
-    return net.taxonomy.targets(target) if net.taxonomy is not None else (target,)
+    given = tuple(target) if isinstance(target, tuple | list) else (target,)
+    if any(one.is_floating_point() for one in given):
+        raise ArgumentValueError("the target holds class probabilities: accuracy counts class indices, (N,)")
+    return net.taxonomy.targets(target) if net.taxonomy is not None and isinstance(target, Tensor) else given
 
 
 def _found(

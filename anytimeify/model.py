@@ -129,7 +129,7 @@ class AnytimeModel(nn.Module):
         return result
 
     def __reduce__(self) -> Any:
-        raise TypeError(
+        raise ArgumentError(
             "an AnytimeModel is not pickled, for its graphs are code. Write it with net.save(path) and read it with "
             "anytimeify.load(path), in another process too; or pickle net.state_dict(), or net.extract(level)"
         )
@@ -237,7 +237,7 @@ class AnytimeModel(nn.Module):
     @loss.setter
     def loss(self, loss: nn.Module) -> None:
         if not isinstance(loss, nn.Module):
-            raise TypeError(
+            raise ArgumentError(
                 f"the loss is a {type(loss).__name__}: expected an nn.Module, called as loss(outputs, target)"
             )
         if "anytime" not in self._modules:

@@ -15,6 +15,8 @@ from typing import Literal, NamedTuple, TypeAlias, TypeVar
 
 import torch
 
+from anytimeify.errors import ArgumentValueError
+
 __all__ = ["WORTH", "Case", "Form", "Kind", "choices", "choose", "forget", "form"]
 
 Kind: TypeAlias = Literal["masked", "prefixes", "blocks", "measured"]
@@ -63,9 +65,9 @@ class form(AbstractContextManager[None]):  # noqa: N801  # is called like a func
 
     def __init__(self, kind: Kind, count: int | None = None) -> None:
         if kind not in _KINDS:
-            raise ValueError(f"kind={kind!r} is none of {', '.join(map(repr, _KINDS))}")
+            raise ArgumentValueError(f"kind={kind!r} is none of {', '.join(map(repr, _KINDS))}")
         if count is not None and (kind != "blocks" or count < 1):
-            raise ValueError(f"count={count} is the number of 'blocks', 1 or more")
+            raise ArgumentValueError(f"count={count} is the number of 'blocks', 1 or more")
         self.before = (_settings.kind, _settings.count)
         _settings.kind, _settings.count = kind, count
 
