@@ -14,6 +14,7 @@ from torch import Tensor
 
 from anytimeify.calibration import batch_arguments
 from anytimeify.errors import ArgumentError, ArgumentValueError
+from anytimeify.level_names import LevelName, find_level
 from anytimeify.model import AnytimeModel
 from anytimeify.report.sheets import Sheet, Sheets, in_percent
 
@@ -39,9 +40,15 @@ class Accuracies(Sheets):
     rows: tuple[AccuracyRow, ...]
     samples: int
 
-    def of(self, level: int, granularity: str = "labels", head: str | None = None) -> float:
-        """One of them; by default of the prediction that is of this granularity itself. `KeyError` if there is none."""
-        wanted = (level, granularity, granularity if head is None else head)
+    def of(self, level: LevelName, granularity: str = "labels", head: str | None = None) -> float:
+        """One of them; by default of the prediction that is of this granularity itself. `KeyError` if there is none,
+        `BudgetError` if there is no such level."""
+        names = dict.fromkeys((row.level, row.name) for row in self.rows)
+        wanted = (
+            find_level([name for _, name in sorted(names)], level),
+            granularity,
+            granularity if head is None else head,
+        )
         for row in self.rows:
             if (row.level, row.granularity, row.head) == wanted:
                 return row.accuracy

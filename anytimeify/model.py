@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import operator
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -22,6 +21,7 @@ from anytimeify.definition import Definition, freeze_unread, register_missing
 from anytimeify.errors import ArgumentError, BudgetError
 from anytimeify.ir import Captured, Level, Outputs, Rewritten
 from anytimeify.kept import masks
+from anytimeify.level_names import LevelName, find_level
 from anytimeify.lift import backbone_name, keep_state_dict_names, lift
 from anytimeify.losses.taxonomy import TaxonomyLoss
 from anytimeify.modules import Added, BatchNormCall
@@ -260,9 +260,10 @@ class AnytimeModel(nn.Module):
     # What the model does.
 
     def forward(
-        self, *args: Any, level: int | Level | None = None, granularity: int | str | None = None, **kwargs: Any
+        self, *args: Any, level: LevelName | None = None, granularity: int | str | None = None, **kwargs: Any
     ) -> Any:
-        """All levels as `Outputs`, or the prediction of one `level`, at its cost.
+        """All levels as `Outputs`, or the prediction of one `level`, at its cost: its index, one of `levels`, its name
+        (`"width 0.25"`), or its number as a float (`0.25`) where the scheme has one number a level.
 
         With a taxonomy every level and member of the outputs is a tuple, finest labels first; one level gives the
         `granularity` that it serves, another one that it has, or with `"all"` a tuple of all that it has."""
@@ -279,7 +280,7 @@ class AnytimeModel(nn.Module):
             return tuple(self.graph(index, name)(*inputs) for name in self.granularities[index])
         return self.graph(index, granularity)(*inputs)
 
-    def graph(self, level: int | Level, granularity: int | str | None = None) -> fx.GraphModule:
+    def graph(self, level: LevelName, granularity: int | str | None = None) -> fx.GraphModule:
         """The graph of one level as it runs, in lifted form, with flat inputs: the granularity that it serves, or
         another one that it has."""
         index = self._index(level)
@@ -342,7 +343,7 @@ class AnytimeModel(nn.Module):
         )
 
     def latency(
-        self, level: int | Level, *, device: str | torch.device | None = None, batch_size: int = 1, seconds: float = 1.0
+        self, level: LevelName, *, device: str | torch.device | None = None, batch_size: int = 1, seconds: float = 1.0
     ) -> float:
         """Median milliseconds of one batch through the extracted graph of a level, on `device`.
 
@@ -367,7 +368,7 @@ class AnytimeModel(nn.Module):
         return self._latencies[key]
 
     def extract(
-        self, level: int | Level | Budget, *, fold: bool = False, granularity: int | str | None = None
+        self, level: LevelName | Budget, *, fold: bool = False, granularity: int | str | None = None
     ) -> fx.GraphModule:
         """One level as a standalone module in eval mode: called like the backbone, returns the level's prediction.
 
@@ -386,7 +387,7 @@ class AnytimeModel(nn.Module):
 
     def staged(
         self,
-        levels: Sequence[int | Level] | None = None,
+        levels: Sequence[LevelName] | None = None,
         *,
         fold: bool = True,
         granularity: int | str | None = None,
@@ -447,18 +448,10 @@ class AnytimeModel(nn.Module):
     def extra_repr(self) -> str:
         return f"{self.scheme}, {len(self.levels)} levels"
 
-    def _index(self, level: int | Level) -> int:
-        index: Any = level.index if isinstance(level, Level) else level
-        if not isinstance(index, int):
-            if not hasattr(index, "__index__"):  # integers of numpy have it, and tensors, if of one integer
-                raise ArgumentError(
-                    f"a level is given as {level!r}: expected its number, 0 (cheapest) to {len(self.levels) - 1} "
-                    "(full), or one of net.levels"
-                )
-            index = operator.index(index)
-        if not -len(self.levels) <= index < len(self.levels):
-            raise BudgetError(f"there is no level {index}: levels are 0 (cheapest) to {len(self.levels) - 1} (full)")
-        return int(index % len(self.levels))
+    def _index(self, level: LevelName) -> int:
+        if type(level) is int and 0 <= level < len(self.levels):
+            return level  # nothing to look up, and nothing that compilers could stop at
+        return find_level(self._definition.rewritten.level_names, level)
 
 
 def _recount(net: AnytimeModel, keys: object) -> None:

@@ -16,7 +16,7 @@ from tests.source_files import ROOT, import_name, sources
 ROWS: tuple[tuple[str, ...], ...] = (
     ("errors", "_torch"),
     ("ir",),
-    ("schema", "factors", "kernels", "modules", "parts", "policies", "stacks", "taxonomy"),
+    ("schema", "factors", "kernels", "level_names", "modules", "parts", "policies", "stacks", "taxonomy"),
     ("losses",),  # they read `Outputs` alone, and schemes name their default
     ("spec",),
     ("rules.notation",),
