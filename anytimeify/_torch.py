@@ -30,6 +30,8 @@ from torch import fx
 from torch._ops import HigherOrderOperator, OpOverload
 from torch.utils import _pytree as pytree
 
+from anytimeify.process import ONE_AT_A_TIME
+
 __all__ = [
     "HigherOrderOperator",
     "OpOverload",
@@ -111,33 +113,35 @@ class _Muted:
 @contextmanager
 def quiet_exporter() -> Iterator[None]:
     """`torch.export` logs what it then raises anyway, and prints the graph that it had so far to stderr."""
-    logs = [logging.getLogger(name) for name in _EXPORTER_LOGS]
-    disabled, stream = [log.disabled for log in logs], sys.stderr
-    try:
-        for log in logs:
-            log.disabled = True
-        sys.stderr = _Muted(stream)  # as much of a stream as print asks for
-        yield
-    finally:
-        sys.stderr = stream
-        for log, before in zip(logs, disabled, strict=True):
-            log.disabled = before
+    with ONE_AT_A_TIME:
+        logs = [logging.getLogger(name) for name in _EXPORTER_LOGS]
+        disabled, stream = [log.disabled for log in logs], sys.stderr
+        try:
+            for log in logs:
+                log.disabled = True
+            sys.stderr = _Muted(stream)  # as much of a stream as print asks for
+            yield
+        finally:
+            sys.stderr = stream
+            for log, before in zip(logs, disabled, strict=True):
+                log.disabled = before
 
 
 @contextmanager
 def refuse_code_in_pickles(*, active: bool = True) -> Iterator[None]:
     """Makes every `torch.load` inside take tensors and plain values only, whatever its caller asks for."""
     name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-    before = os.environ.get(name)
-    try:
-        if active:
-            os.environ[name] = "1"
-        yield
-    finally:
-        if active and before is None:
-            os.environ.pop(name, None)
-        elif active and before is not None:
-            os.environ[name] = before
+    with ONE_AT_A_TIME:
+        before = os.environ.get(name)
+        try:
+            if active:
+                os.environ[name] = "1"
+            yield
+        finally:
+            if active and before is None:
+                os.environ.pop(name, None)
+            elif active and before is not None:
+                os.environ[name] = before
 
 
 # A CPU build of torch beside the torchvision of PyPI cannot load torchvision's compiled part; torchvision then fails
