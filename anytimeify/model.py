@@ -19,12 +19,13 @@ from anytimeify.calibration import batch_arguments, calibrate
 from anytimeify.calling import Calling
 from anytimeify.definition import Definition, freeze_unread, register_missing
 from anytimeify.errors import ArgumentError, BudgetError
+from anytimeify.heads import check_shapes, new_heads
 from anytimeify.ir import Captured, Level, Outputs, Rewritten
 from anytimeify.kept import masks
 from anytimeify.level_names import LevelName, find_level
 from anytimeify.lift import backbone_name, keep_state_dict_names, lift
 from anytimeify.losses.taxonomy import TaxonomyLoss
-from anytimeify.modules import Added, BatchNormCall
+from anytimeify.modules import Added, BatchNormCall, Watch, Watched
 from anytimeify.parts import take_parts_together
 from anytimeify.passes.consensus import Consensus
 from anytimeify.passes.options import Options
@@ -40,10 +41,12 @@ from anytimeify.taxonomy import Taxonomy
 
 __all__ = ["AnytimeModel"]
 
-_OWN = frozenset({"loss", "_definition", "_everything", "_graphs", "_latencies", "_others", "_renamed", "_steps"})
+_OWN = frozenset(
+    {"loss", "_definition", "_everything", "_graphs", "_latencies", "_others", "_renamed", "_steps", "_watch"}
+)
 
 
-class AnytimeModel(nn.Module):
+class AnytimeModel(Watched):
     """All levels of a network, cheapest first.
 
     `net(*inputs)` returns `Outputs` and trains all levels together; `net(*inputs, level=k)` computes one level alone.
@@ -67,6 +70,7 @@ class AnytimeModel(nn.Module):
         options: Options | None = None,
     ) -> None:
         super().__init__()
+        self._watch = Watch()
         network = lift(rewritten.program)
         register_missing(network, captured.program)
         freeze_unread(rewritten.program)
@@ -75,9 +79,8 @@ class AnytimeModel(nn.Module):
         self._renamed: dict[str, str] = network.meta.get("renamed", {})
         if self._renamed:
             keep_state_dict_names(self, self._renamed)
-        stacks = {name: captured.program.tensors[name].shape for name in rewritten.stacks}
-        if stacks:
-            accept_backbones(self, stacks)
+        if rewritten.stacks:
+            accept_backbones(self, lambda net: net._definition.stacked())
         options = options or Options()
         self._definition = Definition.of(captured, axes, scheme, rewritten, owned=self.tensors(), options=options)
         if any(masks(rewritten.program)):
@@ -96,6 +99,10 @@ class AnytimeModel(nn.Module):
         views = [joint, *(_only(whole, outputs[position]) for position in positions)]
         self._graphs = tuple(self._module(graph) for graph in views)
         self._everything = whole
+        for part in self.modules():
+            if isinstance(part, Watched):
+                part._watch = self._watch
+        self._watch.changed = False
         self._others: dict[int, fx.GraphModule] = {}
         self._steps = None
 
@@ -267,6 +274,9 @@ class AnytimeModel(nn.Module):
 
         With a taxonomy every level and member of the outputs is a tuple, finest labels first; one level gives the
         `granularity` that it serves, another one that it has, or with `"all"` a tuple of all that it has."""
+        if self._watch.changed and not torch.compiler.is_compiling():
+            check_shapes(self._definition, self.tensors())
+            self._watch.changed = False
         inputs = self.calling.flat(args, kwargs)
         rewritten = self._definition.rewritten
         if level is None:
@@ -431,6 +441,18 @@ class AnytimeModel(nn.Module):
             self(*args, level=level, **kwargs)
 
         calibrate(self, batches, forward)
+
+    def reset_classifier(self, classes: int) -> None:
+        """Gives every level and member a new head, drawn as the layers of torch draw theirs, for so many classes.
+
+        In place, as in timm: all else stays, down to the parameter objects. An optimiser made before does not know the
+        new parameters. Raises `SchemeError` where the classes are not made by layers that can be made anew (tied ones,
+        those of operations without a rule), and for models with a taxonomy, which says how many classes there are.
+        """
+        self._definition, network = new_heads(self, self._definition, self.tensors(), classes)
+        self._latencies.clear()
+        self._bind(network)
+        self.recount()
 
     def recount(self) -> None:
         """Takes the costs of the levels from the masks as they are now, after masks were changed by hand. Loading a

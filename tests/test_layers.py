@@ -29,7 +29,8 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("calling", "definition", "extraction", "encoding", "export", "storage", "compressed"),
     ("staged",),
     (
-        *("model", "budget", "calibration", "diagnostics", "evaluation", "masks", "thresholds", "verification"),
+        *("model", "budget", "calibration", "diagnostics", "evaluation", "heads", "masks", "thresholds"),
+        "verification",
         *("report", "sampling"),
     ),
     ("artifact",),
