@@ -204,7 +204,7 @@ def extract(
     """Write one level as a standalone network."""
     if (budget is None) == (level is None):
         raise typer.BadParameter("give one of --budget and --level")
-    limits = _budget(budget) if budget is not None else Budget(level=parse_level(level))
+    limits = _budget(budget) if budget is not None else Budget(level=parse_level(level or ""))
     kind = _format(out.suffix.removeprefix("."), "--out")
     if compressed and kind != "safetensors":
         raise typer.BadParameter("only weights alone are compressed: give a FILE.safetensors", param_hint="--out")

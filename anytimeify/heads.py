@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -21,7 +22,7 @@ __all__ = ["check_shapes", "new_heads"]
 
 
 def new_heads(
-    module: nn.Module, definition: Definition, live: Mapping[str, Tensor], classes: int
+    module: nn.Module, definition: Definition, live: Mapping[str, Tensor], classes: Any
 ) -> tuple[Definition, fx.GraphModule]:
     """Puts new heads into the modules of a model; gives what it is made of then, and its network in lifted form.
 
@@ -93,8 +94,8 @@ def _install(module: nn.Module, path: str, part: nn.Module, new: Set[str]) -> No
             return
     if present is not None and (not path or isinstance(part, Part | Added)):
         last = {name.rpartition(".")[2] for name in new}
-        for ours, theirs in ((present._parameters, part._parameters), (present._buffers, part._buffers)):
-            ours.update({name: tensor for name, tensor in theirs.items() if name in last})
+        present._parameters.update({name: one for name, one in part._parameters.items() if name in last})
+        present._buffers.update({name: one for name, one in part._buffers.items() if name in last})
         return
     parent, _, name = path.rpartition(".")
     owner = _find(module, parent)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Mapping, Sequence
-from numbers import Real
-from typing import TypeAlias
+from numbers import Integral, Real
+from typing import Any, TypeAlias
 
 from anytimeify.errors import ArgumentError, BudgetError
 from anytimeify.ir import Level
@@ -29,7 +29,8 @@ def find_level(names: Sequence[str], level: LevelName) -> int:
     if isinstance(level, str):
         return _only(level, [place for place, name in enumerate(names) if name == level], names)
     if isinstance(level, float) or _is_real(level):
-        found = [place for place, number in _numbers(names).items() if abs(level - number) <= _ROUNDING * number]
+        value: Any = level
+        found = [place for place, number in _numbers(names).items() if abs(value - number) <= _ROUNDING * number]
         return _only(level, found, names)
     index = _as_index(level.index if isinstance(level, Level) else level)
     if index is None:
@@ -62,9 +63,9 @@ def _as_index(level: object) -> int | None:
         return None
 
 
-def _is_real(level: object) -> bool:
+def _is_real(level: Any) -> bool:
     """Numbers of numpy that are not whole."""
-    return isinstance(level, Real) and not isinstance(level, bool) and _as_index(level) is None
+    return isinstance(level, Real) and not isinstance(level, Integral)
 
 
 def _numbers(names: Sequence[str]) -> Mapping[int, float]:

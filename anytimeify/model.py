@@ -59,6 +59,8 @@ class AnytimeModel(Watched):
     collide with a name of this class, and nothing is registered twice.
     """
 
+    _watch: Watch  # of parts that are assigned to
+
     def __init__(
         self,
         captured: Captured,

@@ -96,7 +96,7 @@ def _check(
             raise SchemeError(f"{_WANTED}: {held[id(tensor)]} is tied to {name}, which makes no classes")
 
 
-def _drawn(program: Program, axes: Axes, sizes: Mapping[Factor, int], readers: list[fx.Node]) -> dict[str, Tensor]:
+def _drawn(program: Program, axes: Axes, sizes: dict[Factor, int], readers: list[fx.Node]) -> dict[str, Tensor]:
     """The tensors of a new head by name; tied ones stay tied."""
     ties: dict[int, Tensor] = {}
     result = {}

@@ -83,7 +83,7 @@ def named_terms(base: nn.Module, outputs: Outputs, target: Tensor) -> Mapping[st
     return terms(outputs, target) if callable(terms) else {"loss": base(outputs, target)}
 
 
-def cross_entropy(logits: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tensor:
+def cross_entropy(logits: Any, target: Any, label_smoothing: float = 0.0) -> Tensor:
     """Batch mean of the cross-entropy of one prediction, as `torch.nn.functional.cross_entropy` has it.
 
     `logits`: (N, C) or (N, C, H, W). `target`: class indices, (N,) or (N, H, W), of type int64, of which -100 is left
@@ -118,7 +118,7 @@ def divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     return pointwise.sum(dim=1).mean() * temperature**2
 
 
-def check_smoothing(value: float) -> float:
+def check_smoothing(value: Any) -> float:
     """The label smoothing; raises `ArgumentValueError` unless it is a number from 0 to 1."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
         raise ArgumentValueError(f"label_smoothing is {value!r}: expected a number from 0 to 1")

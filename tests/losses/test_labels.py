@@ -145,7 +145,7 @@ def test_what_is_no_smoothing(make: Callable[..., Objective], value: Any) -> Non
 def test_called_on_a_tensor(make: Callable[..., Objective]) -> None:
     loss: Any = make()
     logits, own = outputs(SHAPES[0]).levels[0], labels(SHAPES[0])
-    calls = (
+    calls: tuple[Callable[[], Any], ...] = (
         lambda: loss(logits),
         lambda: loss(logits, own),
         lambda: loss.terms(logits, own),

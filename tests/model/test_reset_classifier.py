@@ -29,7 +29,7 @@ def transformed(name: str, consensus: str | None) -> AnytimeModel:
     """The model of a backbone whose head was replaced before."""
     scheme, make = EVERY[name]
     made = make()
-    model = tuple(map(with_new_head, made)) if isinstance(made, tuple) else with_new_head(made)
+    model: Any = tuple(map(with_new_head, made)) if isinstance(made, tuple) else with_new_head(made)
     return transform(model, scheme, images(), consensus=consensus, verify=False)
 
 
@@ -95,7 +95,7 @@ def test_as_many_classes_as_before_are_new_ones() -> None:
     net.reset_classifier(count)
     changed = {name for name, tensor in net.tensors().items() if tensor is not before[name]}
     assert changed == {"head.weight", "head.bias"}
-    leaves = net.head.weight.detach().chunk(4)  # type: ignore[union-attr, operator]  # a layer
+    leaves = net.tensors()["head.weight"].detach().chunk(4)
     assert not any(torch.equal(one, leaves[0]) for one in leaves[1:])
     limit = leaves[0].shape[1] ** -0.5  # of the fan-in, as nn.Linear has it
     assert 0.5 * limit < float(torch.cat(leaves).abs().max()) <= limit
@@ -104,12 +104,13 @@ def test_as_many_classes_as_before_are_new_ones() -> None:
 
 def test_state_of_the_model_is_kept() -> None:
     net = copy.deepcopy(net_of("channels", None)).double()
-    net.stage1.eval()  # type: ignore[union-attr, operator]  # a part
-    for parameter in net.stage1.parameters():  # type: ignore[union-attr, operator]
+    stage: Any = net.stage1
+    stage.eval()
+    for parameter in stage.parameters():
         parameter.requires_grad_(False)
     net.reset_classifier(CLASSES)
     assert {tensor.dtype for tensor in net.parameters()} == {torch.float64}
-    assert not any(parameter.requires_grad for parameter in net.stage1.parameters())  # type: ignore[union-attr, operator]
+    assert not any(parameter.requires_grad for parameter in stage.parameters())
     assert net(images().double()).levels[0].shape == (3, CLASSES)
     copied = copy.deepcopy(net)
     copied.reset_classifier(3)
@@ -225,7 +226,8 @@ def test_another_number_of_classes_by_hand_is_noticed(name: str) -> None:
     net, x = copy.deepcopy(net_of(name, None)), images()
     features = int(net.tensors()["head.weight"].shape[1])
     net.head = nn.Linear(features, CLASSES)
-    for call in (lambda: net(x), lambda: net(x, level=0), lambda: net(x)):  # until it is mended
+    calls: tuple[Callable[[], Any], ...] = (lambda: net(x), lambda: net(x, level=0), lambda: net(x))
+    for call in calls:  # until it is mended
         with pytest.raises(ValueError, match=r"head.weight was replaced.*net.reset_classifier\(classes\)") as found:
             call()
         assert isinstance(found.value, AnytimeError)
