@@ -12,7 +12,8 @@ from torch import fx
 from anytimeify.axes import Axes
 from anytimeify.errors import SchemeError
 from anytimeify.factors import Factor, leaves, resolve
-from anytimeify.ir import Program
+from anytimeify.ir import Program, TensorType
+from anytimeify.passes.project import ancestors
 from anytimeify.schema import bound
 
 __all__ = ["CLASSES", "class_axis", "class_region", "has_axis"]
@@ -46,8 +47,9 @@ def _flat(dims: Any) -> list[Any]:
 
 
 def class_region(program: Program, axes: Axes, prediction: fx.Node, factor: Factor, wanted: str) -> set[fx.Node]:
-    """The calls from the layers that make the classes to the prediction. Raises `SchemeError` where they could not be
-    done again for another number of classes."""
+    """The calls from the layers that make the classes to the prediction, those included that the prediction needs of
+    all classes together (a sum to divide by). Raises `SchemeError` where they could not be done again for another
+    number of classes."""
     found: set[fx.Node] = set()
     waiting = [prediction]
     parameters = False
@@ -63,11 +65,7 @@ def class_region(program: Program, axes: Axes, prediction: fx.Node, factor: Fact
             _check_tensor(program, node, wanted)
             parameters = parameters or program.is_parameter(str(node.target))
             continue
-        if node in axes.unknown or node not in axes.memo:
-            raise SchemeError(
-                f"{wanted}: no other head can be made, for {node.name} ({node.target}, {node.meta['origin']}) has no "
-                "rule that says what becomes of its axes"
-            )
+        _check_rule(axes, node, wanted)
         found.add(node)
         waiting.extend(node.all_input_nodes)
     if not parameters:
@@ -76,7 +74,21 @@ def class_region(program: Program, axes: Axes, prediction: fx.Node, factor: Fact
             f"{wanted}: no layer with parameters makes the classes of the prediction; they come from "
             f"{ends[0].name} ({ends[0].target}, {ends[0].meta['origin']})"
         )
+    needed = ancestors([prediction])
+    for node in program.graph.nodes:
+        if node in needed and node not in found and not found.isdisjoint(node.all_input_nodes):
+            if isinstance(node.meta["type"], TensorType):
+                _check_rule(axes, node, wanted)
+            found.add(node)
     return found
+
+
+def _check_rule(axes: Axes, node: fx.Node, wanted: str) -> None:
+    if node in axes.unknown or node not in axes.memo:
+        raise SchemeError(
+            f"{wanted}: no other head can be made, for {node.name} ({node.target}, {node.meta['origin']}) has no rule "
+            "that says what becomes of its axes"
+        )
 
 
 def _check_tensor(program: Program, node: fx.Node, wanted: str) -> None:

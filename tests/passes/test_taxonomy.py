@@ -278,7 +278,7 @@ def test_whatever_lies_between_the_layer_and_the_prediction(kind: str, scheme: A
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("prior", "buffer prior has an entry for each of the finest classes"),
+        ("prior", "buffer prior has an entry for each class"),
         ("no rule", "logcumsumexp.* has no rule that says what becomes of its axes"),
         ("no layer", "no layer with parameters makes the classes of the prediction; they come from slice"),
         ("several axes", "are made of several axes"),
