@@ -76,7 +76,9 @@ def class_region(program: Program, axes: Axes, prediction: fx.Node, factor: Fact
         )
     needed = ancestors([prediction])
     for node in program.graph.nodes:
-        if node in needed and node not in found and not found.isdisjoint(node.all_input_nodes):
+        if node.op != "call_function" or node not in needed or node in found:
+            continue
+        if has_axis(axes, node, factor) or not found.isdisjoint(node.all_input_nodes):
             if isinstance(node.meta["type"], TensorType):
                 _check_rule(axes, node, wanted)
             found.add(node)

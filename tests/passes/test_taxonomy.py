@@ -356,3 +356,21 @@ def test_the_program_of_a_small_network() -> None:
     assert heads_of(net) == [
         f"anytime.{level}.taxonomy.coarse.2.{name}" for level in (1, 0) for name in ("weight", "bias")
     ]
+
+
+class Shares(nn.Module):
+    """Predictions that are divided by their sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(3, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = x.mean((2, 3))
+        return self.head(features).exp() / self.head(features).exp().sum(1, keepdim=True)
+
+
+def test_every_granularity_is_divided_by_its_own_sum() -> None:
+    net = transform(Shares(), "nested-weights{densities=0.5,1}", images(), taxonomy=TAXONOMY)
+    for prediction in net(images()).levels[0]:
+        torch.testing.assert_close(prediction.sum(1), torch.ones(3))
