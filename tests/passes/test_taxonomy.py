@@ -367,7 +367,8 @@ class Shares(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         features = x.mean((2, 3))
-        return self.head(features).exp() / self.head(features).exp().sum(1, keepdim=True)
+        scores: Tensor = self.head(features).exp()
+        return scores / self.head(features).exp().sum(1, keepdim=True)
 
 
 def test_every_granularity_is_divided_by_its_own_sum() -> None:
