@@ -368,7 +368,8 @@ class Shares(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         features = x.mean((2, 3))
         scores: Tensor = self.head(features).exp()
-        return scores / self.head(features).exp().sum(1, keepdim=True)
+        total: Tensor = self.head(features).exp().sum(1, keepdim=True)
+        return scores / total
 
 
 def test_every_granularity_is_divided_by_its_own_sum() -> None:
