@@ -8,6 +8,8 @@ What is used, and why nothing public does it:
 * `SymInt.node.expr`: the expression behind a dynamic size;
 * `torch._C._AutoDispatchBelowAutograd`: what an operator with its own derivatives calls itself under;
 * `torch.utils.checkpoint._checkpoint_without_reentrant_generator`: what runs around a checkpointed function;
+* `torch.utils._python_dispatch.TorchDispatchMode`: to see operations below autograd;
+* `torch.autograd.function._SingleLevelFunction`: the one place that every call of an autograd function comes to;
 * the hooks that modules and tensors keep for the backward pass: only adding and removing them is public.
 
 A test calls every function here, so a torch that moves one of them fails there and not in a user's model.
@@ -22,7 +24,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -30,13 +32,19 @@ import sympy
 import torch
 from torch import Tensor, fx, nn
 from torch._ops import HigherOrderOperator, OpOverload
+from torch.autograd import function
 from torch.utils import _pytree as pytree
 from torch.utils import checkpoint as checkpointing
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from anytimeify.process import ONE_AT_A_TIME
 
 __all__ = [
     "HigherOrderOperator",
     "OpOverload",
+    "TorchDispatchMode",
     "TreeSpec",
+    "autograd_calls",
     "backward_hooks",
     "cope_with_torchvision",
     "expression",
@@ -125,33 +133,35 @@ class _Muted:
 @contextmanager
 def quiet_exporter() -> Iterator[None]:
     """`torch.export` logs what it then raises anyway, and prints the graph that it had so far to stderr."""
-    logs = [logging.getLogger(name) for name in _EXPORTER_LOGS]
-    disabled, stream = [log.disabled for log in logs], sys.stderr
-    try:
-        for log in logs:
-            log.disabled = True
-        sys.stderr = _Muted(stream)  # as much of a stream as print asks for
-        yield
-    finally:
-        sys.stderr = stream
-        for log, before in zip(logs, disabled, strict=True):
-            log.disabled = before
+    with ONE_AT_A_TIME:
+        logs = [logging.getLogger(name) for name in _EXPORTER_LOGS]
+        disabled, stream = [log.disabled for log in logs], sys.stderr
+        try:
+            for log in logs:
+                log.disabled = True
+            sys.stderr = _Muted(stream)  # as much of a stream as print asks for
+            yield
+        finally:
+            sys.stderr = stream
+            for log, before in zip(logs, disabled, strict=True):
+                log.disabled = before
 
 
 @contextmanager
 def refuse_code_in_pickles(*, active: bool = True) -> Iterator[None]:
     """Makes every `torch.load` inside take tensors and plain values only, whatever its caller asks for."""
     name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-    before = os.environ.get(name)
-    try:
-        if active:
-            os.environ[name] = "1"
-        yield
-    finally:
-        if active and before is None:
-            os.environ.pop(name, None)
-        elif active and before is not None:
-            os.environ[name] = before
+    with ONE_AT_A_TIME:
+        before = os.environ.get(name)
+        try:
+            if active:
+                os.environ[name] = "1"
+            yield
+        finally:
+            if active and before is None:
+                os.environ.pop(name, None)
+            elif active and before is not None:
+                os.environ[name] = before
 
 
 # A CPU build of torch beside the torchvision of PyPI cannot load torchvision's compiled part; torchvision then fails
@@ -211,6 +221,26 @@ def below_autograd() -> AbstractContextManager[None]:
     """What is called inside is not differentiated: it goes to the kernels right away."""
     result: AbstractContextManager[None] = torch._C._AutoDispatchBelowAutograd()
     return result
+
+
+@contextmanager
+def autograd_calls(by: Callable[..., Any]) -> Iterator[None]:
+    """In this thread `SomeFunction.apply(*args)`, however it is bound, becomes `by(apply, SomeFunction, *args)`."""
+    base: Any = function._SingleLevelFunction  # what `Function.apply` calls
+    thread, before = threading.get_ident(), base.__dict__.get("apply")
+
+    def apply(cls: Any, *args: Any) -> Any:
+        original = super(base, cls).apply if before is None else before.__get__(None, cls)
+        return by(original, cls, *args) if threading.get_ident() == thread else original(*args)
+
+    base.apply = classmethod(apply)
+    try:
+        yield
+    finally:
+        if before is None:
+            del base.apply
+        else:
+            base.apply = before
 
 
 @contextmanager

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 
 from anytimeify.errors import BudgetError
 from anytimeify.ir import Captured, Level
+from anytimeify.level_names import LevelName, find_level, parse_level
 
 __all__ = ["Budget", "example_batch", "measure_latency", "select", "usable"]
 
@@ -29,7 +32,8 @@ class Budget:
         params: parameters that the level reads.
         latency_ms: milliseconds of one batch of `batch_size` samples, measured on `device` with the extracted graph.
         memory_bytes: bytes of the parameters and of the live intermediate results of `batch_size` samples.
-        level: the position of a level, instead of limits; negative ones count from the full level.
+        level: a level, instead of limits: its index (negative ones count from the full level), its name, its number
+            as a float (`0.25`, of a width), or the `Level` itself, which stands for its index.
         device: where latency is measured; by default where the model is.
         batch_size: samples per batch, for `latency_ms` and `memory_bytes`.
     """
@@ -38,7 +42,7 @@ class Budget:
     params: float | None = None
     latency_ms: float | None = None
     memory_bytes: float | None = None
-    level: int | None = None
+    level: LevelName | None = None
     device: str | torch.device | None = None
     batch_size: int = 1
 
@@ -52,10 +56,12 @@ class Budget:
         for name, value in checked.items():
             if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value) or value <= 0:
                 raise BudgetError(f"{name}={value!r}: expected a positive number")
-        for name in ("level", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-                raise BudgetError(f"{name}={value!r}: expected a whole number")
+        if isinstance(self.level, Level):
+            object.__setattr__(self, "level", self.level.index)
+        if isinstance(self.level, bool) or not isinstance(self.level, int | float | str | None):
+            raise BudgetError(f"level={self.level!r}: expected a level's index, its name, or its number as a float")
+        if isinstance(self.batch_size, bool) or not isinstance(self.batch_size, int):
+            raise BudgetError(f"batch_size={self.batch_size!r}: expected a whole number")
         try:
             torch.device(self.device or "cpu")
         except (RuntimeError, TypeError) as error:
@@ -73,7 +79,7 @@ class Budget:
         """Reads `"macs=5e8,latency_ms=12"`; names as in the fields."""
         names = [field.name for field in fields(Budget)]
         values: dict[str, Any] = {}
-        for part in filter(None, (part.strip() for part in text.split(","))):
+        for part in _parts(text):
             name, equals, value = (piece.strip() for piece in part.partition("="))
             if not equals or name not in names:
                 raise BudgetError(
@@ -81,7 +87,7 @@ class Budget:
                 )
             if name in values:
                 raise BudgetError(f"'{text}': {name} is given twice")
-            values[name] = value if name == "device" else _number(name, value)
+            values[name] = _READ.get(name, partial(_number, name))(value)
         return Budget(**values)
 
     def __str__(self) -> str:
@@ -94,10 +100,24 @@ class Budget:
         return ",".join(f"{name}={value}" for name, value in given.items())
 
 
+_READ: Mapping[str, Callable[[str], Any]] = {"device": str, "level": parse_level}
+
+
+def _parts(text: str) -> list[str]:
+    """Split at commas, but for those in the name of a level (`depth 0.5, width 0.5`)."""
+    parts: list[str] = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        if "=" not in part and parts and re.match(r"level\s*=", parts[-1]):
+            parts[-1] += f", {part}"
+        else:
+            parts.append(part)
+    return parts
+
+
 def _number(name: str, text: str) -> int | float:
     try:
         value = float(text)
-        return int(value) if name in ("level", "batch_size") and value.is_integer() else value
+        return int(value) if name == "batch_size" and value.is_integer() else value
     except ValueError:
         raise BudgetError(f"{name}={text!r}: expected a number") from None
 
@@ -109,7 +129,7 @@ def select(levels: Sequence[Level], budget: Budget, itemsize: int, latency: Call
     """
     usable = [level for level in levels if not level.training_only]
     if budget.level is not None:
-        level = _by_index(levels, budget.level)
+        level = levels[find_level([one.name for one in levels], budget.level)]
         if level.training_only:
             raise BudgetError(f"level {level.index} ({level.name}) is for training only")
         return level
@@ -135,12 +155,6 @@ def select(levels: Sequence[Level], budget: Budget, itemsize: int, latency: Call
         f"no level fits the budget {budget}: the cheapest, level {cheapest.index} ({cheapest.name}), "
         f"costs {', '.join(shown)}"
     )
-
-
-def _by_index(levels: Sequence[Level], index: int) -> Level:
-    if not -len(levels) <= index < len(levels):
-        raise BudgetError(f"there is no level {index}: levels are 0 (cheapest) to {len(levels) - 1} (full)")
-    return levels[index]
 
 
 def measure_latency(

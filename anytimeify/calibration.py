@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from anytimeify.errors import ArgumentValueError
 from anytimeify.modules import BatchNormCall
 
 __all__ = ["batch_arguments", "calibrate"]
@@ -41,7 +42,7 @@ def calibrate(module: nn.Module, batches: Iterable[Any], forward: Callable[[Any]
         for part, training in modes:
             part.training = training
     if not count:
-        raise ValueError(
+        raise ArgumentValueError(
             "calibrate was given no batches: nothing was re-estimated. Pass a few batches of training inputs"
         )
     for norm in norms:

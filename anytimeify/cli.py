@@ -32,6 +32,7 @@ from anytimeify.capture.inputs import CallInputs
 from anytimeify.compressed import save_compressed
 from anytimeify.errors import AnytimeError, BudgetError
 from anytimeify.export import FORMATS, new_folder, quiet, refuse_existing, require
+from anytimeify.level_names import parse_level
 from anytimeify.model import AnytimeModel
 from anytimeify.papers import entries
 from anytimeify.rewriter import parse_scheme
@@ -185,7 +186,11 @@ def extract(
         str | None, typer.Option(metavar="LIMITS", help="The best level within, such as macs=5e8.")
     ] = None,
     level: Annotated[
-        int | None, typer.Option(metavar="INDEX", help="0 is the cheapest level, -1 the last one.")
+        str | None,
+        typer.Option(
+            metavar="LEVEL",
+            help="Its index, 0 the cheapest and -1 the last; its name; or its number, such as 0.25 for a width.",
+        ),
     ] = None,
     fold: Annotated[bool, typer.Option("--fold", help="Merge batch norms into the convolutions before them.")] = False,
     compressed: Annotated[
@@ -199,7 +204,7 @@ def extract(
     """Write one level as a standalone network."""
     if (budget is None) == (level is None):
         raise typer.BadParameter("give one of --budget and --level")
-    limits = _budget(budget) if budget is not None else Budget(level=level)
+    limits = _budget(budget) if budget is not None else Budget(level=parse_level(level or ""))
     kind = _format(out.suffix.removeprefix("."), "--out")
     if compressed and kind != "safetensors":
         raise typer.BadParameter("only weights alone are compressed: give a FILE.safetensors", param_hint="--out")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import Size, Tensor, fx, nn
 
 from anytimeify.axes import Axes
 from anytimeify.calling import Calling
@@ -56,6 +56,10 @@ class Definition:
             _levels(captured, rewritten),
             options or Options(),
         )
+
+    def stacked(self) -> Mapping[str, Size]:
+        """The backbone's shapes of the tensors that hold those of several members."""
+        return {name: self.captured.program.tensors[name].shape for name in self.rewritten.stacks}
 
     def captured_with(self, tensors: Mapping[str, Tensor]) -> Captured:
         shapes = {name: tensor.shape for name, tensor in self.captured.program.tensors.items()}

@@ -15,7 +15,7 @@ class CaptureError(AnytimeError):
     """The model could not be turned into a canonical program."""
 
 
-class SchemeError(AnytimeError):
+class SchemeError(AnytimeError, ValueError):
     """A scheme is malformed or cannot apply to this backbone; names the field and the reason."""
 
 
@@ -31,12 +31,20 @@ class ArgumentError(AnytimeError, TypeError):
     """A call with arguments of another kind than it takes; says what it takes."""
 
 
-class BudgetError(AnytimeError):
+class ArgumentValueError(AnytimeError, ValueError):
+    """An argument of the right kind whose value, shape or type of elements is refused; says what is expected."""
+
+
+class BudgetError(AnytimeError, ValueError):
     """No level fits a budget; names the cheapest level and its cost."""
 
 
 class ArtifactError(AnytimeError):
     """A file is missing, damaged, of another format, or would be overwritten."""
+
+
+class OutputsError(AnytimeError, AttributeError):
+    """`Outputs` were taken for a tensor; says how to get at the prediction of one level."""
 
 
 class MissingExtraError(AnytimeError, ImportError):

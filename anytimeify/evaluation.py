@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from anytimeify.calibration import batch_arguments
-from anytimeify.errors import ArgumentError
+from anytimeify.errors import ArgumentError, ArgumentValueError
+from anytimeify.level_names import LevelName, find_level
 from anytimeify.model import AnytimeModel
 from anytimeify.report.sheets import Sheet, Sheets, in_percent
 
@@ -39,9 +40,15 @@ class Accuracies(Sheets):
     rows: tuple[AccuracyRow, ...]
     samples: int
 
-    def of(self, level: int, granularity: str = "labels", head: str | None = None) -> float:
-        """One of them; by default of the prediction that is of this granularity itself. `KeyError` if there is none."""
-        wanted = (level, granularity, granularity if head is None else head)
+    def of(self, level: LevelName, granularity: str = "labels", head: str | None = None) -> float:
+        """One of them; by default of the prediction that is of this granularity itself. `KeyError` if there is none,
+        `BudgetError` if there is no such level."""
+        names = dict.fromkeys((row.level, row.name) for row in self.rows)
+        wanted = (
+            find_level([name for _, name in sorted(names)], level),
+            granularity,
+            granularity if head is None else head,
+        )
         for row in self.rows:
             if (row.level, row.granularity, row.head) == wanted:
                 return row.accuracy
@@ -85,7 +92,7 @@ def accuracy(net: AnytimeModel, batches: Iterable[Any]) -> Accuracies:
         for module, training in modes:
             module.training = training
     if not samples:
-        raise ValueError("accuracy was given no labels: pass batches of inputs and a target")
+        raise ArgumentValueError("accuracy was given no labels: pass batches of inputs and a target")
     rows = (AccuracyRow(key[0], net.levels[key[0]].name, *key[1:], count / samples) for key, count in right.items())
     return Accuracies(tuple(rows), samples)
 
@@ -100,9 +107,10 @@ def _run(net: AnytimeModel, batch: Any) -> tuple[Any, Any]:
 
 
 def _labels(net: AnytimeModel, target: Any) -> tuple[Tensor, ...]:
-    if isinstance(target, tuple | list):
-        return tuple(target)
-    return net.taxonomy.targets(target) if net.taxonomy is not None else (target,)
+    given = tuple(target) if isinstance(target, tuple | list) else (target,)
+    if any(one.is_floating_point() for one in given):
+        raise ArgumentValueError("the target holds class probabilities: accuracy counts class indices, (N,)")
+    return net.taxonomy.targets(target) if net.taxonomy is not None and isinstance(target, Tensor) else given
 
 
 def _found(

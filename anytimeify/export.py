@@ -28,6 +28,7 @@ from torch.export import ExportedProgram
 from anytimeify._torch import flatten, unflatten
 from anytimeify.capture.inputs import CallInputs, call_inputs, repeated, shapes_of_batch
 from anytimeify.errors import ArtifactError, CaptureError, MissingExtraError, VerificationError
+from anytimeify.process import ONE_AT_A_TIME
 
 __all__ = [
     "FORMATS",
@@ -272,18 +273,19 @@ def _one_more(inputs: CallInputs) -> CallInputs:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Exporters print, warn and log what is of no use to whoever wants a file; errors are raised all the same."""
-    before = logging.root.manager.disable
-    try:
-        logging.disable(logging.CRITICAL)
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
+    with ONE_AT_A_TIME:
+        before = logging.root.manager.disable
+        try:
+            logging.disable(logging.CRITICAL)
+            with (
+                warnings.catch_warnings(),
+                contextlib.redirect_stdout(io.StringIO()),
+                contextlib.redirect_stderr(io.StringIO()),
+            ):
+                warnings.simplefilter("ignore")
+                yield
+        finally:
+            logging.disable(before)
 
 
 def _first_line(error: Exception) -> str:

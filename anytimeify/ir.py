@@ -15,12 +15,14 @@ their training form; `anytimeify.lift` turns them into modules, as the last step
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, fx
+
+from anytimeify.errors import ArgumentError, OutputsError
 
 __all__ = [
     "PAIR",
@@ -219,6 +221,26 @@ class Outputs(NamedTuple):
 
     levels: tuple[Tensor, ...]
     members: tuple[Tensor, ...] = ()
+
+    def __getattr__(self, name: str) -> NoReturn:
+        """Says what to do where outputs are taken for a tensor; others ask for special names to see what this is."""
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise OutputsError(f"Outputs has no attribute {name!r}: {_ONE_PER_LEVEL}, such as out.levels[-1].argmax(1)")
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> NoReturn:
+        """Asked by torch where a function, such as a criterion, is given outputs in place of a tensor: refuses."""
+        name = getattr(function, "__name__", "a function of torch")
+        raise ArgumentError(
+            f"{name} was given Outputs for a tensor: {_ONE_PER_LEVEL}, such as criterion(out.levels[-1], target). All "
+            "levels train with net.loss(out, target)"
+        )
+
+
+_ONE_PER_LEVEL = "it holds one prediction per level, cheapest first; take one of out.levels, or net(x, level=k)"
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import operator
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -20,11 +19,13 @@ from anytimeify.calibration import batch_arguments, calibrate
 from anytimeify.calling import Calling
 from anytimeify.definition import Definition, freeze_unread, register_missing
 from anytimeify.errors import ArgumentError, BudgetError
+from anytimeify.heads import check_shapes, new_heads
 from anytimeify.ir import Captured, Level, Outputs, Rewritten
 from anytimeify.kept import masks
+from anytimeify.level_names import LevelName, find_level
 from anytimeify.lift import backbone_name, keep_state_dict_names, lift
 from anytimeify.losses.taxonomy import TaxonomyLoss
-from anytimeify.modules import Added, BatchNormCall
+from anytimeify.modules import Added, BatchNormCall, Watch, Watched
 from anytimeify.parts import take_parts_together
 from anytimeify.passes.consensus import Consensus
 from anytimeify.passes.options import Options
@@ -40,10 +41,12 @@ from anytimeify.taxonomy import Taxonomy
 
 __all__ = ["AnytimeModel"]
 
-_OWN = frozenset({"loss", "_definition", "_everything", "_graphs", "_latencies", "_others", "_renamed", "_steps"})
+_OWN = frozenset(
+    {"loss", "_definition", "_everything", "_graphs", "_latencies", "_others", "_renamed", "_steps", "_watch"}
+)
 
 
-class AnytimeModel(nn.Module):
+class AnytimeModel(Watched):
     """All levels of a network, cheapest first.
 
     `net(*inputs)` returns `Outputs` and trains all levels together; `net(*inputs, level=k)` computes one level alone.
@@ -56,6 +59,8 @@ class AnytimeModel(nn.Module):
     collide with a name of this class, and nothing is registered twice.
     """
 
+    _watch: Watch  # of parts that are assigned to
+
     def __init__(
         self,
         captured: Captured,
@@ -67,6 +72,7 @@ class AnytimeModel(nn.Module):
         options: Options | None = None,
     ) -> None:
         super().__init__()
+        self._watch = Watch()
         network = lift(rewritten.program)
         register_missing(network, captured.program)
         freeze_unread(rewritten.program)
@@ -75,9 +81,8 @@ class AnytimeModel(nn.Module):
         self._renamed: dict[str, str] = network.meta.get("renamed", {})
         if self._renamed:
             keep_state_dict_names(self, self._renamed)
-        stacks = {name: captured.program.tensors[name].shape for name in rewritten.stacks}
-        if stacks:
-            accept_backbones(self, stacks)
+        if rewritten.stacks:
+            accept_backbones(self, lambda net: net._definition.stacked())
         options = options or Options()
         self._definition = Definition.of(captured, axes, scheme, rewritten, owned=self.tensors(), options=options)
         if any(masks(rewritten.program)):
@@ -96,6 +101,10 @@ class AnytimeModel(nn.Module):
         views = [joint, *(_only(whole, outputs[position]) for position in positions)]
         self._graphs = tuple(self._module(graph) for graph in views)
         self._everything = whole
+        for part in self.modules():
+            if isinstance(part, Watched):
+                part._watch = self._watch
+        self._watch.changed = False
         self._others: dict[int, fx.GraphModule] = {}
         self._steps = None
 
@@ -129,7 +138,7 @@ class AnytimeModel(nn.Module):
         return result
 
     def __reduce__(self) -> Any:
-        raise TypeError(
+        raise ArgumentError(
             "an AnytimeModel is not pickled, for its graphs are code. Write it with net.save(path) and read it with "
             "anytimeify.load(path), in another process too; or pickle net.state_dict(), or net.extract(level)"
         )
@@ -237,7 +246,7 @@ class AnytimeModel(nn.Module):
     @loss.setter
     def loss(self, loss: nn.Module) -> None:
         if not isinstance(loss, nn.Module):
-            raise TypeError(
+            raise ArgumentError(
                 f"the loss is a {type(loss).__name__}: expected an nn.Module, called as loss(outputs, target)"
             )
         if "anytime" not in self._modules:
@@ -260,12 +269,16 @@ class AnytimeModel(nn.Module):
     # What the model does.
 
     def forward(
-        self, *args: Any, level: int | Level | None = None, granularity: int | str | None = None, **kwargs: Any
+        self, *args: Any, level: LevelName | None = None, granularity: int | str | None = None, **kwargs: Any
     ) -> Any:
-        """All levels as `Outputs`, or the prediction of one `level`, at its cost.
+        """All levels as `Outputs`, or the prediction of one `level`, at its cost: its index, one of `levels`, its name
+        (`"width 0.25"`), or its number as a float (`0.25`) where the scheme has one number a level.
 
         With a taxonomy every level and member of the outputs is a tuple, finest labels first; one level gives the
         `granularity` that it serves, another one that it has, or with `"all"` a tuple of all that it has."""
+        if self._watch.changed and not torch.compiler.is_compiling():
+            check_shapes(self._definition, self.tensors())
+            self._watch.changed = False
         inputs = self.calling.flat(args, kwargs)
         rewritten = self._definition.rewritten
         if level is None:
@@ -279,7 +292,7 @@ class AnytimeModel(nn.Module):
             return tuple(self.graph(index, name)(*inputs) for name in self.granularities[index])
         return self.graph(index, granularity)(*inputs)
 
-    def graph(self, level: int | Level, granularity: int | str | None = None) -> fx.GraphModule:
+    def graph(self, level: LevelName, granularity: int | str | None = None) -> fx.GraphModule:
         """The graph of one level as it runs, in lifted form, with flat inputs: the granularity that it serves, or
         another one that it has."""
         index = self._index(level)
@@ -342,7 +355,7 @@ class AnytimeModel(nn.Module):
         )
 
     def latency(
-        self, level: int | Level, *, device: str | torch.device | None = None, batch_size: int = 1, seconds: float = 1.0
+        self, level: LevelName, *, device: str | torch.device | None = None, batch_size: int = 1, seconds: float = 1.0
     ) -> float:
         """Median milliseconds of one batch through the extracted graph of a level, on `device`.
 
@@ -367,7 +380,7 @@ class AnytimeModel(nn.Module):
         return self._latencies[key]
 
     def extract(
-        self, level: int | Level | Budget, *, fold: bool = False, granularity: int | str | None = None
+        self, level: LevelName | Budget, *, fold: bool = False, granularity: int | str | None = None
     ) -> fx.GraphModule:
         """One level as a standalone module in eval mode: called like the backbone, returns the level's prediction.
 
@@ -386,7 +399,7 @@ class AnytimeModel(nn.Module):
 
     def staged(
         self,
-        levels: Sequence[int | Level] | None = None,
+        levels: Sequence[LevelName] | None = None,
         *,
         fold: bool = True,
         granularity: int | str | None = None,
@@ -431,6 +444,18 @@ class AnytimeModel(nn.Module):
 
         calibrate(self, batches, forward)
 
+    def reset_classifier(self, classes: int) -> None:
+        """Gives every level and member a new head, drawn as the layers of torch draw theirs, for so many classes.
+
+        In place, as in timm: all else stays, down to the parameter objects. An optimiser made before does not know the
+        new parameters. Raises `SchemeError` where the classes are not made by layers that can be made anew (tied ones,
+        those of operations without a rule), and for models with a taxonomy, which says how many classes there are.
+        """
+        self._definition, network = new_heads(self, self._definition, self.tensors(), classes)
+        self._latencies.clear()
+        self._bind(network)
+        self.recount()
+
     def recount(self) -> None:
         """Takes the costs of the levels from the masks as they are now, after masks were changed by hand. Loading a
         state dict and `anytimeify.masks.refresh` do so themselves."""
@@ -447,18 +472,10 @@ class AnytimeModel(nn.Module):
     def extra_repr(self) -> str:
         return f"{self.scheme}, {len(self.levels)} levels"
 
-    def _index(self, level: int | Level) -> int:
-        index: Any = level.index if isinstance(level, Level) else level
-        if not isinstance(index, int):
-            if not hasattr(index, "__index__"):  # integers of numpy have it, and tensors, if of one integer
-                raise ArgumentError(
-                    f"a level is given as {level!r}: expected its number, 0 (cheapest) to {len(self.levels) - 1} "
-                    "(full), or one of net.levels"
-                )
-            index = operator.index(index)
-        if not -len(self.levels) <= index < len(self.levels):
-            raise BudgetError(f"there is no level {index}: levels are 0 (cheapest) to {len(self.levels) - 1} (full)")
-        return int(index % len(self.levels))
+    def _index(self, level: LevelName) -> int:
+        if type(level) is int and 0 <= level < len(self.levels):
+            return level  # nothing to look up, and nothing that compilers could stop at
+        return find_level(self._definition.rewritten.level_names, level)
 
 
 def _recount(net: AnytimeModel, keys: object) -> None:

@@ -18,6 +18,7 @@ __all__ = [
     "CUMULATIVE",
     "LIBRARY",
     *("Added", "AttentionDropout", "BatchNormCall", "DropPath", "FrozenBatchNorm", "Part", "TrainingSwitch"),
+    *("Watch", "Watched"),
     "drop_path",
 ]
 
@@ -162,7 +163,31 @@ class TrainingSwitch(nn.Module):
         return str(self.target)
 
 
-class Part(nn.Module):
+class Watch:
+    """Whether layers or tensors of a model may have been replaced since it has last looked at them."""
+
+    def __init__(self) -> None:
+        self.changed = False
+
+
+class Watched(nn.Module):
+    """A module that notes when a layer or a tensor is assigned to it."""
+
+    _watch: Watch | None = None  # of the model that this is a part of
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if self._watch is not None and isinstance(value, nn.Module | Tensor):
+            self._watch.changed = True
+        super().__setattr__(name, value)
+
+    def add_module(self, name: str, module: nn.Module | None) -> None:
+        """As in `nn.Module`."""
+        if self._watch is not None:
+            self._watch.changed = True
+        super().add_module(name, module)
+
+
+class Part(Watched):
     """A place in the backbone that is no layer: it holds layers, and tensors that operations read as they are."""
 
     def extra_repr(self) -> str:
@@ -170,7 +195,7 @@ class Part(nn.Module):
         return ", ".join(f"{name}: {list(tensor.shape)}" for name, tensor in tensors.items() if tensor is not None)
 
 
-class Added(nn.Module):
+class Added(Watched):
     """What a model has beside the backbone, its child `anytime`: layers of single levels, modules that operations call,
     the loss. It prints as a summary, for there may be a layer of every level for each of the backbone's.
     """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,13 +19,13 @@ def first_member(stack: Tensor, shape: Sequence[int]) -> Tensor:
     return nn.Parameter(part, stack.requires_grad) if isinstance(stack, nn.Parameter) else part
 
 
-def accept_backbones(module: nn.Module, shapes: Mapping[str, Sequence[int]]) -> None:
+def accept_backbones(module: nn.Module, shapes_of: Callable[[Any], Mapping[str, Sequence[int]]]) -> None:
     """Lets a state dict of the backbone load: a tensor of the backbone's shape becomes the first member's, the other
-    members keep what they have. `shapes` are the backbone's, of the stacks."""
+    members keep what they have. `shapes_of(module)` are the backbone's, of the stacks."""
 
     def loading(owner: nn.Module, state: dict[str, Any], prefix: str, *unused: object) -> None:
         own = {**dict(owner.named_parameters(remove_duplicate=False)), **dict(owner.named_buffers())}
-        for name, shape in shapes.items():
+        for name, shape in shapes_of(owner).items():
             given, stack = state.get(prefix + name), own.get(name)
             if isinstance(given, Tensor) and stack is not None and given.shape == torch.Size(shape) != stack.shape:
                 whole = stack.detach().clone()

@@ -21,6 +21,7 @@ from anytimeify.lift import norms_without_count
 from anytimeify.model import AnytimeModel
 from anytimeify.passes.consensus import Consensus
 from anytimeify.passes.options import Options
+from anytimeify.process import ONE_AT_A_TIME
 from anytimeify.rewriter import Scheme, compose
 from anytimeify.taxonomy import Taxonomy
 
@@ -68,7 +69,10 @@ def transform(
     if len(models) != chosen.backbones:
         expected = "one backbone" if chosen.backbones == 1 else "a pair of backbones, transform((a, b), ...)"
         raise SchemeError(f"{chosen.name} takes {expected}; {len(models)} were given")
-    with torch.inference_mode(False):  # tensors made under a caller's inference mode could never be trained
+    with (
+        ONE_AT_A_TIME,
+        torch.inference_mode(False),
+    ):  # tensors made under a caller's inference mode could never be trained
         parts = [capture(one, example_inputs, dynamic_shapes=dynamic_shapes, output=output) for one in models]
         references = [part.reference for part in parts]
         captured = parts[0] if len(parts) == 1 else side_by_side(*parts)

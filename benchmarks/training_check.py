@@ -2,9 +2,9 @@
 
     python -m benchmarks.training_check LIST.json torchvision:30 hf:30 --out docs/training_check.md
 
-A list is a JSON file as `benchmarks.coverage` takes it; `PREFIX:COUNT` stands for the first so many of a zoo, small ones
-first. Each backbone has a process of its own, which transforms it to two widths and compares the prediction, the gradient
-of every parameter and the buffers after one step (`anytimeify.verification.compare_training`), which is what
+A list is a JSON file as `benchmarks.coverage` takes it; `PREFIX:COUNT` stands for the first so many of a zoo, small
+ones first. Each backbone has a process of its own, which transforms it to two widths and compares the prediction, the
+gradient of every parameter and the buffers after one step (`anytimeify.verification.compare_training`), which is what
 `transform(..., verify=True)` checks. Seconds are processor time, of verification without that check and with it.
 """
 
@@ -29,10 +29,10 @@ from benchmarks.coverage.selection import Backbone, read_list
 
 HEADER = """# The training check over the zoo
 
-One step of the full level beside one of the backbone, in train mode and without randomness: the largest difference of the
-prediction and of any parameter's gradient, relative to the largest element, and how many of the buffers that the step of
-the backbone changes hold the same afterwards. What differs in single precision by more than 1e-4 is run in double.
-`transform(..., verify=True)` does the same.
+One step of the full level beside one of the backbone, in train mode and without randomness: the largest difference of
+the prediction and of any parameter's gradient, relative to the largest element, and how many of the buffers that the
+step of the backbone changes hold the same afterwards. What differs in single precision by more than 1e-4 is run in
+double. `transform(..., verify=True)` does the same.
 
     python -m benchmarks.training_check shared/zoo/timm_families.json torchvision:30 hf:30 --out docs/training_check.md
 

@@ -24,9 +24,9 @@ from torch import fx, nn
 
 from anytimeify.errors import SchemeError
 from anytimeify.ir import Rewritten, Size, TensorType
+from anytimeify.passes.classes import CLASSES
 from anytimeify.passes.narrow import Builder
 from anytimeify.passes.project import ancestors
-from anytimeify.passes.taxonomy import CLASSES
 
 __all__ = ["Consensus", "add_consensus"]
 

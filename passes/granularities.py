@@ -21,9 +21,9 @@ from torch import fx
 from anytimeify._torch import OpOverload
 from anytimeify.errors import SchemeError
 from anytimeify.ir import Program, Rewritten, Size, TensorType
+from anytimeify.passes.classes import CLASSES
 from anytimeify.passes.narrow import Builder
 from anytimeify.passes.project import ancestors
-from anytimeify.passes.taxonomy import CLASSES
 from anytimeify.schema import bound
 from anytimeify.taxonomy import Taxonomy
 

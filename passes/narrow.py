@@ -77,14 +77,15 @@ class Builder:
         builder.add(program)
         return builder
 
-    def add(self, program: Program) -> None:
-        """Append a full copy of a program, without its output; its inputs are those of the programs before it."""
+    def add(self, program: Program, *, without: Set[fx.Node] = frozenset()) -> None:
+        """Append a full copy of a program, without its output; its inputs are those of the programs before it. Nodes in
+        `without` are left out: the caller makes them another way."""
         given = self.graph.find_nodes(op="placeholder")
         self.shared.update(zip(program.placeholders, given, strict=False))
         self.tensors.update(program.tensors)
         self.transient.update(program.transient)
         for node in program.graph.nodes:
-            if node.op == "output" or node in self.shared:
+            if node.op == "output" or node in self.shared or node in without:
                 continue
             copy = self.graph.node_copy(node, lambda source: self.shared[source])
             copy.meta = dict(node.meta)

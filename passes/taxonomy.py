@@ -17,25 +17,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from anytimeify.axes import Axes
 from anytimeify.errors import SchemeError
-from anytimeify.factors import Factor, leaves, resolve
+from anytimeify.factors import Factor
 from anytimeify.ir import Captured, Program, Size
+from anytimeify.passes.classes import CLASSES, class_axis, class_region, has_axis
 from anytimeify.passes.frozen import is_trained
 from anytimeify.passes.narrow import Builder
 from anytimeify.passes.resized import Spread, resized, spreads
-from anytimeify.schema import bound
 from anytimeify.taxonomy import Taxonomy
 
-__all__ = ["CLASSES", "add_heads", "coarse_heads", "heads_of_output"]
+__all__ = ["add_heads", "coarse_heads", "heads_of_output"]
 
 aten = torch.ops.aten
-CLASSES = 1  # the dimension of a prediction that enumerates classes
 _PREFIX = "anytime.taxonomy."
 
 
@@ -48,8 +46,8 @@ def add_heads(captured: Captured, axes: Axes, taxonomy: Taxonomy) -> Captured:
     others = spreads(fresh.get(name, tensor) for name, tensor in program.tensors.items())
     outputs = []
     for prediction in program.outputs:
-        factor = _classes(program, axes, prediction, taxonomy)
-        region = _region(program, axes, prediction, factor)
+        factor = _classes(axes, prediction, taxonomy)
+        region = class_region(program, axes, prediction, factor, "taxonomy")
         parts = [builder.shared[prediction]]
         for name, size in zip(taxonomy.granularities[1:], taxonomy.sizes[1:], strict=True):
             parts.append(_head(builder, program, axes, prediction, factor, region, name, size, fresh, others, made))
@@ -123,80 +121,16 @@ def _fresh(
     return fresh
 
 
-def _classes(program: Program, axes: Axes, prediction: fx.Node, taxonomy: Taxonomy) -> Factor:
-    """The axis of classes of a prediction."""
-    kind, place = prediction.meta["type"], f"the prediction, {prediction.name} ({prediction.meta['origin']}),"
-    if len(kind.shape) < 2 or not kind.shape[CLASSES].static:
-        raise SchemeError(
-            f"taxonomy: {place} has the shape [{', '.join(map(str, kind.shape))}]; expected (samples, classes, ...)"
-        )
-    classes = kind.shape[CLASSES].coefficient
+def _classes(axes: Axes, prediction: fx.Node, taxonomy: Taxonomy) -> Factor:
+    """The axis of classes of a prediction, of as many as the finest granularity has."""
+    factor = class_axis(axes, prediction, "taxonomy")
+    classes = prediction.meta["type"].shape[CLASSES].coefficient
     if classes != taxonomy.sizes[0]:
         raise SchemeError(
-            f"taxonomy: {place} has {classes} classes, and the finest granularity, {taxonomy.granularities[0]}, has "
-            f"{taxonomy.sizes[0]}"
+            f"taxonomy: the prediction, {prediction.name} ({prediction.meta['origin']}), has {classes} classes, and "
+            f"the finest granularity, {taxonomy.granularities[0]}, has {taxonomy.sizes[0]}"
         )
-    if not kind.dtype.is_floating_point:
-        raise SchemeError(f"taxonomy: {place} is of type {kind.dtype}: expected scores of classes")
-    expr = resolve(axes.dims[prediction][CLASSES])
-    if not isinstance(expr, Factor):
-        raise SchemeError(
-            f"taxonomy: the classes of {place} are made of several axes, which no coarser head can follow"
-        )
-    return expr
-
-
-def _has(axes: Axes, node: fx.Node, factor: Factor) -> bool:
-    return any(factor in leaves(resolve(expr)) for expr in _flat(axes.dims.get(node, ())))
-
-
-def _flat(dims: Any) -> list[Any]:
-    return [expr for one in dims for expr in (_flat(one) if isinstance(one, tuple) else [one])]
-
-
-def _region(program: Program, axes: Axes, prediction: fx.Node, factor: Factor) -> set[fx.Node]:
-    """The calls from the layers that make the classes to the prediction."""
-    found: set[fx.Node] = set()
-    waiting = [prediction]
-    parameters = False
-    while waiting:
-        node = waiting.pop()
-        if node in found or not _has(axes, node, factor):
-            continue
-        if node.op == "placeholder":
-            raise SchemeError(
-                f"taxonomy: the input {node.name} has an axis of the classes, so no coarser head can be made"
-            )
-        if node.op == "get_attr":
-            _check_tensor(program, node)
-            parameters = parameters or program.is_parameter(str(node.target))
-            continue
-        if node in axes.unknown or node not in axes.memo:
-            raise SchemeError(
-                f"taxonomy: no coarser head can be made, for {node.name} ({node.target}, {node.meta['origin']}) has no "
-                "rule that says what becomes of its axes"
-            )
-        found.add(node)
-        waiting.extend(node.all_input_nodes)
-    if not parameters:
-        ends = [node for node in found if found.isdisjoint(node.all_input_nodes)] or [prediction]
-        raise SchemeError(
-            "taxonomy: no layer with parameters makes the classes of the prediction; they come from "
-            f"{ends[0].name} ({ends[0].target}, {ends[0].meta['origin']})"
-        )
-    return found
-
-
-def _check_tensor(program: Program, node: fx.Node) -> None:
-    tensor = program.tensors[str(node.target)]
-    if program.is_parameter(str(node.target)):
-        return
-    statistics = any(node in (bound(user).get(name) for name in ("running_mean", "running_var")) for user in node.users)
-    if not statistics and not bool((tensor == tensor.flatten()[0]).all()):
-        raise SchemeError(
-            f"taxonomy: the buffer {node.target} has an entry for each of the finest classes, and nothing says what "
-            "the coarser ones have"
-        )
+    return factor
 
 
 def _head(
@@ -217,7 +151,7 @@ def _head(
     ties: dict[int, Tensor] = {}
     for node in program.graph.find_nodes(op="get_attr"):
         source = str(node.target)
-        if not _has(axes, node, factor) or region.isdisjoint(node.users):
+        if not has_axis(axes, node, factor) or region.isdisjoint(node.users):
             continue
         own[node] = f"{_PREFIX}{name}.{source}"
         tensor = program.tensors[source]

@@ -156,6 +156,9 @@ def test_convert_levels_extract(shell: Shell, exported: Path) -> None:
     assert shell("extract", "net/net.safetensors", "--budget", "macs=10000", "--out", "half.safetensors").status == 0
     assert "macs" in shell.refuses("extract", "net", "--budget", "macs=10", "--out", "none.pt2")
     assert "there is no level 7" in shell.refuses("extract", "net", "--level", "7", "--out", "none.pt2")
+    for name in ("width 0.5", "0.5"):
+        assert "level 1 (width 0.5)" in shell("extract", "net", "--level", name, "--out", f"{name}.pt2").out
+    assert "there is no level 'narrow'" in shell.refuses("extract", "net", "--level", "narrow", "--out", "none.pt2")
     assert "exists already" in shell.refuses("extract", "net", "--level", "0", "--out", "full.pt2")
 
 

@@ -14,9 +14,12 @@ from tests.source_files import ROOT, import_name, sources
 # From the bottom up. A row names modules and packages of anytimeify; a package stands for everything in it that no row
 # names itself. A module imports from its own row and from the rows above it in this table.
 ROWS: tuple[tuple[str, ...], ...] = (
-    ("errors", "_torch"),
+    ("errors", "process", "_torch"),
     ("ir",),
-    ("schema", "derivatives", "factors", "kernels", "modes", "modules", "parts", "policies", "stacks", "taxonomy"),
+    (
+        *("schema", "derivatives", "factors", "kernels", "level_names", "modes", "modules", "parts", "policies"),
+        *("stacks", "taxonomy"),
+    ),
     ("losses",),  # they read `Outputs` alone, and schemes name their default
     ("spec",),
     ("rules.notation",),
@@ -29,7 +32,8 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("calling", "definition", "extraction", "encoding", "export", "storage", "compressed"),
     ("staged",),
     (
-        *("model", "budget", "calibration", "diagnostics", "evaluation", "masks", "thresholds", "verification"),
+        *("model", "budget", "calibration", "diagnostics", "evaluation", "heads", "masks", "thresholds"),
+        "verification",
         *("report", "sampling"),
     ),
     ("artifact",),

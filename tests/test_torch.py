@@ -7,10 +7,12 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import fx, nn
+from torch.utils.checkpoint import checkpoint
 
 from anytimeify import _torch
 from anytimeify.schema import argument, bound, is_mutable, position, rebind
@@ -28,8 +30,69 @@ def test_functional_overloads() -> None:
     assert _torch.functional_overload(aten.add_.Tensor) is aten.add.Tensor
     assert _torch.functional_overload(aten.dropout_.default) is aten.dropout.default
     assert _torch.functional_overload(aten.add.Tensor) is None
+    assert _torch.functional_overload(aten.div.out) is aten.div.Tensor
+    assert _torch.functional_overload(aten.sum.IntList_out) is aten.sum.dim_IntList
     assert _torch.functional_overload(aten.__and__.Tensor) is None
     assert _torch.schema(aten.add.Tensor).name == "aten::add"
+
+
+class Doubled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        return 2 * gradients[0]
+
+
+doubled: Any = Doubled.apply
+
+
+def test_calls_of_autograd_functions() -> None:
+    x = torch.ones(2, requires_grad=True)
+    with _torch.autograd_calls(lambda apply, function, x: (function, apply(x) + 1)):
+        found, value = doubled(x)
+        with _torch.autograd_calls(lambda apply, function, x: apply(x)[1] + 1):
+            assert doubled(x).tolist() == [4, 4]
+        assert Doubled.apply(x)[1].tolist() == [3, 3]  # type: ignore[no-untyped-call]  # of torch
+    assert found is Doubled
+    assert value.tolist() == [3, 3]
+    assert doubled(x).tolist() == [2, 2]
+
+
+def test_recomputation_and_hooks_of_the_backward_pass() -> None:
+    calls: list[int] = []
+    x = torch.ones(2, requires_grad=True)
+
+    def count(x: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        return x.sin()
+
+    with _torch.without_recomputation():
+        checkpoint(count, x, use_reentrant=False).sum().backward()
+    assert len(calls) == 1
+    checkpoint(count, x, use_reentrant=False).sum().backward()
+    assert len(calls) == 3
+    layer = nn.Linear(2, 2)
+    assert _torch.backward_hooks(layer) == _torch.gradient_hooks(layer.weight) == []
+    layer.register_full_backward_hook(print)
+    layer.register_full_backward_pre_hook(print)
+    layer.weight.register_hook(print)
+    layer.weight.register_post_accumulate_grad_hook(print)
+    assert _torch.backward_hooks(layer) == _torch.gradient_hooks(layer.weight) == [print, print]
+
+
+def test_operations_below_autograd_are_seen() -> None:
+    class Seen(_torch.TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(func)
+            return func(*args, **(kwargs or {}))
+
+    seen: list[Any] = []
+    with Seen():  # type: ignore[no-untyped-call]  # of torch
+        torch.nn.functional.dropout(torch.ones(2, requires_grad=True), 0.5)
+    assert aten.bernoulli_.float in seen
 
 
 def test_expressions_and_higher_order_operations() -> None:

@@ -13,7 +13,6 @@
 
 from __future__ import annotations
 
-import inspect
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.utils.checkpoint import CheckpointFunction
 
-from anytimeify._torch import without_recomputation
+from anytimeify._torch import autograd_calls, without_recomputation
 from anytimeify.derivatives import name_of
 from anytimeify.errors import CaptureError
 
@@ -36,12 +35,10 @@ def kept() -> Iterator[None]:
     """Effects 1 to 3, in this thread."""
     written = False  # whether a call is being written, which calls the function to know what it gives
 
-    def apply(original: Callable[..., Any], function: type[Function], *args: Any, **kwargs: Any) -> Any:
+    def apply(original: Callable[..., Any], function: type[Function], *args: Any) -> Any:
         nonlocal written
         if written or function is CheckpointFunction or function.__module__.partition(".")[0] == "torch":
-            return _without_checkpoint(original, function, *args, **kwargs)
-        if kwargs:
-            args = inspect.signature(function.forward).bind(*args, **kwargs).args
+            return _without_checkpoint(original, function, *args)
         call = _traced(original, function, args)
         try:
             written = True
@@ -50,11 +47,7 @@ def kept() -> Iterator[None]:
             written = False
         return tuple(found) if call.several else found[0]
 
-    with (
-        _replaced(Function, "apply", apply, as_class=True),
-        _replaced(Tensor, "register_hook", _refused),
-        without_recomputation(),
-    ):
+    with autograd_calls(apply), _hooks_refused(), without_recomputation():
         yield
 
 
@@ -62,33 +55,35 @@ def kept() -> Iterator[None]:
 def direct_checkpoints() -> Iterator[None]:
     """Effect 2, in this thread: `torch.autograd.grad` refuses reentrant checkpoints, and a second pass through batch
     norms would count their batches twice."""
-    with _replaced(Function, "apply", _without_checkpoint, as_class=True), without_recomputation():
+    with autograd_calls(_without_checkpoint), without_recomputation():
         yield
 
 
 @contextmanager
-def _replaced(owner: type, name: str, by: Callable[..., Any], *, as_class: bool = False) -> Iterator[None]:
-    """A method that calls `by(original, self or class, *args)` in this thread, and is itself in every other."""
-    original, thread = owner.__dict__[name], threading.get_ident()
-    function = original.__func__ if as_class else original
+def _hooks_refused() -> Iterator[None]:
+    original: Any = Tensor.register_hook
+    thread = threading.get_ident()
 
-    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def register_hook(tensor: Tensor, hook: Any) -> Any:
         if threading.get_ident() != thread:
-            return function(self, *args, **kwargs)
-        return by(function, self, *args, **kwargs)
+            return original(tensor, hook)
+        raise CaptureError(
+            "forward() registers a hook on the gradient of an intermediate tensor, which a graph does not hold: "
+            f"{getattr(hook, '__qualname__', hook)}. Write a torch.autograd.Function whose backward() does the same."
+        )
 
-    setattr(owner, name, classmethod(method) if as_class else method)
+    Tensor.register_hook = register_hook  # type: ignore[method-assign]  # in this thread, and put back
     try:
         yield
     finally:
-        setattr(owner, name, original)
+        Tensor.register_hook = original
 
 
-def _without_checkpoint(apply: Callable[..., Any], function: type[Function], *args: Any, **kwargs: Any) -> Any:
+def _without_checkpoint(apply: Callable[..., Any], function: type[Function], *args: Any) -> Any:
     if function is CheckpointFunction:
         run, _, *given = args
         return run(*given)
-    return apply(function, *args, **kwargs)
+    return apply(*args)
 
 
 class _Call(NamedTuple):
@@ -102,7 +97,7 @@ def _traced(apply: Callable[..., Any], function: type[Function], args: tuple[Any
     tensors = [one for one in args if isinstance(one, Tensor)]
     name = _name(function, args)
     versions = [one._version for one in tensors]
-    results = apply(function, *args)
+    results = apply(*args)
     traced = list(results) if isinstance(results, tuple) else [results]
     if versions != [one._version for one in tensors]:
         raise _refusal(function, "writes to its inputs")
@@ -122,11 +117,4 @@ def _refusal(function: type[Function], why: str) -> CaptureError:
     return CaptureError(
         f"The model calls the autograd function {function.__qualname__}, which {why}, so that its derivative cannot be "
         "kept in a graph. Write it as torch.library.custom_op with register_autograd, or as differentiable operations."
-    )
-
-
-def _refused(register: Callable[..., Any], tensor: Tensor, hook: Any) -> Any:
-    raise CaptureError(
-        "forward() registers a hook on the gradient of an intermediate tensor, which a graph does not hold: "
-        f"{getattr(hook, '__qualname__', hook)}. Write it as a torch.autograd.Function, whose backward() does the same."
     )

@@ -21,7 +21,11 @@ __all__ = ["Modes", "in_mode", "refuse_hooks"]
 
 
 # Layers of torch that compute something else in training.
-_WITH_MODES = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._NormBase, nn.RNNBase, nn.RReLU)
+_WITH_MODES = (
+    *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout),
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
+    *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.RNNBase, nn.RReLU),
+)
 
 
 @contextmanager

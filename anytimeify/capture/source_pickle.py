@@ -12,6 +12,7 @@ from torch import nn
 from anytimeify._torch import prepare_torchvision
 from anytimeify.capture.source import Source, SourceKind, existing_file
 from anytimeify.errors import ArtifactError
+from anytimeify.process import ONE_AT_A_TIME
 
 __all__ = ["KIND"]
 
@@ -25,7 +26,7 @@ def _load(path: str, trust_pickle: bool) -> Source:
         )
     prepare_torchvision()
     try:
-        with warnings.catch_warnings():
+        with ONE_AT_A_TIME, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             model = torch.load(file, map_location="cpu", weights_only=False)
     except Exception as error:

@@ -44,7 +44,7 @@ def load_exported(path: str | Path, *, trust_pickle: bool = False) -> ExportedPr
             "pass --trust-pickle (trust_pickle=True)."
         )
     try:
-        with warnings.catch_warnings(), quiet_exporter(), refuse_code_in_pickles(active=not trust_pickle):
+        with quiet_exporter(), warnings.catch_warnings(), refuse_code_in_pickles(active=not trust_pickle):
             warnings.filterwarnings("ignore", "The given buffer is not writable")  # torch 2.11, of its own buffers
             return torch.export.load(file)
     except Exception as error:

@@ -12,6 +12,7 @@ import torch
 from anytimeify._torch import prepare_torchvision
 from anytimeify.capture.source import Source, SourceKind
 from anytimeify.errors import CaptureError, MissingExtraError
+from anytimeify.process import ONE_AT_A_TIME
 
 __all__ = ["KIND"]
 
@@ -29,7 +30,7 @@ def _load(name: str, trust_pickle: bool) -> Source:
         )
     options = inspect.signature(models.get_model_builder(name)).parameters
     backbones = {"weights_backbone": None} if "weights_backbone" in options else {}
-    with warnings.catch_warnings():
+    with ONE_AT_A_TIME, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # advice on initialisation, which transform does not change
         model = models.get_model(name, weights=None, **backbones)
     size = _crop_size(models.get_model_weights(name))

@@ -7,13 +7,17 @@ times the candidates and later calls use what won.
 
 from __future__ import annotations
 
+import threading
 import time
+import weakref
 from collections.abc import Callable, Hashable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias, TypeVar
 
 import torch
+
+from anytimeify.errors import ArgumentValueError
 
 __all__ = ["WORTH", "Case", "Form", "Kind", "choices", "choose", "forget", "form"]
 
@@ -39,15 +43,17 @@ class Form(NamedTuple):
         return f"{self.route}{f' {self.blocks}' if self.blocks else ''}{', channels-last' * self.channels_last}"
 
 
-@dataclass
-class _Settings:
-    """Of the whole process, for backward passes run in threads of their own."""
+@dataclass(frozen=True)
+class _Setting:
+    kind: Kind
+    count: int | None
+    owner: Callable[[], object]  # the `form` that made it, as long as it may still end
 
-    kind: Kind = "measured"
-    count: int | None = None
 
-
-_settings = _Settings()
+# Of the whole process, for backward passes run in threads of their own. The last one holds; each is taken out by the
+# `form` that put it there, in whatever order `with` blocks of several threads end.
+_settings: tuple[_Setting, ...] = (_Setting("measured", None, lambda: None),)
+_lock = threading.Lock()
 _chosen: dict[Hashable, Form] = {}
 
 
@@ -59,18 +65,31 @@ class form(AbstractContextManager[None]):  # noqa: N801  # is called like a func
     * `"blocks"`: `count` products of neighbouring levels, or as many as a rule of thumb says;
     * `"measured"`, from the start: whatever is fastest here, timed at a layer's first call. The choice may differ from
       run to run, and with it the last bits; `torch.use_deterministic_algorithms(True)` makes it the rule of thumb's.
+
+    Of `with` blocks that threads are in at the same time, the one entered last holds for all of them; when all have
+    ended, what was set before holds.
     """
 
     def __init__(self, kind: Kind, count: int | None = None) -> None:
         if kind not in _KINDS:
-            raise ValueError(f"kind={kind!r} is none of {', '.join(map(repr, _KINDS))}")
+            raise ArgumentValueError(f"kind={kind!r} is none of {', '.join(map(repr, _KINDS))}")
         if count is not None and (kind != "blocks" or count < 1):
-            raise ValueError(f"count={count} is the number of 'blocks', 1 or more")
-        self.before = (_settings.kind, _settings.count)
-        _settings.kind, _settings.count = kind, count
+            raise ArgumentValueError(f"count={count} is the number of 'blocks', 1 or more")
+        global _settings
+        self.setting = _Setting(kind, count, weakref.ref(self))
+        with _lock:
+            _settings = (*_lasting(_settings), self.setting)
 
     def __exit__(self, *error: object) -> None:
-        _settings.kind, _settings.count = self.before
+        global _settings
+        with _lock:
+            _settings = tuple(one for one in _settings if one is not self.setting)
+
+
+def _lasting(settings: tuple[_Setting, ...]) -> tuple[_Setting, ...]:
+    """Without those that nothing ends any more and that a later one of this kind hides for good."""
+    final = [one for one in settings if one.owner() is None][-1:]
+    return tuple(one for one in settings if one.owner() is not None or one in final)
 
 
 def choices() -> Mapping[Hashable, Form]:
@@ -96,7 +115,7 @@ class Case(NamedTuple):
 
 def choose(case: Case, run: Callable[[Form], Result]) -> Result:
     """The result of `run` in the form that the settings ask for, or in the fastest of the candidates."""
-    kind, count = _settings.kind, _settings.count
+    kind, count = _settings[-1].kind, _settings[-1].count
     if kind == "masked":
         return run(case.candidates[0])
     if kind == "prefixes":
@@ -106,9 +125,10 @@ def choose(case: Case, run: Callable[[Form], Result]) -> Result:
     if case.work < WORTH or len(case.candidates) < 2 or not _may_measure(case.device):
         return run(case.default)
     key = case.key()
-    if key not in _chosen:
-        _chosen[key] = _fastest(case, run)
-    return run(_chosen[key])
+    known = _chosen.get(key)
+    if known is None:  # two threads may both measure
+        known = _chosen[key] = _fastest(case, run)
+    return run(known)
 
 
 def _blocked(case: Case, count: int) -> Form:

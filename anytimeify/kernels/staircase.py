@@ -13,6 +13,8 @@ from functools import cache, cached_property
 from itertools import accumulate
 from typing import TypeAlias
 
+from anytimeify.errors import ArgumentValueError
+
 __all__ = ["Block", "Interval", "Rectangle", "Staircase", "ends_of", "staircase"]
 
 Interval: TypeAlias = tuple[int, int]
@@ -97,9 +99,9 @@ def staircase(height: int, width: int, rows: tuple[int, ...], columns: tuple[int
     """
     for name, ends, last in (("rows", rows, height), ("columns", columns, width)):
         if levels < 1 or not ends or len(ends) % levels or list(ends) != sorted(ends) or not 0 <= ends[0] <= ends[-1]:
-            raise ValueError(f"{name}={list(ends)} are not the ends of {levels} levels")
+            raise ArgumentValueError(f"{name}={list(ends)} are not the ends of {levels} levels")
         if ends[-1] > last or (name == "rows" and ends[-1] != last):
-            raise ValueError(f"{name}={list(ends)} do not fit a weight of {height} x {width}")
+            raise ArgumentValueError(f"{name}={list(ends)} do not fit a weight of {height} x {width}")
     by_row, by_column = _by_level(rows, levels), _by_level(columns, levels)
     kept_rows: list[tuple[Interval, ...]] = []
     kept_columns: list[tuple[Interval, ...]] = []

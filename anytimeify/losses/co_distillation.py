@@ -7,9 +7,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from anytimeify.errors import ArgumentValueError
 from anytimeify.ir import Outputs
 from anytimeify.losses.ensembles import SoftLabels, check_choice, check_weight, independent_terms, leaves, scale
-from anytimeify.losses.objective import Objective
+from anytimeify.losses.objective import Objective, check_call
 
 __all__ = ["CoDistillation"]
 
@@ -27,6 +28,7 @@ class CoDistillation(Objective):
             with T^2, from a constant teacher.
         include_self: whether y^E has the leaf itself in it, as in the paper; without, the others teach.
         reduction: `"mean"` divides each of the two sums by the number of leaves, `"sum"` is as printed.
+        label_smoothing: of the cross-entropies with the labels; see `Objective`.
     """
 
     def __init__(
@@ -38,8 +40,9 @@ class CoDistillation(Objective):
         softened: Literal["both", "teacher"] = "both",
         detach: bool = True,
         include_self: bool = True,
+        label_smoothing: float = 0.0,
     ) -> None:
-        super().__init__()
+        super().__init__(label_smoothing)
         check_choice("reduction", reduction, ("mean", "sum"))
         self.alpha = check_weight("alpha", alpha, 1.0)
         self.soft = SoftLabels(float(temperature), softened, detach)
@@ -47,9 +50,10 @@ class CoDistillation(Objective):
         self.reduction = reduction
 
     def terms(self, outputs: Outputs, target: Tensor) -> dict[str, Tensor]:
+        check_call(outputs, target)
         members = leaves(outputs)
         share = self.alpha * scale(self.reduction, len(members))
-        terms = dict(independent_terms(outputs, target, 1 - self.alpha, self.reduction))
+        terms = dict(independent_terms(outputs, target, 1 - self.alpha, self.reduction, self.label_smoothing))
         for index, (member, teacher) in enumerate(zip(members, self._teachers(members), strict=True)):
             terms[f"member{index}/distillation"] = self.soft.cross_entropy(member, teacher) * share
         return terms
@@ -59,10 +63,11 @@ class CoDistillation(Objective):
         if self.include_self:
             return [stacked.mean(0)] * len(members)
         if len(members) == 1:
-            raise ValueError(
+            raise ArgumentValueError(
                 "include_self=False leaves the only member without a teacher: there have to be two or more"
             )
         return [(stacked.sum(0) - member) / (len(members) - 1) for member in members]
 
     def extra_repr(self) -> str:
-        return f"alpha={self.alpha}, {self.soft}, include_self={self.include_self}, reduction={self.reduction!r}"
+        text = f"alpha={self.alpha}, {self.soft}, include_self={self.include_self}, reduction={self.reduction!r}"
+        return text + self.smoothing_repr()

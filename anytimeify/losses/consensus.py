@@ -6,9 +6,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from anytimeify.errors import ArgumentValueError
 from anytimeify.ir import Outputs
 from anytimeify.losses.ensembles import check_weight
-from anytimeify.losses.objective import Objective, cross_entropy, named_terms
+from anytimeify.losses.objective import Objective, check_call, named_terms, smooth
 
 __all__ = ["ConsensusLoss"]
 
@@ -21,17 +22,20 @@ class ConsensusLoss(Objective):
     alone, so both may be trained at once. Terms are those of `base` and, unless its weight is 0,
     `"consensus/cross_entropy"`.
 
+    `label_smoothing` is that of the consensus and of `base`; by default, that of `base` for both.
+
     Raises `ValueError` for outputs without a consensus.
     """
 
-    def __init__(self, base: nn.Module, weight: float = 1.0) -> None:
-        super().__init__()
+    def __init__(self, base: nn.Module, weight: float = 1.0, *, label_smoothing: float | None = None) -> None:
+        super().__init__(smooth(base, label_smoothing))
         self.base = base
         self.weight = check_weight("weight", weight)
 
     def terms(self, outputs: Outputs, target: Any) -> dict[str, Tensor]:
+        check_call(outputs, target)
         if len(outputs.levels) < 3:
-            raise ValueError(
+            raise ArgumentValueError(
                 f"the outputs have {len(outputs.levels)} levels: expected two or more and their consensus, which "
                 "transform(..., consensus=...) adds"
             )
@@ -52,7 +56,7 @@ class ConsensusLoss(Objective):
             return {}
         finest = consensus[0] if isinstance(consensus, tuple | list) else consensus
         labels = target[0] if isinstance(target, tuple | list) else target
-        return {"consensus/cross_entropy": cross_entropy(finest, labels) * self.weight}
+        return {"consensus/cross_entropy": self.cross_entropy(finest, labels) * self.weight}
 
     def resample(self) -> None:
         """Has the base draw anew, where it draws."""
@@ -61,4 +65,4 @@ class ConsensusLoss(Objective):
             base.resample()
 
     def extra_repr(self) -> str:
-        return f"weight={self.weight}"
+        return f"weight={self.weight}{self.smoothing_repr()}"

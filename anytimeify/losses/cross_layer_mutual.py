@@ -8,9 +8,10 @@ from typing import Literal
 
 from torch import Tensor
 
+from anytimeify.errors import ArgumentValueError
 from anytimeify.ir import Outputs
 from anytimeify.losses.ensembles import check_choice, check_weight
-from anytimeify.losses.objective import Objective, cross_entropy
+from anytimeify.losses.objective import Objective, check_call
 from anytimeify.losses.pairs import Heads, check_heads, check_temperature
 
 __all__ = ["CrossLayerMutual"]
@@ -33,6 +34,7 @@ class CrossLayerMutual(Objective):
         temperature: T, on both sides, with T^2; 1 in the paper.
         heads: `"all"`; or `"last"`, the full heads alone, with 2 cross-entropies and 2 divergences: plain deep mutual
             learning (DML, Zhang et al. 2018) of the two backbones. Their auxiliary heads then get no gradient.
+        label_smoothing: of the cross-entropies with the labels; see `Objective`.
 
     The paper prints a soft cross-entropy in place of the divergence. From a constant teacher both have the same
     gradient; the divergence is the one that is zero where student and teacher agree.
@@ -49,8 +51,9 @@ class CrossLayerMutual(Objective):
         *,
         temperature: float = 1.0,
         heads: Literal["all", "last"] = "all",
+        label_smoothing: float = 0.0,
     ) -> None:
-        super().__init__()
+        super().__init__(label_smoothing)
         check_choice("heads", heads, ("all", "last"))
         self.weight = check_weight("weight", weight)
         self.same_stage = check_weight("same_stage", same_stage)
@@ -59,12 +62,13 @@ class CrossLayerMutual(Objective):
         self.heads = heads
 
     def terms(self, outputs: Outputs, target: Tensor) -> dict[str, Tensor]:
+        check_call(outputs, target)
         members = outputs.members
         count = _heads_each(members)
         stages = range(count) if self.heads == "all" else range(count - 1, count)
         names = {index: f"first{index}" for index in stages}
         names |= {count + index: f"second{index}" for index in stages}
-        terms = {f"{name}/cross_entropy": cross_entropy(members[place], target) for place, name in names.items()}
+        terms = {f"{name}/cross_entropy": self.cross_entropy(members[place], target) for place, name in names.items()}
         heads = Heads.of(members, self.temperature)
         for student, teacher in product(names, repeat=2):
             if student // count == teacher // count:
@@ -79,19 +83,19 @@ class CrossLayerMutual(Objective):
     def extra_repr(self) -> str:
         return (
             f"weight={self.weight}, same_stage={self.same_stage}, cross_stage={self.cross_stage}, "
-            f"temperature={self.temperature}, heads={self.heads!r}"
+            f"temperature={self.temperature}, heads={self.heads!r}{self.smoothing_repr()}"
         )
 
 
 def _heads_each(members: Sequence[Tensor]) -> int:
     """How many heads each of the two networks has."""
     if not members:
-        raise ValueError(
+        raise ArgumentValueError(
             "the outputs have no members: this objective reads the heads of two networks, which the scheme "
             "mutual-distillation gives; for one network with branches take HierarchicalMimicking"
         )
     if len(members) % 2:
-        raise ValueError(
+        raise ArgumentValueError(
             f"the outputs have {len(members)} members, an odd number: this objective reads the heads of one network, "
             "then equally many of another; give both networks as many branches"
         )

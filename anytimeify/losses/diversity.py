@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from anytimeify.errors import ArgumentValueError
 from anytimeify.ir import Outputs
 from anytimeify.losses.ensembles import leaves
 
@@ -21,5 +22,5 @@ def diversity(outputs: Outputs, *, correction: int = 0) -> Tensor:
     """
     members = leaves(outputs)
     if len(members) <= correction:
-        raise ValueError(f"{len(members)} members with correction={correction}: there is nothing to divide by")
+        raise ArgumentValueError(f"{len(members)} members with correction={correction}: there is nothing to divide by")
     return torch.stack(members).std(dim=0, correction=correction).mean()

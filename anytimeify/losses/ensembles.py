@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from anytimeify.errors import ArgumentValueError
 from anytimeify.ir import Outputs
 from anytimeify.losses.objective import cross_entropy
 
@@ -41,7 +42,7 @@ class SoftLabels:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature > 0):
-            raise ValueError(f"temperature is {self.temperature}: expected a positive number")
+            raise ArgumentValueError(f"temperature is {self.temperature}: expected a positive number")
         check_choice("softened", self.softened, ("both", "teacher"))
 
     def cross_entropy(self, student: Tensor, teacher: Tensor) -> Tensor:
@@ -65,19 +66,19 @@ def leaves(outputs: Outputs) -> tuple[Tensor, ...]:
     """The leaves' logits. Raises `ValueError` where there are none, or where they do not fit together."""
     members = outputs.members
     if not members:
-        raise ValueError(
+        raise ArgumentValueError(
             "the outputs have no members: this objective reads the leaves of an ensemble, which the scheme "
             "hierarchical-ensemble gives; for the levels of any model take JointLoss"
         )
     first = members[0]
     if first.ndim < 2:
-        raise ValueError(
+        raise ArgumentValueError(
             f"member 0 has shape {tuple(first.shape)}: expected logits of shape (N, C), or (N, C, H, W) for dense "
             "prediction"
         )
     for index, member in enumerate(members):
         if member.shape != first.shape:
-            raise ValueError(
+            raise ArgumentValueError(
                 f"member {index} has shape {tuple(member.shape)}, but member 0 has {tuple(first.shape)}: all leaves "
                 "of an ensemble predict the same"
             )
@@ -96,21 +97,25 @@ def nested_ensembles(outputs: Outputs, which: Literal["powers", "levels"]) -> tu
         return tuple((f"ensemble{size}", torch.stack(members[:size]).mean(0)) for size in sizes)
     for index, level in enumerate(outputs.levels):
         if level.shape != members[0].shape:
-            raise ValueError(
+            raise ArgumentValueError(
                 f"level {index} has shape {tuple(level.shape)}, but the members have {tuple(members[0].shape)}: "
                 "expected the predictions of ensembles of the members"
             )
     if not outputs.levels:
-        raise ValueError("the outputs have no levels: ensembles='levels' reads them; ensembles='powers' does not")
+        raise ArgumentValueError(
+            "the outputs have no levels: ensembles='levels' reads them; ensembles='powers' does not"
+        )
     return tuple((f"level{index}", level) for index, level in enumerate(outputs.levels))
 
 
-def independent_terms(outputs: Outputs, target: Tensor, weight: float, reduction: str) -> Iterator[tuple[str, Tensor]]:
+def independent_terms(
+    outputs: Outputs, target: Tensor, weight: float, reduction: str, label_smoothing: float
+) -> Iterator[tuple[str, Tensor]]:
     """The summands of weight * L_I by name: the cross-entropy of every leaf."""
     members = leaves(outputs)
     share = weight * scale(reduction, len(members))
     for index, member in enumerate(members):
-        yield f"member{index}/cross_entropy", cross_entropy(member, target) * share
+        yield f"member{index}/cross_entropy", cross_entropy(member, target, label_smoothing) * share
 
 
 def scale(reduction: str, terms: int) -> float:
@@ -121,12 +126,12 @@ def scale(reduction: str, terms: int) -> float:
 def check_choice(field: str, value: str, choices: Sequence[str]) -> None:
     """Raises `ValueError` for a value that is no choice."""
     if value not in choices:
-        raise ValueError(f"{field} is {value!r}: expected {' or '.join(map(repr, choices))}")
+        raise ArgumentValueError(f"{field} is {value!r}: expected {' or '.join(map(repr, choices))}")
 
 
 def check_weight(field: str, value: float, most: float = math.inf) -> float:
     """The value; raises `ValueError` unless it is a finite number from 0 to `most`."""
     if not (math.isfinite(value) and 0 <= value <= most):
         upper = "" if math.isinf(most) else f", at most {most:g}"
-        raise ValueError(f"{field} is {value}: expected a finite number, not negative{upper}")
+        raise ArgumentValueError(f"{field} is {value}: expected a finite number, not negative{upper}")
     return float(value)

@@ -15,7 +15,7 @@ from anytimeify.losses.ensembles import (
     nested_ensembles,
     scale,
 )
-from anytimeify.losses.objective import Objective
+from anytimeify.losses.objective import Objective, check_call
 
 __all__ = ["HierarchicalCoDistillation"]
 
@@ -38,6 +38,7 @@ class HierarchicalCoDistillation(Objective):
         full_ensemble: whether L_HD has the term b = B too, the full ensemble against itself. It has no gradient
             with the default options, but sharpens or softens the predictions with others.
         ensembles: `"powers"`: those of 1, 2, 4, ... and of all leaves; `"levels"`: the levels that the model has.
+        label_smoothing: of the cross-entropies with the labels; see `Objective`.
     """
 
     def __init__(
@@ -50,8 +51,9 @@ class HierarchicalCoDistillation(Objective):
         detach: bool = True,
         full_ensemble: bool = False,
         ensembles: Literal["powers", "levels"] = "powers",
+        label_smoothing: float = 0.0,
     ) -> None:
-        super().__init__()
+        super().__init__(label_smoothing)
         check_choice("reduction", reduction, ("mean", "sum"))
         check_choice("ensembles", ensembles, ("powers", "levels"))
         self.alpha = check_weight("alpha", alpha, 1.0)
@@ -61,11 +63,12 @@ class HierarchicalCoDistillation(Objective):
         self.reduction = reduction
 
     def terms(self, outputs: Outputs, target: Tensor) -> dict[str, Tensor]:
+        check_call(outputs, target)
         nested = nested_ensembles(outputs, self.ensembles)
         _, teacher = nested[-1]
         students = nested if self.full_ensemble else nested[:-1]
         share = self.alpha * scale(self.reduction, len(students))
-        terms = dict(independent_terms(outputs, target, 1 - self.alpha, self.reduction))
+        terms = dict(independent_terms(outputs, target, 1 - self.alpha, self.reduction, self.label_smoothing))
         for name, student in students:
             terms[f"{name}/distillation"] = self.soft.cross_entropy(student, teacher) * share
         return terms
@@ -73,5 +76,5 @@ class HierarchicalCoDistillation(Objective):
     def extra_repr(self) -> str:
         return (
             f"alpha={self.alpha}, {self.soft}, full_ensemble={self.full_ensemble}, ensembles={self.ensembles!r}, "
-            f"reduction={self.reduction!r}"
+            f"reduction={self.reduction!r}{self.smoothing_repr()}"
         )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from anytimeify.ir import Outputs
 from anytimeify.losses.ensembles import check_choice, check_weight
-from anytimeify.losses.objective import Objective, cross_entropy
+from anytimeify.losses.objective import Objective, check_call
 from anytimeify.losses.pairs import Heads, check_heads, check_temperature
 
 __all__ = ["HierarchicalMimicking"]
@@ -40,6 +40,7 @@ class HierarchicalMimicking(Objective):
         probability: from 0 to 1, for `"bernoulli"`.
         per: when `"bernoulli"` draws anew: `"step"`, at every call of the loss or its `terms` in training mode;
             `"epoch"`, when `resample` is called, which is for the training loop to do when an epoch starts.
+        label_smoothing: of the cross-entropies with the labels; see `Objective`.
 
     Draws come from torch's global CPU generator, also for predictions on another device. In a data-parallel run,
     processes with different seeds draw differently.
@@ -58,8 +59,10 @@ class HierarchicalMimicking(Objective):
         sampling: Literal["all", "bernoulli", "terms"] = "all",
         probability: float = 0.5,
         per: Literal["epoch", "step"] = "epoch",
+        *,
+        label_smoothing: float = 0.0,
     ) -> None:
-        super().__init__()
+        super().__init__(label_smoothing)
         check_choice("sampling", sampling, ("all", "bernoulli", "terms"))
         check_choice("per", per, ("epoch", "step"))
         self.alpha = check_weight("alpha", alpha)
@@ -75,8 +78,9 @@ class HierarchicalMimicking(Objective):
             self.gates = self._draw(len(self.gates)).to(self.gates.device)
 
     def terms(self, outputs: Outputs, target: Tensor) -> dict[str, Tensor]:
+        check_call(outputs, target)
         levels = outputs.levels
-        terms = {f"level{index}/cross_entropy": cross_entropy(level, target) for index, level in enumerate(levels)}
+        terms = {f"level{index}/cross_entropy": self.cross_entropy(level, target) for index, level in enumerate(levels)}
         if self.alpha == 0 or len(levels) < 2:
             return terms
         check_heads("level", levels)
@@ -104,7 +108,9 @@ class HierarchicalMimicking(Objective):
 
     def extra_repr(self) -> str:
         text = f"alpha={self.alpha}, temperature={self.temperature}, sampling={self.sampling!r}"
-        return f"{text}, probability={self.probability}, per={self.per!r}" if self.sampling == "bernoulli" else text
+        if self.sampling == "bernoulli":
+            text += f", probability={self.probability}, per={self.per!r}"
+        return text + self.smoothing_repr()
 
 
 def _branches(levels: int, probability: float) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from anytimeify.ir import Outputs
 from anytimeify.losses.ensembles import check_choice, independent_terms
-from anytimeify.losses.objective import Objective
+from anytimeify.losses.objective import Objective, check_call
 
 __all__ = ["IndependentLoss"]
 
@@ -21,13 +21,14 @@ class IndependentLoss(Objective):
     would alone. Reads `outputs.members`, each (N, C) or (N, C, H, W); raises `ValueError` where there are none.
     """
 
-    def __init__(self, reduction: Literal["mean", "sum"] = "mean") -> None:
-        super().__init__()
+    def __init__(self, reduction: Literal["mean", "sum"] = "mean", *, label_smoothing: float = 0.0) -> None:
+        super().__init__(label_smoothing)
         check_choice("reduction", reduction, ("mean", "sum"))
         self.reduction = reduction
 
     def terms(self, outputs: Outputs, target: Tensor) -> dict[str, Tensor]:
-        return dict(independent_terms(outputs, target, 1.0, self.reduction))
+        check_call(outputs, target)
+        return dict(independent_terms(outputs, target, 1.0, self.reduction, self.label_smoothing))
 
     def extra_repr(self) -> str:
-        return f"reduction={self.reduction!r}"
+        return f"reduction={self.reduction!r}{self.smoothing_repr()}"

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
+from anytimeify.errors import ArgumentValueError
+
 __all__ = ["Heads", "check_heads", "check_temperature"]
 
 
@@ -42,13 +44,13 @@ def check_heads(kind: str, logits: Sequence[Tensor]) -> None:
     """Raises `ValueError` for predictions that cannot be compared with each other; `kind` is what one is called."""
     first = logits[0]
     if first.ndim < 2:
-        raise ValueError(
+        raise ArgumentValueError(
             f"{kind} 0 has shape {tuple(first.shape)}: expected logits of shape (N, C), or (N, C, H, W) for dense "
             "prediction"
         )
     for index, one in enumerate(logits):
         if one.shape != first.shape:
-            raise ValueError(
+            raise ArgumentValueError(
                 f"{kind} {index} has shape {tuple(one.shape)}, but {kind} 0 has {tuple(first.shape)}: what teaches "
                 "each other predicts the same classes, at the same positions"
             )
@@ -57,5 +59,5 @@ def check_heads(kind: str, logits: Sequence[Tensor]) -> None:
 def check_temperature(temperature: float) -> float:
     """The temperature; raises `ValueError` unless it is a positive number."""
     if not (math.isfinite(temperature) and temperature > 0):
-        raise ValueError(f"temperature is {temperature}: expected a positive number")
+        raise ArgumentValueError(f"temperature is {temperature}: expected a positive number")
     return float(temperature)

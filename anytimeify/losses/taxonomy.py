@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from anytimeify.errors import ArgumentError, ArgumentValueError
 from anytimeify.ir import Outputs
-from anytimeify.losses.objective import Objective, named_terms
-from anytimeify.taxonomy import Taxonomy, lookup
+from anytimeify.losses.objective import Objective, check_call, named_terms, smooth
+from anytimeify.taxonomy import Taxonomy, coarser
 
 __all__ = ["TaxonomyLoss"]
 
@@ -22,14 +23,15 @@ class TaxonomyLoss(Objective):
 
     With `JointLoss`, Eq. 2 of Lee and Shin 2018: the sum of cross-entropies over levels and granularities. Every level
     and member of the outputs is a tuple of predictions, finest labels first. `target` holds labels of the finest
-    granularity, (N,) or (N, H, W), or is a tuple with the labels of every granularity. Terms are named
-    `"<granularity>/<term of base>"`, levels by their numbers in the model. A granularity that only some levels have is
-    an objective on these levels.
+    granularity, (N,) or (N, H, W), or their probabilities, (N, C) or (N, C, H, W), of which a coarser class has the
+    sum; or it is a tuple with the labels of every granularity. Terms are named `"<granularity>/<term of base>"`, levels
+    by their numbers in the model. A granularity that only some levels have is an objective on these levels.
 
     Parameters
         base: an objective on `Outputs`; one for all granularities, or a mapping from their names to one each.
         taxonomy: by default that of the model whose loss this becomes (`net.loss = TaxonomyLoss(JointLoss())`).
         weights: one per granularity, finest first; all ones by default, as in the paper.
+        label_smoothing: that of every base; by default they keep their own.
 
     Raises `ValueError` for outputs and targets that do not fit the taxonomy.
     """
@@ -39,11 +41,14 @@ class TaxonomyLoss(Objective):
         base: nn.Module | Mapping[str, nn.Module],
         taxonomy: Taxonomy | None = None,
         weights: Sequence[float] | None = None,
+        *,
+        label_smoothing: float | None = None,
     ) -> None:
-        super().__init__()
-        self.base = base if isinstance(base, nn.Module) else nn.ModuleDict(base)
+        whole = base if isinstance(base, nn.Module) else nn.ModuleDict(base)
+        super().__init__(smooth(whole, label_smoothing))
+        self.base = whole
         if weights is not None and not all(math.isfinite(weight) and weight >= 0 for weight in weights):
-            raise ValueError(f"weights are {tuple(weights)}: expected finite numbers, none negative")
+            raise ArgumentValueError(f"weights are {tuple(weights)}: expected finite numbers, none negative")
         self.weights = None if weights is None else tuple(map(float, weights))
         self.taxonomy: Taxonomy | None = None
         self.levels: tuple[tuple[int, ...], ...] | None = None  # the granularities of every level
@@ -71,27 +76,31 @@ class TaxonomyLoss(Objective):
     def _check(self, taxonomy: Taxonomy) -> None:
         names = taxonomy.granularities
         if self.weights is not None and len(self.weights) != len(names):
-            raise ValueError(f"weights has {len(self.weights)} entries, but there are {len(names)} granularities")
+            raise ArgumentValueError(
+                f"weights has {len(self.weights)} entries, but there are {len(names)} granularities"
+            )
         if isinstance(self.base, nn.ModuleDict):
             missing = [name for name in names if name not in self.base]
             if missing:
-                raise ValueError(f"base has no objective for {missing[0]!r}; it has {', '.join(self.base)}")
+                raise ArgumentValueError(f"base has no objective for {missing[0]!r}; it has {', '.join(self.base)}")
 
     def targets(self, target: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The labels of every granularity."""
         taxonomy = self._known()
         if isinstance(target, tuple | list):
             if len(target) != len(taxonomy.sizes):
-                raise ValueError(
+                raise ArgumentValueError(
                     f"the target has labels of {len(target)} granularities, and there are {len(taxonomy.sizes)}: "
                     f"{', '.join(taxonomy.granularities)}"
                 )
             return tuple(target)
-        assert isinstance(target, Tensor)
+        if not isinstance(target, Tensor):
+            raise ArgumentError(f"the target is {type(target)}: expected labels of the finest classes, or a tuple")
         tables = [getattr(self, f"above_{name}").to(target.device) for name in taxonomy.granularities[1:]]
-        return (target, *(lookup(table, target) for table in tables))
+        return (target, *(coarser(target, *one) for one in zip(tables, taxonomy.sizes[1:], strict=True)))
 
     def terms(self, outputs: Outputs, target: Any) -> dict[str, Tensor]:
+        check_call(outputs, target)
         taxonomy = self._known()
         labels = self.targets(target)
         levels = _by_granularity("level", outputs.levels, self.levels, taxonomy)
@@ -135,7 +144,9 @@ class TaxonomyLoss(Objective):
 
     def _known(self) -> Taxonomy:
         if self.taxonomy is None:
-            raise ValueError("TaxonomyLoss knows no taxonomy: give it one, or make it the loss of a model that has one")
+            raise ArgumentValueError(
+                "TaxonomyLoss knows no taxonomy: give it one, or make it the loss of a model that has one"
+            )
         return self.taxonomy
 
     def extra_repr(self) -> str:
@@ -149,14 +160,16 @@ def _by_granularity(
     """Every level's predictions by the place of their granularity."""
     everything = range(len(taxonomy.sizes))
     if chosen is not None and len(chosen) < len(predictions):
-        raise ValueError(f"the outputs have {len(predictions)} {kind}s, and the model of this loss has {len(chosen)}")
+        raise ArgumentValueError(
+            f"the outputs have {len(predictions)} {kind}s, and the model of this loss has {len(chosen)}"
+        )
     result = []
     for index, one in enumerate(predictions):
         own = everything if chosen is None else chosen[index]
         if not isinstance(one, tuple | list) or len(one) != len(own):
             found = f"{len(one)} predictions" if isinstance(one, tuple | list) else "a single prediction"
             names = ", ".join(taxonomy.granularities[place] for place in own)
-            raise ValueError(
+            raise ArgumentValueError(
                 f"{kind} {index} of the outputs is {found}: expected one for each of {names}, as "
                 "transform(..., taxonomy=...) gives them"
             )

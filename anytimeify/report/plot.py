@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from anytimeify.errors import ArtifactError, MissingExtraError
+from anytimeify.errors import ArgumentValueError, ArtifactError, MissingExtraError
 from anytimeify.report.sheets import shortened
 
 __all__ = ["plot"]
@@ -30,7 +30,7 @@ def plot(path: str | os.PathLike[str], costs: Mapping[str, tuple[int, int]], sco
         raise MissingExtraError("matplotlib", "plot", "Drawing a report") from error
     unknown = [name for name in scores if name not in costs]
     if unknown:
-        raise ValueError(f"scores: '{unknown[0]}' is not the name of a level; there are: {', '.join(costs)}")
+        raise ArgumentValueError(f"scores: '{unknown[0]}' is not the name of a level; there are: {', '.join(costs)}")
     panels = 2 if scores else 1
     figure = Figure(figsize=(4.8 * panels, 3.6), layout="constrained")  # no pyplot: no global state, no window
     _draw_costs(figure.add_subplot(1, panels, panels), costs)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from anytimeify.capture import load_exported
-from anytimeify.errors import ArtifactError
+from anytimeify.errors import ArgumentError, ArtifactError
 from anytimeify.export import onnx_session
 
 __all__ = ["FORMATS", "OnnxStage", "ProgramStage"]
@@ -56,7 +56,7 @@ class OnnxStage(nn.Module):
         return self  # a session is never changed
 
     def __reduce__(self) -> Any:
-        raise TypeError(f"a stage in onnxruntime is not pickled: load {self.file.name} again in the other process")
+        raise ArgumentError(f"a stage in onnxruntime is not pickled: load {self.file.name} again in the other process")
 
 
 FORMATS: Mapping[str, Callable[..., nn.Module]] = {"pt2": ProgramStage, "onnx": OnnxStage}

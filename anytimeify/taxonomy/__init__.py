@@ -1,5 +1,5 @@
 """Labels of several granularities: which classes there are, finest first, and which coarser class each belongs to."""
 
-from anytimeify.taxonomy.data import Taxonomy, lookup
+from anytimeify.taxonomy.data import Taxonomy, coarser
 
-__all__ = ["Taxonomy", "lookup"]
+__all__ = ["Taxonomy", "coarser"]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anytimeify.errors import ArgumentError, ArtifactError, SchemeError
+from anytimeify.errors import ArgumentError, ArgumentValueError, ArtifactError, SchemeError
 from anytimeify.taxonomy.fields import (
     check_map,
     checked_classes,
@@ -28,7 +28,7 @@ from anytimeify.taxonomy.fields import (
 )
 from anytimeify.taxonomy.paths import maps_of_pairs, maps_of_rows, maps_of_tree
 
-__all__ = ["Taxonomy", "lookup"]
+__all__ = ["Taxonomy", "coarser"]
 
 
 @dataclass(frozen=True)
@@ -218,23 +218,30 @@ class Taxonomy:
         )
 
     def targets(self, target: Tensor) -> tuple[Tensor, ...]:
-        """Labels of every granularity, finest first, from those of the finest, of any shape. Negative ones, which
-        losses ignore, stay."""
-        return tuple(
-            target if place == 0 else lookup(torch.tensor(table, device=target.device), target)
-            for place, table in enumerate(self.ancestors)
-        )
+        """Labels of every granularity, finest first, from those of the finest: class indices of any shape, of which
+        negative ones, which losses ignore, stay; or class probabilities, (N, C) or (N, C, H, W)."""
+        tables = [torch.tensor(table, device=target.device) for table in self.ancestors[1:]]
+        return (target, *(coarser(target, *one) for one in zip(tables, self.sizes[1:], strict=True)))
 
     def collapse(self, logits: Tensor, granularity: str | int = -1) -> Tensor:
         """Log-probabilities of a coarser granularity from predictions of the finest, (N, C) or (N, C, H, W): those of
         the classes below are added up."""
         place = self.index(granularity)
         table = torch.tensor(self.ancestors[place], device=logits.device)
-        probabilities = logits.softmax(1)
-        shape = (logits.shape[0], self.sizes[place], *logits.shape[2:])
-        return probabilities.new_zeros(shape).index_add_(1, table, probabilities).log()
+        return coarser(logits.softmax(1), table, self.sizes[place]).log()
 
 
-def lookup(table: Tensor, target: Tensor) -> Tensor:
-    """The entries of a table; negative labels stay what they are."""
-    return torch.where(target < 0, target, table[target.clamp(min=0)])
+def coarser(target: Tensor, table: Tensor, classes: int) -> Tensor:
+    """Labels of a coarser granularity of `classes` classes; `table`: the class above every one of the finest.
+
+    Of class indices, the entries of the table; negative ones stay. Of probabilities, whose dimension 1 has the finest
+    classes, the sums.
+    """
+    if not target.is_floating_point():
+        return torch.where(target < 0, target, table[target.clamp(min=0).long()])
+    if target.ndim < 2 or target.shape[1] != len(table):
+        raise ArgumentValueError(
+            f"a floating target of shape {tuple(target.shape)} holds no class probabilities: expected (N, {len(table)})"
+            f" or (N, {len(table)}, H, W), an entry for each of the finest classes"
+        )
+    return target.new_zeros(target.shape[0], classes, *target.shape[2:]).index_add(1, table, target)

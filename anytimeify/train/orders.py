@@ -24,6 +24,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from anytimeify.errors import ArgumentError, ArgumentValueError
 from anytimeify.losses.ensembles import check_choice
 from anytimeify.losses.objective import cross_entropy, divergence
 from anytimeify.model import AnytimeModel
@@ -193,8 +194,8 @@ class Sandwich(Order):
     Fields
         random: how many levels are drawn between; all of them where there are no more.
         inplace: whether the full level alone learns from the labels, and the others from its detached soft predictions
-            (in-place distillation); the model's loss is not read then, but for the labels of a taxonomy. Otherwise each
-            has its own terms of the loss, which has to be a sum over levels.
+            (in-place distillation); of the model's loss, the label smoothing alone is read then, and what a taxonomy
+            makes of the labels. Otherwise each has its own terms of the loss, which has to be a sum over levels.
         temperature: T of the distillation, on both sides, with T^2.
 
     For widths that are no levels, and drawn from a range, take `anytimeify.sampling.SandwichSampler`.
@@ -207,9 +208,9 @@ class Sandwich(Order):
 
     def __post_init__(self) -> None:
         if isinstance(self.random, bool) or self.random < 0:
-            raise ValueError(f"random is {self.random!r}: expected a number of levels, 0 or more")
+            raise ArgumentValueError(f"random is {self.random!r}: expected a number of levels, 0 or more")
         if not self.temperature > 0:
-            raise ValueError(f"temperature is {self.temperature}: expected a positive number")
+            raise ArgumentValueError(f"temperature is {self.temperature}: expected a positive number")
 
     def draw(self, count: int, full: int = -1, generator: torch.Generator | None = None) -> tuple[int, ...]:
         """The levels of one step, of `count`, in the order in which they run: full, cheapest, the drawn ones."""
@@ -230,7 +231,8 @@ class Sandwich(Order):
         model = _model(net)
         several = model.taxonomy is not None
         by_loss = not self.inplace or several
-        objective = _by_level(loss if loss is not None else model.loss) if by_loss else _Labels()
+        given = loss if loss is not None else model.loss
+        objective = _by_level(given) if by_loss else _Labels(getattr(given, "label_smoothing", 0.0))
         count = len(model.levels)
         full, *others = self.draw(count, model.full, generator)
         teacher = _run(net, inputs, full, several)
@@ -252,7 +254,7 @@ class Sandwich(Order):
     ) -> dict[str, Tensor]:
         unknown = [name for name in names if name not in known]
         if unknown:
-            raise ValueError(
+            raise ArgumentValueError(
                 f"level {index} predicts {unknown[0]!r}, and the full level does not, so nothing can teach it that in "
                 "place: take Sandwich(inplace=False)"
             )
@@ -262,11 +264,14 @@ class Sandwich(Order):
         }
 
 
+@dataclass(frozen=True)
 class _Labels:
     """The cross-entropy of one level."""
 
+    label_smoothing: float
+
     def level_terms(self, index: int, count: int, prediction: Any, target: Any) -> dict[str, Tensor]:
-        return {f"level{index}/cross_entropy": cross_entropy(prediction, target)}
+        return {f"level{index}/cross_entropy": cross_entropy(prediction, target, self.label_smoothing)}
 
 
 def _model(net: nn.Module) -> AnytimeModel:
@@ -275,14 +280,14 @@ def _model(net: nn.Module) -> AnytimeModel:
     while not isinstance(found, AnytimeModel):
         inner = getattr(found, "module", None) or getattr(found, "_orig_mod", None)
         if inner is None:
-            raise TypeError(f"{type(net).__name__} is no AnytimeModel, nor a wrapper of one")
+            raise ArgumentError(f"{type(net).__name__} is no AnytimeModel, nor a wrapper of one")
         found = inner
     return found
 
 
 def _by_level(loss: nn.Module) -> LevelTerms:
     if not isinstance(loss, LevelTerms):
-        raise TypeError(
+        raise ArgumentError(
             f"{type(loss).__name__} is no sum over levels (it has no `level_terms`), so levels cannot be trained one "
             "after the other: give a loss such as JointLoss(), or take the order Together()"
         )
@@ -301,7 +306,7 @@ def _shares(batch: Any, count: int) -> Sequence[Any]:
     """A batch cut into so many parts along its first dimension, whatever the structure that holds it."""
     if isinstance(batch, Tensor):
         if len(batch) < count:
-            raise ValueError(f"a batch of {len(batch)} cannot be cut into parts for {count} levels")
+            raise ArgumentValueError(f"a batch of {len(batch)} cannot be cut into parts for {count} levels")
         return batch.tensor_split(count)
     if isinstance(batch, Mapping):
         cut = {key: _shares(value, count) for key, value in batch.items()}

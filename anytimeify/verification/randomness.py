@@ -12,9 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from anytimeify._torch import OpOverload, schema
+from anytimeify._torch import OpOverload, TorchDispatchMode, schema
 
 __all__ = ["WithoutRandomness"]
 

@@ -70,6 +70,11 @@ class Both(torch.autograd.Function):
         return gradients[0] * 3, gradients[1] * 2
 
 
+rounded: Callable[..., Any] = Rounded.apply  # as libraries do: bound before anything is captured
+spike: Callable[..., Any] = Spike.apply
+both: Callable[..., Any] = Both.apply
+
+
 class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -80,22 +85,22 @@ class Quantised(Net):
     """A weight and activations through rounding."""
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = nn.functional.linear(x, Rounded.apply(self.first.weight, 8), self.first.bias)
-        result: Tensor = self.head(self.second(Rounded.apply(hidden, 4).relu()).relu())
+        hidden = nn.functional.linear(x, rounded(self.first.weight, 8), self.first.bias)
+        result: Tensor = self.head(self.second(rounded(hidden, 4).relu()).relu())
         return result
 
 
 class Spiking(Net):
     def forward(self, x: Tensor) -> Tensor:
-        hidden = Spike.apply(self.first(x), slope=2.0)
-        result: Tensor = self.head(Spike.apply(self.second(hidden)))
+        hidden = spike(self.first(x), slope=2.0)
+        result: Tensor = self.head(spike(self.second(hidden)))
         return result
 
 
 class Paired(Net):
     def forward(self, x: Tensor) -> Tensor:
         hidden = self.first(x)
-        product, total = Both.apply(hidden, self.second(hidden).tanh())
+        product, total = both(hidden, self.second(hidden).tanh())
         result: Tensor = self.head(product - total)
         return result
 
@@ -103,7 +108,8 @@ class Paired(Net):
 def gradients(predict: Callable[[Tensor], Tensor], named: nn.Module) -> dict[str, Tensor]:
     parameters = dict(named.named_parameters())
     found = torch.autograd.grad(predict(X).square().sum(), list(parameters.values()), allow_unused=True)
-    return {name: one for name, one in zip(parameters, found, strict=True) if one is not None}
+    given: dict[str, Tensor | None] = dict(zip(parameters, found, strict=True))
+    return {name: one for name, one in given.items() if one is not None}
 
 
 def assert_trains_alike(net: AnytimeModel, model: nn.Module) -> None:
@@ -173,6 +179,10 @@ class InPlace(torch.autograd.Function):
         return gradients[0]
 
 
+applied: Callable[..., Any] = Applied.apply
+inplace: Callable[..., Any] = InPlace.apply
+
+
 def hooked(x: Tensor, _: nn.Module) -> Tensor:
     x = x * 1
     if x.requires_grad:
@@ -187,15 +197,15 @@ def halved(gradient: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("call", "why"),
     [
-        (lambda x, layer: Applied.apply(x, layer), "function Applied, which takes a Linear"),
-        (lambda x, layer: InPlace.apply(x * 1), "function InPlace, which writes to its inputs"),
+        (applied, "function Applied, which takes a Linear"),
+        (lambda x, layer: inplace(x * 1), "function InPlace, which writes to its inputs"),
         (hooked, "a hook on the gradient of an intermediate tensor.*: halved"),
     ],
 )
 def test_what_a_graph_cannot_hold_is_refused_by_name(call: Any, why: str) -> None:
     with pytest.raises(CaptureError, match=why):
         transform(Elsewhere(call), NestedChannels((0.5, 1.0)), X, verify=False)
-    Elsewhere(lambda x, layer: Rounded.apply(x, 2))(X).sum().backward()  # nothing stays replaced
+    Elsewhere(lambda x, layer: rounded(x, 2))(X).sum().backward()  # nothing stays replaced
 
 
 class Checkpointed(Net):
@@ -226,7 +236,7 @@ def test_other_threads_call_what_they_always_called() -> None:
     def other() -> None:
         inside.wait(10)
         x = torch.ones(2, requires_grad=True)
-        name = type(Rounded.apply(x, 2).grad_fn).__name__
+        name = type(rounded(x, 2).grad_fn).__name__
         checkpoint(lambda x: x * 2, x, use_reentrant=True).sum().backward()
         found.append(name)
         done.set()

@@ -21,8 +21,8 @@ class Body(nn.Module):
         self.more, self.last = nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)
         self.drop, self.head = nn.Dropout(0.5), nn.Linear(8, 3)
         for norm in (self.norm, self.last):
-            nn.init.uniform_(norm.running_mean)
-            nn.init.uniform_(norm.running_var, 0.5, 1.5)
+            norm.get_buffer("running_mean").uniform_()
+            norm.get_buffer("running_var").uniform_(0.5, 1.5)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.last(self.more(self.norm(self.conv(x)).relu())).relu()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import threading
 import time
 from collections.abc import Iterator
 
@@ -9,7 +11,7 @@ import pytest
 import torch
 
 from anytimeify import kernels
-from anytimeify.kernels import Form
+from anytimeify.kernels import Form, Kind, choice
 from anytimeify.kernels.choice import WORTH, Case, choose
 
 MASKED, TWO, FOUR = Form("masked"), Form("convolution", 2), Form("convolution", 4)
@@ -95,6 +97,47 @@ def test_form_is_fixed_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not kernels.choices()
     assert choose(case(), clock) == MASKED
     assert kernels.choices()
+
+
+@pytest.mark.parametrize("first_out", [0, 1])
+def test_blocks_of_two_threads_leave_the_setting_as_it_was(first_out: int) -> None:
+    entered, left = threading.Barrier(2, timeout=30), [threading.Event(), threading.Event()]
+    seen: list[Form] = []
+
+    def inside(number: int, kind: Kind) -> None:
+        if number:
+            entered.wait()  # behind the other
+        with kernels.form(kind):
+            entered.wait()
+            if not number:
+                entered.wait()
+            seen.append(choose(case(WORTH - 1), lambda form: form))
+            if number != first_out:
+                assert left[first_out].wait(30)
+        left[number].set()
+
+    before = choose(case(WORTH - 1), lambda form: form)
+    kinds: tuple[Kind, ...] = ("masked", "blocks")
+    threads = [threading.Thread(target=inside, args=(number, kind)) for number, kind in enumerate(kinds)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(seen) == 2
+    assert choose(case(WORTH - 1), lambda form: form) == before == TWO
+    with kernels.form("masked"):
+        assert choose(case(WORTH - 1), lambda form: form) == MASKED
+
+
+def test_settings_that_stay_do_not_pile_up() -> None:
+    for kind in ("masked", "prefixes") * 20:
+        kernels.form(kind)
+        gc.collect()
+    try:
+        assert choose(case(), lambda form: form) == Form("convolution", 8)
+        assert len(choice._settings) <= 3
+    finally:
+        kernels.form("measured")
 
 
 def test_refuses_unknown_forms() -> None:

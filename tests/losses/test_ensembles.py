@@ -286,7 +286,7 @@ LABELS = torch.zeros(3, dtype=torch.long)
         (lambda: IndependentLoss()(same(4, m2=(3, 6)), LABELS), r"member 2 has shape \(3, 6\), but member 0 has"),
         (lambda: IndependentLoss()(same(1, m0=(3,)), LABELS), r"member 0 has shape \(3,\): expected logits"),
         (lambda: HierarchicalCoDistillation()(same(2), LABELS[:2]), r"target of shape \(2,\)"),
-        (lambda: HierarchicalLoss()(same(2), torch.zeros(3, 5)), r"target of shape \(3, 5\)"),
+        (lambda: HierarchicalLoss()(same(2), torch.zeros(3, 4)), r"target of shape \(3, 4\)"),
         (lambda: HierarchicalLoss(ensembles="levels")(same(2), LABELS), "have no levels"),
         (
             lambda: HierarchicalCoDistillation(ensembles="levels")(Outputs((torch.zeros(3, 6),), same(2)[1]), LABELS),

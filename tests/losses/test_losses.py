@@ -89,7 +89,7 @@ def test_one_level_alone_has_nobody_to_distil() -> None:
         (lambda: InPlaceDistillation(float("inf")), "positive"),
         (lambda: JointLoss((1.0, 1.0))(*outputs()), "2 entries, but the outputs have 3 levels"),
         (lambda: JointLoss()(outputs()[0], torch.zeros(3, dtype=torch.long)), r"target of shape \(3,\)"),
-        (lambda: JointLoss()(outputs()[0], torch.zeros(4, 5)), r"expected class indices \(N,\)"),
+        (lambda: JointLoss()(outputs()[0], torch.zeros(4, 4)), r"expected class indices of type torch.int64, \(N,\)"),
     ],
 )
 def test_refusals(make: object, message: str) -> None:

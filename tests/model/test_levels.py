@@ -57,7 +57,7 @@ def test_one_level_alone_computes_that_level_alone() -> None:
 
 @pytest.mark.parametrize("level", [3, -4, 100])
 def test_a_level_that_is_not_there_is_refused(level: int) -> None:
-    with pytest.raises(BudgetError, match=r"levels are 0 \(cheapest\) to 2 \(full\)"):
+    with pytest.raises(BudgetError, match=r"levels are 0 \(width 0.25\), 1 \(width 0.5\), 2 \(width 1\)"):
         residual_net()(images(), level=level)
 
 

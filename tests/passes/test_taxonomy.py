@@ -279,7 +279,7 @@ def test_whatever_lies_between_the_layer_and_the_prediction(kind: str, scheme: A
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("prior", "buffer prior has an entry for each of the finest classes"),
+        ("prior", "buffer prior has an entry for each class"),
         ("no rule", "logcumsumexp.* has no rule that says what becomes of its axes"),
         ("no layer", "no layer with parameters makes the classes of the prediction; they come from slice"),
         ("several axes", "are made of several axes"),
@@ -357,3 +357,23 @@ def test_the_program_of_a_small_network() -> None:
     assert heads_of(net) == [
         f"anytime.{level}.taxonomy.coarse.2.{name}" for level in (1, 0) for name in ("weight", "bias")
     ]
+
+
+class Shares(nn.Module):
+    """Predictions that are divided by their sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(3, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = x.mean((2, 3))
+        scores: Tensor = self.head(features).exp()
+        total: Tensor = self.head(features).exp().sum(1, keepdim=True)
+        return scores / total
+
+
+def test_every_granularity_is_divided_by_its_own_sum() -> None:
+    net = transform(Shares(), "nested-weights{densities=0.5,1}", images(), taxonomy=TAXONOMY)
+    for prediction in net(images()).levels[0]:
+        torch.testing.assert_close(prediction.sum(1), torch.ones(3))
