@@ -113,12 +113,25 @@ def test_not_thin(made: tuple[AnytimeModel, nn.Module]) -> None:
 def test_loaded_model_differs(
     made: tuple[AnytimeModel, nn.Module], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """By the last bit of one number, by the sign of a zero, or by its outputs alone."""
     net, _ = made
-    other = copy.deepcopy(net)
+    bias = net.get_parameter("head.1.bias")
+    changes = {
+        "last bit": bias.nextafter(torch.tensor(torch.inf)),
+        "sign of zero": torch.cat([-torch.zeros(1), bias[1:]]),
+    }
     with torch.no_grad():
-        other.get_parameter("head.1.bias").add_(1)
+        bias[0] = 0
+    for change in changes.values():
+        other = copy.deepcopy(net)
+        other.get_parameter("head.1.bias").data = change.detach()
+        monkeypatch.setattr("anytimeify.testing.checks.load", lambda path, other=other: other)
+        with pytest.raises(AssertionError, match=r"head\.1\.bias is not the same, bit for bit"):
+            assert_round_trip(net, tmp_path)
+    other = copy.deepcopy(net)
+    other.register_forward_hook(lambda module, args, out: out._replace(levels=tuple(1.01 * x for x in out.levels)))
     monkeypatch.setattr("anytimeify.testing.checks.load", lambda path: other)
-    with pytest.raises(AssertionError, match=r"head\.1\.bias is not the same, bit for bit"):
+    with pytest.raises(AssertionError, match=r"level 0 .*, loaded against saved: differs by"):
         assert_round_trip(net, tmp_path)
 
 
