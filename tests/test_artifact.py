@@ -66,6 +66,18 @@ def test_a_round_trip_keeps_every_bit_and_so_the_outputs(tmp_path: Path) -> None
     assert close(load(tmp_path / "again")(x, level=0), net(x, level=0))
 
 
+def test_tensors_are_aligned_as_torch_aligns_them(tmp_path: Path) -> None:
+    """Wherever the file has them; on the alignment depends which kernel runs, and so the rounding."""
+    residual_net().save(tmp_path / "net")
+    header = 8 + int.from_bytes((tmp_path / "net").read_bytes()[:8], "little")
+    with safetensors.safe_open(tmp_path / "net", framework="pt") as file:
+        sizes = [file.get_tensor(name).nbytes for name in file.keys()]  # noqa: SIM118  # not a dict
+    assert any(size % 64 for size in [header, *sizes]), "all would be aligned in the file too"
+    storages = [tensor.untyped_storage() for tensor in load(tmp_path / "net").tensors().values()]
+    assert not [storage.data_ptr() for storage in storages if storage.data_ptr() % 64]
+    assert len({storage.data_ptr() for storage in storages}) == len(storages)
+
+
 @pytest.mark.parametrize(
     "scheme", ["nested-channels{widths=0.5,1 norms=shared heads=shared}", "nested-channels{order=l1}"]
 )

@@ -109,6 +109,12 @@ def test_a_level_loads_into_its_extract(tmp_path: Path) -> None:
     assert close(other(x), small(x))
 
 
+def test_tensors_are_aligned_as_torch_aligns_them(tmp_path: Path) -> None:
+    state = {str(size): torch.ones(size) for size in range(1, 40)}
+    save_compressed(state, tmp_path / "x")
+    assert not [name for name, tensor in load_compressed(tmp_path / "x").items() if tensor.data_ptr() % 64]
+
+
 def test_dense_tensors_are_under_their_own_names(tmp_path: Path) -> None:
     save_compressed(nn.Linear(3, 4), tmp_path / "x")
     assert safetensors.torch.load_file(tmp_path / "x").keys() == {"weight", "bias"}
