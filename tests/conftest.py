@@ -31,8 +31,8 @@ settings.load_profile("default")
 
 @pytest.hookimpl(trylast=True)  # after the plugin of Hypothesis, which loads the profile that was asked for
 def pytest_configure() -> None:
-    """Bounds shrinking, which a run of a few seconds repeats hundreds of times. Its limit is five minutes, and no
-    setting but a constant that Hypothesis leaves open to be changed."""
+    """Bounds how long a failure is shrunk: five minutes of runs otherwise. There is no setting for it, only a constant
+    that Hypothesis leaves open to be changed."""
     if settings.get_current_profile_name() == "default":
         engine.MAX_SHRINKING_SECONDS = SHRINKING_SECONDS
 
