@@ -27,8 +27,9 @@ def save(net: AnytimeModel, path: str | os.PathLike[str]) -> None:
 def load(path: str | os.PathLike[str], *, loss: nn.Module | None = None) -> AnytimeModel:
     """Reads what `net.save(path)` wrote: applies the scheme to the saved graph again and fills in the tensors.
 
-    Runs no code from the file. Outputs are those of the saved model, bit for bit. The model comes in eval mode, with
-    the scheme's default loss unless another is given. Raises `ArtifactError` for what is no whole, readable file.
+    Runs no code from the file. Tensors are those of the saved model, bit for bit; outputs are, where they are computed
+    the same way, and within rounding elsewhere. The model comes in eval mode, with the scheme's default loss unless
+    another is given. Raises `ArtifactError` for what is no whole, readable file.
     """
     stored = read(path)
     try:

@@ -86,7 +86,8 @@ def _open(source: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             metadata = file.metadata() or {}
             if _KEY not in metadata:
                 raise ArtifactError(f"{source} holds no compressed weights: save_compressed(...) did not write it")
-            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+            # In memory of their own, aligned as torch's is: it decides which kernels run, and so how sums are rounded.
+            stored = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  # not a dict
         document = json.loads(metadata[_KEY])
     except (safetensors.SafetensorError, OSError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{source} is no file of compressed weights, or is damaged ({error})") from error

@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import Phase, settings
+from hypothesis.internal.conjecture import engine
 
 # Inputs are small, and xdist runs one process per core: threads inside a process would only fight over the cores.
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ.get("TEST_THREADS", "1")))
 
-# The default profile gives the same examples on every machine, so that a red test is red for everybody. The slow one
+# The default profile gives the same examples on every machine, so that a red test is red for everybody, and tells what
+# failed within seconds: it stops at the first failure, shrinks it for so long, and does not explain it. The slow one
 # searches: new examples on each run, with the line that repeats a failure. `--hypothesis-profile=slow` chooses it.
-settings.register_profile("default", max_examples=25, derandomize=True, deadline=None, print_blob=True)
+SHRINKING_SECONDS = 5
+settings.register_profile(
+    "default",
+    max_examples=25,
+    derandomize=True,
+    deadline=None,
+    print_blob=True,
+    phases=[phase for phase in Phase if phase is not Phase.explain],
+    report_multiple_bugs=False,
+)
 settings.register_profile("slow", max_examples=2000, derandomize=False, deadline=None, print_blob=True)
 settings.load_profile("default")
+
+
+@pytest.hookimpl(trylast=True)  # after the plugin of Hypothesis, which loads the profile that was asked for
+def pytest_configure() -> None:
+    """Bounds how long a failure is shrunk: five minutes of runs otherwise. There is no setting for it, only a constant
+    that Hypothesis leaves open to be changed."""
+    if settings.get_current_profile_name() == "default":
+        engine.MAX_SHRINKING_SECONDS = SHRINKING_SECONDS
 
 
 @pytest.fixture(autouse=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from typing import Any
 
 import pytest
@@ -148,18 +149,25 @@ def test_measured_for_real() -> None:
     assert net.double().latency(-1, seconds=0.05) > 0
 
 
-def test_the_median_shrugs_off_an_outlier() -> None:
-    import time
-
-    calls = iter(range(1000))
+def test_the_median_shrugs_off_an_outlier(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, calls = 0.0, 0
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
 
     class Jumpy(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            time.sleep(0.1 if next(calls) == 5 else 0.001)
+            nonlocal now, calls
+            calls += 1
+            now += 0.1 if calls == 6 else 0.001
             return x
 
-    measured = measure_latency(Jumpy(), (torch.ones(1),), {}, device=torch.device("cpu"), seconds=0.2, repeats=20)
-    assert 1 <= measured < 20
+    def measured(seconds: float) -> float:
+        return measure_latency(Jumpy(), (torch.ones(1),), {}, device=torch.device("cpu"), seconds=seconds, repeats=20)
+
+    assert measured(seconds=1) == pytest.approx(1)
+    assert calls == 3 + 20
+    calls = 0
+    assert measured(seconds=0.05) == pytest.approx(1)
+    assert calls == 3 + 5  # the outlier took all of the time; five are timed whatever it takes
 
 
 def test_example_batches_of_any_size() -> None:

@@ -128,12 +128,12 @@ def test_patterns_are_matched_against_the_names_behind_their_prefix(tmp_path: Pa
 def test_a_child_that_hangs_is_killed_with_what_it_started() -> None:
     script = "import subprocess, sys; print('busy', file=sys.stderr, flush=True); subprocess.run(['sleep', '60'])"
     start = time.monotonic()
-    ended = children.run([sys.executable, "-c", script], 1.0)
+    ended = children.run([sys.executable, "-c", script], 2.0)
     assert ended.timed_out
     assert ended.code == -signal.SIGKILL
     assert ended.last == "busy"
-    assert ended.cpu_seconds < 1 <= ended.seconds
-    assert time.monotonic() - start < 20
+    assert ended.cpu_seconds < 2 <= ended.seconds
+    assert time.monotonic() - start < 50  # the child's own child sleeps for longer
 
 
 def test_a_child_tells_its_peak_memory_and_its_last_words() -> None:
@@ -149,8 +149,8 @@ def test_a_child_tells_its_peak_memory_and_its_last_words() -> None:
     ("factory", "seconds", "why"),
     [
         ("hangs", 6, r"^time limit of 6 s in step: (start|build), after \d+ s of CPU$"),
-        ("crashes", 60, r"the process ended with signal 11 in step: build"),
-        ("refuses", 60, r"^ValueError: no such weights second line \(at test_coverage.py:\d+ in refuses\)$"),
+        ("crashes", 300, r"the process ended with signal 11 in step: build"),
+        ("refuses", 300, r"^ValueError: no such weights second line \(at test_coverage.py:\d+ in refuses\)$"),
     ],
 )
 def test_a_backbone_that_fails_says_why(factory: str, seconds: float, why: str) -> None:

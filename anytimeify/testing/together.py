@@ -41,4 +41,4 @@ def check(
     assert_sites_nested(net)
     assert_gradients_add_up(net, inputs)
     with tempfile.TemporaryDirectory() as folder:
-        assert_round_trip(net, folder, inputs)
+        assert_round_trip(net, folder, inputs, tolerance=tolerance)

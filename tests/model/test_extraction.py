@@ -13,7 +13,7 @@ from torch import nn
 
 from anytimeify import Budget
 from tests.backbones import Residual, images, residual_net
-from tests.model.helpers import close
+from tests.rounding import close
 
 
 @pytest.mark.parametrize("fold", [False, True])
@@ -25,7 +25,6 @@ def test_extracts_are_small_and_equal_their_level(fold: bool) -> None:
         assert not small.training
         assert close(small(x), net(x, level=level))
         if not fold:
-            assert torch.equal(small(x), net(x, level=level))
             assert sum(parameter.numel() for parameter in small.parameters()) == level.cost.params
             assert small.state_dict().keys() == Residual().state_dict().keys() - {"unused.weight", "unused.bias"}
         else:
@@ -41,13 +40,13 @@ def test_an_extract_follows_the_weights_as_they_are_now() -> None:
     before = net.extract(0)
     with torch.no_grad():
         net.get_parameter("stem.weight").mul_(2)
-    assert torch.equal(net.extract(0)(x), net(x, level=0))
-    assert not torch.equal(before(x), net(x, level=0))
+    assert close(net.extract(0)(x), net(x, level=0))
+    assert not close(before(x), net(x, level=0))
 
 
 def test_an_extract_by_budget() -> None:
     net, x = residual_net(), images()
-    assert torch.equal(net.extract(Budget(macs=net.levels[1].cost.macs))(x), net(x, level=1))
+    assert close(net.extract(Budget(macs=net.levels[1].cost.macs))(x), net(x, level=1))
 
 
 def test_an_extract_runs_where_anytimeify_was_never_imported(tmp_path: Path) -> None:

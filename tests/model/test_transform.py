@@ -7,7 +7,7 @@ import torch
 
 from anytimeify import NestedChannels, SchemeError, transform
 from tests.backbones import Residual, images
-from tests.model.helpers import close
+from tests.rounding import close
 
 
 def test_schemes_as_objects_text_and_sequences() -> None:

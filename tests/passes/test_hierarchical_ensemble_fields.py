@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from anytimeify import HierarchicalEnsemble, SchemeError, load, transform
 from anytimeify.papers import recipe
 from tests.passes.ensembles import Chain, chain, images, members, net_of, part
+from tests.rounding import close
 
 
 def test_cuts_are_chosen_so_that_parts_cost_about_the_same() -> None:
@@ -163,7 +164,7 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
     loaded = load(tmp_path / "net.safetensors")
     (x,) = images()
     for found, expected in zip(loaded(x), net(x), strict=True):
-        assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+        assert all(close(one, other) for one, other in zip(found, expected, strict=True))
     assert str(loaded.scheme) == str(net.scheme)
 
 

@@ -113,12 +113,24 @@ def test_not_thin(made: tuple[AnytimeModel, nn.Module]) -> None:
 def test_loaded_model_differs(
     made: tuple[AnytimeModel, nn.Module], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """By the last bit of one number, by the sign of a zero, or by its outputs alone."""
     net, _ = made
-    other = copy.deepcopy(net)
+    bias = net.get_parameter("head.1.bias")
     with torch.no_grad():
-        other.get_parameter("head.1.bias").add_(1)
+        bias[0] = 0
+        last_bit, sign = bias.clone(), bias.clone()
+        last_bit[1] = bias[1].nextafter(torch.tensor(torch.inf))
+        sign[0] = -0.0
+    for change in (last_bit, sign):
+        other = copy.deepcopy(net)
+        other.get_parameter("head.1.bias").data = change
+        monkeypatch.setattr("anytimeify.testing.checks.load", lambda path, other=other: other)
+        with pytest.raises(AssertionError, match=r"head\.1\.bias is not the same, bit for bit"):
+            assert_round_trip(net, tmp_path)
+    other = copy.deepcopy(net)
+    other.register_forward_hook(lambda module, args, out: out._replace(levels=tuple(1.01 * x for x in out.levels)))
     monkeypatch.setattr("anytimeify.testing.checks.load", lambda path: other)
-    with pytest.raises(AssertionError, match=r"head\.1\.bias is not the same, bit for bit"):
+    with pytest.raises(AssertionError, match=r"level 0 .*, loaded against saved: differs by"):
         assert_round_trip(net, tmp_path)
 
 
