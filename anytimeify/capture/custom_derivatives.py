@@ -76,7 +76,7 @@ def _hooks_refused() -> Iterator[None]:
     try:
         yield
     finally:
-        Tensor.register_hook = original
+        Tensor.register_hook = original  # type: ignore[method-assign]  # as it was
 
 
 def _without_checkpoint(apply: Callable[..., Any], function: type[Function], *args: Any) -> Any:
