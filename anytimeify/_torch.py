@@ -6,6 +6,8 @@ What is used, and why nothing public does it:
 * `torch._ops.HigherOrderOperator`: to tell a wrapper around a subgraph from an operation;
 * `torch.utils._pytree`: the trees that `torch.export` itself describes inputs and outputs with;
 * `SymInt.node.expr`: the expression behind a dynamic size;
+* `torch._export.serde`: an exported program from a document that was read and checked here;
+* `torch._C._dispatch_find_schema_or_throw`: whether a name is an operator of the dispatcher;
 * `torch._C._AutoDispatchBelowAutograd`: what an operator with its own derivatives calls itself under.
 
 A test calls every function here, so a torch that moves one of them fails there and not in a user's model.
@@ -28,6 +30,7 @@ import sympy
 import torch
 from torch import fx
 from torch._ops import HigherOrderOperator, OpOverload
+from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 __all__ = [
@@ -39,10 +42,12 @@ __all__ = [
     "flatten",
     "functional_overload",
     "is_higher_order",
+    "operator",
     "prepare_torchvision",
+    "program_of_parts",
     "quiet_exporter",
-    "refuse_code_in_pickles",
     "schema",
+    "text_arguments",
     "treespec_dumps",
     "treespec_loads",
     "unflatten",
@@ -124,22 +129,6 @@ def quiet_exporter() -> Iterator[None]:
             log.disabled = before
 
 
-@contextmanager
-def refuse_code_in_pickles(*, active: bool = True) -> Iterator[None]:
-    """Makes every `torch.load` inside take tensors and plain values only, whatever its caller asks for."""
-    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-    before = os.environ.get(name)
-    try:
-        if active:
-            os.environ[name] = "1"
-        yield
-    finally:
-        if active and before is None:
-            os.environ.pop(name, None)
-        elif active and before is not None:
-            os.environ[name] = before
-
-
 # A CPU build of torch beside the torchvision of PyPI cannot load torchvision's compiled part; torchvision then fails
 # at import, where it registers fake kernels for two operators that do not exist. Their schemas alone cure it.
 _TORCHVISION_SCHEMAS = (
@@ -201,3 +190,37 @@ def below_autograd() -> AbstractContextManager[None]:
 
 def is_higher_order(node: fx.Node) -> bool:
     return isinstance(node.target, HigherOrderOperator)
+
+
+def operator(namespace: str, name: str, overload: str) -> OpOverload | None:
+    """`aten`, `add`, `Tensor`: the operator of that name in torch's dispatcher; None where it has none.
+
+    `torch.ops` finds more than that: functions of TorchScript (`aten::save`, which writes a file) and its own methods
+    (`load_library`).
+    """
+    try:
+        torch._C._dispatch_find_schema_or_throw(f"{namespace}::{name}", "" if overload == "default" else overload)
+    except RuntimeError:
+        return None
+    found = getattr(getattr(getattr(torch.ops, namespace, None), name, None), overload, None)
+    return found if isinstance(found, OpOverload) else None
+
+
+def text_arguments(target: OpOverload) -> list[str]:
+    """The names of the arguments that are text, or may be."""
+    return [one.name for one in target._schema.arguments if "str" in str(one.type).lower().replace("stream", "")]
+
+
+def program_of_parts(
+    document: dict[str, Any],
+    state: dict[str, torch.Tensor],
+    constants: dict[str, torch.Tensor],
+    example_inputs: tuple[tuple[Any, ...], dict[str, Any]] | None,
+) -> ExportedProgram:
+    """What `torch.export.load` does with the parts of an archive, once they are read: `document` is the JSON of the
+    program. Runs code that a document can hold: the caller has checked it."""
+    from torch._export.serde import schema as parts
+    from torch._export.serde import serialize
+
+    program = serialize._dict_to_dataclass(parts.ExportedProgram, document)
+    return serialize.ExportedProgramDeserializer().deserialize(program, state, constants, example_inputs)

@@ -1,0 +1,82 @@
+"""The zip archives that torch writes: members that lie there uncompressed, each once, each in its own bytes."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from pathlib import PurePosixPath
+from typing import IO, Any, Self
+
+import torch
+from torch import Tensor
+
+from anytimeify.capture.pt2.checks import Refused, shown
+
+__all__ = ["Archive"]
+
+
+class Archive:
+    """Reads an archive of which every member's name is in `allowed`, a pattern of what follows the root folder.
+
+    Raises `Refused` for a member that is not, `zipfile.BadZipFile` where the archive is damaged. A member that is
+    compressed, or lies in the bytes of another, could be far larger than the file; torch writes neither.
+    """
+
+    def __init__(self, file: IO[bytes], allowed: re.Pattern[str]) -> None:
+        self._zip = zipfile.ZipFile(file)
+        file.seek(0, 2)
+        self._size = file.tell()
+        self._members: dict[str, zipfile.ZipInfo] = {}
+        roots = {entry.filename.partition("/")[0] for entry in self._zip.infolist()}
+        if len(roots) != 1:
+            raise Refused("", f"expected one folder that holds all members, got {len(roots)}")
+        for entry in self._zip.infolist():
+            self._add(entry, allowed)
+        if sum(entry.file_size for entry in self._members.values()) > self._size:
+            raise Refused("", "members lie in each other's bytes")
+
+    def _add(self, entry: zipfile.ZipInfo, allowed: re.Pattern[str]) -> None:
+        where, name = f"member {shown(entry.filename)}", entry.filename.partition("/")[2]
+        if not allowed.fullmatch(name) or ".." in PurePosixPath(entry.filename).parts:
+            raise Refused(where, "is of no kind that is read")
+        if name in self._members:
+            raise Refused(where, "is there twice")
+        if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
+            raise Refused(where, "is compressed, which torch never writes")
+        if entry.flag_bits & 0x1:
+            raise Refused(where, "is encrypted")
+        self._members[name] = entry
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._zip.close()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._members)
+
+    def size(self, name: str) -> int:
+        """Bytes of a member."""
+        return self._entry(name).file_size
+
+    def read(self, name: str) -> bytes:
+        """A member, its checksum compared."""
+        return self._zip.read(self._entry(name))
+
+    def tensor(self, name: str) -> Tensor:
+        """A member as bytes in memory of torch's own, aligned as torch's is."""
+        size = self.size(name)
+        result = torch.empty(size, dtype=torch.uint8)
+        with self._zip.open(self._entry(name)) as stream:
+            # Reading to the end compares the checksum.
+            if size and stream.readinto(memoryview(result.numpy())) != size:  # type: ignore[attr-defined]
+                raise zipfile.BadZipFile(f"'{name}' is cut off")
+            stream.read(1)
+        return result
+
+    def _entry(self, name: str) -> zipfile.ZipInfo:
+        if name not in self._members:
+            raise Refused("", f"has no member '{name}'")
+        return self._members[name]
