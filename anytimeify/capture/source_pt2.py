@@ -29,11 +29,14 @@ def load_exported(path: str | Path, *, trust_pickle: bool = False) -> ExportedPr
     file = existing_file(str(path))
     damaged = f"'{file}' is damaged or no exported program"
     try:
-        if not trust_pickle and _written_by_old_torch(file):
+        names = _members(file)
+        if not trust_pickle and not names.isdisjoint(_OLD):
             raise ArtifactError(
-                f"'{file}' was written by a torch older than 2.9, in a form that is unpickled. Save it again with "
+                f"'{file}' was written by an older torch, in a form that is unpickled. Save it again with "
                 "torch.export.save, or, if you trust its author, pass --trust-pickle (trust_pickle=True)."
             )
+        if not names & {*_OLD, "archive_format"}:
+            raise ArtifactError(f"{damaged}: it is another archive. Save the model with torch.export.save.")
         with warnings.catch_warnings(), quiet_exporter():
             warnings.filterwarnings("ignore", "The given buffer is not writable")  # torch 2.11, of its own buffers
             return torch.export.load(file) if trust_pickle else read_program(file)
@@ -41,10 +44,14 @@ def load_exported(path: str | Path, *, trust_pickle: bool = False) -> ExportedPr
         raise
     except Refused as error:
         raise ArtifactError(
-            f"'{file}' is not read, for it may run code: {error}. If you trust its author, pass --trust-pickle "
-            "(trust_pickle=True); otherwise save it again with torch.export.save."
+            f"'{file}' is not read, for only parts of known kinds run no code: {error}. If you trust its author, pass "
+            "--trust-pickle (trust_pickle=True)."
         ) from error
-    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError) as error:
+    except NotImplementedError as error:  # a class of outputs that nobody has registered
+        raise ArtifactError(
+            f"'{file}' cannot be put together: {error} Import the library that defines it first."
+        ) from error
+    except (zipfile.BadZipFile, EOFError, OSError) as error:
         raise ArtifactError(f"{damaged}: {error}. Copy it again, or save it again with torch.export.save.") from error
     except Exception as error:
         first = (str(error).strip().splitlines() or [""])[0]
@@ -54,13 +61,14 @@ def load_exported(path: str | Path, *, trust_pickle: bool = False) -> ExportedPr
         ) from error
 
 
-def _written_by_old_torch(file: Path) -> bool:
-    """The forms of torch 2.1 to 2.8, with pickled weights."""
+# Parts of archives that torch wrote before it kept weights as plain bytes.
+_OLD = frozenset({"serialized_exported_program.json", "serialized_state_dict.pt", "data/weights/model.pt"})
+
+
+def _members(file: Path) -> set[str]:
+    """The names in an archive, without the folder that holds them all."""
     with zipfile.ZipFile(file) as archive:
-        names = {name.partition("/")[2] or name for name in archive.namelist()}
-    return not names.isdisjoint(
-        {"serialized_exported_program.json", "serialized_state_dict.pt", "data/weights/model.pt"}
-    )
+        return {part for name in archive.namelist() for part in (name, name.partition("/")[2])}
 
 
 def _load(path: str, trust_pickle: bool) -> Source:

@@ -1,14 +1,14 @@
 """Symbolic sizes and guards: arithmetic on symbols, and comparisons of sizes of inputs. Nothing is evaluated here.
 
 torch hands the text of a size to `sympy.sympify` and that of a guard to `exec`, both of which run any Python. Here the
-text is parsed, and each node of its tree must be in a table. Sizes are bounded too: `2**10**9` is arithmetic.
+text is parsed, and each node of its tree must be in a table. What it stands for is bounded too: `2**10**9` is arithmetic.
 """
 
 from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import Any, NamedTuple
 
@@ -16,45 +16,67 @@ from anytimeify.capture.pt2.checks import Refused, quoteless, shown
 
 __all__ = ["guard", "symbol", "symbolic"]
 
-# Those of the sizes and numbers that an exporter makes up, as torch names them. It counts up to the number of an
-# unbacked one (`u3`, `zuf0`), so that one may not be large.
-_SYMBOL = re.compile(r"(s|zf)\d{1,12}|(u|zuf)\d{1,5}")
-_ASSUMPTIONS = frozenset({"integer", "positive", "nonnegative", "real", "finite", "nonzero", "negative", "extended_real"})
-
-# What sympy and torch write for an expression (`srepr`), by how large the result may be.
-_SUMS = frozenset({"Add", "Max", "Min", "Where", "Piecewise", "ITE", "Mod", "PythonMod", "ModularIndexing"})
-_PRODUCTS = frozenset({"Mul", "Rational"})
-_POWERS = frozenset({"Pow", "PowByNatural", "FloatPow", "LShift"})
-_QUOTIENTS = frozenset({"FloorDiv", "CleanDiv", "CeilDiv", "FloatTrueDiv", "IntTrueDiv", "RShift"})
-_SAME = frozenset(
-    {"Integer", "Float", "Identity", "ToFloat", "CeilToInt", "FloorToInt", "TruncToFloat", "TruncToInt", "RoundToInt"}
-    | {"RoundDecimal", "Abs", "floor", "ceiling"}
-)
-_TRUTHS = frozenset(
-    {"Equality", "Unequality", "StrictGreaterThan", "StrictLessThan", "GreaterThan", "LessThan", "Eq", "Ne", "Gt"}
-    | {"Lt", "Ge", "Le", "And", "Or", "Not", "IsNonOverlappingAndDenseIndicator"}
-)
-_UNARY_OF_REALS = re.compile(r"OpaqueUnaryFn_[a-z0-9]{1,10}")
-_KEYWORDS = {"Symbol": _ASSUMPTIONS, "Float": frozenset({"precision"})}
-
-_LONGEST, _DEEPEST, _LARGEST_EXPONENT = 20_000, 100, 64
-_MOST_BITS, _MOST_TERMS, _MOST_OPERANDS = 8_192, 10_000, 1_000
-_OPERATORS: dict[type[ast.operator], str] = {
-    ast.Add: "Add",
-    ast.Sub: "Add",
-    ast.Mult: "Mul",
-    ast.FloorDiv: "FloorDiv",
-    ast.Div: "FloatTrueDiv",
-    ast.Mod: "Mod",
-    ast.Pow: "Pow",
-}
-
 
 class _Extent(NamedTuple):
-    """Bounds of what evaluation may make of an expression: bits of a number, terms of the expanded polynomial."""
+    """What evaluation may make of an expression, at most: bits of a number, terms of a polynomial once multiplied."""
 
     bits: int
     terms: int
+
+
+_VARIABLE = _Extent(64, 1)
+
+# Sizes and numbers that an exporter makes up, as torch names them. It counts up to the number of an unbacked one (`u3`,
+# `zuf0`), so that one may not be large.
+_SYMBOL = re.compile(r"(s|zf)\d{1,12}|(u|zuf)\d{1,5}")
+_ASSUMPTIONS = frozenset({"integer", "positive", "nonnegative", "real", "finite", "nonzero", "negative", "extended_real"})
+_NUMBERS = frozenset({"true", "false", "oo", "int_oo", "inf", "math.inf"})
+_REAL = re.compile(r"-?\d{1,64}(\.\d{0,64})?(e[+-]?\d{1,3})?")
+
+# Functions by how an expression grows in them: the terms of a sum add up, those of a product multiply; other functions
+# stay what they are, as large as their largest operand.
+_SUM, _PRODUCT, _POWER, _OPAQUE = "sum", "product", "power", "opaque"
+_OPERATORS: Mapping[type[ast.operator], str] = {
+    ast.Add: _SUM,
+    ast.Sub: _SUM,
+    ast.Mult: _PRODUCT,
+    ast.Pow: _POWER,
+    ast.FloorDiv: _OPAQUE,
+    ast.Div: _OPAQUE,
+    ast.Mod: _OPAQUE,
+}
+# What sympy and torch write of a size (`srepr`).
+_SYMBOLIC: Mapping[str, str] = {
+    "Add": _SUM,
+    "Mul": _PRODUCT,
+    "Pow": _POWER,
+    "PowByNatural": _POWER,
+    "FloatPow": _POWER,
+    "LShift": _POWER,
+    **dict.fromkeys(("Integer", "Rational", "Identity", "ToFloat"), _SUM),
+    **dict.fromkeys(("Max", "Min", "Mod", "PythonMod", "ModularIndexing", "Abs", "floor", "ceiling"), _OPAQUE),
+    **dict.fromkeys(("FloorDiv", "CleanDiv", "CeilDiv", "FloatTrueDiv", "IntTrueDiv", "RShift"), _OPAQUE),
+    **dict.fromkeys(("CeilToInt", "FloorToInt", "TruncToFloat", "TruncToInt", "RoundToInt", "RoundDecimal"), _OPAQUE),
+    **dict.fromkeys(("Equality", "Unequality", "Eq", "Ne", "And", "Or", "Not", "Where", "Piecewise", "ITE"), _OPAQUE),
+    **dict.fromkeys(("StrictGreaterThan", "StrictLessThan", "GreaterThan", "LessThan"), _OPAQUE),
+    **dict.fromkeys(("Gt", "Lt", "Ge", "Le", "ExprCondPair", "IsNonOverlappingAndDenseIndicator"), _OPAQUE),
+    **dict.fromkeys(
+        (f"OpaqueUnaryFn_{name}" for name in ("sqrt", "cos", "cosh", "sin", "sinh", "tan", "tanh", "log2", "exp")), _OPAQUE
+    ),
+}
+# What torch writes of a guard, which is Python.
+_IN_GUARDS: Mapping[str, str] = dict.fromkeys(
+    (
+        *("max", "min", "abs", "round", "torch.sym_float", "torch._sym_sqrt"),
+        *("cast_symbool_to_symint_guardless", "IsNonOverlappingAndDenseIndicator"),
+        *(f"math.{name}" for name in ("floor", "ceil", "trunc", "sqrt", "log2")),
+        *(f"math.{name}" for name in ("cos", "cosh", "acos", "sin", "sinh", "asin", "tan", "tanh", "atan")),
+    ),
+    _OPAQUE,
+)
+
+_LONGEST, _DEEPEST, _MOST_NODES = 20_000, 100, 2_000
+_MOST_BITS, _MOST_TERMS, _LARGEST_EXPONENT = 8_192, 10_000, 64
 
 
 def symbol(value: Any, where: str) -> None:
@@ -65,108 +87,104 @@ def symbol(value: Any, where: str) -> None:
 
 def symbolic(value: Any, where: str) -> None:
     """A symbolic size, as `srepr` or as arithmetic writes it: `Add(Symbol('s77', integer=True), Integer(1))`."""
-    _extent(_parsed(value, where), where)
+    _Expression(where, _SYMBOLIC, _symbol_or_real).extent(_parsed(value, where))
 
 
 def guard(value: Any, where: str) -> None:
     """A condition on the sizes of inputs: `L['x'].size()[0] % 2 == 0`."""
-    if isinstance(value, str) and not _IN_GUARDS.fullmatch(value):
+    # It becomes a line of a function, and part of the text with which that complains.
+    if not isinstance(value, str) or not _GUARD.fullmatch(value):
         raise Refused(where, f"expected a comparison of sizes, got {shown(value)}")
-    _extent(_parsed(value, where), where, source=True)
+    _Expression(where, _IN_GUARDS, _size_of_input).extent(_parsed(value, where))
 
 
-# A guard becomes a line of a function and part of the string with which that complains.
-_IN_GUARDS = re.compile(r"[\w .,'\[\]()+\-*/%<>=!~&|@:$]+")
+_GUARD = re.compile(r"[\w .,'\[\]()+\-*/%<>=!:@/|&$]+")
 
 
 def _parsed(value: Any, where: str) -> ast.expr:
     if not isinstance(value, str) or len(value) > _LONGEST or not value.isprintable():
         raise Refused(where, f"expected an arithmetic expression, got {shown(value)}")
-    if value.count("(") > _MOST_OPERANDS or _depth(value) > _DEEPEST:
+    if _depth(value) > _DEEPEST:
         raise Refused(where, f"is nested too deeply: {shown(value)}")
     try:
-        return ast.parse(value.strip(), mode="eval").body
+        tree = ast.parse(value.strip(), mode="eval").body
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
         raise Refused(where, f"is no arithmetic expression: {shown(value)}") from error
+    if sum(1 for _ in ast.walk(tree)) > 5 * _MOST_NODES:
+        raise Refused(where, f"has too many parts: {shown(value)}")
+    return tree
 
 
 def _depth(text: str) -> int:
+    """How deep a parser goes at most: into brackets, and into what nests without them."""
     deepest = depth = 0
     for character in text:
         depth += (character in "([") - (character in ")]")
         deepest = max(deepest, depth)
-    # Unary signs and right-associative powers nest without brackets.
-    return deepest + max(text.count("**"), text.count("not "), len(max(re.findall(r"[-+~ ]+", text), key=len, default="")))
+    signs = max(map(len, re.findall(r"[-+~ ]+", text)), default=0)
+    return deepest + max(text.count("**"), text.count("not "), text.count(" else "), signs)
 
 
-def _extent(node: ast.expr, where: str, *, source: bool = False) -> _Extent:
-    extent = _extent_of(node, where, source)
-    if extent.bits > _MOST_BITS or extent.terms > _MOST_TERMS:
-        raise Refused(where, f"stands for a number or a polynomial that is too large: {shown(ast.unparse(node))}")
-    return extent
+class _Expression:
+    """One expression: where it stands, the functions it may call, and what its variables look like."""
 
+    def __init__(
+        self, where: str, functions: Mapping[str, str], variable: Callable[[ast.expr, str], _Extent | None]
+    ) -> None:
+        self._where, self._functions, self._variable = where, functions, variable
 
-def _extent_of(node: ast.expr, where: str, source: bool) -> _Extent:
-    def inner(one: ast.expr) -> _Extent:
-        return _extent(one, where, source=source)
+    def extent(self, node: ast.expr) -> _Extent:
+        """Bounds of a node; `Refused` where it is no arithmetic, or too large."""
+        result = self._variable(node, self._where) or self._number(node) or self._operation(node)
+        if result.bits > _MOST_BITS or result.terms > _MOST_TERMS:
+            self._refuse(node, "stands for a number or a polynomial that is too large")
+        return result
 
-    match node:
-        case ast.Constant(value=bool()) | ast.Constant(value=float()):
-            return _Extent(64, 1)
-        case ast.Constant(value=int(whole)):
-            return _Extent(max(whole.bit_length(), 1), 1)
-        case ast.Name(id=text) if _SYMBOL.fullmatch(text) or text in ("true", "false", "oo", "inf", "int_oo"):
-            return _Extent(64, 1)
-        case ast.UnaryOp(op=ast.USub() | ast.UAdd() | ast.Not(), operand=operand):
-            return inner(operand)
-        case ast.BinOp(left=left, op=operator, right=right) if type(operator) in _OPERATORS:
-            return _combined(_OPERATORS[type(operator)], [left, right], inner, where)
-        case ast.BoolOp(values=values):
-            return _truth(values, inner)
-        case ast.Compare(left=left, ops=ops, comparators=others) if not any(map(_membership, ops)):
-            return _truth([left, *others], inner)
-        case ast.Tuple(elts=values):
-            return _truth(values, inner)
-        case ast.Attribute(value=ast.Name(id="math"), attr="inf") if source:
-            return _Extent(64, 1)
-        case ast.Call(func=ast.Name(id="Symbol"), args=[ast.Constant(value=str(text))]) if not source:
-            symbol(text, where)
-            _keywords(node, where)
-            return _Extent(64, 1)
-        case ast.Call(func=ast.Name(id="Float"), args=[ast.Constant(value=str(text))]) if not source:
-            if not re.fullmatch(r"-?\d+(\.\d*)?(e[+-]?\d{1,3})?", text[:64]):
-                raise Refused(where, f"expected a number, got {shown(text)}")
-            _keywords(node, where)
-            return _Extent(1_024, 1)
-        case ast.Call(func=ast.Name(id=text), args=args):
-            _keywords(node, where)
-            return _combined(text, args, inner, where)
-        case _ if source and _reads_size(node, where):
-            return _Extent(64, 1)
-    raise Refused(where, f"is no arithmetic: {shown(ast.unparse(node))}")
+    def _number(self, node: ast.expr) -> _Extent | None:
+        match node:
+            case ast.Constant(value=bool() | float()):
+                return _VARIABLE
+            case ast.Constant(value=int(whole)):
+                return _Extent(max(whole.bit_length(), 1), 1)
+            case ast.Name() | ast.Attribute() if ast.unparse(node) in _NUMBERS:
+                return _VARIABLE
+        return None
 
+    def _operation(self, node: ast.expr) -> _Extent:
+        match node:
+            case ast.UnaryOp(op=ast.USub() | ast.UAdd() | ast.Not(), operand=operand):
+                return self.extent(operand)
+            case ast.BinOp(left=left, op=operator, right=right) if type(operator) in _OPERATORS:
+                return self._grown(_OPERATORS[type(operator)], [left, right], node)
+            case ast.BoolOp(values=values) | ast.Tuple(elts=values):
+                return self._grown(_OPAQUE, values, node)
+            case ast.Compare(left=left, ops=ops, comparators=others) if not any(map(_membership, ops)):
+                return self._grown(_OPAQUE, [left, *others], node)
+            case ast.IfExp(test=test, body=body, orelse=other):
+                return self._grown(_OPAQUE, [test, body, other], node)
+            case ast.Call(func=function, args=args, keywords=[]) if ast.unparse(function) in self._functions:
+                return self._grown(self._functions[ast.unparse(function)], args, node)
+        return self._refuse(node, "is no arithmetic")
 
-def _combined(
-    function: str, args: Sequence[ast.expr], extent: Callable[[ast.expr], _Extent], where: str
-) -> _Extent:
-    known = _SUMS | _PRODUCTS | _POWERS | _QUOTIENTS | _SAME | _TRUTHS
-    if function not in known and not _UNARY_OF_REALS.fullmatch(function):
-        raise Refused(where, f"{shown(function)} is no function of sizes that is read")
-    if function in _POWERS:
-        return _power(args, extent, where)
-    parts = [extent(one) for one in args]
-    if function in _PRODUCTS:
-        return _Extent(sum(part.bits for part in parts), prod(part.terms for part in parts))
-    bits = max((part.bits for part in parts), default=1) + len(parts).bit_length()
-    return _Extent(bits, sum(part.terms for part in parts))
+    def _grown(self, how: str, operands: Sequence[ast.expr], node: ast.expr) -> _Extent:
+        if how == _POWER:
+            return self._power(operands, node)
+        parts = [self.extent(one) for one in operands]
+        if how == _PRODUCT:
+            return _Extent(sum(part.bits for part in parts), prod(part.terms for part in parts))
+        bits = max((part.bits for part in parts), default=1) + len(parts).bit_length()
+        return _Extent(bits, sum(part.terms for part in parts) if how == _SUM else 1)
 
+    def _power(self, operands: Sequence[ast.expr], node: ast.expr) -> _Extent:
+        """The exponent is a number that is written out, and small."""
+        exponent = _literal(operands[1]) if len(operands) == 2 else None
+        if exponent is None or exponent > _LARGEST_EXPONENT:
+            self._refuse(node, f"is no power of at most {_LARGEST_EXPONENT}")
+        base, times = self.extent(operands[0]), max(exponent or 0, 1)
+        return _Extent(base.bits * times + _LARGEST_EXPONENT, base.terms**times)
 
-def _power(args: Sequence[ast.expr], extent: Callable[[ast.expr], _Extent], where: str) -> _Extent:
-    """The exponent is a number that is written out, and small."""
-    if len(args) != 2 or (exponent := _literal(args[1])) is None or exponent > _LARGEST_EXPONENT:
-        raise Refused(where, f"expected a power of at most {_LARGEST_EXPONENT}")
-    base = extent(args[0])
-    return _Extent(base.bits * max(exponent, 1) + _LARGEST_EXPONENT, base.terms ** max(exponent, 1))
+    def _refuse(self, node: ast.expr, why: str) -> Any:
+        raise Refused(self._where, f"{why}: {shown(ast.unparse(node))}")
 
 
 def _literal(node: ast.expr) -> int | None:
@@ -181,56 +199,58 @@ def _literal(node: ast.expr) -> int | None:
         case ast.Call(func=ast.Name(id="Integer"), args=[whole]):
             return _literal(whole)
         case ast.Call(func=ast.Name(id="Rational"), args=[above, below]):
-            parts = (_literal(above), _literal(below))
-            return None if None in parts else max(parts)  # type: ignore[type-var]  # neither is None
+            parts = [_literal(above), _literal(below)]
+            return max((part for part in parts if part is not None), default=None) if None not in parts else None
     return None
-
-
-def _truth(values: Sequence[ast.expr], extent: Callable[[ast.expr], _Extent]) -> _Extent:
-    parts = [extent(one) for one in values]
-    return _Extent(max(part.bits for part in parts) if parts else 1, sum(part.terms for part in parts))
-
-
-def _keywords(node: ast.Call, where: str) -> None:
-    allowed = _KEYWORDS.get(node.func.id if isinstance(node.func, ast.Name) else "", frozenset())
-    for one in node.keywords:
-        value = one.value.value if isinstance(one.value, ast.Constant) else None
-        small = isinstance(value, bool) or (isinstance(value, int) and 0 < value <= 1_000)
-        if one.arg not in allowed or not small:
-            raise Refused(where, f"{shown(ast.unparse(one))} is no assumption about a size")
 
 
 def _membership(operator: ast.cmpop) -> bool:
     return isinstance(operator, ast.In | ast.NotIn | ast.Is | ast.IsNot)
 
 
-_METHODS = frozenset({"size", "stride", "storage_offset"})
+def _symbol_or_real(node: ast.expr, where: str) -> _Extent | None:
+    """`s77`, `Symbol('s77', integer=True)`, `Float('0.5', precision=53)`."""
+    match node:
+        case ast.Name(id=text) if _SYMBOL.fullmatch(text):
+            return _VARIABLE
+        case ast.Call(func=ast.Name(id="Symbol"), args=[ast.Constant(value=text)]):
+            symbol(text, where)
+            return _assumed(node, _ASSUMPTIONS, bool, where)
+        case ast.Call(func=ast.Name(id="Float"), args=[ast.Constant(value=str(text))]) if _REAL.fullmatch(text):
+            return _assumed(node, {"precision"}, int, where)
+    return None
 
 
-def _reads_size(node: ast.expr, where: str) -> bool:
+def _assumed(node: ast.Call, names: frozenset[str] | set[str], kind: type, where: str) -> _Extent:
+    for one in node.keywords:
+        value = one.value.value if isinstance(one.value, ast.Constant) else None
+        if one.arg not in names or type(value) is not kind or not 0 <= int(value) <= 1_000:
+            raise Refused(where, f"{shown(ast.unparse(one))} is nothing that is assumed of a size")
+    return _Extent(1_100, 1) if kind is int else _VARIABLE
+
+
+def _size_of_input(node: ast.expr, where: str) -> _Extent | None:
     """`L['x'].size()[0]`, `L['x']['key'].storage_offset()`, or the input itself where that is a number: `L['n']`."""
     match node:
-        case ast.Subscript(value=ast.Call(func=ast.Attribute(value=tensor, attr=method), args=[], keywords=[])):
-            return method in _METHODS and _place(node.slice, where) and _input(tensor, where)
+        case ast.Subscript(
+            value=ast.Call(func=ast.Attribute(value=tensor, attr="size" | "stride"), args=[], keywords=[]),
+            slice=ast.Constant(value=int()),
+        ):
+            return _VARIABLE if _input(tensor, where) else None
         case ast.Call(func=ast.Attribute(value=tensor, attr="storage_offset"), args=[], keywords=[]):
-            return _input(tensor, where)
-    return _input(node, where)
+            return _VARIABLE if _input(tensor, where) else None
+    return _VARIABLE if _input(node, where) else None
 
 
 def _input(node: ast.expr, where: str) -> bool:
     match node:
         case ast.Subscript(value=ast.Name(id="L"), slice=ast.Constant(value=str(text))):
             return text.isidentifier()
-        case ast.Subscript(value=inner, slice=place):
-            return _place(place, where) and _input(inner, where)
+        case ast.Subscript(value=inner, slice=ast.Constant(value=str(key))):
+            quoteless(key, where)
+            return _input(inner, where)
+        case ast.Subscript(value=inner, slice=ast.Constant(value=int())):
+            return _input(inner, where)
         case ast.Attribute(value=inner, attr=field):
             return not field.startswith("_") and _input(inner, where)
     return False
-
-
-def _place(node: ast.expr, where: str) -> bool:
-    if not isinstance(node, ast.Constant) or not isinstance(node.value, str | int):
-        return False
-    if isinstance(node.value, str):
-        quoteless(node.value, where)
-    return True

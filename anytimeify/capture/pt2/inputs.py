@@ -130,10 +130,10 @@ class _Machine:
             target[key] = value
 
     def named(self, argument: Any) -> None:
-        module, _, name = str(argument).partition(" ")
-        if f"{module}.{name}" not in _FUNCTIONS and not (module == "torch" and (name in _STORAGES or name in _TORCH)):
-            raise Refused("example inputs", f"are pickled Python objects, of {shown(f'{module}.{name}')}")
-        self._stack.append(_Named(f"{module}.{name}"))
+        name = str(argument).replace(" ", ".")
+        if name not in _FUNCTIONS and name not in _KINDS:
+            raise Refused("example inputs", f"are pickled Python objects, of {shown(name)}")
+        self._stack.append(_Named(name))
 
     def call(self, _: Any) -> None:
         function, arguments = self.take(2)
@@ -198,7 +198,7 @@ def _size(items: Any = ()) -> torch.Size:
     return torch.Size(items)
 
 
-_TORCH = ("Tensor", "storage.UntypedStorage", *_DTYPES)
+_KINDS = {"torch.Tensor", "torch.storage.UntypedStorage", *(f"torch.{name}" for name in (*_STORAGES, *_DTYPES))}
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_tensor_v3": _tensor_of_bytes,
