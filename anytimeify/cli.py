@@ -31,7 +31,8 @@ from anytimeify.capture import capture, resolve
 from anytimeify.capture.inputs import CallInputs
 from anytimeify.compressed import save_compressed
 from anytimeify.errors import AnytimeError, BudgetError
-from anytimeify.export import FORMATS, new_folder, quiet, refuse_existing, require
+from anytimeify.export import FORMATS, quiet, require
+from anytimeify.files import new_folder, refuse_existing
 from anytimeify.model import AnytimeModel
 from anytimeify.papers import entries
 from anytimeify.rewriter import parse_scheme

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from anytimeify.encoding import dtype_of
 from anytimeify.errors import AnytimeError, ArtifactError
-from anytimeify.export import new_file
+from anytimeify.files import new_file
 
 __all__ = ["FORMAT", "load_compressed", "save_compressed"]
 

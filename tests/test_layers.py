@@ -15,6 +15,7 @@ from tests.source_files import ROOT, import_name, sources
 # names itself. A module imports from its own row and from the rows above it in this table.
 ROWS: tuple[tuple[str, ...], ...] = (
     ("errors", "_torch"),
+    ("checksums", "files"),
     ("ir",),
     ("schema", "factors", "kernels", "modules", "parts", "policies", "stacks", "taxonomy"),
     ("losses",),  # they read `Outputs` alone, and schemes name their default
@@ -26,7 +27,10 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("rewriter",),
     ("passes",),
     ("lift", "lift_tables", "capture"),
-    ("calling", "definition", "extraction", "encoding", "export", "storage", "compressed"),
+    (
+        *("calling", "definition", "extraction", "export"),
+        *("encoding", "loss_encoding", "scheme_encoding", "storage", "compressed"),
+    ),
     ("staged",),
     (
         *("model", "budget", "calibration", "diagnostics", "evaluation", "masks", "thresholds", "verification"),

@@ -16,6 +16,7 @@ from torch import nn
 from anytimeify import ArgumentError, ArtifactError, Confidence, Staged, VerificationError
 from anytimeify.staged import load
 from anytimeify.staged.files import FORMATS, OnnxStage
+from anytimeify.staged.manifest import seal
 from tests.staged.nets import TokensFirst, Windows, calls, chosen, close, forked, images, net_with_exits
 
 POLICY = Confidence(threshold=(0.25, 0.35), temperature=(1.5, 1.0, 2.0))
@@ -179,7 +180,7 @@ def test_a_damaged_onnx_stage(tmp_path: Path) -> None:
     ("change", "message"),
     [
         (lambda document: document.clear(), "does not describe stages"),
-        (lambda document: document.update(format=99), "has format 99, this version of anytimeify reads format 1"),
+        (lambda document: document.update(format=99), "has format 99, this version of anytimeify reads format 2 and 1"),
         (lambda document: document.update(formats=["exe"]), "the formats .* are not known"),
         (lambda document: document.update(stages=[]), "there are no stages"),
         (lambda document: document.pop("values"), "is damaged: KeyError"),
@@ -192,7 +193,7 @@ def test_a_damaged_onnx_stage(tmp_path: Path) -> None:
 def test_a_damaged_manifest(folder: Path, change: Callable[[dict[str, Any]], object], message: str) -> None:
     document = json.loads((folder / "stages.json").read_text())
     change(document)
-    (folder / "stages.json").write_text(json.dumps(document))
+    (folder / "stages.json").write_text(seal(document))
     with pytest.raises(ArtifactError, match=message):
         load(folder)
 
