@@ -20,11 +20,11 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from anytimeify._torch import flatten, unflatten
-from anytimeify.capture.inputs import CallInputs, call_inputs, repeated, shapes_of_batch
+from anytimeify.capture.inputs import CallInputs, call_inputs, owns_storage, repeated, shapes_of_batch
 from anytimeify.errors import ArtifactError, CaptureError, MissingExtraError, VerificationError
 from anytimeify.files import new_file
 
@@ -99,12 +99,31 @@ def require(format: str) -> None:
 
 
 def exported(module: nn.Module, inputs: CallInputs, shapes: Any) -> ExportedProgram:
-    """The module as torch.export sees it. `CaptureError` where it refuses."""
+    """The module as torch.export sees it, holding no more than a file needs. `CaptureError` where it refuses."""
+    owned = inputs.owned()
     try:
         with torch.no_grad():
-            return torch.export.export(module, inputs.args, dict(inputs.kwargs), dynamic_shapes=shapes)
+            program = torch.export.export(module, owned.args, dict(owned.kwargs), dynamic_shapes=shapes)
     except Exception as error:
         raise CaptureError(f"torch.export cannot export the extracted level: {_first_line(error)}") from error
+    _keep_own_elements(program)
+    for part in program.graph_module.modules():
+        for node in part.graph.nodes if isinstance(part, fx.GraphModule) else ():
+            node.meta.pop("stack_trace", None)  # lines of torch's own files, by paths of this machine
+    return program
+
+
+def _keep_own_elements(program: ExportedProgram) -> None:
+    """Copies tensors that see a part of a larger storage, all of which would be written; one copy for each view."""
+    copies: dict[Any, Tensor] = {}
+    for tensors in (program.state_dict, program.constants):
+        for name, tensor in tensors.items():
+            if not isinstance(tensor, Tensor) or owns_storage(tensor):
+                continue
+            view = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+            copy = copies.setdefault(view, tensor.detach().clone())
+            parameter = isinstance(tensor, nn.Parameter)
+            tensors[name] = nn.Parameter(copy, tensor.requires_grad) if parameter else copy
 
 
 def save_onnx(

@@ -14,7 +14,7 @@ import torch
 from torch.export import ExportedProgram
 
 from anytimeify._torch import quiet_exporter
-from anytimeify.capture.pt2 import Refused, read_program
+from anytimeify.capture.pt2 import RefusedError, read_program
 from anytimeify.capture.source import Source, SourceKind, existing_file
 from anytimeify.errors import ArtifactError
 
@@ -42,7 +42,7 @@ def load_exported(path: str | Path, *, trust_pickle: bool = False) -> ExportedPr
             return torch.export.load(file) if trust_pickle else read_program(file)
     except (ArtifactError, MemoryError):
         raise
-    except Refused as error:
+    except RefusedError as error:
         raise ArtifactError(
             f"'{file}' is not read, for only parts of known kinds run no code: {error}. If you trust its author, pass "
             "--trust-pickle (trust_pickle=True)."

@@ -19,12 +19,17 @@ __all__ = ["load"]
 
 
 def load(
-    directory: str | os.PathLike[str], format: Literal["pt2", "onnx"] | None = None, *, threads: int | None = None
+    directory: str | os.PathLike[str],
+    format: Literal["pt2", "onnx"] | None = None,
+    *,
+    threads: int | None = None,
+    trust_pickle: bool = False,
 ) -> Staged:
     """Reads a folder that `staged.export(directory)` wrote; the result is called as that was, and has its policy.
 
     `format`: which files to run, `"pt2"` in torch or `"onnx"` in onnxruntime on the CPU; by default the first that was
-    written. `threads`: of onnxruntime, for each operation; by default its own choice. Runs no code from the files.
+    written. `threads`: of onnxruntime, for each operation; by default its own choice. Runs no code from the files,
+    unless `trust_pickle=True`, which stages need that call operators of libraries other than torch.
     Raises `ArtifactError` for what is no whole, readable folder, was changed after it was written, or does not hold the
     format.
     """
@@ -42,10 +47,12 @@ def load(
         files = [folder / stage_file(index, kind) for index in range(len(manifest.chain.stages))]
         for one in files:
             check_file(manifest, one)
-        return Staged(manifest.chain, [_stage(one, kind, threads) for one in files], policy=manifest.policy)
+        return Staged(
+            manifest.chain, [_stage(one, kind, threads, trust_pickle) for one in files], policy=manifest.policy
+        )
 
 
-def _stage(file: Path, kind: str, threads: int | None) -> nn.Module:
+def _stage(file: Path, kind: str, threads: int | None, trust_pickle: bool) -> nn.Module:
     if not file.is_file():
         raise ArtifactError(f"'{file}' is missing: the folder is not whole")
-    return ProgramStage(file) if kind == "pt2" else OnnxStage(file, threads)
+    return ProgramStage(file, trust_pickle=trust_pickle) if kind == "pt2" else OnnxStage(file, threads)

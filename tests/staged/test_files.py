@@ -121,7 +121,7 @@ def test_what_cannot_be_written(tmp_path: Path, change: dict[str, Any], formats:
 def test_files_that_compute_something_else_are_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read = FORMATS["pt2"]
 
-    def wrong(file: Path) -> nn.Module:
+    def wrong(file: Path, **options: bool) -> nn.Module:
         module = read(file)
         module.register_forward_hook(lambda module, values, results: (*results[:-1], results[-1] + 0.01))
         return module

@@ -10,7 +10,7 @@ from typing import IO, Any, Self
 import torch
 from torch import Tensor
 
-from anytimeify.capture.pt2.checks import Refused, shown
+from anytimeify.capture.pt2.checks import RefusedError, shown
 
 __all__ = ["Archive"]
 
@@ -18,7 +18,7 @@ __all__ = ["Archive"]
 class Archive:
     """Reads an archive of which every member's name is in `allowed`, a pattern of what follows the root folder.
 
-    Raises `Refused` for a member that is not, `zipfile.BadZipFile` where the archive is damaged. A member that is
+    Raises `RefusedError` for a member that is not, `zipfile.BadZipFile` where the archive is damaged. A member that is
     compressed, or lies in the bytes of another, could be far larger than the file; torch writes neither.
     """
 
@@ -29,22 +29,22 @@ class Archive:
         self._members: dict[str, zipfile.ZipInfo] = {}
         roots = {entry.filename.partition("/")[0] for entry in self._zip.infolist()}
         if len(roots) != 1:
-            raise Refused("", f"expected one folder that holds all members, got {len(roots)}")
+            raise RefusedError("", f"expected one folder that holds all members, got {len(roots)}")
         for entry in self._zip.infolist():
             self._add(entry, allowed)
         if sum(entry.file_size for entry in self._members.values()) > self._size:
-            raise Refused("", "members lie in each other's bytes")
+            raise RefusedError("", "members lie in each other's bytes")
 
     def _add(self, entry: zipfile.ZipInfo, allowed: re.Pattern[str]) -> None:
         where, name = f"member {shown(entry.filename)}", entry.filename.partition("/")[2]
         if not allowed.fullmatch(name) or ".." in PurePosixPath(entry.filename).parts:
-            raise Refused(where, "is of no kind that is read")
+            raise RefusedError(where, "is of no kind that is read")
         if name in self._members:
-            raise Refused(where, "is there twice")
+            raise RefusedError(where, "is there twice")
         if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
-            raise Refused(where, "is compressed, which torch never writes")
+            raise RefusedError(where, "is compressed, which torch never writes")
         if entry.flag_bits & 0x1:
-            raise Refused(where, "is encrypted")
+            raise RefusedError(where, "is encrypted")
         self._members[name] = entry
 
     def __enter__(self) -> Self:
@@ -78,5 +78,5 @@ class Archive:
 
     def _entry(self, name: str) -> zipfile.ZipInfo:
         if name not in self._members:
-            raise Refused("", f"has no member '{name}'")
+            raise RefusedError("", f"has no member '{name}'")
         return self._members[name]

@@ -1,6 +1,6 @@
 """Kinds of values that run no code, and how a nested document is compared with a table of them.
 
-A check takes a value and where it stands, and raises `Refused`. In a table, besides checks: a string names a row of the
+A check takes a value and where it stands, and raises `RefusedError`. In a table, besides checks: a string names a row of the
 same table, `[spec]` is a list, `{key: spec}` a mapping (the key is a check), `Maybe(spec)` may be null.
 """
 
@@ -18,7 +18,7 @@ __all__ = [
     "Check",
     "Maybe",
     "Record",
-    "Refused",
+    "RefusedError",
     "Table",
     "Union",
     "boolean",
@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 
-class Refused(ValueError):
+class RefusedError(ValueError):
     """A part of a file that may run code, or that no genuine file has: where it stands and what is wrong with it."""
 
     def __init__(self, where: str, why: str) -> None:
@@ -47,6 +47,8 @@ Spec: TypeAlias = "str | Check | Maybe | list[Any] | dict[Check, Any]"
 
 @dataclass(frozen=True)
 class Maybe:
+    """Null, or what the specification says."""
+
     spec: Any
 
 
@@ -68,7 +70,7 @@ Table: TypeAlias = Mapping[str, Record | Union]
 
 
 def check(table: Table, spec: Any, value: Any, where: str) -> None:
-    """Raises `Refused` for the first part of `value` that is not what `spec` says."""
+    """Raises `RefusedError` for the first part of `value` that is not what `spec` says."""
     if isinstance(spec, str):
         _fields(table, table[spec], value, where)
     elif isinstance(spec, Maybe):
@@ -90,16 +92,16 @@ def _fields(table: Table, row: Record | Union, value: Any, where: str) -> None:
     known = row.fields if isinstance(row, Record) else row.variants
     given = _instance(value, dict, where)
     if isinstance(row, Union) and len(given) != 1:
-        raise Refused(where, f"expected one of {', '.join(known)}, got {len(given)} of them")
+        raise RefusedError(where, f"expected one of {', '.join(known)}, got {len(given)} of them")
     for key, item in given.items():
         if key not in known:
-            raise Refused(where, f"{shown(key)} is none of the fields that are read: {', '.join(known)}")
+            raise RefusedError(where, f"{shown(key)} is none of the fields that are read: {', '.join(known)}")
         check(table, known[key], item, f"{where}.{key}" if where else key)
 
 
 def _instance(value: Any, kind: type, where: str) -> Any:
     if not isinstance(value, kind):
-        raise Refused(where, f"expected a {kind.__name__}, got {shown(value)}")
+        raise RefusedError(where, f"expected a {kind.__name__}, got {shown(value)}")
     return value
 
 
@@ -112,9 +114,11 @@ def shown(value: Any) -> str:
 
 
 def integer(low: int, high: int) -> Check:
+    """A whole number within bounds, which are included; no truth value."""
+
     def checked(value: Any, where: str) -> None:
         if type(value) is not int or not low <= value <= high:
-            raise Refused(where, f"expected a whole number from {low} to {high}, got {shown(value)}")
+            raise RefusedError(where, f"expected a whole number from {low} to {high}, got {shown(value)}")
 
     return checked
 
@@ -125,31 +129,37 @@ COUNT = integer(0, (1 << 48) - 1)  # of elements: more do not fit into the memor
 
 def number(value: Any, where: str) -> None:
     """A number; those that JSON has no word for are written as strings."""
-    if value not in ("Infinity", "-Infinity", "NaN") and (isinstance(value, bool) or not isinstance(value, (int, float))):
-        raise Refused(where, f"expected a number, got {shown(value)}")
+    if value not in ("Infinity", "-Infinity", "NaN") and (
+        isinstance(value, bool) or not isinstance(value, (int, float))
+    ):
+        raise RefusedError(where, f"expected a number, got {shown(value)}")
     if type(value) is int:
         INT64(value, where)
 
 
 def boolean(value: Any, where: str) -> None:
+    """True or false."""
     if type(value) is not bool:
-        raise Refused(where, f"expected true or false, got {shown(value)}")
+        raise RefusedError(where, f"expected true or false, got {shown(value)}")
 
 
 def one_of(values: Collection[Any], what: str) -> Check:
+    """One of a few texts or numbers; `what` they are, for the message."""
+
     def checked(value: Any, where: str) -> None:
         if type(value) not in (str, int) or value not in values:
-            raise Refused(where, f"{shown(value)} is no {what} that is read")
+            raise RefusedError(where, f"{shown(value)} is no {what} that is read")
 
     return checked
 
 
 def matching(pattern: str, what: str) -> Check:
-    compiled = re.compile(pattern)
+    """Text of which all matches a pattern, ASCII alone."""
+    compiled = re.compile(pattern, re.ASCII)
 
     def checked(value: Any, where: str) -> None:
         if not isinstance(value, str) or not compiled.fullmatch(value):
-            raise Refused(where, f"expected {what}, got {shown(value)}")
+            raise RefusedError(where, f"expected {what}, got {shown(value)}")
 
     return checked
 
@@ -161,7 +171,7 @@ def name(value: Any, where: str) -> None:
     """What may become a variable or an argument of generated code: an identifier, and no special method."""
     good = isinstance(value, str) and value.isidentifier() and not keyword.iskeyword(value)
     if not good or _special(value) or len(value) > _LONGEST_NAME:
-        raise Refused(where, f"expected an identifier, got {shown(value)}")
+        raise RefusedError(where, f"expected an identifier, got {shown(value)}")
 
 
 def dotted(value: Any, where: str) -> None:
@@ -169,15 +179,15 @@ def dotted(value: Any, where: str) -> None:
     but may not end the string that they become in generated code: `getattr(self, "conv-1")`."""
     quoteless(value, where)
     if len(value) > _LONGEST_NAME or any(map(_special, value.split("."))):
-        raise Refused(where, f"expected the name of a module or tensor, got {shown(value)}")
+        raise RefusedError(where, f"expected the name of a module or tensor, got {shown(value)}")
 
 
 def quoteless(value: Any, where: str) -> None:
     """Text that generated code may put between quotes: one line, in which nothing ends a string or begins an escape."""
     if not isinstance(value, str) or not value.isprintable() or not _FORBIDDEN.isdisjoint(value):
-        raise Refused(where, f"expected text without quotes, backslashes, braces and controls, got {shown(value)}")
+        raise RefusedError(where, f"expected text without quotes, backslashes, braces and controls, got {shown(value)}")
     if len(value) > _LONGEST_TEXT:
-        raise Refused(where, "is longer than 1 MiB")
+        raise RefusedError(where, "is longer than 1 MiB")
 
 
 _FORBIDDEN = frozenset("'\"\\{}`")
@@ -186,9 +196,9 @@ _FORBIDDEN = frozenset("'\"\\{}`")
 def prose(value: Any, where: str) -> None:
     """Text that people read and generated code never holds but through `repr`: no controls but line ends and tabs."""
     if not isinstance(value, str) or not value.replace("\n", "").replace("\t", "").isprintable():
-        raise Refused(where, f"expected text without control characters, got {shown(value)}")
+        raise RefusedError(where, f"expected text without control characters, got {shown(value)}")
     if len(value) > _LONGEST_TEXT:
-        raise Refused(where, "is longer than 1 MiB")
+        raise RefusedError(where, "is longer than 1 MiB")
 
 
 def _special(part: str) -> bool:

@@ -1,7 +1,7 @@
 """Symbolic sizes and guards: arithmetic on symbols, and comparisons of sizes of inputs. Nothing is evaluated here.
 
 torch hands the text of a size to `sympy.sympify` and that of a guard to `exec`, both of which run any Python. Here the
-text is parsed, and each node of its tree must be in a table. What it stands for is bounded too: `2**10**9` is arithmetic.
+text is parsed, and each node of its tree must be in a table. Its value is bounded too: `2**10**9` is arithmetic.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import Any, NamedTuple
 
-from anytimeify.capture.pt2.checks import Refused, quoteless, shown
+from anytimeify.capture.pt2.checks import RefusedError, quoteless, shown
 
 __all__ = ["guard", "symbol", "symbolic"]
 
@@ -28,8 +28,10 @@ _VARIABLE = _Extent(64, 1)
 
 # Sizes and numbers that an exporter makes up, as torch names them. It counts up to the number of an unbacked one (`u3`,
 # `zuf0`), so that one may not be large.
-_SYMBOL = re.compile(r"(s|zf)\d{1,12}|(u|zuf)\d{1,5}")
-_ASSUMPTIONS = frozenset({"integer", "positive", "nonnegative", "real", "finite", "nonzero", "negative", "extended_real"})
+_SYMBOL = re.compile(r"(s|zf)[0-9]{1,12}|(u|zuf)[0-9]{1,5}")
+_ASSUMPTIONS = frozenset(
+    {"integer", "positive", "nonnegative", "real", "finite", "nonzero", "negative", "extended_real"}
+)
 _NUMBERS = frozenset({"true", "false", "oo", "int_oo", "inf", "math.inf"})
 _REAL = re.compile(r"-?\d{1,64}(\.\d{0,64})?(e[+-]?\d{1,3})?")
 
@@ -61,7 +63,8 @@ _SYMBOLIC: Mapping[str, str] = {
     **dict.fromkeys(("StrictGreaterThan", "StrictLessThan", "GreaterThan", "LessThan"), _OPAQUE),
     **dict.fromkeys(("Gt", "Lt", "Ge", "Le", "ExprCondPair", "IsNonOverlappingAndDenseIndicator"), _OPAQUE),
     **dict.fromkeys(
-        (f"OpaqueUnaryFn_{name}" for name in ("sqrt", "cos", "cosh", "sin", "sinh", "tan", "tanh", "log2", "exp")), _OPAQUE
+        (f"OpaqueUnaryFn_{name}" for name in ("sqrt", "cos", "cosh", "sin", "sinh", "tan", "tanh", "log2", "exp")),
+        _OPAQUE,
     ),
 }
 # What torch writes of a guard, which is Python.
@@ -82,11 +85,13 @@ _MOST_BITS, _MOST_TERMS, _LARGEST_EXPONENT = 8_192, 10_000, 64
 def symbol(value: Any, where: str) -> None:
     """The name of a symbolic size."""
     if not isinstance(value, str) or not _SYMBOL.fullmatch(value):
-        raise Refused(where, f"expected the name of a symbolic size, such as s77, got {shown(value)}")
+        raise RefusedError(where, f"expected the name of a symbolic size, such as s77, got {shown(value)}")
 
 
 def symbolic(value: Any, where: str) -> None:
     """A symbolic size, as `srepr` or as arithmetic writes it: `Add(Symbol('s77', integer=True), Integer(1))`."""
+    if not isinstance(value, str) or not _SIZE.fullmatch(value):
+        raise RefusedError(where, f"expected an arithmetic expression, got {shown(value)}")
     _Expression(where, _SYMBOLIC, _symbol_or_real).extent(_parsed(value, where))
 
 
@@ -94,24 +99,24 @@ def guard(value: Any, where: str) -> None:
     """A condition on the sizes of inputs: `L['x'].size()[0] % 2 == 0`."""
     # It becomes a line of a function, and part of the text with which that complains.
     if not isinstance(value, str) or not _GUARD.fullmatch(value):
-        raise Refused(where, f"expected a comparison of sizes, got {shown(value)}")
+        raise RefusedError(where, f"expected a comparison of sizes, got {shown(value)}")
     _Expression(where, _IN_GUARDS, _size_of_input).extent(_parsed(value, where))
 
 
-_GUARD = re.compile(r"[\w .,'\[\]()+\-*/%<>=!:@/|&$]+")
+# Letters that some tree of such expressions needs, so that no comment and no line end hides anything.
+_SIZE = re.compile(r"[\w .,'()+\-*/%<>=!]+", re.ASCII)
+_GUARD = re.compile(r"[\w .,'\[\]()+\-*/%<>=!:@|&$]+")
 
 
-def _parsed(value: Any, where: str) -> ast.expr:
-    if not isinstance(value, str) or len(value) > _LONGEST or not value.isprintable():
-        raise Refused(where, f"expected an arithmetic expression, got {shown(value)}")
-    if _depth(value) > _DEEPEST:
-        raise Refused(where, f"is nested too deeply: {shown(value)}")
+def _parsed(value: str, where: str) -> ast.expr:
+    if len(value) > _LONGEST or _depth(value) > _DEEPEST:
+        raise RefusedError(where, f"is too long, or nested too deeply: {shown(value)}")
     try:
         tree = ast.parse(value.strip(), mode="eval").body
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
-        raise Refused(where, f"is no arithmetic expression: {shown(value)}") from error
+        raise RefusedError(where, f"is no arithmetic expression: {shown(value)}") from error
     if sum(1 for _ in ast.walk(tree)) > 5 * _MOST_NODES:
-        raise Refused(where, f"has too many parts: {shown(value)}")
+        raise RefusedError(where, f"has too many parts: {shown(value)}")
     return tree
 
 
@@ -134,7 +139,7 @@ class _Expression:
         self._where, self._functions, self._variable = where, functions, variable
 
     def extent(self, node: ast.expr) -> _Extent:
-        """Bounds of a node; `Refused` where it is no arithmetic, or too large."""
+        """Bounds of a node; `RefusedError` where it is no arithmetic, or too large."""
         result = self._variable(node, self._where) or self._number(node) or self._operation(node)
         if result.bits > _MOST_BITS or result.terms > _MOST_TERMS:
             self._refuse(node, "stands for a number or a polynomial that is too large")
@@ -184,7 +189,7 @@ class _Expression:
         return _Extent(base.bits * times + _LARGEST_EXPONENT, base.terms**times)
 
     def _refuse(self, node: ast.expr, why: str) -> Any:
-        raise Refused(self._where, f"{why}: {shown(ast.unparse(node))}")
+        raise RefusedError(self._where, f"{why}: {shown(ast.unparse(node))}")
 
 
 def _literal(node: ast.expr) -> int | None:
@@ -225,7 +230,7 @@ def _assumed(node: ast.Call, names: frozenset[str] | set[str], kind: type, where
     for one in node.keywords:
         value = one.value.value if isinstance(one.value, ast.Constant) else None
         if one.arg not in names or type(value) is not kind or not 0 <= int(value) <= 1_000:
-            raise Refused(where, f"{shown(ast.unparse(one))} is nothing that is assumed of a size")
+            raise RefusedError(where, f"{shown(ast.unparse(one))} is nothing that is assumed of a size")
     return _Extent(1_100, 1) if kind is int else _VARIABLE
 
 

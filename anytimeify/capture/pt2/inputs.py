@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from anytimeify.capture.pt2.archive import Archive
-from anytimeify.capture.pt2.checks import INT64, Refused, quoteless, shown
+from anytimeify.capture.pt2.checks import INT64, RefusedError, quoteless, shown
 from anytimeify.capture.pt2.tensors import view
 
 __all__ = ["read_inputs"]
 
 _MEMBERS = re.compile(
-    r"data\.pkl|data/\d{1,9}|byteorder|version|\.data/(version|serialization_id)|\.format_version|\.storage_alignment"
+    r"data\.pkl|data/[0-9]{1,9}|byteorder|version|\.data/(version|serialization_id)|\.format_version|\.storage_alignment"
 )
 _STORAGES = {
     "ByteStorage": torch.uint8,
@@ -40,18 +40,22 @@ _STORAGES = {
     "ComplexDoubleStorage": torch.complex128,
 }
 _DTYPES = ("uint16", "uint32", "uint64", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz")
-_DEVICE = re.compile(r"cpu|meta|(cuda|xpu)(:\d{1,3})?|mps(:0)?")
+_DEVICE = re.compile(r"cpu|meta|(cuda|xpu)(:[0-9]{1,3})?|mps(:0)?")
 
 
 def read_inputs(data: bytes) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """Positional and keyword arguments; None where the program was saved without. Raises `Refused` for everything that
+    """Positional and keyword arguments; None where the program was saved without. Raises `RefusedError` for everything that
     is neither a tensor, a number, text nor a container of such."""
     if not data:
         return None
     with Archive(io.BytesIO(data), _MEMBERS) as archive:
         value = _Machine(archive).run(archive.read("data.pkl"))
-    if not (isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], tuple) and isinstance(value[1], dict)):
-        raise Refused("example inputs", f"expected positional and keyword arguments, got {shown(type(value).__name__)}")
+    if not (
+        isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], tuple) and isinstance(value[1], dict)
+    ):
+        raise RefusedError(
+            "example inputs", f"expected positional and keyword arguments, got {shown(type(value).__name__)}"
+        )
     return value[0], value[1]
 
 
@@ -82,13 +86,13 @@ class _Machine:
                     (result,) = self._stack
                     return result
                 if opcode.name not in _INSTRUCTIONS:
-                    raise Refused("example inputs", f"{opcode.name} is no instruction that plain data needs")
+                    raise RefusedError("example inputs", f"{opcode.name} is no instruction that plain data needs")
                 _INSTRUCTIONS[opcode.name](self, argument)
         except (IndexError, KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            if isinstance(error, Refused):
+            if isinstance(error, RefusedError):
                 raise
-            raise Refused("example inputs", f"are damaged ({type(error).__name__})") from error
-        raise Refused("example inputs", "are cut off")
+            raise RefusedError("example inputs", f"are damaged ({type(error).__name__})") from error
+        raise RefusedError("example inputs", "are cut off")
 
     def push(self, value: Any) -> None:
         if isinstance(value, str):
@@ -132,13 +136,13 @@ class _Machine:
     def named(self, argument: Any) -> None:
         name = str(argument).replace(" ", ".")
         if name not in _FUNCTIONS and name not in _KINDS:
-            raise Refused("example inputs", f"are pickled Python objects, of {shown(name)}")
+            raise RefusedError("example inputs", f"are pickled Python objects, of {shown(name)}")
         self._stack.append(_Named(name))
 
     def call(self, _: Any) -> None:
         function, arguments = self.take(2)
         if not isinstance(function, _Named) or function.name not in _FUNCTIONS or not isinstance(arguments, tuple):
-            raise Refused("example inputs", "call what is no function in the table")
+            raise RefusedError("example inputs", "call what is no function in the table")
         self._stack.append(_FUNCTIONS[function.name](*arguments))
 
     def storage(self, _: Any) -> None:
@@ -157,7 +161,9 @@ def _tensor(storage: Any, offset: Any, sizes: Any, strides: Any, requires_grad: 
     return _typed(found, dtype, offset, sizes, strides, requires_grad)
 
 
-def _tensor_of_bytes(storage: Any, offset: Any, sizes: Any, strides: Any, requires_grad: Any, _: Any, dtype: Any) -> Tensor:
+def _tensor_of_bytes(
+    storage: Any, offset: Any, sizes: Any, strides: Any, requires_grad: Any, _: Any, dtype: Any
+) -> Tensor:
     if not isinstance(dtype, _Named) or dtype.name.removeprefix("torch.") not in _DTYPES:
         raise TypeError
     return _typed(storage[0], getattr(torch, dtype.name.removeprefix("torch.")), offset, sizes, strides, requires_grad)

@@ -10,13 +10,13 @@ from __future__ import annotations
 from typing import Any
 
 from anytimeify._torch import operator, prepare_torchvision, text_arguments
-from anytimeify.capture.pt2.checks import Refused, shown
+from anytimeify.capture.pt2.checks import RefusedError, shown
 
 __all__ = ["HIGHER_ORDER", "SYMBOLIC", "target"]
 
 _NAMESPACES = ("aten", "prims", "quantized", "quantized_decomposed", "torchvision", "anytimeify")
 
-# Options by name. Not here: `filename` (of `from_file`, which maps a file, and makes it), `path`, `s` (what is printed).
+# Options by name. Not here: `filename` (of `from_file`, which maps a file, and makes it), `s` (what is printed).
 _OPTIONS = frozenset(
     {"UPLO", "activation", "algorithm", "api_name", "approximate", "assert_msg", "driver", "equation", "indexing"}
     | {"interpolation", "mode", "norm", "ord", "p", "pad_mode", "padding", "padding_mode", "padding_side", "reduce"}
@@ -39,9 +39,9 @@ HIGHER_ORDER = frozenset(
 
 
 def target(value: Any, where: str) -> None:
-    """The text of a target, such as `torch.ops.aten.add.Tensor`; `Refused` where it is none of those above."""
+    """The text of a target, such as `torch.ops.aten.add.Tensor`; `RefusedError` where it is none of those above."""
     if not isinstance(value, str):
-        raise Refused(where, f"expected an operator, got {shown(value)}")
+        raise RefusedError(where, f"expected an operator, got {shown(value)}")
     if value in SYMBOLIC:
         return
     match value.split("."):
@@ -50,9 +50,9 @@ def target(value: Any, where: str) -> None:
         case ["torch", "ops", namespace, one, overload] if namespace in _NAMESPACES:
             _computes(namespace, one, overload, where)
         case ["torch", "ops", namespace, _, _] if namespace.isidentifier():
-            raise Refused(where, f"{shown(value)} is an operator of a library other than torch")
+            raise RefusedError(where, f"{shown(value)} is an operator of a library other than torch")
         case _:
-            raise Refused(where, f"{shown(value)} is no operator that is read")
+            raise RefusedError(where, f"{shown(value)} is no operator that is read")
 
 
 def _computes(namespace: str, one: str, overload: str, where: str) -> None:
@@ -60,7 +60,7 @@ def _computes(namespace: str, one: str, overload: str, where: str) -> None:
         prepare_torchvision()
     found = operator(namespace, one, overload)
     if found is None:
-        raise Refused(where, f"{shown(f'{namespace}.{one}.{overload}')} is no operator of this installation")
+        raise RefusedError(where, f"{shown(f'{namespace}.{one}.{overload}')} is no operator of this installation")
     other = [name for name in text_arguments(found) if name not in _OPTIONS]
     if other:
-        raise Refused(where, f"{found} takes '{other[0]}', which is no option of a computation")
+        raise RefusedError(where, f"{found} takes '{other[0]}', which is no option of a computation")

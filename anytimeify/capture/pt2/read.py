@@ -16,7 +16,7 @@ from torch.export import ExportedProgram
 
 from anytimeify._torch import program_of_parts
 from anytimeify.capture.pt2.archive import Archive
-from anytimeify.capture.pt2.checks import Refused, shown
+from anytimeify.capture.pt2.checks import RefusedError, shown
 from anytimeify.capture.pt2.inputs import read_inputs
 from anytimeify.capture.pt2.schema import check_payloads, check_program, without_provenance
 from anytimeify.capture.pt2.tensors import read_tensors
@@ -27,20 +27,20 @@ _MODEL = "model"  # what torch.export.save calls the one program that it writes
 _MEMBERS = re.compile(
     r"archive_format|archive_version|byteorder|version|\.data/(version|serialization_id)"
     r"|\.format_version|\.storage_alignment|models/model\.json|data/sample_inputs/model\.pt"
-    r"|data/weights/(weight_\d{1,9}|model_weights_config\.json)"
-    r"|data/constants/(tensor_\d{1,9}|model_constants_config\.json)"
-    r"|extra/[\w.\-/]{1,200}"
+    r"|data/weights/(weight_[0-9]{1,9}|model_weights_config\.json)"
+    r"|data/constants/(tensor_[0-9]{1,9}|model_constants_config\.json)"
+    r"|extra/[A-Za-z0-9_.\-/]{1,200}"
 )
 _EXPECTED = {"archive_format": b"pt2", "archive_version": b"0", "byteorder": b"little"}
 
 
 def read_program(file: Path) -> ExportedProgram:
-    """The program in a file. Raises `Refused` where a member or a field is of no kind that runs no code,
+    """The program in a file. Raises `RefusedError` where a member or a field is of no kind that runs no code,
     `zipfile.BadZipFile` where the file is damaged, and what torch raises where the parts do not fit together."""
     with file.open("rb") as stream, Archive(stream, _MEMBERS) as archive:
         for member, expected in _EXPECTED.items():
             if member in archive.names and archive.read(member).strip() != expected:
-                raise Refused(f"member '{member}'", f"expected {expected.decode()}")
+                raise RefusedError(f"member '{member}'", f"expected {expected.decode()}")
         document = _document(archive, f"models/{_MODEL}.json", check_program)
         state, constants = _tensors(archive, "weights"), _tensors(archive, "constants")
         inputs = read_inputs(archive.read(f"data/sample_inputs/{_MODEL}.pt"))
@@ -66,10 +66,10 @@ def _document(archive: Archive, member: str, check: Any) -> Any:
     try:
         document = json.loads(archive.read(member).decode(), parse_constant=number, object_pairs_hook=once)
         check(document)
-    except Refused as error:
-        raise Refused(f"member '{member}'", str(error)) from error
+    except RefusedError as error:
+        raise RefusedError(f"member '{member}'", str(error)) from error
     except RecursionError as error:
-        raise Refused(f"member '{member}'", "is nested too deeply") from error
+        raise RefusedError(f"member '{member}'", "is nested too deeply") from error
     except ValueError as error:
-        raise Refused(f"member '{member}'", f"is no document: {shown(str(error))}") from error
+        raise RefusedError(f"member '{member}'", f"is no document: {shown(str(error))}") from error
     return document

@@ -1,7 +1,7 @@
 """The document of an exported program, as tables: for every field that is read, of which kind its value must be.
 
-The rows are those of torch's own schema (`torch/_export/serde/schema.py`), the versions with major number 8. What is not
-in a row is refused, among it everything that torch unpickles or compiles: custom objects, opaque values, tokens of
+The rows are those of torch's own schema (`torch/_export/serde/schema.py`), major version 8. What is in no row is
+refused, among it everything that torch unpickles or compiles: custom objects, opaque values, tokens of
 side effects. A test holds the tables against the schema of the torch that is installed.
 """
 
@@ -15,7 +15,7 @@ from anytimeify.capture.pt2.checks import (
     INT64,
     Maybe,
     Record,
-    Refused,
+    RefusedError,
     Table,
     Union,
     boolean,
@@ -52,13 +52,13 @@ def _json(value: Any, where: str) -> None:
     try:
         json.loads(value)
     except ValueError as error:
-        raise Refused(where, "is no JSON") from error
+        raise RefusedError(where, "is no JSON") from error
 
 
 def _not_pickled(value: Any, where: str) -> None:
     boolean(value, where)
     if value:
-        raise Refused(where, "the value is a pickled Python object")
+        raise RefusedError(where, "the value is a pickled Python object")
 
 
 _ARGUMENT = {
@@ -235,7 +235,7 @@ _TABLE: Table = {
     "PayloadConfig": Record({"config": {dotted: "PayloadMeta"}}),
     "PayloadMeta": Record(
         {
-            "path_name": matching(r"(weight|tensor)_\d{1,9}", "the name of a tensor in the archive"),
+            "path_name": matching(r"(weight|tensor)_[0-9]{1,9}", "the name of a tensor in the archive"),
             "is_param": boolean,
             "use_pickle": _not_pickled,
             "tensor_meta": "PayloadTensor",
@@ -264,7 +264,7 @@ UNREAD = {
 
 
 def check_program(document: Any) -> None:
-    """Raises `Refused` for the first field of a program that is of no kind in the tables."""
+    """Raises `RefusedError` for the first field of a program that is of no kind in the tables."""
     check(_TABLE, "ExportedProgram", document, "")
 
 

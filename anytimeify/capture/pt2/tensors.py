@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from anytimeify.capture.pt2.archive import Archive
-from anytimeify.capture.pt2.checks import Refused
+from anytimeify.capture.pt2.checks import RefusedError
 
 __all__ = ["DTYPES", "read_tensors", "view"]
 
@@ -45,7 +45,7 @@ _LARGEST_EXPANSION = 1 << 28
 def read_tensors(archive: Archive, folder: str, config: dict[str, Any]) -> dict[str, Tensor]:
     """The tensors of a table of payloads that was checked, by name; those in one member share its memory.
 
-    Raises `Refused` for a view that leaves its storage, and for a tensor without values.
+    Raises `RefusedError` for a view that leaves its storage, and for a tensor without values.
     """
     storages: dict[str, Tensor] = {}
     result: dict[str, Tensor] = {}
@@ -67,23 +67,25 @@ def read_tensors(archive: Archive, folder: str, config: dict[str, Any]) -> dict[
 def view(
     storage: Tensor, dtype: torch.dtype, sizes: Sequence[int], strides: Sequence[int], offset: int, where: str
 ) -> Tensor:
-    """The bytes `storage` as elements of a type, seen with sizes, strides and an offset; `Refused` outside of it."""
+    """The bytes `storage` as elements of a type, seen with sizes, strides and an offset; `RefusedError` outside of it."""
     if len(sizes) != len(strides):
-        raise Refused(where, f"has {len(sizes)} sizes and {len(strides)} strides")
+        raise RefusedError(where, f"has {len(sizes)} sizes and {len(strides)} strides")
     if storage.numel() % dtype.itemsize:
-        raise Refused(where, f"{storage.numel()} bytes are no whole number of elements of {dtype}")
+        raise RefusedError(where, f"{storage.numel()} bytes are no whole number of elements of {dtype}")
     if dtype is torch.bool and storage.numel() and int(storage.max()) > 1:
-        raise Refused(where, "has truth values that are neither true nor false")
+        raise RefusedError(where, "has truth values that are neither true nor false")
     flat = storage.view(dtype)
     empty = 0 in sizes
     last = offset if empty else offset + sum((size - 1) * step for size, step in zip(sizes, strides, strict=True))
     if last >= flat.numel() + empty:
-        raise Refused(where, f"sizes {list(sizes)} with strides {list(strides)} go beyond its {flat.numel()} elements")
+        raise RefusedError(
+            where, f"sizes {list(sizes)} with strides {list(strides)} go beyond its {flat.numel()} elements"
+        )
     elements = 1
     for size in sizes:
         elements *= size
     if elements > max(flat.numel(), _LARGEST_EXPANSION):
-        raise Refused(where, f"sizes {list(sizes)} expand {flat.numel()} elements to more than is read")
+        raise RefusedError(where, f"sizes {list(sizes)} expand {flat.numel()} elements to more than is read")
     return flat.as_strided(sizes, strides, offset)
 
 

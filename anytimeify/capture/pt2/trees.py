@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from anytimeify.capture.pt2.checks import Refused, dotted, name, number, quoteless, shown
+from anytimeify.capture.pt2.checks import RefusedError, dotted, name, number, quoteless, shown
 
 __all__ = ["input_tree", "tree"]
 
@@ -35,21 +35,21 @@ def input_tree(value: Any, where: str) -> None:
 
 def _root(value: Any, where: str) -> Any:
     if not isinstance(value, str):
-        raise Refused(where, f"expected how values are nested, got {shown(value)}")
+        raise RefusedError(where, f"expected how values are nested, got {shown(value)}")
     try:
         parsed = json.loads(value)
     except ValueError as error:
-        raise Refused(where, f"says in no JSON how values are nested: {shown(value)}") from error
+        raise RefusedError(where, f"says in no JSON how values are nested: {shown(value)}") from error
     if not isinstance(parsed, list) or len(parsed) != 2 or parsed[0] != 1:
-        raise Refused(where, f"expected [1, nesting], got {shown(value)}")
+        raise RefusedError(where, f"expected [1, nesting], got {shown(value)}")
     return parsed[1]
 
 
 def _node(node: Any, where: str) -> None:
     if not isinstance(node, dict) or set(node) != {"type", "context", "children_spec"}:
-        raise Refused(where, f"expected a nesting with type, context and children_spec, got {shown(node)}")
+        raise RefusedError(where, f"expected a nesting with type, context and children_spec, got {shown(node)}")
     if not isinstance(node["children_spec"], list):
-        raise Refused(where, f"expected a list of nestings, got {shown(node['children_spec'])}")
+        raise RefusedError(where, f"expected a list of nestings, got {shown(node['children_spec'])}")
     kind, context = node["type"], _context(node["context"], where)
     if kind is not None:
         dotted(kind, where)
@@ -72,10 +72,10 @@ def _context(context: Any, where: str) -> Any:
 
 def _factory(context: Any, where: str) -> None:
     if not isinstance(context, dict) or set(context) != set(_FACTORY):
-        raise Refused(where, f"expected the context of a defaultdict, got {shown(context)}")
+        raise RefusedError(where, f"expected the context of a defaultdict, got {shown(context)}")
     made = (context["default_factory_module"], context["default_factory_name"])
     if made[0] != "builtins" or made[1] not in _DEFAULTS:
-        raise Refused(where, f"a defaultdict of {'.'.join(map(str, made))[:60]!r} imports a module")
+        raise RefusedError(where, f"a defaultdict of {'.'.join(map(str, made))[:60]!r} imports a module")
 
 
 def _plain(value: Any, where: str) -> None:
@@ -85,7 +85,7 @@ def _plain(value: Any, where: str) -> None:
     elif isinstance(value, dict):
         for key, one in value.items():
             if key == "__enum__":
-                raise Refused(where, "an enumeration imports a module")
+                raise RefusedError(where, "an enumeration imports a module")
             quoteless(key, where)
             _plain(one, where)
     elif isinstance(value, str):

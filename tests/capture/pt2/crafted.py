@@ -1,7 +1,7 @@
 """Files made to run code, or to do other harm, when an exported program is read: one function for each way.
 
-Each changes the parts of a genuine archive. Those in `RUNS` make a file where plain torch reads them; a test tries that,
-so that they stay what they claim to be. The others torch refuses by itself today, or they do harm of another kind.
+Each changes the parts of a genuine archive. Those in `RUNS` make a file where plain torch reads them; a test tries
+that, so that they stay what they claim to be. The others torch refuses by itself today, or they do harm of another kind.
 """
 
 from __future__ import annotations
@@ -301,7 +301,12 @@ def call_of_a_module_of_python(parts: Parts) -> None:
 
 @crafted()
 def operator_in_an_argument(parts: Parts) -> None:
-    call(parts, "torch.utils._pytree.tree_map", {"as_operator": "torch.hub.os.system"}, {"as_string": f"touch {parts.marker}"})
+    call(
+        parts,
+        "torch.utils._pytree.tree_map",
+        {"as_operator": "torch.hub.os.system"},
+        {"as_string": f"touch {parts.marker}"},
+    )
 
 
 @crafted()
