@@ -25,6 +25,7 @@ class Network(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 5)
+        self.shift: Tensor
         self.register_buffer("shift", torch.ones(5))
         self.scale = torch.full((5,), 2.0)
 

@@ -100,6 +100,8 @@ def _writes(args: tuple[Any, ...]) -> bool:
 def _harmless(source: Any, filename: str) -> bool:
     """Whether code to be compiled is that of a module that is installed, or does no more than a graph does."""
     text = source.decode(errors="replace") if isinstance(source, bytes) else source
+    if filename == "<unknown>":
+        return True  # by `ast.parse`, as a traceback does with its lines; to run such code is another event
     if os.path.isabs(filename) or text == _SYMPIFY or str(text).startswith(_NAMED_TUPLE) or _ARGMAP in filename:
         return True
     try:

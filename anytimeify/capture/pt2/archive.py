@@ -14,6 +14,8 @@ from anytimeify.capture.pt2.checks import RefusedError, shown
 
 __all__ = ["Archive"]
 
+_CHUNK = 1 << 24  # bytes that are read at a time
+
 
 class Archive:
     """Reads an archive of which every member's name is in `allowed`, a pattern of what follows the root folder.
@@ -69,11 +71,13 @@ class Archive:
         """A member as bytes in memory of torch's own, aligned as torch's is."""
         size = self.size(name)
         result = torch.empty(size, dtype=torch.uint8)
+        memory, position = result.numpy().data, 0
         with self._zip.open(self._entry(name)) as stream:
-            # Reading to the end compares the checksum.
-            if size and stream.readinto(memoryview(result.numpy())) != size:  # type: ignore[attr-defined]
-                raise zipfile.BadZipFile(f"'{name}' is cut off")
-            stream.read(1)
+            while chunk := stream.read(min(size - position, _CHUNK)):  # to the end, where the checksum is compared
+                memory[position : position + len(chunk)] = chunk
+                position += len(chunk)
+        if position < size:
+            raise zipfile.BadZipFile(f"'{name}' is cut off")
         return result
 
     def _entry(self, name: str) -> zipfile.ZipInfo:

@@ -1,7 +1,7 @@
 """Kinds of values that run no code, and how a nested document is compared with a table of them.
 
-A check takes a value and where it stands, and raises `RefusedError`. In a table, besides checks: a string names a row of the
-same table, `[spec]` is a list, `{key: spec}` a mapping (the key is a check), `Maybe(spec)` may be null.
+A check takes a value and where it stands, and raises `RefusedError`. In a table, besides checks: a string names a row
+of the same table, `[spec]` is a list, `{key: spec}` a mapping (the key is a check), `Maybe(spec)` may be null.
 """
 
 from __future__ import annotations

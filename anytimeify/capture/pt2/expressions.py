@@ -142,7 +142,7 @@ class _Expression:
         """Bounds of a node; `RefusedError` where it is no arithmetic, or too large."""
         result = self._variable(node, self._where) or self._number(node) or self._operation(node)
         if result.bits > _MOST_BITS or result.terms > _MOST_TERMS:
-            self._refuse(node, "stands for a number or a polynomial that is too large")
+            raise self._refused(node, "stands for a number or a polynomial that is too large")
         return result
 
     def _number(self, node: ast.expr) -> _Extent | None:
@@ -169,7 +169,7 @@ class _Expression:
                 return self._grown(_OPAQUE, [test, body, other], node)
             case ast.Call(func=function, args=args, keywords=[]) if ast.unparse(function) in self._functions:
                 return self._grown(self._functions[ast.unparse(function)], args, node)
-        return self._refuse(node, "is no arithmetic")
+        raise self._refused(node, "is no arithmetic")
 
     def _grown(self, how: str, operands: Sequence[ast.expr], node: ast.expr) -> _Extent:
         if how == _POWER:
@@ -184,12 +184,12 @@ class _Expression:
         """The exponent is a number that is written out, and small."""
         exponent = _literal(operands[1]) if len(operands) == 2 else None
         if exponent is None or exponent > _LARGEST_EXPONENT:
-            self._refuse(node, f"is no power of at most {_LARGEST_EXPONENT}")
-        base, times = self.extent(operands[0]), max(exponent or 0, 1)
+            raise self._refused(node, f"is no power of at most {_LARGEST_EXPONENT}")
+        base, times = self.extent(operands[0]), max(exponent, 1)
         return _Extent(base.bits * times + _LARGEST_EXPONENT, base.terms**times)
 
-    def _refuse(self, node: ast.expr, why: str) -> Any:
-        raise RefusedError(self._where, f"{why}: {shown(ast.unparse(node))}")
+    def _refused(self, node: ast.expr, why: str) -> RefusedError:
+        return RefusedError(self._where, f"{why}: {shown(ast.unparse(node))}")
 
 
 def _literal(node: ast.expr) -> int | None:
@@ -228,8 +228,8 @@ def _symbol_or_real(node: ast.expr, where: str) -> _Extent | None:
 
 def _assumed(node: ast.Call, names: frozenset[str] | set[str], kind: type, where: str) -> _Extent:
     for one in node.keywords:
-        value = one.value.value if isinstance(one.value, ast.Constant) else None
-        if one.arg not in names or type(value) is not kind or not 0 <= int(value) <= 1_000:
+        value: Any = one.value.value if isinstance(one.value, ast.Constant) else None
+        if one.arg not in names or type(value) is not kind or not 0 <= value <= 1_000:
             raise RefusedError(where, f"{shown(ast.unparse(one))} is nothing that is assumed of a size")
     return _Extent(1_100, 1) if kind is int else _VARIABLE
 

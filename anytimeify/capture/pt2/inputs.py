@@ -44,8 +44,8 @@ _DEVICE = re.compile(r"cpu|meta|(cuda|xpu)(:[0-9]{1,3})?|mps(:0)?")
 
 
 def read_inputs(data: bytes) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """Positional and keyword arguments; None where the program was saved without. Raises `RefusedError` for everything that
-    is neither a tensor, a number, text nor a container of such."""
+    """Positional and keyword arguments; None where the program was saved without. Raises `RefusedError` for
+    everything that is neither a tensor, a number, text nor a container of such."""
     if not data:
         return None
     with Archive(io.BytesIO(data), _MEMBERS) as archive:

@@ -51,7 +51,7 @@ def read_program(file: Path) -> ExportedProgram:
 def _tensors(archive: Archive, kind: str) -> dict[str, Any]:
     folder = f"data/{kind}"
     config = _document(archive, f"{folder}/{_MODEL}_{kind}_config.json", check_payloads)
-    return read_tensors(archive, folder, config["config"])
+    return read_tensors(archive, folder, config["config"], parameters=kind == "weights")
 
 
 def _document(archive: Archive, member: str, check: Any) -> Any:

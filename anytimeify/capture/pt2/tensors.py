@@ -42,8 +42,9 @@ DTYPES: dict[int, torch.dtype] = {
 _LARGEST_EXPANSION = 1 << 28
 
 
-def read_tensors(archive: Archive, folder: str, config: dict[str, Any]) -> dict[str, Tensor]:
-    """The tensors of a table of payloads that was checked, by name; those in one member share its memory.
+def read_tensors(archive: Archive, folder: str, config: dict[str, Any], *, parameters: bool) -> dict[str, Tensor]:
+    """The tensors of a table of payloads that was checked, by name; those in one member share its memory. `parameters`:
+    whether there may be some among them, as there are among weights, but not among constants.
 
     Raises `RefusedError` for a view that leaves its storage, and for a tensor without values.
     """
@@ -60,14 +61,14 @@ def read_tensors(archive: Archive, folder: str, config: dict[str, Any]) -> dict[
             if path not in storages:
                 storages[path] = archive.tensor(path).to(device)
             tensor = view(storages[path], dtype, sizes, strides, meta["storage_offset"]["as_int"], where)
-        result[name] = _leaf(tensor, payload["is_param"], meta["requires_grad"])
+        result[name] = _leaf(tensor, parameters and payload["is_param"], meta["requires_grad"])
     return result
 
 
 def view(
     storage: Tensor, dtype: torch.dtype, sizes: Sequence[int], strides: Sequence[int], offset: int, where: str
 ) -> Tensor:
-    """The bytes `storage` as elements of a type, seen with sizes, strides and an offset; `RefusedError` outside of it."""
+    """The bytes `storage` as elements of a type, seen with sizes, strides and an offset; `RefusedError` outside."""
     if len(sizes) != len(strides):
         raise RefusedError(where, f"has {len(sizes)} sizes and {len(strides)} strides")
     if storage.numel() % dtype.itemsize:

@@ -1,7 +1,7 @@
 """Files made to run code, or to do other harm, when an exported program is read: one function for each way.
 
 Each changes the parts of a genuine archive. Those in `RUNS` make a file where plain torch reads them; a test tries
-that, so that they stay what they claim to be. The others torch refuses by itself today, or they do harm of another kind.
+that, so that they stay what they claim to be. The others torch refuses itself today, or they do harm of another kind.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ class Network(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.layer = nn.Linear(3, 4)
+        self.shift: Tensor
         self.register_buffer("shift", torch.ones(4))
         self.constant = torch.arange(4.0)
 
@@ -262,7 +263,7 @@ def parameter_that_ends_its_quotes(parts: Parts) -> None:
 @crafted(runs=True)
 def key_that_ends_its_quotes(parts: Parts) -> None:
     key = f"+str({parts.code})+"
-    inputs = ((EXAMPLES[0], {key: torch.ones(2, 4)}, *EXAMPLES[2:]), {})
+    inputs: tuple[Any, ...] = ((EXAMPLES[0], {key: torch.ones(2, 4)}, *EXAMPLES[2:]), {})
     buffer = io.BytesIO()
     torch.save(inputs, buffer)
     parts.members[INPUTS] = buffer.getvalue()

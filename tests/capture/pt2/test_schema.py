@@ -135,7 +135,7 @@ def test_trees_are_names_and_data() -> None:
 
     from torch.utils._pytree import tree_structure, treespec_dumps
 
-    value = (1, [2, {"a": 3}, OrderedDict(b=4), defaultdict(list, c=5), deque([6]), None])
+    value = (1, [2, {"a": 3}, OrderedDict(b=4), defaultdict(int, c=5), deque([6]), None])
     tree(treespec_dumps(tree_structure(value)), "")
     input_tree(treespec_dumps(tree_structure(((1,), {"x": 2}))), "")
     with pytest.raises(RefusedError, match="keyword argument"):
