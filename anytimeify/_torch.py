@@ -97,7 +97,10 @@ def expression(size: int | torch.SymInt) -> sympy.Expr:
 
 
 # What the exporter says besides what it raises: tracebacks, symbols without a source line, operations that failed.
-_EXPORTER_LOGS = ("torch.export", "torch.fx.experimental.symbolic_shapes", "torch._subclasses.fake_tensor")
+_EXPORTER_LOGS = (
+    *("torch.export", "torch._export.serde.serialize"),
+    *("torch.fx.experimental.symbolic_shapes", "torch._subclasses.fake_tensor"),
+)
 
 
 class _Muted:

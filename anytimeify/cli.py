@@ -72,7 +72,10 @@ DynamicShapes = Annotated[
 ]
 TrustPickle = Annotated[
     bool,
-    typer.Option("--trust-pickle", help="Load a pickled model, which runs the code in it. Only for files you trust."),
+    typer.Option(
+        "--trust-pickle",
+        help="Load a pickle, or all that a .pt2 holds, which runs code in it. Only for files you trust.",
+    ),
 ]
 SavedModel = Annotated[
     Path, typer.Argument(metavar="DIR", help="A folder that `convert` wrote, or a file that net.save(path) wrote.")

@@ -171,10 +171,12 @@ def _in_archive(random: Random, paths: list[Path], target: Path) -> str:
 
 
 def _load(path: Path) -> ExportedProgram:
-    """Reads a program and captures it: what the file says must not run there either."""
+    """Reads a program, captures it and runs it, guards included: what else the file says must not run there either."""
     program = load_exported(path)
     with contextlib.suppress(AnytimeError):  # an output that is no prediction
         capture(program)
+    with contextlib.suppress(Exception):  # torch's own, where parts do not fit together: only what runs is of interest
+        _results(program)
     return program
 
 

@@ -12,7 +12,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, InputSpec
 
 from anytimeify._torch import program_of_parts
 from anytimeify.capture.pt2.archive import Archive
@@ -45,7 +47,33 @@ def read_program(file: Path) -> ExportedProgram:
         state, constants = _tensors(archive, "weights"), _tensors(archive, "constants")
         inputs = read_inputs(archive.read(f"data/sample_inputs/{_MODEL}.pt"))
     without_provenance(document["graph_module"]["graph"])
-    return program_of_parts(document, state, constants, inputs)
+    program = program_of_parts(document, state, constants, inputs)
+    _check_fit(program)
+    return program
+
+
+def _check_fit(program: ExportedProgram) -> None:
+    """`RefusedError` where a weight or a constant is missing, or is not of the type that the graph reads."""
+    if program.call_spec.in_spec is None:
+        raise RefusedError("", "does not say how it is called")
+    values = {node.name: node.meta.get("val") for node in program.graph.find_nodes(op="placeholder")}
+    for spec in program.graph_signature.input_specs:
+        if spec.kind in (InputKind.USER_INPUT, InputKind.TOKEN, InputKind.CUSTOM_OBJ):
+            continue
+        tensors = program.constants if _is_constant(spec) else program.state_dict
+        found, wanted = tensors.get(str(spec.target)), values.get(spec.arg.name)
+        if not isinstance(found, Tensor) or not isinstance(wanted, Tensor):
+            raise RefusedError("", f"has no tensor '{spec.target}', which its graph reads")
+        if found.shape != wanted.shape or found.dtype != wanted.dtype:
+            raise RefusedError(
+                "",
+                f"reads '{spec.target}' as {list(wanted.shape)} {wanted.dtype}, and it is {list(found.shape)} "
+                f"{found.dtype}",
+            )
+
+
+def _is_constant(spec: InputSpec) -> bool:
+    return spec.kind is InputKind.CONSTANT_TENSOR or (spec.kind is InputKind.BUFFER and not spec.persistent)
 
 
 def _tensors(archive: Archive, kind: str) -> dict[str, Any]:
