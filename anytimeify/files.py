@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from anytimeify.errors import AnytimeError, ArtifactError, MissingExtraError
+from anytimeify.errors import AnytimeError, ArtifactError, MissingExtraError, refusing
 
 try:
     import fcntl
@@ -50,23 +50,16 @@ def regular_file(path: str | os.PathLike[str]) -> Path:
 
 @contextmanager
 def reading(path: object) -> Iterator[None]:
-    """Around everything that is made of what a file says: whatever goes wrong is an `ArtifactError` that names it.
-
-    A file may say anything, so that anything may go wrong: numbers without end, nesting without end, bytes that are no
-    text. A package that is missing stays a `MissingExtraError`.
-    """
+    """Around everything that is made of what a file says: whatever goes wrong is an `ArtifactError` that names it. A
+    package that is missing stays a `MissingExtraError`."""
     try:
-        yield
+        with refusing(ArtifactError, f"{path} is damaged: it"):
+            yield
     except MissingExtraError:
         raise
     except AnytimeError as error:
         text = str(error)
-        raise ArtifactError(text if str(path) in text else f"{path}: {text}") from error
-    except MemoryError as error:
-        raise ArtifactError(f"{path} asks for more memory than there is") from error
-    except Exception as error:
-        first = (str(error).strip().splitlines() or [""])[0][:200]
-        raise ArtifactError(f"{path} is damaged: it cannot be read ({type(error).__name__}: {first})") from error
+        raise ArtifactError(text if str(path) in text else f"{path}: {text}") from (error.__cause__ or error)
 
 
 # Writing.
