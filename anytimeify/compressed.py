@@ -2,7 +2,8 @@
 
 `save_compressed(net.extract(0), path)` writes safetensors. Each tensor takes the smallest of three forms: dense, as it
 is; its values with one bit for every place; its values with their places as integers, unless next to nothing is left of
-a large tensor, for a file may not ask for any amount of memory. What is read back is the same bit for bit. No pickle, no code: a description in the header says the forms, and checksums of what is read are compared.
+a large tensor, for a file may not ask for any amount of memory. What is read back is the same bit for bit. No pickle,
+no code: a description in the header says the forms, and checksums of what is read are compared.
 """
 
 from __future__ import annotations

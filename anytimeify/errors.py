@@ -56,8 +56,8 @@ class MissingExtraError(AnytimeError, ImportError):
 def refusing(kind: type[AnytimeError], what: object) -> Iterator[None]:
     """Around everything that is made of what somebody else wrote: a file, or a text that was typed.
 
-    It may say anything, so anything may go wrong: numbers without end, nesting without end, bytes that are no text. What
-    nobody thought of becomes an error of this kind, from its cause. `what` names the file or quotes the text.
+    It may say anything, so anything may go wrong: numbers without end, nesting without end, bytes that are no text.
+    What nobody thought of becomes an error of this kind, from its cause. `what` names the file or quotes the text.
     """
     try:
         yield

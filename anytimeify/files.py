@@ -40,11 +40,11 @@ def regular_file(path: str | os.PathLike[str]) -> Path:
         mode = file.stat().st_mode
     except (OSError, ValueError) as error:
         missing = isinstance(error, FileNotFoundError | NotADirectoryError)
-        raise ArtifactError(f"'{file}' {'does not exist' if missing else f'cannot be read: {error}'}") from error
+        raise ArtifactError(f"{file} {'does not exist' if missing else f'cannot be read: {error}'}") from error
     if stat.S_ISDIR(mode):
-        raise ArtifactError(f"'{file}' is a folder: give the name of a file")
+        raise ArtifactError(f"{file} is a folder: give the name of a file")
     if not stat.S_ISREG(mode):
-        raise ArtifactError(f"'{file}' is a {_kind(mode)}, not a file")
+        raise ArtifactError(f"{file} is a {_kind(mode)}, not a file")
     return file
 
 
@@ -120,6 +120,8 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 def refuse_existing(path: str | os.PathLike[str]) -> None:
     """Raises `ArtifactError` where `path` exists or its folder does not: nothing is ever overwritten."""
     target = Path(path)
+    if "\0" in str(target):
+        raise ArtifactError(f"{str(target)!r} is no name of a file")
     if os.path.lexists(target):
         raise ArtifactError(f"'{target}' exists already. Nothing was written; remove it or choose another name.")
     _refuse_without_folder(target)
