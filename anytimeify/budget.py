@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from anytimeify.errors import BudgetError
+from anytimeify.errors import BudgetError, refusing
 from anytimeify.ir import Captured, Level
 
 __all__ = ["Budget", "example_batch", "measure_latency", "select", "usable"]
@@ -82,7 +82,8 @@ class Budget:
             if name in values:
                 raise BudgetError(f"'{text}': {name} is given twice")
             values[name] = value if name == "device" else _number(name, value)
-        return Budget(**values)
+        with refusing(BudgetError, f"the budget '{text}'"):
+            return Budget(**values)
 
     def __str__(self) -> str:
         """What `parse` reads, for every budget."""

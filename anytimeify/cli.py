@@ -10,13 +10,14 @@ import json
 import re
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import Annotated, Any, NoReturn, TextIO
 
 import torch
 import typer
@@ -308,8 +309,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 warnings.simplefilter("ignore")  # of torch and the model's own code, about what nobody here can change
             app(arguments)
     except AnytimeError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(1)
+        _fail(str(error))
+    except Exception as error:  # nobody thought of it; where it happened is of use to who mends it
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{Path(last.filename).name}:{last.lineno}"
+        first = (str(error).strip().splitlines() or [""])[0]
+        _fail(f"a fault in anytimeify, {type(error).__name__} in {place}: {first}")
+
+
+def _fail(message: str) -> NoReturn:
+    """Ends with status 1 and a message, of which a terminal shows what it can."""
+    encoding = sys.stderr.encoding or "utf-8"
+    sys.stderr.write(f"error: {message}\n".encode(encoding, "backslashreplace").decode(encoding))
+    sys.exit(1)
 
 
 # Reading what was typed. What cannot be read is bad usage.

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from anytimeify.errors import AnytimeError, ArtifactError, MissingExtraError
+from anytimeify.errors import AnytimeError, ArtifactError, MissingExtraError, refusing
 
 try:
     import fcntl
@@ -40,33 +40,26 @@ def regular_file(path: str | os.PathLike[str]) -> Path:
         mode = file.stat().st_mode
     except (OSError, ValueError) as error:
         missing = isinstance(error, FileNotFoundError | NotADirectoryError)
-        raise ArtifactError(f"'{file}' {'does not exist' if missing else f'cannot be read: {error}'}") from error
+        raise ArtifactError(f"{file} {'does not exist' if missing else f'cannot be read: {error}'}") from error
     if stat.S_ISDIR(mode):
-        raise ArtifactError(f"'{file}' is a folder: give the name of a file")
+        raise ArtifactError(f"{file} is a folder: give the name of a file")
     if not stat.S_ISREG(mode):
-        raise ArtifactError(f"'{file}' is a {_kind(mode)}, not a file")
+        raise ArtifactError(f"{file} is a {_kind(mode)}, not a file")
     return file
 
 
 @contextmanager
 def reading(path: object) -> Iterator[None]:
-    """Around everything that is made of what a file says: whatever goes wrong is an `ArtifactError` that names it.
-
-    A file may say anything, so that anything may go wrong: numbers without end, nesting without end, bytes that are no
-    text. A package that is missing stays a `MissingExtraError`.
-    """
+    """Around everything that is made of what a file says: whatever goes wrong is an `ArtifactError` that names it. A
+    package that is missing stays a `MissingExtraError`."""
     try:
-        yield
+        with refusing(ArtifactError, f"{path} is damaged: it"):
+            yield
     except MissingExtraError:
         raise
     except AnytimeError as error:
         text = str(error)
-        raise ArtifactError(text if str(path) in text else f"{path}: {text}") from error
-    except MemoryError as error:
-        raise ArtifactError(f"{path} asks for more memory than there is") from error
-    except Exception as error:
-        first = (str(error).strip().splitlines() or [""])[0][:200]
-        raise ArtifactError(f"{path} is damaged: it cannot be read ({type(error).__name__}: {first})") from error
+        raise ArtifactError(text if str(path) in text else f"{path}: {text}") from (error.__cause__ or error)
 
 
 # Writing.
@@ -127,6 +120,8 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 def refuse_existing(path: str | os.PathLike[str]) -> None:
     """Raises `ArtifactError` where `path` exists or its folder does not: nothing is ever overwritten."""
     target = Path(path)
+    if "\0" in str(target):
+        raise ArtifactError(f"{str(target)!r} is no name of a file")
     if os.path.lexists(target):
         raise ArtifactError(f"'{target}' exists already. Nothing was written; remove it or choose another name.")
     _refuse_without_folder(target)

@@ -22,7 +22,7 @@ from typing import Any, ClassVar, Literal, TypeAlias, Union, get_args, get_origi
 from torch import nn
 
 from anytimeify.axes import Axes
-from anytimeify.errors import SchemeError
+from anytimeify.errors import SchemeError, refusing
 from anytimeify.ir import Captured, Rewritten
 
 __all__ = ["Composed", "Scheme", "compose", "parse_scheme", "schemes"]
@@ -136,7 +136,8 @@ _FIELD = re.compile(r"(?P<name>[A-Za-z_]\w*)\s*=\s*")
 def parse_scheme(text: str) -> Scheme:
     """Read a spec string, or several in a row. Raises `SchemeError` that quotes what was typed and lists what there
     is."""
-    return compose([text])
+    with refusing(SchemeError, f"'{text}'"):
+        return compose([text])
 
 
 def _parse(text: str) -> list[Scheme]:

@@ -146,7 +146,7 @@ LOADER = Loader(
     {
         "an endless number": crafted(".scheme", "nested-channels{widths=" + "9" * 5000 + ",1}"),
         "deep brackets": crafted(".scheme", "hierarchical-ensemble{splits=" + "(" * 5000 + ")" * 5000 + "}"),
-        "a billion leaves": crafted(".scheme", "hierarchical-ensemble{splits=((conv,1000000000),)}"),
+        "a billion leaves": crafted(".scheme", "hierarchical-ensemble{splits=((stem,1000000000),)}"),
         "a million forks": crafted(".scheme", "hierarchical-ensemble{depth=1000000}"),
         "a pattern that backtracks": crafted(".scheme", "nested-channels{where=" + "*a" * 40 + "b}"),
         "code as a pattern": crafted(".scheme", f"nested-channels{{where={CANARY}}}"),
