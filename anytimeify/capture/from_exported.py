@@ -26,10 +26,12 @@ __all__ = ["from_exported"]
 def from_exported(exported: ExportedProgram, example_inputs: Any, output: int | str | None, *, check: bool) -> Captured:
     """`check`: compare on the example inputs, in the mode of the export, unless that is random.
 
-    A program may have been read from a file, whose parts need not fit together: whatever goes wrong is a `CaptureError`.
+    A program may have been read from a file, whose parts need not fit together: whatever goes wrong is a
+    `CaptureError`, and the grad mode, which a program switches while it runs, is what it was.
     """
     try:
-        return _captured(exported, example_inputs, output, check=check)
+        with torch.set_grad_enabled(torch.is_grad_enabled()):
+            return _captured(exported, example_inputs, output, check=check)
     except AnytimeError:
         raise
     except Exception as error:

@@ -29,7 +29,7 @@ from anytimeify.capture.pt2.checks import (
     prose,
     quoteless,
 )
-from anytimeify.capture.pt2.expressions import guard, symbol, symbolic
+from anytimeify.capture.pt2.expressions import guard, symbolic
 from anytimeify.capture.pt2.operators import target
 from anytimeify.capture.pt2.tensors import DTYPES
 from anytimeify.capture.pt2.trees import input_tree, tree
@@ -101,7 +101,7 @@ _TABLE: Table = {
         {
             "graph_module": "GraphModule",
             "opset_version": {name: _SMALL},
-            "range_constraints": {symbol: "RangeConstraint"},
+            "range_constraints": {symbolic: "RangeConstraint"},
             "schema_version": "SchemaVersion",
             "verifiers": [one_of(("TRAINING", "ATEN", "EDGE"), "verifier")],
             "torch_version": matching(r"[\w.+<=-]{1,60}", "a version of torch"),

@@ -25,6 +25,7 @@ S = "Symbol('s77', positive=True, integer=True)"
         f"And(StrictGreaterThan({S}, Integer(3)), Unequality({S}, Integer(5)))",
         "true",
         "s0 + 1",
+        "4*s79",
         "-(s0//2)*s1**2 % 3",
         f"OpaqueUnaryFn_sqrt(ToFloat({S}))",
     ],
