@@ -228,8 +228,9 @@ def _symbol_or_real(node: ast.expr, where: str) -> _Extent | None:
 
 def _assumed(node: ast.Call, names: frozenset[str] | set[str], kind: type, where: str) -> _Extent:
     for one in node.keywords:
-        value: Any = one.value.value if isinstance(one.value, ast.Constant) else None
-        if one.arg not in names or type(value) is not kind or not 0 <= value <= 1_000:
+        value = one.value.value if isinstance(one.value, ast.Constant) else None
+        small = isinstance(value, int) and 0 <= value <= 1_000
+        if one.arg not in names or not small or type(value) is not kind:
             raise RefusedError(where, f"{shown(ast.unparse(one))} is nothing that is assumed of a size")
     return _Extent(1_100, 1) if kind is int else _VARIABLE
 
