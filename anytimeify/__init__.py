@@ -3,6 +3,8 @@
 from anytimeify._torch import cope_with_torchvision
 from anytimeify.artifact import load
 from anytimeify.budget import Budget
+from anytimeify.capture import Source
+from anytimeify.capture import resolve as source
 from anytimeify.errors import (
     AnytimeError,
     AnytimeWarning,
@@ -70,6 +72,7 @@ __all__ = [
     "SandwichSampler",
     "Scheme",
     "SchemeError",
+    "Source",
     "Staged",
     "Taxonomy",
     "UnsupportedOpError",
@@ -77,6 +80,7 @@ __all__ = [
     "load",
     "parse_scheme",
     "schemes",
+    "source",
     "transform",
 ]
 

@@ -6,6 +6,8 @@ What is used, and why nothing public does it:
 * `torch._ops.HigherOrderOperator`: to tell a wrapper around a subgraph from an operation;
 * `torch.utils._pytree`: the trees that `torch.export` itself describes inputs and outputs with;
 * `SymInt.node.expr`: the expression behind a dynamic size;
+* `torch._export.serde`: an exported program from a document that was read and checked here;
+* `torch._C._dispatch_find_schema_or_throw`: whether a name is an operator of the dispatcher;
 * `torch._C._AutoDispatchBelowAutograd`: what an operator with its own derivatives calls itself under;
 * `torch.utils.checkpoint._checkpoint_without_reentrant_generator`: what runs around a checkpointed function;
 * `torch.utils._python_dispatch.TorchDispatchMode`: to see operations below autograd;
@@ -33,6 +35,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch._ops import HigherOrderOperator, OpOverload
 from torch.autograd import function
+from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 from torch.utils import checkpoint as checkpointing
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -52,10 +55,12 @@ __all__ = [
     "functional_overload",
     "gradient_hooks",
     "is_higher_order",
+    "operator",
     "prepare_torchvision",
+    "program_of_parts",
     "quiet_exporter",
-    "refuse_code_in_pickles",
     "schema",
+    "text_arguments",
     "treespec_dumps",
     "treespec_loads",
     "unflatten",
@@ -114,7 +119,10 @@ def expression(size: int | torch.SymInt) -> sympy.Expr:
 
 
 # What the exporter says besides what it raises: tracebacks, symbols without a source line, operations that failed.
-_EXPORTER_LOGS = ("torch.export", "torch.fx.experimental.symbolic_shapes", "torch._subclasses.fake_tensor")
+_EXPORTER_LOGS = (
+    *("torch.export", "torch._export.serde.serialize"),
+    *("torch.fx.experimental.symbolic_shapes", "torch._subclasses.fake_tensor"),
+)
 
 
 class _Muted:
@@ -145,23 +153,6 @@ def quiet_exporter() -> Iterator[None]:
             sys.stderr = stream
             for log, before in zip(logs, disabled, strict=True):
                 log.disabled = before
-
-
-@contextmanager
-def refuse_code_in_pickles(*, active: bool = True) -> Iterator[None]:
-    """Makes every `torch.load` inside take tensors and plain values only, whatever its caller asks for."""
-    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-    with ONE_AT_A_TIME:
-        before = os.environ.get(name)
-        try:
-            if active:
-                os.environ[name] = "1"
-            yield
-        finally:
-            if active and before is None:
-                os.environ.pop(name, None)
-            elif active and before is not None:
-                os.environ[name] = before
 
 
 # A CPU build of torch beside the torchvision of PyPI cannot load torchvision's compiled part; torchvision then fails
@@ -273,3 +264,37 @@ def gradient_hooks(tensor: Tensor) -> list[Any]:
 
 def is_higher_order(node: fx.Node) -> bool:
     return isinstance(node.target, HigherOrderOperator)
+
+
+def operator(namespace: str, name: str, overload: str) -> OpOverload | None:
+    """`aten`, `add`, `Tensor`: the operator of that name in torch's dispatcher; None where it has none.
+
+    `torch.ops` finds more than that: functions of TorchScript (`aten::save`, which writes a file) and its own methods
+    (`load_library`).
+    """
+    try:
+        torch._C._dispatch_find_schema_or_throw(f"{namespace}::{name}", "" if overload == "default" else overload)
+    except RuntimeError:
+        return None
+    found = getattr(getattr(getattr(torch.ops, namespace, None), name, None), overload, None)
+    return found if isinstance(found, OpOverload) else None
+
+
+def text_arguments(target: OpOverload) -> list[str]:
+    """The names of the arguments that are text, or may be."""
+    return [one.name for one in target._schema.arguments if "str" in str(one.type).lower().replace("stream", "")]
+
+
+def program_of_parts(
+    document: dict[str, Any],
+    state: dict[str, torch.Tensor],
+    constants: dict[str, torch.Tensor],
+    example_inputs: tuple[tuple[Any, ...], dict[str, Any]] | None,
+) -> ExportedProgram:
+    """What `torch.export.load` does with the parts of an archive, once they are read: `document` is the JSON of the
+    program. Runs code that a document can hold: the caller has checked it."""
+    from torch._export.serde import schema as parts
+    from torch._export.serde import serialize
+
+    program = serialize._dict_to_dataclass(parts.ExportedProgram, document)
+    return serialize.ExportedProgramDeserializer().deserialize(program, state, constants, example_inputs)

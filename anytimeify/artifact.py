@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from anytimeify.axes import analyse
-from anytimeify.errors import AnytimeError, ArtifactError
+from anytimeify.errors import ArtifactError
+from anytimeify.files import reading
 from anytimeify.model import AnytimeModel
 from anytimeify.storage import read
 
@@ -17,9 +18,10 @@ __all__ = ["load", "save"]
 
 
 def save(net: AnytimeModel, path: str | os.PathLike[str]) -> None:
-    """Writes the backbone's graph, the scheme and all tensors; replaces a file when the new one is whole.
+    """Writes the backbone's graph, the scheme, all tensors and the loss; replaces a file when the new one is whole.
 
-    The loss is not part of the file. Raises `ArtifactError` where nothing can be written.
+    A loss that is not one of `anytimeify.losses` is left out, with an `AnytimeWarning`. Raises `ArtifactError` where
+    nothing can be written, `SchemeError` for a scheme that could not be read back.
     """
     net.save(path)
 
@@ -28,18 +30,18 @@ def load(path: str | os.PathLike[str], *, loss: nn.Module | None = None) -> Anyt
     """Reads what `net.save(path)` wrote: applies the scheme to the saved graph again and fills in the tensors.
 
     Runs no code from the file. Tensors are those of the saved model, bit for bit; outputs are, where they are computed
-    the same way, and within rounding elsewhere. The model comes in eval mode, with the scheme's default loss unless
-    another is given. Raises `ArtifactError` for what is no whole, readable file.
+    the same way, and within rounding elsewhere. Parameters come in the order that they had, so that the state of an
+    optimizer fits. The model comes in eval mode, with the loss it was saved with unless another is given. Raises
+    `ArtifactError` for what is no whole, readable file, or was changed after it was written.
     """
-    stored = read(path)
-    try:
+    with reading(path):
+        stored = read(path)
         axes = analyse(stored.captured.program)
         rewritten = stored.options.apply(stored.scheme, stored.captured, axes)
-        net = AnytimeModel(stored.captured, axes, stored.scheme, rewritten, loss, options=stored.options)
-    except AnytimeError as error:
-        raise ArtifactError(f"{path}: the saved graph cannot be made into a model again: {error}") from error
-    _fill(net, stored.tensors, str(path))
-    net.recount()
+        kept = stored.loss if loss is None else loss
+        net = AnytimeModel(stored.captured, axes, stored.scheme, rewritten, kept, options=stored.options)
+        _fill(net, stored.tensors, str(path))
+        net.recount()
     return net.eval()
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from anytimeify.errors import BudgetError
+from anytimeify.errors import BudgetError, refusing
 from anytimeify.ir import Captured, Level
 from anytimeify.level_names import LevelName, find_level, parse_level
 
@@ -88,7 +88,8 @@ class Budget:
             if name in values:
                 raise BudgetError(f"'{text}': {name} is given twice")
             values[name] = _READ.get(name, partial(_number, name))(value)
-        return Budget(**values)
+        with refusing(BudgetError, f"the budget '{text}'"):
+            return Budget(**values)
 
     def __str__(self) -> str:
         """What `parse` reads, for every budget."""

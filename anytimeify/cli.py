@@ -10,13 +10,14 @@ import json
 import re
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import Annotated, Any, NoReturn, TextIO
 
 import torch
 import typer
@@ -31,7 +32,8 @@ from anytimeify.capture import capture, resolve
 from anytimeify.capture.inputs import CallInputs
 from anytimeify.compressed import save_compressed
 from anytimeify.errors import AnytimeError, BudgetError
-from anytimeify.export import FORMATS, new_folder, quiet, refuse_existing, require
+from anytimeify.export import FORMATS, quiet, require
+from anytimeify.files import new_folder, refuse_existing
 from anytimeify.level_names import parse_level
 from anytimeify.model import AnytimeModel
 from anytimeify.papers import entries
@@ -72,7 +74,10 @@ DynamicShapes = Annotated[
 ]
 TrustPickle = Annotated[
     bool,
-    typer.Option("--trust-pickle", help="Load a pickled model, which runs the code in it. Only for files you trust."),
+    typer.Option(
+        "--trust-pickle",
+        help="Load a pickle, or all that a .pt2 holds, which runs code in it. Only for files you trust.",
+    ),
 ]
 SavedModel = Annotated[
     Path, typer.Argument(metavar="DIR", help="A folder that `convert` wrote, or a file that net.save(path) wrote.")
@@ -309,8 +314,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 warnings.simplefilter("ignore")  # of torch and the model's own code, about what nobody here can change
             app(arguments)
     except AnytimeError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(1)
+        _fail(str(error))
+    except Exception as error:  # nobody thought of it; where it happened is of use to who mends it
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{Path(last.filename).name}:{last.lineno}"
+        first = (str(error).strip().splitlines() or [""])[0]
+        _fail(f"a fault in anytimeify, {type(error).__name__} in {place}: {first}")
+
+
+def _fail(message: str) -> NoReturn:
+    """Ends with status 1 and a message, of which a terminal shows what it can."""
+    encoding = sys.stderr.encoding or "utf-8"
+    sys.stderr.write(f"error: {message}\n".encode(encoding, "backslashreplace").decode(encoding))
+    sys.exit(1)
 
 
 # Reading what was typed. What cannot be read is bad usage.

@@ -1,8 +1,9 @@
 """Weights of sparse levels as small files: of every tensor the entries that are not zero, and where they are.
 
 `save_compressed(net.extract(0), path)` writes safetensors. Each tensor takes the smallest of three forms: dense, as it
-is; its values with one bit for every place; its values with their places as integers. What is read back is the same bit
-for bit. No pickle, no code: a description in the header says the forms, and checksums of what is read are compared.
+is; its values with one bit for every place; its values with their places as integers, unless next to nothing is left of
+a large tensor, for a file may not ask for any amount of memory. What is read back is the same bit for bit. No pickle,
+no code: a description in the header says the forms, and checksums of what is read are compared.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ import torch
 from torch import Tensor, nn
 
 from anytimeify.encoding import dtype_of
-from anytimeify.errors import AnytimeError, ArtifactError
-from anytimeify.export import new_file
+from anytimeify.errors import ArtifactError
+from anytimeify.files import new_file, reading, regular_file
 
 __all__ = ["FORMAT", "load_compressed", "save_compressed"]
 
 FORMAT = 1  # raised when a file can no longer be read by the code before
+_MOST, _SMALL = 1024, 1 << 16  # how much larger a tensor may be than what is stored of it, unless it has few bytes
 _KEY, _CHECKSUM = "anytimeify.compressed", "anytimeify.checksum"
 
 
@@ -64,20 +66,14 @@ def load_compressed(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
     Raises `ArtifactError` for what is no whole, readable file of this kind.
     """
-    source = Path(path)
-    if not source.is_file():
-        raise ArtifactError(f"{source} {'is a folder' if source.is_dir() else 'does not exist'}")
-    document, stored = _open(source)
-    if document.get("format") != FORMAT:
-        raise ArtifactError(
-            f"{source} has format {document.get('format')!r}, this version of anytimeify reads format {FORMAT}"
-        )
-    try:
+    source = regular_file(path)
+    with reading(source):
+        document, stored = _open(source)
+        if document.get("format") != FORMAT:
+            raise ArtifactError(
+                f"{source} has format {document.get('format')!r}, this version of anytimeify reads format {FORMAT}"
+            )
         return {name: _whole(name, entry, stored) for name, entry in document["tensors"].items()}
-    except AnytimeError as error:
-        raise ArtifactError(f"{source}: {error}") from error
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
-        raise ArtifactError(f"{source} is damaged: its description does not fit its tensors ({error!r})") from error
 
 
 def _open(source: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -91,7 +87,9 @@ def _open(source: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         document = json.loads(metadata[_KEY])
     except (safetensors.SafetensorError, OSError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{source} is no file of compressed weights, or is damaged ({error})") from error
-    if not isinstance(document, dict) or metadata.get(_CHECKSUM) != str(zlib.crc32(metadata[_KEY].encode())):
+    if not isinstance(document, dict) or metadata.get(_CHECKSUM) != str(
+        zlib.crc32(metadata[_KEY].encode("utf-8", "surrogatepass"))
+    ):
         raise ArtifactError(f"{source} is damaged: its description does not have the checksum that was written")
     return document, stored
 
@@ -119,6 +117,8 @@ def _smallest(tensor: Tensor) -> tuple[str, dict[str, Tensor]]:
         "bits": values + math.ceil(entries / 8),
         "places": values + kept * places.itemsize,
     }
+    if not _plausible(sizes["dense"], sizes["places"]):
+        del sizes["places"]
     form = min(sizes, key=sizes.__getitem__)
     if form == "dense":
         return form, {"dense": tensor.clone()}
@@ -135,6 +135,10 @@ def _integers(entries: int) -> torch.dtype:
     return next(fitting, torch.int64)
 
 
+def _plausible(dense: int, stored: int) -> bool:
+    return dense <= max(_SMALL, _MOST * stored)
+
+
 def _whole(name: str, entry: Mapping[str, Any], stored: Mapping[str, Tensor]) -> Tensor:
     shape, dtype, form = [int(size) for size in entry["shape"]], dtype_of(entry["dtype"]), entry["form"]
     if form == "dense":
@@ -142,6 +146,8 @@ def _whole(name: str, entry: Mapping[str, Any], stored: Mapping[str, Tensor]) ->
     elif form in ("bits", "places"):
         values, where = stored[_key(name, "values")], stored[_key(name, form)]
         entries = math.prod(shape)
+        if not _plausible(entries * dtype.itemsize, values.nbytes + where.nbytes):
+            raise ArtifactError(f"{name} would take {entries * dtype.itemsize} bytes, of which the file holds too few")
         if form == "bits":
             if where.dtype != torch.uint8 or where.numel() != math.ceil(entries / 8):
                 raise ArtifactError(f"damaged: the places of {name} are those of another tensor")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class AnytimeError(Exception):
     """Base of all errors raised on purpose; the command line prints its text and exits with 1."""
@@ -55,3 +58,21 @@ class MissingExtraError(AnytimeError, ImportError):
             f"{purpose} needs the package '{package}', which is not installed. "
             f"Install it with: pip install 'anytimeify[{extra}]'"
         )
+
+
+@contextmanager
+def refusing(kind: type[AnytimeError], what: object) -> Iterator[None]:
+    """Around everything that is made of what somebody else wrote: a file, or a text that was typed.
+
+    It may say anything, so anything may go wrong: numbers without end, nesting without end, bytes that are no text.
+    What nobody thought of becomes an error of this kind, from its cause. `what` names the file or quotes the text.
+    """
+    try:
+        yield
+    except AnytimeError:
+        raise
+    except MemoryError as error:
+        raise kind(f"{what} asks for more memory than there is") from error
+    except Exception as error:
+        first = (str(error).strip().splitlines() or [""])[0]
+        raise kind(f"{what} cannot be read ({type(error).__name__}: {first[:200]})") from error

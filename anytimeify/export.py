@@ -11,8 +11,6 @@ import contextlib
 import io
 import logging
 import os
-import shutil
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,12 +20,13 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from anytimeify._torch import flatten, unflatten
-from anytimeify.capture.inputs import CallInputs, call_inputs, repeated, shapes_of_batch
+from anytimeify.capture.inputs import CallInputs, call_inputs, owns_storage, repeated, shapes_of_batch
 from anytimeify.errors import ArtifactError, CaptureError, MissingExtraError, VerificationError
+from anytimeify.files import new_file
 from anytimeify.process import ONE_AT_A_TIME
 
 __all__ = [
@@ -37,12 +36,9 @@ __all__ = [
     "export_pt2",
     "export_weights",
     "exported",
-    "new_file",
-    "new_folder",
     "onnx_refusals",
     "onnx_session",
     "quiet",
-    "refuse_existing",
     "require",
     "save_onnx",
 ]
@@ -103,64 +99,32 @@ def require(format: str) -> None:
             raise MissingExtraError(package, "onnx", "Writing ONNX")
 
 
-@contextmanager
-def new_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary name to write to; what is there moves to `path` when the block ends, and goes away if it fails.
-
-    Raises `ArtifactError` as `refuse_existing` does, before the block runs, and where nothing can be written.
-    """
-    target = Path(path)
-    with _beside(target) as folder:
-        yield folder / target.name
-        for file in sorted(
-            folder.iterdir(), key=lambda file: file.name == target.name
-        ):  # what others refer to comes last
-            os.replace(file, target.with_name(file.name))
-
-
-@contextmanager
-def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """The same for a folder."""
-    target = Path(path)
-    with _beside(target) as folder:
-        whole = folder / target.name
-        whole.mkdir()
-        yield whole
-        os.rename(whole, target)
-
-
-def refuse_existing(path: str | os.PathLike[str]) -> None:
-    """Raises `ArtifactError` where `path` exists or its folder does not: nothing is ever overwritten."""
-    target = Path(path)
-    if os.path.lexists(target):
-        raise ArtifactError(f"'{target}' exists already. Nothing was written; remove it or choose another name.")
-    if not target.parent.is_dir():
-        raise ArtifactError(f"There is no folder '{target.parent}' to write '{target.name}' to.")
-
-
-@contextmanager
-def _beside(target: Path) -> Iterator[Path]:
-    """A temporary folder in the folder of `target`, so that moving is renaming."""
-    refuse_existing(target)
-    try:
-        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    except OSError as error:
-        raise ArtifactError(f"'{target}' cannot be written: {error.strerror}.") from error
-    try:
-        yield folder
-    except OSError as error:
-        raise ArtifactError(f"'{target}' cannot be written: {_first_line(error)}.") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def exported(module: nn.Module, inputs: CallInputs, shapes: Any) -> ExportedProgram:
-    """The module as torch.export sees it. `CaptureError` where it refuses."""
+    """The module as torch.export sees it, holding no more than a file needs. `CaptureError` where it refuses."""
+    owned = inputs.owned()
     try:
         with torch.no_grad():
-            return torch.export.export(module, inputs.args, dict(inputs.kwargs), dynamic_shapes=shapes)
+            program = torch.export.export(module, owned.args, dict(owned.kwargs), dynamic_shapes=shapes)
     except Exception as error:
         raise CaptureError(f"torch.export cannot export the extracted level: {_first_line(error)}") from error
+    _keep_own_elements(program)
+    for part in program.graph_module.modules():
+        for node in part.graph.nodes if isinstance(part, fx.GraphModule) else ():
+            node.meta.pop("stack_trace", None)  # lines of torch's own files, by paths of this machine
+    return program
+
+
+def _keep_own_elements(program: ExportedProgram) -> None:
+    """Copies tensors that see a part of a larger storage, all of which would be written; one copy for each view."""
+    copies: dict[Any, Tensor] = {}
+    for tensors in (program.state_dict, program.constants):
+        for name, tensor in tensors.items():
+            if not isinstance(tensor, Tensor) or owns_storage(tensor):
+                continue
+            view = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+            copy = copies.setdefault(view, tensor.detach().clone())
+            parameter = isinstance(tensor, nn.Parameter)
+            tensors[name] = nn.Parameter(copy, tensor.requires_grad) if parameter else copy
 
 
 def save_onnx(

@@ -462,8 +462,10 @@ class AnytimeModel(Watched):
         self._definition = self._definition.recounted(self.tensors())
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the model, without its loss, into one file without pickle; `anytimeify.load(path)` reads it."""
-        storage.write(path, storage.Stored(self.captured, self.scheme, self.tensors(), self._definition.options))
+        """Writes the model into one file without pickle; `anytimeify.load(path)` reads it. Of a loss that is not one of
+        `anytimeify.losses` nothing is kept, and an `AnytimeWarning` says so."""
+        options = self._definition.options
+        storage.write(path, storage.Stored(self.captured, self.scheme, self.tensors(), options, self.loss))
 
     def report(self) -> Report:
         """Levels with their cost, axis groups with sites, roles and pins with reasons; prints as a table."""

@@ -22,7 +22,7 @@ from typing import Any, ClassVar, Literal, TypeAlias, Union, get_args, get_origi
 from torch import nn
 
 from anytimeify.axes import Axes
-from anytimeify.errors import SchemeError
+from anytimeify.errors import SchemeError, refusing
 from anytimeify.ir import Captured, Rewritten
 
 __all__ = ["Composed", "Scheme", "compose", "parse_scheme", "schemes"]
@@ -78,25 +78,34 @@ class Composed(Scheme):
         return " ".join(str(getattr(self, f.name)) for f in dataclasses.fields(self))  # type: ignore[arg-type]  # subclasses are dataclasses
 
 
-@cache
 def schemes() -> dict[str, type[Scheme]]:
-    """Every scheme by name. A file in `passes/` that defines a subclass of `Scheme` is enough to be found."""
+    """Every scheme by name. A file in `passes/` that defines a subclass of `Scheme` is enough to be found; one that is
+    defined elsewhere is found once its module is imported."""
     return {name: found for name, found in _found().items() if not issubclass(found, Composed)}
 
 
-@cache
 def _found() -> dict[str, type[Scheme]]:
+    _import_own()
+    found: dict[str, type[Scheme]] = {}
+    waiting = list(Scheme.__subclasses__())
+    while waiting:
+        scheme = waiting.pop()
+        waiting.extend(scheme.__subclasses__())
+        if "name" in vars(scheme) and not _is_own(found.get(scheme.name)):  # nobody takes the name of one of ours
+            found[scheme.name] = scheme
+    return dict(sorted(found.items()))
+
+
+@cache
+def _import_own() -> None:
     import anytimeify.passes
 
     for module in pkgutil.iter_modules(anytimeify.passes.__path__):
         importlib.import_module(f"anytimeify.passes.{module.name}")
-    found, waiting = {}, list(Scheme.__subclasses__())
-    while waiting:
-        scheme = waiting.pop()
-        waiting.extend(scheme.__subclasses__())
-        if "name" in vars(scheme):
-            found[scheme.name] = scheme
-    return dict(sorted(found.items()))
+
+
+def _is_own(scheme: type[Scheme] | None) -> bool:
+    return scheme is not None and scheme.__module__.startswith("anytimeify.passes.")
 
 
 def compose(parts: Iterable[Scheme | str]) -> Scheme:
@@ -127,7 +136,8 @@ _FIELD = re.compile(r"(?P<name>[A-Za-z_]\w*)\s*=\s*")
 def parse_scheme(text: str) -> Scheme:
     """Read a spec string, or several in a row. Raises `SchemeError` that quotes what was typed and lists what there
     is."""
-    return compose([text])
+    with refusing(SchemeError, f"'{text}'"):
+        return compose([text])
 
 
 def _parse(text: str) -> list[Scheme]:

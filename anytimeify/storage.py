@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-import tempfile
+import warnings
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,92 +17,85 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from anytimeify import spec
+from anytimeify import checksums, spec
 from anytimeify.encoding import decode_program, decode_signature, dtype_of, encode_program, encode_signature
-from anytimeify.errors import AnytimeError, ArtifactError
+from anytimeify.errors import AnytimeWarning, ArtifactError
+from anytimeify.files import regular_file, replaced_file
 from anytimeify.ir import Captured
+from anytimeify.loss_encoding import decode_loss, encode_loss, loss_tensors
 from anytimeify.passes.consensus import Consensus
 from anytimeify.passes.options import Options
 from anytimeify.rewriter import Scheme, parse_scheme
+from anytimeify.scheme_encoding import decode_scheme, encode_scheme
 from anytimeify.taxonomy import Taxonomy
 
-__all__ = ["FORMAT", "Stored", "read", "write"]
+__all__ = ["FORMAT", "Stored", "read", "seal", "write"]
 
-FORMAT = 1
-# Of files that code for the format before cannot read: those of models with a taxonomy or a consensus.
-WITH_OPTIONS = 2
+FORMAT = 3
+# Those before: checksums of values alone, parameters in the order of their names, no loss.
+_BEFORE = (1, 2)
 _KEY, _CHECKSUM = "anytimeify", "anytimeify.checksum"
+_LOSS = "anytime.loss."  # of the names of its tensors
+_LARGEST_EXAMPLES = 1 << 28  # bytes that example inputs are given values for; larger ones are all zero and take none
 
 
 @dataclass(frozen=True)
 class Stored:
-    """What a file holds: the backbone after `scheme.prepare`, the scheme, and every tensor of the model."""
+    """What a file holds: the backbone after `scheme.prepare`, the scheme, every tensor of the model, and its loss."""
 
     captured: Captured
     scheme: Scheme
     tensors: Mapping[str, Tensor]  # those of the backbone and those of the scheme; tied ones under each of their names
     options: Options = field(default_factory=Options)
+    loss: nn.Module | None = None  # read: None where it was none of ours
 
 
 def write(path: str | os.PathLike[str], stored: Stored) -> None:
     """Writes one file, whole or not at all. `ArtifactError` where the folder does not exist or cannot be written."""
-    target = Path(path)
-    if target.is_dir():
-        raise ArtifactError(f"{target} is a folder: give the name of a file to save to")
-    if not target.parent.is_dir():
-        raise ArtifactError(f"cannot save to {target}: the folder {target.parent} does not exist")
-    tensors, ties = _without_ties(stored.tensors)
+    of_loss = {} if stored.loss is None else loss_tensors(stored.loss)
+    named = {**stored.tensors, **{_LOSS + name: tensor for name, tensor in of_loss.items()}}
+    tensors, ties = _without_ties(named)
     captured = stored.captured
     document = {
-        "format": FORMAT if stored.options == Options() else WITH_OPTIONS,
-        "scheme": str(stored.scheme),
+        "format": FORMAT,
+        "scheme": encode_scheme(stored.scheme),
         "graph": encode_program(captured.program),
         "signature": encode_signature(captured.signature),
-        "tensors": sorted(captured.program.tensors),
-        "parameters": {name: t.requires_grad for name, t in stored.tensors.items() if isinstance(t, nn.Parameter)},
+        "tensors": list(captured.program.tensors),  # in the order in which modules hold them, as optimizers do
+        "parameters": {name: t.requires_grad for name, t in named.items() if isinstance(t, nn.Parameter)},
         "ties": ties,
         "examples": [
             [list(x.shape), str(x.dtype).removeprefix("torch."), _largest(x)] for x in captured.example_inputs
         ],
         "batch": captured.batch,
         "notes": list(captured.notes),
-        "checksums": {name: _checksum(tensor) for name, tensor in tensors.items()},
+        "loss": None if stored.loss is None else encode_loss(stored.loss),
         **_options_data(stored.options),
     }
-    text = json.dumps(document, separators=(",", ":"))
-    data = safetensors.torch.save(tensors, {_KEY: text, _CHECKSUM: str(zlib.crc32(text.encode()))})
-    temporary = None
-    try:
-        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
-            temporary = file.name
-            file.write(data)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, target)
-    except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        raise ArtifactError(f"cannot save to {target}: {error}") from error
+    data = seal(document, tensors)
+    with replaced_file(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def seal(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bytes:
+    """The bytes of a file: a description and tensors, with checksums that cover both."""
+    digests = {name: checksums.of_tensor(tensor) for name, tensor in tensors.items()}
+    text = json.dumps({**document, "checksums": digests}, separators=(",", ":"))
+    return safetensors.torch.save(dict(tensors), {_KEY: text, _CHECKSUM: checksums.of_text(text)})
 
 
 def read(path: str | os.PathLike[str]) -> Stored:
     """Reads a file. `ArtifactError` where it is missing, damaged, of another kind, or asks for what is not allowed."""
-    source = Path(path)
-    if not source.exists():
-        raise ArtifactError(f"{source} does not exist")
-    if source.is_dir():
-        raise ArtifactError(f"{source} is a folder: give the file that net.save(path) wrote")
+    source = regular_file(path)
     document, tensors = _open(source)
-    if document.get("format") not in (FORMAT, WITH_OPTIONS):
-        raise ArtifactError(
-            f"{source} has format {document.get('format')!r}, this version of anytimeify reads format {FORMAT} and "
-            f"{WITH_OPTIONS}: load it with the version that wrote it, or a newer one"
+    if document["format"] in _BEFORE:
+        warnings.warn(
+            f"{source} was written by an earlier version: it does not hold the loss, and parameters come in another "
+            "order than in the model that was saved, so that an optimizer's state does not fit. Save it again",
+            AnytimeWarning,
+            stacklevel=3,  # who calls load
         )
-    try:
-        return _decode(document, tensors)
-    except AnytimeError as error:
-        raise ArtifactError(f"{source}: {error}") from error
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError, RecursionError) as error:
-        raise ArtifactError(f"{source} is damaged: its description cannot be read ({error!r})") from error
+    return _decode(document, tensors)
 
 
 def _open(source: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -115,17 +109,22 @@ def _open(source: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         document = json.loads(metadata[_KEY])
     except (safetensors.SafetensorError, OSError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{source} is not a saved anytime model, or is damaged ({error})") from error
-    if not isinstance(document, dict) or metadata.get(_CHECKSUM) != str(zlib.crc32(metadata[_KEY].encode())):
+    found = document.get("format") if isinstance(document, dict) else None
+    of_text = _crc_of_text if found in _BEFORE else checksums.of_text
+    if not isinstance(document, dict) or metadata.get(_CHECKSUM) != of_text(metadata[_KEY]):
         raise ArtifactError(f"{source} is damaged: its description does not have the checksum that was written")
+    if type(found) is not int or found not in (*_BEFORE, FORMAT):
+        raise ArtifactError(
+            f"{source} has format {found!r}, this version of anytimeify reads format {FORMAT} and those before: load "
+            "it with the version that wrote it, or a newer one"
+        )
     return document, tensors
 
 
 def _decode(document: Mapping[str, Any], tensors: dict[str, Tensor]) -> Stored:
-    damaged = [name for name, checksum in document["checksums"].items() if _checksum(tensors[name]) != checksum]
-    if damaged:
-        raise ArtifactError(f"damaged: the values of {damaged[0]} do not have the checksum that was written")
-    parameters = document["parameters"]
-    for name, requires_grad in parameters.items():
+    before = document["format"] in _BEFORE
+    _compare_checksums(document["checksums"], tensors, _crc_of_tensor if before else checksums.of_tensor)
+    for name, requires_grad in document["parameters"].items():
         if name in tensors:
             tensors[name] = nn.Parameter(tensors[name], requires_grad=bool(requires_grad))
     for name, owner in document["ties"].items():
@@ -135,14 +134,36 @@ def _decode(document: Mapping[str, Any], tensors: dict[str, Tensor]) -> Stored:
     captured = Captured(
         program,
         decode_signature(document["signature"]),
-        tuple(_example(*entry) for entry in document["examples"]),
+        _examples(document["examples"]),
         document["batch"],
         tuple(map(str, document["notes"])),
     )
     for node, example in zip(program.placeholders, captured.example_inputs, strict=True):
         if len(node.meta["type"].shape) != example.ndim:
             raise ArtifactError(f"the example for input '{node.name}' has another number of dimensions than the input")
-    return Stored(captured, parse_scheme(document["scheme"]), tensors, _options(document))
+    scheme = parse_scheme(document["scheme"]) if before else decode_scheme(document["scheme"])
+    of_loss = {name.removeprefix(_LOSS): tensors.pop(name) for name in list(tensors) if name.startswith(_LOSS)}
+    kept = document.get("loss")
+    return Stored(captured, scheme, tensors, _options(document), None if kept is None else decode_loss(kept, of_loss))
+
+
+def _compare_checksums(
+    written: Mapping[str, Any], tensors: Mapping[str, Tensor], checksum: Callable[[Tensor], Any]
+) -> None:
+    if written.keys() != tensors.keys():
+        other = min(written.keys() ^ tensors.keys())
+        raise ArtifactError(f"damaged: {other} is not among both the tensors and their checksums")
+    damaged = [name for name, tensor in tensors.items() if checksum(tensor) != written[name]]
+    if damaged:
+        raise ArtifactError(f"damaged: {damaged[0]} does not have the checksum that was written")
+
+
+def _crc_of_text(text: str) -> str:
+    return str(zlib.crc32(text.encode("utf-8", "surrogatepass")))
+
+
+def _crc_of_tensor(tensor: Tensor) -> int:
+    return zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data) if tensor.numel() else 0
 
 
 def _options_data(options: Options) -> dict[str, Any]:
@@ -178,10 +199,6 @@ def _without_ties(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dic
     return kept, ties
 
 
-def _checksum(tensor: Tensor) -> int:
-    return zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data) if tensor.numel() else 0
-
-
 def _largest(example: Tensor) -> int:
     """What integer inputs may go up to: indices into an embedding have to stay in range when examples are made anew."""
     if example.is_floating_point() or example.is_complex() or not example.numel():
@@ -189,16 +206,21 @@ def _largest(example: Tensor) -> int:
     return int(example.max())
 
 
-def _example(shape: list[int], dtype: str, largest: int) -> Tensor:
-    """An example input like the one that the model was made with. Same file, same example."""
-    kind = dtype_of(dtype)
+def _examples(entries: Iterable[tuple[list[int], str, int]]) -> tuple[Tensor, ...]:
+    """Example inputs like those that the model was made with. Same file, same examples.
+
+    A file may say any shape: where values would take too much memory, an example is one zero seen everywhere.
+    """
+    left, examples = _LARGEST_EXAMPLES, []
+    for shape, dtype, largest in entries:
+        kind = dtype_of(dtype)
+        left -= math.prod(shape) * kind.itemsize
+        examples.append(_example(shape, kind, largest) if left >= 0 else torch.zeros((), dtype=kind).expand(shape))
+    return tuple(examples)
+
+
+def _example(shape: list[int], kind: torch.dtype, largest: int) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     if kind.is_floating_point or kind.is_complex:
         return torch.randn(shape, generator=generator, dtype=torch.float32).to(kind)
     return torch.randint(int(largest) + 1, shape, generator=generator).to(kind)
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current

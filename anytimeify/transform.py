@@ -13,7 +13,7 @@ from torch.export import ExportedProgram
 
 from anytimeify import verification
 from anytimeify.axes import analyse
-from anytimeify.capture import capture
+from anytimeify.capture import Source, capture
 from anytimeify.capture.side_by_side import side_by_side
 from anytimeify.errors import AnytimeWarning, SchemeError
 from anytimeify.ir import Captured
@@ -27,7 +27,7 @@ from anytimeify.taxonomy import Taxonomy
 
 __all__ = ["transform"]
 
-Model: TypeAlias = nn.Module | ExportedProgram
+Model: TypeAlias = nn.Module | ExportedProgram | Source
 
 
 def transform(
@@ -45,7 +45,7 @@ def transform(
     """Turns a backbone into an anytime model. `model` itself never changes, and shares no tensor with the result.
 
     Parameters
-        model: the backbone; a pair of them for `MutualDistillation`.
+        model: the backbone, also as `anytimeify.source` gives it; a pair of them for `MutualDistillation`.
         scheme: what to make of it: an object such as `NestedChannels(widths=(0.25, 0.5, 1.0))`, or a spec string such
             as `"nested-channels{widths=0.25,0.5,1}"`; or a sequence of `NestedDepth` and `NestedChannels`, whose
             levels pair up.
@@ -65,7 +65,10 @@ def transform(
     """
     chosen = _single(scheme)
     options = Options(taxonomy, Consensus.of(consensus))
-    models = tuple(model) if isinstance(model, tuple | list) else (model,)
+    given = tuple(model) if isinstance(model, tuple | list) else (model,)
+    models = tuple(one.model if isinstance(one, Source) else one for one in given)
+    if example_inputs is None:
+        example_inputs = next((one.example_inputs for one in given if isinstance(one, Source)), None)
     if len(models) != chosen.backbones:
         expected = "one backbone" if chosen.backbones == 1 else "a pair of backbones, transform((a, b), ...)"
         raise SchemeError(f"{chosen.name} takes {expected}; {len(models)} were given")

@@ -16,6 +16,7 @@ Refused: cuts that data flows around, or behind which nothing has parameters.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
@@ -39,6 +40,7 @@ from anytimeify.rewriter import Scheme
 __all__ = ["HierarchicalEnsemble"]
 
 aten = torch.ops.aten
+_MOST_LEAVES = 256  # a file may ask for any number, and every leaf is a copy
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,10 @@ class HierarchicalEnsemble(Scheme):
         fuse: Any = self.fuse
         if isinstance(depth, bool) or not isinstance(depth, int) or depth < 1:
             raise SchemeError(f"depth={self.depth!r}: expected a whole number, 1 or more")
+        fanouts = [fanout for _, fanout in self.splits] or [2] * (len(self.cuts) or min(depth, _MOST_LEAVES))
+        if math.prod(fanouts) > _MOST_LEAVES:
+            field = "splits" if self.splits else "cuts" if self.cuts else f"depth={depth}"
+            raise SchemeError(f"{field}: that is a tree of more than {_MOST_LEAVES} leaves, the most there can be")
         for field, choices in (("init", ("fresh", "copy")), ("sizes", ("trees", "all"))):
             if getattr(self, field) not in choices:
                 raise SchemeError(f"{field}={getattr(self, field)!r}: expected {' or '.join(choices)}")

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from anytimeify import ArtifactError, MissingExtraError, VerificationError, export, transform
-from anytimeify.export import FORMATS, export_onnx, export_pt2, export_weights, new_file, new_folder
+from anytimeify.export import FORMATS, export_onnx, export_pt2, export_weights
+from anytimeify.files import new_file, new_folder
 from tests.backbones import Keywords, images, residual_net
 
 

@@ -15,6 +15,7 @@ from tests.source_files import ROOT, import_name, sources
 # names itself. A module imports from its own row and from the rows above it in this table.
 ROWS: tuple[tuple[str, ...], ...] = (
     ("errors", "process", "_torch"),
+    ("checksums", "files"),
     ("ir",),
     (
         *("schema", "derivatives", "factors", "kernels", "level_names", "modes", "modules", "parts", "policies"),
@@ -29,7 +30,10 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("rewriter",),
     ("passes",),
     ("lift", "lift_tables", "capture"),
-    ("calling", "definition", "extraction", "encoding", "export", "storage", "compressed"),
+    (
+        *("calling", "definition", "extraction", "export"),
+        *("encoding", "loss_encoding", "scheme_encoding", "storage", "compressed"),
+    ),
     ("staged",),
     (
         *("model", "budget", "calibration", "diagnostics", "evaluation", "heads", "masks", "thresholds"),

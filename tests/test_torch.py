@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import pickle
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -109,14 +106,14 @@ def test_expressions_and_higher_order_operations() -> None:
     assert sum(map(_torch.is_higher_order, exported.graph.nodes)) == 1
 
 
-def test_pickles_load_no_code(tmp_path: Path) -> None:
-    torch.save(Path("not a tensor"), tmp_path / "file")
-    before = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
-    with _torch.refuse_code_in_pickles(), pytest.raises(pickle.UnpicklingError):
-        torch.load(tmp_path / "file", weights_only=False)
-    assert os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD") == before
-    with _torch.refuse_code_in_pickles(active=False):
-        assert isinstance(torch.load(tmp_path / "file", weights_only=False), Path)
+def test_operators_are_those_of_the_dispatcher() -> None:
+    assert _torch.operator("aten", "add", "Tensor") is aten.add.Tensor
+    assert _torch.operator("aten", "__and__", "Tensor") is aten.__and__.Tensor
+    assert _torch.operator("aten", "save", "default") is None  # of TorchScript alone
+    assert _torch.operator("aten", "add", "nothing") is None
+    assert _torch.text_arguments(aten.gelu.default) == ["approximate"]
+    assert _torch.text_arguments(aten.div.Tensor_mode) == ["rounding_mode"]
+    assert _torch.text_arguments(aten.from_file.default) == ["filename"]
 
 
 @pytest.mark.zoo

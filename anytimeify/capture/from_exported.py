@@ -17,14 +17,32 @@ from anytimeify.capture.draft import BufferMutation, fake
 from anytimeify.capture.inputs import CallInputs, call_inputs
 from anytimeify.capture.outputs import choose
 from anytimeify.capture.training_form import trains
-from anytimeify.errors import CaptureError, UnsupportedOpError
+from anytimeify.errors import AnytimeError, CaptureError, UnsupportedOpError
 from anytimeify.ir import Captured
 
 __all__ = ["from_exported"]
 
 
 def from_exported(exported: ExportedProgram, example_inputs: Any, output: int | str | None, *, check: bool) -> Captured:
-    """`check`: compare on the example inputs, in the mode of the export, unless that is random."""
+    """`check`: compare on the example inputs, in the mode of the export, unless that is random.
+
+    A program may have been read from a file, whose parts need not fit together: whatever goes wrong is a
+    `CaptureError`, and the grad mode, which a program switches while it runs, is what it was.
+    """
+    try:
+        with torch.set_grad_enabled(torch.is_grad_enabled()):
+            return _captured(exported, example_inputs, output, check=check)
+    except AnytimeError:
+        raise
+    except Exception as error:
+        first = (str(error).strip().splitlines() or [""])[0]
+        raise CaptureError(
+            f"The exported program does not run, or its parts do not fit together ({type(error).__name__}: {first}). "
+            "Export the model anew."
+        ) from error
+
+
+def _captured(exported: ExportedProgram, example_inputs: Any, output: int | str | None, *, check: bool) -> Captured:
     if example_inputs is not None:
         inputs = call_inputs(example_inputs)
     elif exported.example_inputs is not None:

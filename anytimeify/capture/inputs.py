@@ -14,7 +14,7 @@ from torch.export import Dim, ShapesCollection
 from anytimeify._torch import TreeSpec, flatten, unflatten
 from anytimeify.errors import CaptureError
 
-__all__ = ["Arguments", "CallInputs", "call_inputs", "in_order", "infer", "repeated", "shapes_of_batch"]
+__all__ = ["Arguments", "CallInputs", "call_inputs", "in_order", "infer", "owns_storage", "repeated", "shapes_of_batch"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,12 @@ class CallInputs:
         )
         return CallInputs(args, kwargs)
 
+    def owned(self) -> CallInputs:
+        """The same call; tensors that see a part of a larger storage, two images of a data set, as copies."""
+        leaves, spec = flatten((self.args, dict(self.kwargs)))
+        args, kwargs = unflatten([_owned(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec)
+        return CallInputs(args, kwargs)
+
     def flat(self, in_spec: TreeSpec) -> list[Any]:
         """Leaves in the order in which the exporter saw them: it sorts keyword arguments by the signature."""
         count = in_spec.num_leaves
@@ -50,6 +56,17 @@ class CallInputs:
         if set(kwargs) != set(self.kwargs):
             raise CaptureError(f"Keyword inputs {sorted(self.kwargs)} were given, {sorted(kwargs)} are expected.")
         return flatten((self.args, {name: self.kwargs[name] for name in kwargs}))[0]
+
+
+def owns_storage(tensor: Tensor) -> bool:
+    """Whether a tensor's storage holds its own elements and no others."""
+    if tensor.layout is not torch.strided or tensor.device.type == "meta":
+        return True
+    return bool(tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size())
+
+
+def _owned(tensor: Tensor) -> Tensor:
+    return tensor if owns_storage(tensor) else tensor.detach().clone()
 
 
 def call_inputs(example_inputs: Any) -> CallInputs:

@@ -1,12 +1,11 @@
 """`model.pt2`: a program saved by `torch.export.save`.
 
-`torch.export.load` unpickles example inputs, unusual tensors and custom objects, which can run code. Here a file is
-loaded with tensors and plain values only, unless its author is trusted; its checksums are looked at first.
+`torch.export.load` unpickles, compiles and evaluates parts of the file, so that one can run any code. Here a file is
+read part by part, and only if every part is of a kind that runs no code (`capture.pt2`), unless its author is trusted.
 """
 
 from __future__ import annotations
 
-import re
 import warnings
 import zipfile
 from pathlib import Path
@@ -14,45 +13,62 @@ from pathlib import Path
 import torch
 from torch.export import ExportedProgram
 
-from anytimeify._torch import quiet_exporter, refuse_code_in_pickles
+from anytimeify._torch import quiet_exporter
+from anytimeify.capture.pt2 import RefusedError, read_program
 from anytimeify.capture.source import Source, SourceKind, existing_file
 from anytimeify.errors import ArtifactError
 
 __all__ = ["KIND", "load_exported"]
 
-_PICKLED_OBJECT = re.compile(r"(^|/)data/constants/(?!tensor_)(?!.*\.json$)")
-
 
 def load_exported(path: str | Path, *, trust_pickle: bool = False) -> ExportedProgram:
-    """A saved program; `ArtifactError` when the file is missing, damaged, of another kind, or would run code."""
+    """A saved program. `ArtifactError` when the file is missing, damaged, of another kind, or holds what may run code.
+
+    `trust_pickle=True` leaves the reading to torch, which runs the code that a file holds: only for authors you trust.
+    """
     file = existing_file(str(path))
+    damaged = f"'{file}' is damaged or no exported program"
     try:
-        with zipfile.ZipFile(file) as archive:
-            damaged = archive.testzip()
-            names = archive.namelist()
-    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError) as error:
-        raise ArtifactError(
-            f"'{file}' is damaged or no exported program: {error}. Save it again with torch.export.save."
-        ) from error
-    if damaged is not None:
-        raise ArtifactError(
-            f"'{file}' is damaged: '{damaged}' does not have the checksum it was saved with. Copy or save it again."
-        )
-    if not trust_pickle and any(_PICKLED_OBJECT.search(name) for name in names):
-        raise ArtifactError(
-            f"'{file}' holds pickled Python objects, and loading them runs code. If you trust its author, "
-            "pass --trust-pickle (trust_pickle=True)."
-        )
-    try:
-        with quiet_exporter(), warnings.catch_warnings(), refuse_code_in_pickles(active=not trust_pickle):
+        names = _members(file)
+        if not trust_pickle and not names.isdisjoint(_OLD):
+            raise ArtifactError(
+                f"'{file}' was written by an older torch, in a form that is unpickled. Save it again with "
+                "torch.export.save, or, if you trust its author, pass --trust-pickle (trust_pickle=True)."
+            )
+        if not names & {*_OLD, "archive_format"}:
+            raise ArtifactError(f"{damaged}: it is another archive. Save the model with torch.export.save.")
+        with warnings.catch_warnings(), quiet_exporter():
             warnings.filterwarnings("ignore", "The given buffer is not writable")  # torch 2.11, of its own buffers
-            return torch.export.load(file)
+            return torch.export.load(file) if trust_pickle else read_program(file)
+    except (ArtifactError, MemoryError):
+        raise
+    except RefusedError as error:
+        raise ArtifactError(
+            f"'{file}' is not read, for only parts of known kinds run no code: {error}. If you trust its author, pass "
+            "--trust-pickle (trust_pickle=True)."
+        ) from error
+    except NotImplementedError as error:  # a class of outputs that nobody has registered
+        raise ArtifactError(
+            f"'{file}' cannot be put together: {error} Import the library that defines it first."
+        ) from error
+    except (zipfile.BadZipFile, EOFError, OSError) as error:
+        raise ArtifactError(f"{damaged}: {error}. Copy it again, or save it again with torch.export.save.") from error
     except Exception as error:
         first = (str(error).strip().splitlines() or [""])[0]
         raise ArtifactError(
-            f"'{file}' is damaged or no exported program of this version of torch ({type(error).__name__}: {first}). "
-            "Save it again with torch.export.save."
+            f"{damaged} of this version of torch ({type(error).__name__}: {first}). Save it again with "
+            "torch.export.save."
         ) from error
+
+
+# Parts of archives that torch wrote before it kept weights as plain bytes.
+_OLD = frozenset({"serialized_exported_program.json", "serialized_state_dict.pt", "data/weights/model.pt"})
+
+
+def _members(file: Path) -> set[str]:
+    """The names in an archive, without the folder that holds them all."""
+    with zipfile.ZipFile(file) as archive:
+        return {part for name in archive.namelist() for part in (name, name.partition("/")[2])}
 
 
 def _load(path: str, trust_pickle: bool) -> Source:

@@ -1,4 +1,4 @@
-"""`resolve`: from the SOURCE of a command line to a model.
+"""`resolve`, which users know as `anytimeify.source`: from the name of a model, the SOURCE of a command line, to it.
 
 A kind of source is a file `source_*.py` beside this one with a `KIND`; being there is being registered.
 """
@@ -6,6 +6,7 @@ A kind of source is a file `source_*.py` beside this one with a `KIND`; being th
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
 import re
 from functools import cache
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from anytimeify.capture import source_factory
 from anytimeify.capture.source import Source, SourceKind
-from anytimeify.errors import ArtifactError
+from anytimeify.errors import ArgumentError, ArtifactError, refusing
 
 __all__ = ["kinds", "resolve"]
 
@@ -28,12 +29,23 @@ def kinds() -> tuple[SourceKind, ...]:
     return tuple(sorted(found, key=lambda kind: kind is source_factory.KIND))
 
 
-def resolve(source: str, *, trust_pickle: bool = False) -> Source:
-    """The model that `source` names: a file, or `kind:name`.
+def resolve(spec: str | os.PathLike[str], *, trust_pickle: bool = False) -> Source:
+    """The model that `spec` names: a file, `model.pt2`, or `kind:name`, `timm:resnet50`, as on the command line.
+
+    The result is given to `transform` as it is, or taken apart: its `model`, its `example_inputs` where they are known
+    (else None), and its `name`. `trust_pickle=True` reads pickled modules, which runs the code in them.
 
     Raises `ArtifactError` for a file that is missing, damaged or not to be trusted, `CaptureError` for a name that
     nothing stands behind, `MissingExtraError` where a package is needed that is not installed.
     """
+    text = os.fspath(spec)
+    if not isinstance(text, str):
+        raise ArgumentError(f"a source is given as {spec!r}: expected a text, such as 'timm:resnet50'")
+    with refusing(ArtifactError, f"'{text}'"):
+        return _load(text, trust_pickle)
+
+
+def _load(source: str, trust_pickle: bool) -> Source:
     for kind in kinds():
         if kind.matches(source):
             return kind.load(source.removeprefix(kind.prefix + ":") if kind.prefix else source, trust_pickle)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from anytimeify.errors import ArtifactError, MissingExtraError
+from anytimeify.files import replaced_file
 
 __all__ = ["drawing", "grid"]
 
@@ -20,21 +21,18 @@ def drawing(path: str | os.PathLike[str], doing: str) -> Iterator[Any]:
 
     Raises `MissingExtraError` without the extra `plot`, `ArtifactError` where the picture cannot be written."""
     target = Path(path)
-    if not target.parent.is_dir():
-        raise ArtifactError(f"cannot draw {target}: the folder {target.parent} does not exist")
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingExtraError("matplotlib", "plot", doing) from error
-    figure = Figure(layout="constrained")  # no pyplot: no global state, no window
-    yield figure
-    formats = figure.canvas.get_supported_filetypes()
-    if target.suffix.removeprefix(".").lower() not in formats:
-        raise ArtifactError(f"cannot draw {target}: its suffix chooses the format, one of {', '.join(sorted(formats))}")
-    try:
-        figure.savefig(target, dpi=100)
-    except OSError as error:
-        raise ArtifactError(f"cannot draw {target}: {error}") from error
+    with replaced_file(target) as temporary:
+        figure = Figure(layout="constrained")  # no pyplot: no global state, no window
+        yield figure
+        formats = figure.canvas.get_supported_filetypes()
+        if target.suffix.removeprefix(".").lower() not in formats:
+            known = ", ".join(sorted(formats))
+            raise ArtifactError(f"cannot draw {target}: its suffix chooses the format, one of {known}")
+        figure.savefig(temporary, dpi=100)
 
 
 def grid(figure: Any, count: int, side: float) -> list[Any]:

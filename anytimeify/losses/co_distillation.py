@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import asdict
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -67,6 +68,10 @@ class CoDistillation(Objective):
                 "include_self=False leaves the only member without a teacher: there have to be two or more"
             )
         return [(stacked.sum(0) - member) / (len(members) - 1) for member in members]
+
+    def options(self) -> dict[str, Any]:
+        own = {name: getattr(self, name) for name in ("alpha", "include_self", "reduction")}
+        return {**own, **asdict(self.soft)}
 
     def extra_repr(self) -> str:
         text = f"alpha={self.alpha}, {self.soft}, include_self={self.include_self}, reduction={self.reduction!r}"

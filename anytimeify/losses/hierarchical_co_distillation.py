@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import asdict
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -72,6 +73,10 @@ class HierarchicalCoDistillation(Objective):
         for name, student in students:
             terms[f"{name}/distillation"] = self.soft.cross_entropy(student, teacher) * share
         return terms
+
+    def options(self) -> dict[str, Any]:
+        own = {name: getattr(self, name) for name in ("alpha", "reduction", "full_ensemble", "ensembles")}
+        return {**own, **asdict(self.soft)}
 
     def extra_repr(self) -> str:
         return (

@@ -5,6 +5,7 @@ Every measure is a batch mean; for dense prediction, a mean over batch and posit
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -48,6 +49,11 @@ class Objective(nn.Module, ABC):
     @abstractmethod
     def terms(self, outputs: Outputs, target: Tensor) -> dict[str, Tensor]:
         """Every summand of the loss by name, weights and averaging included."""
+
+    def options(self) -> dict[str, Any]:
+        """The arguments that make this objective again, by name: saved models keep them. Here, the attributes that are
+        called like the arguments."""
+        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
 
     def forward(self, outputs: Outputs, target: Any = None) -> Tensor:
         check_call(outputs, target)

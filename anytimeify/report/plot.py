@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from anytimeify.errors import ArgumentValueError, ArtifactError, MissingExtraError
+from anytimeify.files import replaced_file
 from anytimeify.report.sheets import shortened
 
 __all__ = ["plot"]
@@ -22,8 +23,6 @@ def plot(path: str | os.PathLike[str], costs: Mapping[str, tuple[int, int]], sco
     target = Path(path)
     if target.is_dir():
         raise ArtifactError(f"{target} is a folder: give the name of a picture to draw, such as levels.png")
-    if not target.parent.is_dir():
-        raise ArtifactError(f"cannot draw {target}: the folder {target.parent} does not exist")
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -41,10 +40,8 @@ def plot(path: str | os.PathLike[str], costs: Mapping[str, tuple[int, int]], sco
     formats = figure.canvas.get_supported_filetypes()
     if target.suffix.removeprefix(".").lower() not in formats:
         raise ArtifactError(f"cannot draw {target}: its suffix chooses the format, one of {', '.join(sorted(formats))}")
-    try:
-        figure.savefig(target, dpi=150)
-    except OSError as error:
-        raise ArtifactError(f"cannot draw {target}: {error}") from error
+    with replaced_file(target) as temporary:
+        figure.savefig(temporary, dpi=150)
 
 
 def _draw_costs(axes: Any, costs: Mapping[str, tuple[int, int]]) -> None:

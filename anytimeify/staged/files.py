@@ -19,10 +19,10 @@ __all__ = ["FORMATS", "OnnxStage", "ProgramStage"]
 class ProgramStage(nn.Module):
     """A stage that torch.export wrote."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, *, trust_pickle: bool = False) -> None:
         super().__init__()
         # Without guards: what a stage hands on has the types that the next one was exported with.
-        self.program = load_exported(file).module(check_guards=False)
+        self.program = load_exported(file, trust_pickle=trust_pickle).module(check_guards=False)
 
     def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
         """What the stage gives."""

@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from anytimeify import checksums
 from anytimeify.encoding import decode_signature, dtype_of, encode_signature
-from anytimeify.errors import AnytimeError, ArtifactError
+from anytimeify.errors import AnytimeError, AnytimeWarning, ArtifactError
 from anytimeify.ir import Cost, Level, Size, TensorType
 from anytimeify.policies import ExitPolicy, policy_from_dict, policy_to_dict
 from anytimeify.staged.chain import Chain, Stage
 
-__all__ = ["FORMAT", "MANIFEST", "Manifest", "decode", "encode", "stage_file"]
+__all__ = ["FORMAT", "MANIFEST", "Manifest", "check_file", "decode", "encode", "seal", "stage_file"]
 
 MANIFEST = "stages.json"
-FORMAT = 1  # raised when a folder can no longer be read by the code before
+FORMAT = 2  # raised when a folder can no longer be read by the code before
+_BEFORE = 1  # without checksums
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """The chain, the formats that its stages were written in, and the policy."""
+    """The chain, the formats that its stages were written in, the policy, and the checksums of all files beside it."""
 
     chain: Chain
     formats: tuple[str, ...]
     policy: ExitPolicy | None
+    checksums: Mapping[str, str] | None = field(default_factory=dict)  # by name; None: from before there were any
 
 
 def stage_file(index: int, format: str) -> str:
@@ -33,8 +38,9 @@ def stage_file(index: int, format: str) -> str:
     return f"stage-{index}.{format}"
 
 
-def encode(chain: Chain, formats: Sequence[str], policy: ExitPolicy | None) -> str:
-    """The text of the file."""
+def encode(chain: Chain, formats: Sequence[str], policy: ExitPolicy | None, folder: Path | None = None) -> str:
+    """The text of the file, for a `folder` in which all others are there."""
+    files = sorted(folder.iterdir()) if folder is not None else []
     document = {
         "format": FORMAT,
         "formats": list(formats),
@@ -62,8 +68,30 @@ def encode(chain: Chain, formats: Sequence[str], policy: ExitPolicy | None) -> s
             for index, stage in enumerate(chain.stages)
         ],
         "policy": None if policy is None else policy_to_dict(policy),
+        "checksums": {file.name: checksums.of_file(file) for file in files},  # SHA-256
     }
-    return json.dumps(document, indent=2) + "\n"
+    return seal(document)
+
+
+def seal(document: Mapping[str, Any]) -> str:
+    """The text of a file that says `document`, and a checksum of that: SHA-256 over it as JSON with sorted keys and no
+    spaces."""
+    rest = {key: value for key, value in document.items() if key != "checksum"}
+    return json.dumps({**rest, "checksum": checksums.of_data(rest)}, indent=2) + "\n"
+
+
+def check_file(manifest: Manifest, file: Path) -> None:
+    """`ArtifactError` where a file, or one that it refers to, is not as it was written."""
+    for name, checksum in (manifest.checksums or {}).items():
+        if name != file.name and not name.startswith(f"{file.name}."):  # NAME.data holds large tensors of ONNX
+            continue
+        part = file.with_name(name)
+        if Path(name).name != name or not part.is_file():
+            raise ArtifactError(f"'{part}' is missing: the folder is not whole")
+        if checksums.of_file(part) != checksum:
+            raise ArtifactError(f"'{part}' is damaged: it does not have the checksum that was written")
+    if manifest.checksums is not None and file.name not in manifest.checksums:
+        raise ArtifactError(f"'{file}' is none of the files that were written: there is no checksum of it")
 
 
 def decode(text: str, name: str) -> Manifest:
@@ -73,11 +101,20 @@ def decode(text: str, name: str) -> Manifest:
         found = document["format"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ArtifactError(f"{name} does not describe stages, or is damaged ({error!r})") from error
-    if found != FORMAT:
+    if type(found) is not int or found not in (_BEFORE, FORMAT):
         raise ArtifactError(
-            f"{name} has format {found!r}, this version of anytimeify reads format {FORMAT}: load it with the version "
-            "that wrote it, or a newer one"
+            f"{name} has format {found!r}, this version of anytimeify reads format {FORMAT} and {_BEFORE}: load it "
+            "with the version that wrote it, or a newer one"
         )
+    if found == _BEFORE:
+        warnings.warn(
+            f"{name} was written by an earlier version, without checksums: whether it and the stages are as they were "
+            "written cannot be known. Export them again",
+            AnytimeWarning,
+            stacklevel=4,  # who calls load
+        )
+    elif json.loads(seal(document))["checksum"] != document.get("checksum"):
+        raise ArtifactError(f"{name} is damaged: it does not have the checksum that was written")
     try:
         chain = Chain(
             tuple(map(str, document["inputs"])),
@@ -91,7 +128,8 @@ def decode(text: str, name: str) -> Manifest:
         formats = tuple(map(str, document["formats"]))
         if not formats or not {"pt2", "onnx"}.issuperset(formats):
             raise ValueError(f"the formats {formats!r} are not known")
-        return Manifest(chain, formats, policy)
+        kept = None if found == _BEFORE else {str(key): str(value) for key, value in document["checksums"].items()}
+        return Manifest(chain, formats, policy, kept)
     except (AnytimeError, KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ArtifactError(f"{name} is damaged: {error!r}") from error
 

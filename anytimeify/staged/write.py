@@ -12,7 +12,8 @@ from torch.export import Dim
 
 from anytimeify.capture.inputs import CallInputs, repeated
 from anytimeify.errors import ArgumentError
-from anytimeify.export import compare, exported, new_folder, onnx_refusals, onnx_session, quiet, require, save_onnx
+from anytimeify.export import compare, exported, onnx_refusals, onnx_session, quiet, require, save_onnx
+from anytimeify.files import new_folder
 from anytimeify.ir import TensorType
 from anytimeify.policies import ExitPolicy
 from anytimeify.staged.chain import Chain, Stage
@@ -37,15 +38,15 @@ def write(
         raise ArgumentError(f"formats={formats!r}: expected some of {', '.join(FORMATS)}")
     for kind in kinds:
         require(kind)
-    manifest = encode(chain, kinds, policy)
+    encode(chain, kinds, policy)  # refuses before anything is written
     with new_folder(directory) as folder, quiet():
-        (folder / MANIFEST).write_text(manifest, encoding="utf-8")
         cases = _cases(chain, stages, example_inputs)
         for index, (stage, module) in enumerate(zip(chain.stages, stages, strict=True)):
             for kind in kinds:
                 _write_stage(
                     chain, stage, module, [case[index] for case in cases], kind, folder / stage_file(index, kind)
                 )
+        (folder / MANIFEST).write_text(encode(chain, kinds, policy, folder), encoding="utf-8")
 
 
 # For one batch: what every stage reads and gives.
@@ -93,7 +94,8 @@ def _write_stage(
     if kind == "onnx":
         with onnx_refusals():
             onnx_session(file)
-    run = FORMATS[kind](file)
+    # What was just written is our own, operators of other libraries included.
+    run = FORMATS[kind](file, trust_pickle=True) if kind == "pt2" else FORMATS[kind](file)
     with torch.no_grad():
         for reads, gives in cases:
             compare(file.name, reads, gives, run(*reads))

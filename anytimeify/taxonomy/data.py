@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anytimeify.errors import ArgumentError, ArgumentValueError, ArtifactError, SchemeError
+from anytimeify.errors import ArgumentError, ArgumentValueError, ArtifactError, SchemeError, refusing
+from anytimeify.files import regular_file, replaced_file
 from anytimeify.taxonomy.fields import (
     check_map,
     checked_classes,
@@ -117,22 +118,16 @@ class Taxonomy:
         with a list, the class above every class; `.csv` with one row a class in the order of the indices, finest
         column first, under a line with the names of the granularities. Raises `ArtifactError` and `SchemeError`.
         """
-        source = Path(path)
+        source = regular_file(path)
+        if source.suffix not in (".json", ".csv"):
+            raise ArtifactError(f"{source}: a taxonomy is read from .json or .csv")
         try:
-            text = source.read_text(encoding="utf-8")
-            if source.suffix == ".csv":
-                rows = list(csv.reader(StringIO(text, newline="")))
-            elif source.suffix == ".json":
-                data = json.loads(text)
-            else:
-                raise ArtifactError(f"{source}: a taxonomy is read from .json or .csv")
-        except (OSError, ValueError) as error:
-            raise ArtifactError(f"{source} cannot be read: {error}") from error
-        try:
-            if source.suffix == ".json":
-                return Taxonomy.from_data(data)
-            titles, (maps, names) = maps_of_rows(rows)
-            return Taxonomy.from_parents(*maps, granularities=titles, classes=names)
+            with refusing(ArtifactError, f"{source} is damaged: it"):
+                text = source.read_text(encoding="utf-8")
+                if source.suffix == ".json":
+                    return Taxonomy.from_data(json.loads(text))
+                titles, (maps, names) = maps_of_rows(csv.reader(StringIO(text, newline="")))
+                return Taxonomy.from_parents(*maps, granularities=titles, classes=names)
         except SchemeError as error:
             raise SchemeError(f"{source}: {error}") from error
 
@@ -150,10 +145,8 @@ class Taxonomy:
         else:
             hint = "; heads and serve need .json" if target.suffix == ".csv" else ""
             raise ArtifactError(f"{target}: a taxonomy is written as .json or .csv{hint}")
-        try:
-            target.write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise ArtifactError(f"cannot save to {target}: {error}") from error
+        with replaced_file(target) as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
     def data(self) -> dict[str, Any]:
         """As plain data: what JSON can hold."""

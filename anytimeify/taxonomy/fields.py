@@ -94,9 +94,10 @@ def check_map(above: tuple[int, ...], name: str, coarser: str, count: int | None
             f"above it: there are {count}"
         )
     size = count if count is not None else top + 1
-    empty = sorted(set(range(size)) - set(above))
-    if empty:
-        raise SchemeError(f"taxonomy: no class of {name} belongs to class {empty[0]} of {coarser}")
+    known = set(above)
+    empty = next((one for one in range(size) if one not in known), None)
+    if empty is not None:
+        raise SchemeError(f"taxonomy: no class of {name} belongs to class {empty} of {coarser}")
     if size < 2:
         raise SchemeError(f"taxonomy: {coarser} has one class only, so there is nothing to predict; leave it out")
 

@@ -90,7 +90,7 @@ def maps_of_rows(rows: Iterable[Sequence[str]]) -> tuple[tuple[str, ...], Maps]:
         if len(line) != len(titles) or not all(line):
             raise SchemeError(f"taxonomy: line {number} has not one entry for each of {', '.join(titles)}")
     check_unique([line[0] for line in lines], "class")
-    if all(cell.isdigit() for line in lines for cell in line):
+    if all(cell.isdecimal() for line in lines for cell in line):
         return titles, (_indexed(lines), ())
     return titles, _maps(lines)
 

@@ -104,7 +104,7 @@ def test_pickled_inputs_in_a_pt2_run_nothing(tmp_path: Path) -> None:
                 torch.save((Touch(tmp_path / "ran"),), buffer)
                 content = buffer.getvalue()
             target.writestr(entry.filename, content)
-    with pytest.raises(ArtifactError, match=r"bad\.pt2' is damaged or no exported program"):
+    with pytest.raises(ArtifactError, match=r"bad\.pt2' is not read.*example inputs.*'posix\.system'"):
         resolve(str(bad))
     assert not (tmp_path / "ran").exists()
 
@@ -265,3 +265,24 @@ def test_torchvision_inputs_come_from_the_weights() -> None:
 @pytest.mark.zoo
 def test_detectors_of_torchvision_download_nothing() -> None:
     assert isinstance(resolve("torchvision:fasterrcnn_mobilenet_v3_large_320_fpn").model, nn.Module)
+
+
+class WithoutGradient(nn.Module):
+    """Switches the grad mode on its way."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            y = x.sum()
+        return x + y
+
+
+def test_a_program_that_does_not_run_is_refused(tmp_path: Path) -> None:
+    """A node reads another than it was exported with, so that shapes no longer fit."""
+    exported = torch.export.export(WithoutGradient(), (X,), strict=False)
+    for part in exported.graph_module.modules():
+        for node in part.graph.nodes if isinstance(part, torch.fx.GraphModule) else ():
+            if node.target is torch.ops.aten.sum.default:
+                node.target, node.args = torch.ops.aten.reshape.default, (*node.args, [7, 7])
+    with pytest.raises(CaptureError, match=r"does not run, or its parts do not fit together.*Export the model anew"):
+        capture(exported)
+    assert torch.is_grad_enabled()

@@ -86,8 +86,8 @@ def checkpointed() -> Example:
     prepare_torchvision()
     from transformers import BertConfig, BertForSequenceClassification
 
-    sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
-    model = BertForSequenceClassification(BertConfig(vocab_size=50, num_labels=5, **sizes))
+    sizes: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
+    model: Any = BertForSequenceClassification(BertConfig(vocab_size=50, num_labels=5, **sizes))
     model.gradient_checkpointing_enable({"use_reentrant": True})
     model.enable_input_require_grads()
     return model, {"input_ids": torch.randint(0, 50, (4, 12))}

@@ -16,6 +16,7 @@ from torch import nn
 from anytimeify import ArgumentError, ArtifactError, Confidence, Staged, VerificationError
 from anytimeify.staged import load
 from anytimeify.staged.files import FORMATS, OnnxStage
+from anytimeify.staged.manifest import seal
 from tests.staged.nets import TokensFirst, Windows, calls, chosen, close, forked, images, net_with_exits
 
 POLICY = Confidence(threshold=(0.25, 0.35), temperature=(1.5, 1.0, 2.0))
@@ -120,7 +121,7 @@ def test_what_cannot_be_written(tmp_path: Path, change: dict[str, Any], formats:
 def test_files_that_compute_something_else_are_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read = FORMATS["pt2"]
 
-    def wrong(file: Path) -> nn.Module:
+    def wrong(file: Path, **options: bool) -> nn.Module:
         module = read(file)
         module.register_forward_hook(lambda module, values, results: (*results[:-1], results[-1] + 0.01))
         return module
@@ -179,7 +180,7 @@ def test_a_damaged_onnx_stage(tmp_path: Path) -> None:
     ("change", "message"),
     [
         (lambda document: document.clear(), "does not describe stages"),
-        (lambda document: document.update(format=99), "has format 99, this version of anytimeify reads format 1"),
+        (lambda document: document.update(format=99), "has format 99, this version of anytimeify reads format 2 and 1"),
         (lambda document: document.update(formats=["exe"]), "the formats .* are not known"),
         (lambda document: document.update(stages=[]), "there are no stages"),
         (lambda document: document.pop("values"), "is damaged: KeyError"),
@@ -192,7 +193,7 @@ def test_a_damaged_onnx_stage(tmp_path: Path) -> None:
 def test_a_damaged_manifest(folder: Path, change: Callable[[dict[str, Any]], object], message: str) -> None:
     document = json.loads((folder / "stages.json").read_text())
     change(document)
-    (folder / "stages.json").write_text(json.dumps(document))
+    (folder / "stages.json").write_text(seal(document))
     with pytest.raises(ArtifactError, match=message):
         load(folder)
 

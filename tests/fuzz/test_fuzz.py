@@ -1,0 +1,46 @@
+"""Nothing that a file says runs code, raises anything raw, takes for ever, or changes results without a word."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tests.fuzz.loader import loaders
+from tests.fuzz.misbehaving import EXPECTED
+from tests.source_files import ROOT
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits of memory are read from /proc")
+
+
+def fuzz(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs `python -m tests.fuzz`, in a process that has no threads yet and may fork."""
+    command = [sys.executable, "-m", "tests.fuzz", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_what_was_made_by_hand_does_nothing() -> None:
+    done = fuzz("--crafted")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("made by hand") + done.stdout.count("{") >= len(loaders())
+
+
+def test_the_harness_notices() -> None:
+    done = fuzz("misbehaving", "--crafted")
+    assert re.findall(r"^\d+ (\w+):", done.stdout, re.MULTILINE) == EXPECTED, done.stdout + done.stderr
+    assert done.returncode == 1
+
+
+def test_a_number_stands_for_a_case() -> None:
+    first, again = (fuzz("compressed", "--only", "7").stdout.splitlines()[:2] for _ in range(2))
+    assert first == again
+    assert first
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loader", sorted(loaders()))
+def test_nothing_happens(loader: str) -> None:
+    done = fuzz(loader, "--count", "10000")
+    assert done.returncode == 0, done.stdout + done.stderr
