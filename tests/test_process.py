@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import threading
 import warnings
@@ -15,18 +14,16 @@ import pytest
 import torch
 
 from anytimeify import NestedChannels, transform
-from anytimeify._torch import quiet_exporter, refuse_code_in_pickles
+from anytimeify._torch import quiet_exporter
 from anytimeify.export import quiet
-
-VARIABLE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
 def state() -> tuple[Any, ...]:
     disabled = logging.getLogger("torch._dynamo").disabled, logging.root.manager.disable
-    return list(warnings.filters), sys.stdout, sys.stderr, os.environ.get(VARIABLE), disabled
+    return list(warnings.filters), sys.stdout, sys.stderr, disabled
 
 
-@pytest.mark.parametrize("context", [quiet, quiet_exporter, refuse_code_in_pickles])
+@pytest.mark.parametrize("context", [quiet, quiet_exporter])
 def test_contexts_take_turns(context: Callable[[], AbstractContextManager[None]]) -> None:
     before = state()
     inside, go_on, second_in = threading.Event(), threading.Event(), threading.Event()

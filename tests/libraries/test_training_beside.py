@@ -39,7 +39,7 @@ def spiking() -> Example:
             super().__init__()
             slope = snntorch.surrogate.fast_sigmoid(slope=25)
             self.first, self.second, self.head = nn.Linear(16, 32), nn.Linear(32, 32), nn.Linear(32, 5)
-            self.spikes = nn.ModuleList(snntorch.Leaky(beta=0.9, spike_grad=slope) for _ in range(2))
+            self.spikes: Any = nn.ModuleList(snntorch.Leaky(beta=0.9, spike_grad=slope) for _ in range(2))
 
         def forward(self, x: Tensor) -> Tensor:
             states, total = [neuron.init_leaky() for neuron in self.spikes], torch.zeros(())
@@ -86,8 +86,13 @@ def checkpointed() -> Example:
     prepare_torchvision()
     from transformers import BertConfig, BertForSequenceClassification
 
-    sizes: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
-    model: Any = BertForSequenceClassification(BertConfig(vocab_size=50, num_labels=5, **sizes))
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+    }
+    model: Any = BertForSequenceClassification(BertConfig(vocab_size=50, **sizes))
     model.gradient_checkpointing_enable({"use_reentrant": True})
     model.enable_input_require_grads()
     return model, {"input_ids": torch.randint(0, 50, (4, 12))}
