@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from anytimeify.capture import capture, resolve
 from anytimeify.capture.sources import kinds
-from anytimeify.errors import AnytimeError, ArtifactError, CaptureError, MissingExtraError
+from anytimeify.errors import AnytimeError, ArgumentError, ArtifactError, CaptureError, MissingExtraError
 from tests.capture.helpers import text
 
 
@@ -265,3 +265,35 @@ def test_torchvision_inputs_come_from_the_weights() -> None:
 @pytest.mark.zoo
 def test_detectors_of_torchvision_download_nothing() -> None:
     assert isinstance(resolve("torchvision:fasterrcnn_mobilenet_v3_large_320_fpn").model, nn.Module)
+
+
+def test_a_source_in_python(tmp_path: Path) -> None:
+    import anytimeify
+
+    model = save(tmp_path / "model.pt2", training=False)
+    found = anytimeify.source(tmp_path / "model.pt2")
+    assert (found.name, found.example_inputs) == ("model", None)
+    net = anytimeify.transform(found, anytimeify.NestedChannels((0.5, 1.0))).eval()
+    torch.testing.assert_close(net(X, level=-1), model.eval()(X))
+    for spec, kind, message in (
+        ("nothing", ArtifactError, "names no model"),
+        ("model.onnx", ArtifactError, "no file"),
+        ("a\0b.pt2", ArtifactError, "cannot be read"),
+        (str(tmp_path), ArtifactError, "extension"),
+        (b"timm:resnet18", ArgumentError, "expected a text"),
+    ):
+        with pytest.raises(kind, match=message):
+            anytimeify.source(spec)
+
+
+def test_a_source_tells_its_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import anytimeify
+
+    (tmp_path / "with_inputs.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "def made():\n    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), (torch.randn(2, 4),)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    found = anytimeify.source("with_inputs:made")
+    net = anytimeify.transform(found, "nested-channels{widths=0.5,1}")
+    assert net(torch.randn(3, 4), level=0).shape == (3, 3)
