@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from anytimeify.axes import analyse
-from anytimeify.errors import ArtifactError
+from anytimeify.errors import AnytimeWarning, ArtifactError
 from anytimeify.files import reading
 from anytimeify.model import AnytimeModel
 from anytimeify.storage import read
@@ -38,10 +39,18 @@ def load(path: str | os.PathLike[str], *, loss: nn.Module | None = None) -> Anyt
         stored = read(path)
         axes = analyse(stored.captured.program)
         rewritten = stored.options.apply(stored.scheme, stored.captured, axes)
-        kept = stored.loss if loss is None else loss
-        net = AnytimeModel(stored.captured, axes, stored.scheme, rewritten, kept, options=stored.options)
+        if loss is None and isinstance(stored.loss, nn.Module):
+            loss = stored.loss
+        net = AnytimeModel(stored.captured, axes, stored.scheme, rewritten, loss, options=stored.options)
         _fill(net, stored.tensors, str(path))
         net.recount()
+    if loss is None and isinstance(stored.loss, str):
+        warnings.warn(
+            f"{path} was saved with the loss {stored.loss}, which it does not hold: the model has the default loss of "
+            "its scheme. Give yours to anytimeify.load(path, loss=...), or assign net.loss",
+            AnytimeWarning,
+            stacklevel=2,
+        )
     return net.eval()
 
 

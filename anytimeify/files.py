@@ -12,6 +12,7 @@ import contextlib
 import os
 import shutil
 import stat
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,10 +20,8 @@ from pathlib import Path
 
 from anytimeify.errors import AnytimeError, ArtifactError, MissingExtraError, refusing
 
-try:
+if sys.platform != "win32":  # there, what killed writers leave stays
     import fcntl
-except ImportError:  # not on Windows, where what killed writers leave stays
-    fcntl = None  # type: ignore[assignment]
 
 __all__ = ["new_file", "new_folder", "reading", "refuse_existing", "regular_file", "replaced_file"]
 
@@ -191,7 +190,7 @@ def _locked_folder(parent: Path) -> tuple[Path, int]:
 def _remove_litter(parent: Path) -> None:
     """Removes temporary folders that nobody holds the lock of. The lock of a process goes when it dies."""
     for folder in parent.glob(f"{_PREFIX}*"):
-        if folder.is_symlink() or not folder.is_dir() or fcntl is None:
+        if folder.is_symlink() or not folder.is_dir():
             continue
         with contextlib.suppress(OSError):  # another user's, or another was faster
             lock, held = _lock(folder)
@@ -204,14 +203,15 @@ def _lock(folder: Path) -> tuple[int, bool | None]:
     """An open file in the folder, and whether it is locked now: False where another process has the lock, None where
     the file system has no locks, so that nobody knows."""
     lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600)
+    if sys.platform == "win32":
+        return lock, None
     try:
-        if fcntl is not None:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return lock, False
     except OSError:
         return lock, None
-    return lock, True if fcntl is not None else None
+    return lock, True
 
 
 def _as_before(file: Path, target: Path) -> None:

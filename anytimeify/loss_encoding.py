@@ -18,7 +18,7 @@ from anytimeify.errors import AnytimeWarning, ArtifactError
 from anytimeify.losses import Objective
 from anytimeify.taxonomy import Taxonomy
 
-__all__ = ["decode_loss", "encode_loss", "loss_tensors", "warn_of_default"]
+__all__ = ["decode_loss", "encode_loss", "loss_tensors"]
 
 KINDS: Mapping[str, type[Objective]] = {
     name: kind
@@ -38,7 +38,7 @@ def encode_loss(loss: nn.Module) -> dict[str, Any]:
         f"the file does not hold the loss: {name} is not one of anytimeify.losses. Give it to anytimeify.load(path, "
         "loss=...)",
         AnytimeWarning,
-        stacklevel=5,  # who calls net.save
+        stacklevel=4,  # who calls net.save
     )
     return {"foreign": name}
 
@@ -51,10 +51,10 @@ def loss_tensors(loss: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in kept.items() if name in loss.state_dict()}
 
 
-def decode_loss(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module | None:
-    """The inverse; None for a loss that was not ours. `ArtifactError` for what is no objective."""
+def decode_loss(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module | str:
+    """The inverse; the name of a loss that was not ours. `ArtifactError` for what is no objective."""
     if "foreign" in data:
-        return None
+        return str(data["foreign"])
     loss = _decode(data)
     for name, tensor in tensors.items():
         path, _, attribute = name.rpartition(".")
@@ -67,17 +67,6 @@ def decode_loss(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Mo
         else:
             owner.register_buffer(attribute, tensor)
     return loss
-
-
-def warn_of_default(data: Mapping[str, Any], path: object) -> None:
-    """Says at loading that the model has the scheme's loss in place of the one it was saved with."""
-    if "foreign" in data:
-        warnings.warn(
-            f"{path} was saved with the loss {data['foreign']}, which it does not hold: the model has the default loss "
-            "of its scheme. Give yours to anytimeify.load(path, loss=...), or assign net.loss",
-            AnytimeWarning,
-            stacklevel=4,  # who calls load
-        )
 
 
 def _losses(loss: nn.Module) -> list[nn.Module]:

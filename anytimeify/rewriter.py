@@ -91,7 +91,8 @@ def _found() -> dict[str, type[Scheme]]:
     while waiting:
         scheme = waiting.pop()
         waiting.extend(scheme.__subclasses__())
-        if "name" in vars(scheme) and not _is_own(found.get(scheme.name)):  # nobody takes the name of one of ours
+        # The newest of one name, for a cell of a notebook may run twice; and nobody takes the name of one of ours.
+        if "name" in vars(scheme) and (scheme.name not in found or _is_own(scheme)):
             found[scheme.name] = scheme
     return dict(sorted(found.items()))
 
@@ -104,8 +105,8 @@ def _import_own() -> None:
         importlib.import_module(f"anytimeify.passes.{module.name}")
 
 
-def _is_own(scheme: type[Scheme] | None) -> bool:
-    return scheme is not None and scheme.__module__.startswith("anytimeify.passes.")
+def _is_own(scheme: type[Scheme]) -> bool:
+    return scheme.__module__.startswith("anytimeify.passes.")
 
 
 def compose(parts: Iterable[Scheme | str]) -> Scheme:

@@ -17,7 +17,8 @@ def encode_scheme(scheme: Scheme) -> dict[str, Any]:
 
     `SchemeError` where `decode_scheme` would not give it back, here or once these modules are imported."""
     text = str(scheme)
-    parts = [getattr(scheme, f.name) for f in dataclasses.fields(scheme)] if isinstance(scheme, Composed) else [scheme]
+    names = [f.name for f in dataclasses.fields(scheme)]  # type: ignore[arg-type]  # subclasses are dataclasses
+    parts = [getattr(scheme, name) for name in names] if isinstance(scheme, Composed) else [scheme]
     try:
         same = parse_scheme(text) == scheme
     except Exception as error:

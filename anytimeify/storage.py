@@ -47,12 +47,13 @@ class Stored:
     scheme: Scheme
     tensors: Mapping[str, Tensor]  # those of the backbone and those of the scheme; tied ones under each of their names
     options: Options = field(default_factory=Options)
-    loss: nn.Module | None = None  # read: None where it was none of ours
+    loss: nn.Module | str | None = None  # read: the name of one that was none of ours
 
 
 def write(path: str | os.PathLike[str], stored: Stored) -> None:
     """Writes one file, whole or not at all. `ArtifactError` where the folder does not exist or cannot be written."""
-    of_loss = {} if stored.loss is None else loss_tensors(stored.loss)
+    loss = stored.loss if isinstance(stored.loss, nn.Module) else None
+    of_loss = {} if loss is None else loss_tensors(loss)
     named = {**stored.tensors, **{_LOSS + name: tensor for name, tensor in of_loss.items()}}
     tensors, ties = _without_ties(named)
     captured = stored.captured
@@ -69,7 +70,7 @@ def write(path: str | os.PathLike[str], stored: Stored) -> None:
         ],
         "batch": captured.batch,
         "notes": list(captured.notes),
-        "loss": None if stored.loss is None else encode_loss(stored.loss),
+        "loss": None if loss is None else encode_loss(loss),
         **_options_data(stored.options),
     }
     data = seal(document, tensors)

@@ -386,3 +386,13 @@ def test_bad_usage(shell: Shell, arguments: list[str]) -> None:
     assert status == 2
     assert "Traceback" not in out + err
     assert list(shell.folder.iterdir()) == []
+
+
+def test_a_fault_is_one_message_too(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OverflowError("too much\nof it")
+
+    monkeypatch.setattr(cli, "entries", fail)
+    message = shell.refuses("papers")
+    assert message.startswith("error: a fault in anytimeify, OverflowError in test_cli.py:")
+    assert message.endswith(": too much")

@@ -21,6 +21,7 @@ from anytimeify import ArtifactError, NestedWeights, transform
 from anytimeify.cli import app
 from anytimeify.compressed import load_compressed, save_compressed
 from tests.backbones import images, residual_net
+from tests.fuzz.mutations import split_header
 from tests.rounding import close
 
 KINDS = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.complex64)
@@ -208,3 +209,21 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="is taken"):
         save_compressed({"x": torch.zeros(99), "x:places": torch.zeros(3), "x:bits": torch.zeros(3)}, tmp_path / "y")
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_file_does_not_ask_for_any_amount_of_memory(tmp_path: Path) -> None:
+    nothing = {"large": torch.zeros(1 << 20), "small": torch.zeros(100), "one": torch.zeros(1 << 18)}
+    nothing["one"][7] = 1
+    save_compressed(nothing, tmp_path / "x")
+    assert (tmp_path / "x").stat().st_size < 200_000  # one bit for each of many zeros
+    for name, tensor in load_compressed(tmp_path / "x").items():
+        assert torch.equal(tensor, nothing[name])
+    header, rest = split_header((tmp_path / "x").read_bytes())
+    document = json.loads(header["__metadata__"]["anytimeify.compressed"])
+    document["tensors"]["small"]["shape"] = [10**6, 10**6]
+    text = json.dumps(document)
+    header["__metadata__"] = {"anytimeify.compressed": text, "anytimeify.checksum": str(zlib.crc32(text.encode()))}
+    head = json.dumps(header).encode()
+    (tmp_path / "x").write_bytes(len(head).to_bytes(8, "little") + head + rest)
+    with pytest.raises(ArtifactError, match="small would take 4000000000000 bytes"):
+        load_compressed(tmp_path / "x")

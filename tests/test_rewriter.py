@@ -128,3 +128,17 @@ def test_what_is_wrong_is_said(text: str, says: str) -> None:
     with pytest.raises(SchemeError) as error:
         parse_scheme(text)
     assert says in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["hierarchical-ensemble{splits=" + "(" * 5000 + ")" * 5000 + "}", "nested-depth{depths=((}"]
+)
+def test_what_nobody_thought_of_is_a_scheme_error(text: str) -> None:
+    with pytest.raises(SchemeError):
+        parse_scheme(text)
+
+
+@pytest.mark.parametrize("text", ["depth=1000000", "splits=((stem,1000000000),)", f"cuts={','.join('abcdefghi')}"])
+def test_ensembles_are_not_of_any_size(text: str) -> None:
+    with pytest.raises(SchemeError, match="more than 256 leaves"):
+        parse_scheme(f"hierarchical-ensemble{{{text}}}")

@@ -111,7 +111,7 @@ def decode(text: str, name: str) -> Manifest:
             f"{name} was written by an earlier version, without checksums: whether it and the stages are as they were "
             "written cannot be known. Export them again",
             AnytimeWarning,
-            stacklevel=4,  # who calls load
+            stacklevel=3,  # who calls load
         )
     elif json.loads(seal(document))["checksum"] != document.get("checksum"):
         raise ArtifactError(f"{name} is damaged: it does not have the checksum that was written")

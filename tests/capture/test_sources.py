@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from anytimeify.capture import capture, resolve
 from anytimeify.capture.sources import kinds
-from anytimeify.errors import AnytimeError, ArtifactError, CaptureError, MissingExtraError
+from anytimeify.errors import AnytimeError, ArgumentError, ArtifactError, CaptureError, MissingExtraError
 from tests.capture.helpers import text
 
 
@@ -286,3 +286,36 @@ def test_a_program_that_does_not_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CaptureError, match=r"does not run, or its parts do not fit together.*Export the model anew"):
         capture(exported)
     assert torch.is_grad_enabled()
+
+
+def test_a_source_in_python(tmp_path: Path) -> None:
+    import anytimeify
+
+    model = save(tmp_path / "model.pt2", training=False)
+    found = anytimeify.source(tmp_path / "model.pt2")
+    assert (found.name, found.example_inputs) == ("model", None)
+    with pytest.warns(anytimeify.AnytimeWarning, match="exported in eval mode"):
+        net = anytimeify.transform(found, anytimeify.NestedChannels((0.5, 1.0))).eval()
+    torch.testing.assert_close(net(X, level=-1), model.eval()(X))
+    for spec, kind, message in (
+        ("nothing", ArtifactError, "names no model"),
+        ("model.onnx", ArtifactError, "no file"),
+        ("a\0b.pt2", ArtifactError, "no file"),
+        (str(tmp_path), ArtifactError, "extension"),
+        (b"timm:resnet18", ArgumentError, "expected a text"),
+    ):
+        with pytest.raises(kind, match=message):
+            anytimeify.source(spec)  # type: ignore[arg-type]  # refused input
+
+
+def test_a_source_tells_its_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import anytimeify
+
+    (tmp_path / "with_inputs.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "def made():\n    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), (torch.randn(2, 4),)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    found = anytimeify.source("with_inputs:made")
+    net = anytimeify.transform(found, "nested-channels{widths=0.5,1}")
+    assert net(torch.randn(3, 4), level=0).shape == (3, 3)

@@ -111,8 +111,7 @@ def _harmless(source: Any, filename: str) -> bool:
     for node in ast.walk(tree):
         if isinstance(node, _STATEMENTS):
             return False
-        if isinstance(node, ast.Attribute) and node.attr.startswith("__"):
-            return False
-        if isinstance(node, ast.Name) and (node.id in _NAMES or node.id.startswith("__")):
+        name = node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
+        if (name.startswith("__") and name.endswith("__")) or (isinstance(node, ast.Name) and name in _NAMES):
             return False
     return True

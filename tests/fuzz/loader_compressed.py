@@ -15,7 +15,7 @@ from torch import Tensor
 
 from anytimeify.compressed import load_compressed, save_compressed
 from tests.fuzz.loader import Case, Loader, Results
-from tests.fuzz.mutations import mutate_bytes, mutate_header, mutate_json, split_header
+from tests.fuzz.mutations import in_order, mutate_bytes, mutate_header, mutate_json, split_header
 
 __all__ = ["LOADER"]
 
@@ -30,13 +30,15 @@ def _make(folder: Path) -> None:
     tensors = {"dense": dense, "a.some": some, "few": few, "none": torch.zeros(50, dtype=torch.float64)}
     save_compressed({**tensors, "half": some.bfloat16(), "scalar": torch.tensor(3), "empty": dense[:0]}, folder / "all")
     save_compressed({"few": few, "some": some.to(torch.int16)}, folder / "two")
+    in_order(folder / "all")
+    in_order(folder / "two")
 
 
 def opened(path: Path) -> tuple[Document, dict[str, Tensor]]:
     """The description and the stored tensors of a file."""
     data = path.read_bytes()
     document: Document = json.loads(split_header(data)[0]["__metadata__"][_KEY])
-    return document, safetensors.torch.load(data)
+    return document, dict(sorted(safetensors.torch.load(data).items()))
 
 
 def sealed(document: Any, tensors: dict[str, Tensor]) -> bytes:

@@ -17,7 +17,7 @@ from anytimeify import AnytimeModel, Consensus, NestedChannels, Taxonomy, transf
 from anytimeify.storage import seal
 from tests.backbones import residual_net
 from tests.fuzz.loader import Case, Loader, Results
-from tests.fuzz.mutations import CANARY, mutate_bytes, mutate_header, mutate_json, split_header
+from tests.fuzz.mutations import CANARY, in_order, mutate_bytes, mutate_header, mutate_json, split_header
 from tests.passes.every_scheme import images, net_of
 
 __all__ = ["LOADER"]
@@ -52,6 +52,7 @@ def _make(folder: Path) -> None:
     }
     for name, net in nets.items():
         net.eval().save(folder / name)
+        in_order(folder / name)
 
 
 def opened(path: Path) -> tuple[Document, dict[str, Tensor]]:
@@ -59,7 +60,7 @@ def opened(path: Path) -> tuple[Document, dict[str, Tensor]]:
     data = path.read_bytes()
     header, _ = split_header(data)
     document: Document = json.loads(header["__metadata__"]["anytimeify"])
-    return document, safetensors.torch.load(data)
+    return document, dict(sorted(safetensors.torch.load(data).items()))
 
 
 def _mutate_tensors(random: Random, tensors: dict[str, Tensor]) -> str:

@@ -7,7 +7,6 @@ import pickle
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -48,7 +47,8 @@ def _hide_memory() -> None:
 
 
 def _hang() -> None:
-    time.sleep(60)
+    while True:
+        pass
 
 
 def _die() -> None:
@@ -100,4 +100,4 @@ def _mutate(random: Random, originals: Path, folder: Path) -> Case:
     return _craft(random.choice(list(ACTIONS)))(originals, folder)
 
 
-LOADER = Loader("misbehaving", _make, _mutate, _load, _results, {name: _craft(name) for name in ACTIONS}, seconds=3)
+LOADER = Loader("misbehaving", _make, _mutate, _load, _results, {name: _craft(name) for name in ACTIONS}, seconds=1)

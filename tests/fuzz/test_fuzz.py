@@ -33,6 +33,7 @@ def test_the_harness_notices() -> None:
     assert done.returncode == 1
 
 
+@pytest.mark.slow
 def test_a_number_stands_for_a_case() -> None:
     first, again = (fuzz("compressed", "--only", "7").stdout.splitlines()[:2] for _ in range(2))
     assert first == again

@@ -92,7 +92,7 @@ def checkpointed() -> Example:
         "num_attention_heads": 4,
         "intermediate_size": 64,
     }
-    model: Any = BertForSequenceClassification(BertConfig(vocab_size=50, **sizes))
+    model: Any = BertForSequenceClassification(BertConfig(vocab_size=50, num_attention_heads=4, **sizes))
     model.gradient_checkpointing_enable({"use_reentrant": True})
     model.enable_input_require_grads()
     return model, {"input_ids": torch.randint(0, 50, (4, 12))}

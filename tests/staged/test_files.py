@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from anytimeify import ArgumentError, ArtifactError, Confidence, Staged, VerificationError
+from anytimeify import AnytimeWarning, ArgumentError, ArtifactError, Confidence, Staged, VerificationError, checksums
 from anytimeify.staged import load
 from anytimeify.staged.files import FORMATS, OnnxStage
 from anytimeify.staged.manifest import seal
@@ -196,6 +196,63 @@ def test_a_damaged_manifest(folder: Path, change: Callable[[dict[str, Any]], obj
     (folder / "stages.json").write_text(seal(document))
     with pytest.raises(ArtifactError, match=message):
         load(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda document: (
+            document["policy"].update(threshold=0.99) if document["policy"] else document.update(batch=None)
+        ),
+        lambda document: document["stages"][0]["level"].update(macs=1),
+        lambda document: document["stages"].pop(),
+        lambda document: document["checksums"].popitem(),
+        lambda document: document.pop("checksum"),
+    ],
+)
+def test_no_edit_goes_unnoticed(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    document = json.loads((folder / "stages.json").read_text())
+    change(document)
+    (folder / "stages.json").write_text(json.dumps(document))
+    with pytest.raises(ArtifactError, match=r"stages\.json is damaged: it does not have the checksum"):
+        load(folder)
+
+
+def test_a_manifest_may_be_formatted_anew(folder: Path) -> None:
+    document = json.loads((folder / "stages.json").read_text())
+    (folder / "stages.json").write_text(json.dumps(dict(reversed(document.items()))))
+    load(folder)
+
+
+def test_stages_may_not_be_exchanged(folder: Path) -> None:
+    one, other = folder / "stage-0.pt2", folder / "stage-1.pt2"
+    data = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(data)
+    with pytest.raises(ArtifactError, match=r"stage-0\.pt2' is damaged: it does not have the checksum"):
+        load(folder)
+
+
+def test_what_belongs_to_a_stage_is_checked_too(folder: Path) -> None:
+    document = json.loads((folder / "stages.json").read_text())
+    document["checksums"]["stage-0.pt2.data"] = checksums.of_text("weights")
+    (folder / "stages.json").write_text(seal(document))
+    with pytest.raises(ArtifactError, match=r"stage-0\.pt2\.data' is missing"):
+        load(folder)
+    (folder / "stage-0.pt2.data").write_text("other weights")
+    with pytest.raises(ArtifactError, match=r"stage-0\.pt2\.data' is damaged"):
+        load(folder)
+    (folder / "stage-0.pt2.data").write_text("weights")
+    load(folder)
+
+
+def test_folders_of_earlier_versions_are_read_with_a_warning(folder: Path) -> None:
+    document = json.loads((folder / "stages.json").read_text())
+    del document["checksum"], document["checksums"]
+    (folder / "stages.json").write_text(json.dumps({**document, "format": 1}))
+    with pytest.warns(AnytimeWarning, match="without checksums") as warned:
+        load(folder)
+    assert warned[0].filename == __file__
 
 
 def test_a_manifest_that_is_no_text(folder: Path) -> None:
