@@ -148,7 +148,7 @@ def test_a_child_tells_its_peak_memory_and_its_last_words() -> None:
 @pytest.mark.parametrize(
     ("factory", "seconds", "why"),
     [
-        ("hangs", 6, r"^time limit of 6 s in step: (start|build), after \d+ s of CPU$"),
+        ("hangs", 3, r"^time limit of 3 s in step: (start|build), after \d+ s of CPU$"),
         ("crashes", 300, r"the process ended with signal 11 in step: build"),
         ("refuses", 300, r"^ValueError: no such weights second line \(at test_coverage.py:\d+ in refuses\)$"),
     ],

@@ -101,6 +101,7 @@ distributed.destroy_process_group()
 """
 
 
+@pytest.mark.distributed
 def test_distributed_data_parallel_needs_no_special_flags(tmp_path: Path) -> None:
     command = [sys.executable, "-c", DISTRIBUTED]
     processes = [
