@@ -10,6 +10,7 @@ from torch import fx
 from anytimeify.calling import Calling
 from anytimeify.ir import Program
 from anytimeify.lift import lift
+from anytimeify.passes.cut_blocks import cut_blocks
 from anytimeify.passes.fold import fold
 from anytimeify.passes.fold_batch_norms import fold_batch_norms
 from anytimeify.passes.project import project
@@ -23,11 +24,11 @@ def extract(
     """Level `index`, the output at `position`, as a plain `fx.GraphModule` in eval mode that owns its tensors.
 
     1. keep that output alone; 2. turn parameter views into small parameters; 3. give private parameters and nodes
-    of the level the backbone's names; 4. merge batch norms, if asked; 5. lift in inference form; 6. call it like the
-    backbone. Running the result needs torch and nothing else.
+    of the level the backbone's names; 4. merge batch norms, if asked; 5. cut triangular layers into the blocks that
+    they have; 6. lift in inference form; 7. call it like the backbone. Running the result needs torch and nothing else.
     """
     small = small_program(program, index, position)
-    return as_module(fold_batch_norms(small) if merge_batch_norms else small, calling)
+    return as_module(cut_blocks(fold_batch_norms(small) if merge_batch_norms else small), calling)
 
 
 def small_program(program: Program, index: int, position: int | None = None) -> Program:
@@ -37,7 +38,7 @@ def small_program(program: Program, index: int, position: int | None = None) -> 
 
 
 def as_module(program: Program, calling: Calling) -> fx.GraphModule:
-    """Steps 5 and 6, of a program with one output."""
+    """Steps 6 and 7, of a program with one output."""
     module = calling.call_like_backbone(lift(program, training=False))
     for node in module.graph.nodes:
         node.meta.clear()  # types of ours, which a copy or a pickle of the graph would drag along
