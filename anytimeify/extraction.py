@@ -24,17 +24,18 @@ def extract(
     """Level `index`, the output at `position`, as a plain `fx.GraphModule` in eval mode that owns its tensors.
 
     1. keep that output alone; 2. turn parameter views into small parameters; 3. give private parameters and nodes
-    of the level the backbone's names; 4. merge batch norms, if asked; 5. cut triangular layers into the blocks that
-    they have; 6. lift in inference form; 7. call it like the backbone. Running the result needs torch and nothing else.
+    of the level the backbone's names; 4. if asked, merge batch norms, and evaluate what else depends on parameters;
+    5. cut triangular layers into the blocks that they have; 6. lift in inference form; 7. call it like the backbone.
+    Running the result needs torch and nothing else.
     """
-    small = small_program(program, index, position)
+    small = small_program(program, index, position, computed=merge_batch_norms)
     return as_module(cut_blocks(fold_batch_norms(small) if merge_batch_norms else small), calling)
 
 
-def small_program(program: Program, index: int, position: int | None = None) -> Program:
-    """Steps 1 to 3."""
+def small_program(program: Program, index: int, position: int | None = None, *, computed: bool = False) -> Program:
+    """Steps 1 to 3. `computed` as in `fold`."""
     alone = project(program, [index if position is None else position])
-    return _with_backbone_names(_with_counters(fold(alone), program), index)
+    return _with_backbone_names(_with_counters(fold(alone, computed=computed), program), index)
 
 
 def as_module(program: Program, calling: Calling) -> fx.GraphModule:

@@ -67,7 +67,7 @@ class _Cut:
 
 def _cut(node: fx.Node) -> _Cut | None:
     for weight in node.all_input_nodes:
-        operands = operands_of(node, weight) if weight.op == "get_attr" and weight.meta.get("blocks") else None
+        operands = operands_of(node, weight) if weight.meta.get("blocks") else None
         if operands is not None:
             rank = len(weight.meta["type"].shape)
             dims = (operands.rows % rank, operands.columns % rank)
@@ -104,7 +104,8 @@ class _Cutter:
         """The layer block by block, and the concatenation."""
         results = [self._block(node, cut, place) for place in range(len(cut.blocks))]
         order = np.argsort(np.concatenate([rows for rows, _ in cut.blocks]), kind="stable")
-        ordered, dim = bool((order == np.arange(len(order))).all()), cut.operands.given
+        ordered = bool((order == np.arange(len(order))).all())
+        dim = cut.operands.given % len(node.meta["type"].shape)
         if len(results) == 1:
             return results[0]
         name = node.name if ordered else f"{node.name}_blocks"
@@ -130,6 +131,12 @@ class _Cutter:
 
     def _weights(self, cut: _Cut) -> list[fx.Node]:
         """The blocks of a weight, cut once for all layers that read it."""
+        if cut.weight not in self.pieces and cut.weight.op != "get_attr":  # masked when it runs: its source is read too
+            whole, like = self.copies[cut.weight.all_input_nodes[0]], cut.weight
+            self.pieces[cut.weight] = [
+                self._part(self._part(whole, cut.operands.rows, rows, like), cut.operands.columns, columns, like)
+                for rows, columns in cut.blocks
+            ]
         if cut.weight not in self.pieces:
             places = [((cut.operands.rows, rows), (cut.operands.columns, columns)) for rows, columns in cut.blocks]
             self.pieces[cut.weight] = self._cut_up(cut.weight, cut, "weight", places)
@@ -164,9 +171,10 @@ class _Cutter:
     def _part(self, source: fx.Node, dim: int, entries: Places, like: fx.Node) -> fx.Node:
         """Some entries along a dimension of a value, taken once for all that read them."""
         kind: TensorType = source.meta["type"]
+        dim %= len(kind.shape)
         if len(entries) == kind.shape[dim].coefficient:
             return source
-        key = (source, dim % len(kind.shape), entries.tobytes())
+        key = (source, dim, entries.tobytes())
         if key not in self.parts:
             meta = {"type": _with_size(kind, dim, len(entries)), "origin": like.meta["origin"]}
             first, last = int(entries[0]), int(entries[-1])
