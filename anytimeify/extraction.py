@@ -19,17 +19,24 @@ __all__ = ["as_module", "extract", "small_program"]
 
 
 def extract(
-    program: Program, index: int, calling: Calling, *, position: int | None = None, merge_batch_norms: bool = False
+    program: Program,
+    index: int,
+    calling: Calling,
+    *,
+    position: int | None = None,
+    merge_batch_norms: bool = False,
+    dense: bool = False,
 ) -> fx.GraphModule:
     """Level `index`, the output at `position`, as a plain `fx.GraphModule` in eval mode that owns its tensors.
 
     1. keep that output alone; 2. turn parameter views into small parameters; 3. give private parameters and nodes
     of the level the backbone's names; 4. if asked, merge batch norms, and evaluate what else depends on parameters;
-    5. cut triangular layers into the blocks that they have; 6. lift in inference form; 7. call it like the backbone.
+    5. unless `dense`, cut triangular layers into the blocks that they have; 6. lift in inference form; 7. call it like the backbone.
     Running the result needs torch and nothing else.
     """
     small = small_program(program, index, position, computed=merge_batch_norms)
-    return as_module(cut_blocks(fold_batch_norms(small) if merge_batch_norms else small), calling)
+    small = fold_batch_norms(small) if merge_batch_norms else small
+    return as_module(small if dense else cut_blocks(small), calling)
 
 
 def small_program(program: Program, index: int, position: int | None = None, *, computed: bool = False) -> Program:

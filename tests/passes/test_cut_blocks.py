@@ -205,4 +205,7 @@ def test_extracts_of_a_triangle(fold: bool) -> None:
         torch.testing.assert_close(small(x), net(x, level=level))
         assert fold != any(isinstance(module, nn.BatchNorm2d) for module in small.modules())
         assert isinstance(small, fx.GraphModule)
+    whole = net.extract(-1, fold=fold, dense=True)
+    torch.testing.assert_close(whole(x), net(x, level=-1))
+    assert whole.get_parameter("again.weight").shape == (16, 16, 1, 1)
     assert {"again.0.weight", "again.1.weight", "again.2.weight"} <= dict(net.extract(-1).named_parameters()).keys()
