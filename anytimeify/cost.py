@@ -99,9 +99,8 @@ def _parameters(program: Program, held: Stored) -> int:
 
 def _kept(node: fx.Node) -> int:
     """Entries of a tensor; those that its mask keeps, or that its triangular layers have."""
-    layers = [user.meta.get("kept_weight") if user.args[1:2] == (node,) else None for user in node.users]
-    if layers and None not in layers:
-        return int(max(layers))
+    if node.users and all("kept_weight" in user.meta and user.args[1] is node for user in node.users):
+        return max(int(user.meta["kept_weight"]) for user in node.users)
     return int(node.meta.get("kept", node.meta["type"].size.coefficient))
 
 

@@ -31,8 +31,8 @@ def extract(
 
     1. keep that output alone; 2. turn parameter views into small parameters; 3. give private parameters and nodes
     of the level the backbone's names; 4. if asked, merge batch norms, and evaluate what else depends on parameters;
-    5. unless `dense`, cut triangular layers into the blocks that they have; 6. lift in inference form; 7. call it like the backbone.
-    Running the result needs torch and nothing else.
+    5. unless `dense`, cut triangular layers into the blocks that they have; 6. lift in inference form; 7. call it like
+    the backbone. Running the result needs torch and nothing else.
     """
     small = small_program(program, index, position, computed=merge_batch_norms)
     small = fold_batch_norms(small) if merge_batch_norms else small

@@ -62,7 +62,8 @@ class _Cut:
     def read(self, columns: Places) -> Places:
         """The entries of the input that some columns meet: those of every group."""
         width = self.weight.meta["type"].shape[self.operands.columns].coefficient
-        return (np.arange(self.operands.groups)[:, None] * width + columns).reshape(-1)
+        found: Places = (np.arange(self.operands.groups)[:, None] * width + columns).reshape(-1)
+        return found
 
 
 def _cut(node: fx.Node) -> _Cut | None:

@@ -54,7 +54,7 @@ def layer(target: Any, weight: Tensor, x: Tensor, blocks: Blocks, *, left: bool 
 def flops(program: Program, x: Tensor) -> int:
     with FlopCounterMode(display=False) as counter:
         run(program, x)
-    return counter.get_total_flops()
+    return int(counter.get_total_flops())
 
 
 CASES: dict[str, tuple[Any, tuple[int, ...], int, int, tuple[int, ...], dict[str, Any]]] = {

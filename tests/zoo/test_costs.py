@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.costs import BACKBONES, SCHEMES, of_zoo, measure
+from benchmarks.costs import BACKBONES, SCHEMES, measure, of_zoo
 
 pytestmark = pytest.mark.zoo
 
