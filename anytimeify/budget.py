@@ -28,10 +28,12 @@ class Budget:
     """Limits that a level has to keep, all of them; or the level itself.
 
     Fields
-        macs: multiply-accumulates of one sample.
-        params: parameters that the level reads.
+        macs: multiply-accumulates of one sample; of masked weights (`NestedWeights`) those that masks keep, which
+            dense extracts do not skip: limit `latency_ms` where time is meant.
+        params: parameters that the level reads; of masked weights those that masks keep.
         latency_ms: milliseconds of one batch of `batch_size` samples, measured on `device` with the extracted graph.
-        memory_bytes: bytes of the parameters and of the live intermediate results of `batch_size` samples.
+        memory_bytes: bytes of the parameters (of those that masks keep, as a compressed file stores them) and of the
+            live intermediate results of `batch_size` samples.
         level: a level, instead of limits: its index (negative ones count from the full level), its name, its number
             as a float (`0.25`, of a width), or the `Level` itself, which stands for its index.
         device: where latency is measured; by default where the model is.

@@ -3,34 +3,33 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
 from typing import Any
 
 from torch import fx
 
 from anytimeify.ir import Captured, Cost, Program, Size, TensorType
 from anytimeify.rules import rule_of
+from anytimeify.stored import Stored, identity, needed, stored
 
 __all__ = ["cost", "macs_by_node", "sizes"]
 
 
 def cost(program: Program, batch: str | None, batch_size: int = 1, symbols: Mapping[str, int] | None = None) -> Cost:
-    """The cost of everything that the program's outputs need.
+    """The cost of everything that the program's outputs need, in inference: of what an extract holds and computes
+    (`anytimeify.stored`), masked weights by what is left of them.
 
     `batch` names the dynamic batch size; where it is None the batch is fixed at `batch_size` and the cost is divided by
     it. `symbols` gives values to further dynamic sizes (a dynamic resolution).
     """
-    nodes = _needed(program)
+    held = stored(program)
     count = _Counter(batch, 1 if batch else max(1, batch_size), symbols or {})
-    macs = sum(macs_by_node(program, batch, batch_size, symbols, nodes=nodes).values())
-    read = {
-        id(program.tensors[str(n.target)]): n
-        for n in nodes
-        if n.op == "get_attr" and program.is_parameter(str(n.target))
-    }
-    constant = _constant(nodes)
-    params = sum(_read_elements(node, nodes, constant) for node in read.values())
-    return Cost(macs, params, _peak(program, nodes, count))
+    macs = macs_by_node(program, batch, batch_size, symbols)
+    return Cost(
+        sum(found for node, found in macs.items() if node not in held.known),
+        _parameters(program, held),
+        _peak(program, held, count),
+    )
 
 
 def macs_by_node(
@@ -44,7 +43,7 @@ def macs_by_node(
     """Multiply-accumulates of every node that has some, for one sample."""
     count = _Counter(batch, 1 if batch else max(1, batch_size), symbols or {})
     result = {}
-    for node in nodes if nodes is not None else _needed(program):
+    for node in nodes if nodes is not None else needed(program):
         rule = rule_of(node.target) if node.op == "call_function" else None
         if rule is not None and rule.macs is not None:
             macs = rule.macs(node)
@@ -88,82 +87,38 @@ class _Counter:
         return -(-total // self.divisor)
 
 
-def _needed(program: Program) -> dict[fx.Node, None]:
-    """The nodes that the outputs depend on, in graph order."""
-    needed: set[fx.Node] = set()
-    waiting: list[fx.Node] = list(program.outputs)
-    while waiting:
-        node = waiting.pop()
-        if node not in needed:
-            needed.add(node)
-            waiting.extend(node.all_input_nodes)
-    return {node: None for node in program.graph.nodes if node in needed}
+def _parameters(program: Program, held: Stored) -> int:
+    """Entries of the parameters that are held, tied ones and equal parts once."""
+    counted = {
+        identity(program, node): _kept(node)
+        for node in held.nodes
+        if node in held.parameters and isinstance(node.meta["type"], TensorType)
+    }
+    return sum(counted.values())
 
 
-def _constant(nodes: Mapping[fx.Node, None]) -> set[fx.Node]:
-    """Those of some nodes that depend on tensors alone."""
-    constant: set[fx.Node] = set()
-    for node in nodes:
-        if node.op == "get_attr" or (node.op == "call_function" and constant.issuperset(node.all_input_nodes)):
-            constant.add(node)
-    return constant
+def _kept(node: fx.Node) -> int:
+    """Entries of a tensor; those that its mask keeps, or that its triangular layers have."""
+    if node.users and all("kept_weight" in user.meta and user.args[1] is node for user in node.users):
+        return max(int(user.meta["kept_weight"]) for user in node.users)
+    return int(node.meta.get("kept", node.meta["type"].size.coefficient))
 
 
-def _read_elements(node: fx.Node, nodes: Mapping[fx.Node, None], constant: Set[fx.Node]) -> int:
-    """How many elements of a tensor are read: all, or those in the widest of the parts that `narrow` takes of it, or
-    those that the widest mask keeps."""
-    results = _masked_results(node, constant)
-    if results:
-        return int(max(result.meta["kept"] for result in results))
-    widest = 0
-    waiting = [node]
-    while waiting:
-        source = waiting.pop()
-        for user in source.users:
-            if user not in nodes:
-                continue
-            if user.meta.get("part") and user.args[0] is source:
-                waiting.append(user)
-            elif "kept_weight" in user.meta and user.args[1] is source:
-                widest = max(widest, user.meta["kept_weight"])
-            elif "kept" in user.meta:
-                widest = max(widest, user.meta["kept"])
-            else:
-                widest = max(widest, source.meta["type"].size.coefficient)
-    return widest or int(node.meta["type"].size.coefficient)
-
-
-def _masked_results(node: fx.Node, constant: Set[fx.Node]) -> list[fx.Node]:
-    """The masked weights that are all a tensor is used for, if they have as many elements (a weight that is
-    standardised, then masked); none where something else reads it, or is made of it."""
-    found: set[fx.Node] = set()
-    waiting, seen = [node], {node}
-    while waiting:
-        for user in waiting.pop().users:
-            if user in constant and "kept" in user.meta:
-                found.add(user)
-            elif user in constant and user not in seen:
-                seen.add(user)
-                waiting.append(user)
-            elif user not in constant:
-                return []
-    return [one for one in found if one.meta["type"].size == node.meta["type"].size]
-
-
-def _peak(program: Program, nodes: Mapping[fx.Node, None], count: _Counter) -> int:
+def _peak(program: Program, known: Stored, count: _Counter) -> int:
     """The largest total of intermediate results that are alive at once, in graph order; views belong to what they
     view.
     """
     owner: dict[fx.Node, fx.Node] = {}
     held: dict[fx.Node, int] = {}
     last: dict[fx.Node, int] = {}
+    nodes = needed(program)
     for place, node in enumerate(nodes):
         rule = rule_of(node.target) if node.op == "call_function" else None
         views = (rule is not None and rule.view) or node.target is operator.getitem
         source = node.all_input_nodes[0] if views and node.all_input_nodes else None
         owner[node] = owner[source] if source is not None else node
-        weight = node.op == "get_attr" or "kept" in node.meta
-        held[node] = 0 if source is not None or weight else _bytes(node.meta.get("type"), count)
+        nothing = source is not None or node in known.known
+        held[node] = 0 if nothing else _bytes(node.meta.get("type"), count)
         for read in node.all_input_nodes:
             last[owner[read]] = place
         last[owner[node]] = place

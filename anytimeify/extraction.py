@@ -10,6 +10,7 @@ from torch import fx
 from anytimeify.calling import Calling
 from anytimeify.ir import Program
 from anytimeify.lift import lift
+from anytimeify.passes.cut_blocks import cut_blocks
 from anytimeify.passes.evaluate import evaluate
 from anytimeify.passes.fold import fold
 from anytimeify.passes.fold_batch_norms import fold_batch_norms
@@ -19,26 +20,34 @@ __all__ = ["as_module", "extract", "small_program"]
 
 
 def extract(
-    program: Program, index: int, calling: Calling, *, position: int | None = None, merge_batch_norms: bool = False
+    program: Program,
+    index: int,
+    calling: Calling,
+    *,
+    position: int | None = None,
+    merge_batch_norms: bool = False,
+    dense: bool = False,
 ) -> fx.GraphModule:
     """Level `index`, the output at `position`, as a plain `fx.GraphModule` in eval mode that owns its tensors.
 
     1. keep that output alone, as eval mode computes it; 2. turn parameter views into small parameters; 3. give private
-    parameters and nodes of the level the backbone's names; 4. merge batch norms, if asked; 5. lift in inference form;
-    6. call it like the backbone. Running the result needs torch and nothing else.
+    parameters and nodes of the level the backbone's names; 4. if asked, merge batch norms, and evaluate what else
+    depends on parameters; 5. unless `dense`, cut triangular layers into the blocks that they have; 6. lift in inference
+    form; 7. call it like the backbone. Running the result needs torch and nothing else.
     """
-    small = small_program(program, index, position)
-    return as_module(fold_batch_norms(small) if merge_batch_norms else small, calling)
+    small = small_program(program, index, position, computed=merge_batch_norms)
+    small = fold_batch_norms(small) if merge_batch_norms else small
+    return as_module(small if dense else cut_blocks(small), calling)
 
 
-def small_program(program: Program, index: int, position: int | None = None) -> Program:
-    """Steps 1 to 3."""
+def small_program(program: Program, index: int, position: int | None = None, *, computed: bool = False) -> Program:
+    """Steps 1 to 3. `computed` as in `fold`."""
     alone = evaluate(project(program, [index if position is None else position]))
-    return _with_backbone_names(_with_counters(fold(alone), program), index)
+    return _with_backbone_names(_with_counters(fold(alone, computed=computed), program), index)
 
 
 def as_module(program: Program, calling: Calling) -> fx.GraphModule:
-    """Steps 5 and 6, of a program with one output."""
+    """Steps 6 and 7, of a program with one output."""
     module = calling.call_like_backbone(lift(program, training=False))
     for node in module.graph.nodes:
         node.meta.clear()  # types of ours, which a copy or a pickle of the graph would drag along

@@ -196,8 +196,11 @@ class Captured:
 
 
 class Cost(NamedTuple):
-    """What one sample costs. `macs`: multiply-accumulates of convolutions, linear layers and matrix products;
-    `params`: elements of the parameters that are read; `activation_bytes`: peak of live intermediate results."""
+    """What one sample costs an extract. `macs`: multiply-accumulates of convolutions, linear layers and matrix
+    products; `params`: elements of the parameters that it holds; `activation_bytes`: peak of live intermediate results.
+
+    Of weights that are masked one by one (`NestedWeights`) both count what masks keep: what a compressed file stores
+    and sparse kernels compute. An extract of those is dense, with zeros."""
 
     macs: int
     params: int

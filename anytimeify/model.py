@@ -380,13 +380,21 @@ class AnytimeModel(Watched):
         return self._latencies[key]
 
     def extract(
-        self, level: LevelName | Budget, *, fold: bool = False, granularity: int | str | None = None
+        self,
+        level: LevelName | Budget,
+        *,
+        fold: bool = False,
+        dense: bool = False,
+        granularity: int | str | None = None,
     ) -> fx.GraphModule:
         """One level as a standalone module in eval mode: called like the backbone, returns the level's prediction.
 
         Its parameters are small copies under names made from the backbone's; running it needs no import of
-        anytimeify. `fold=True` merges batch norms into the convolutions before them. With a taxonomy, the prediction is
-        of the granularity that the level serves, or of another one that it has.
+        anytimeify. `fold=True` merges batch norms into the convolutions before them, and evaluates what else depends on
+        parameters alone. Triangular layers are cut into the blocks that they have, `conv.0.weight`, `conv.1.weight`,
+        ..., which is what the level costs; `dense=True` leaves them whole, `conv.weight` with zeros: more to compute,
+        in fewer calls. With a taxonomy, the prediction is of the granularity that the level serves, or of another one
+        that it has.
         """
         index = self.select(level).index if isinstance(level, Budget) else self._index(level)
         return extraction.extract(
@@ -395,6 +403,7 @@ class AnytimeModel(Watched):
             self.calling,
             position=self._place(index, granularity),
             merge_batch_norms=fold,
+            dense=dense,
         )
 
     def staged(

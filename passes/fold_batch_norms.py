@@ -63,6 +63,9 @@ def fold_batch_norms(program: Program) -> Program:
         for convolution, parameters in folded.items()
         for name, tensor in parameters.items()
     }
+    for convolution, parameters in folded.items():  # what a masked weight lacks it still lacks
+        masked = bound(convolution)["weight"].meta
+        reads[next(iter(parameters))].meta |= {key: masked[key] for key in ("kept", "blocks") if key in masked}
     for node in program.graph.nodes:
         if node in merged:
             copies[node] = copies[merged[node]]

@@ -31,6 +31,7 @@ from anytimeify.axes import Axes, Widths
 from anytimeify.factors import Expr, Factor, Sum, leaves, resolve
 from anytimeify.ir import Program, Size, TensorType
 from anytimeify.passes.narrow import reached
+from anytimeify.passes.operands import Blocks, blocks_of
 from anytimeify.rules import rule_of
 from anytimeify.rules.targets import aten
 from anytimeify.schema import bound
@@ -262,13 +263,14 @@ class Nest:
         result: npt.NDArray[np.bool_] = reads <= writes
         return result
 
-    def blocks(self, node: fx.Node, level: int) -> tuple[tuple[Places, Places], ...]:
+    def blocks(self, node: fx.Node, level: int) -> Blocks:
         """Of every level up to one, the rows of a layer's weights that it adds and the columns that these read; empty
-        where rows and columns do not say it all."""
+        where these are not products that the layer can be cut into."""
         if not self.has_rows(node):
             return ()
         layer = self.layers[node]
         dims = self.axes.dims[layer.weight]
         (row,) = (dim for dim in self.narrowed_dims(layer.weight) if dim != layer.dim)
         rows, columns = (self.chunks(dims[dim])[self.kept(dims[dim], level)] for dim in (row, layer.dim))
-        return tuple((np.flatnonzero(rows == one), np.flatnonzero(columns <= one)) for one in range(level + 1))
+        blocks = tuple((np.flatnonzero(rows == one), np.flatnonzero(columns <= one)) for one in range(level + 1))
+        return blocks if blocks_of(node, layer.weight, (row, layer.dim), blocks) else ()

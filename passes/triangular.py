@@ -22,6 +22,7 @@ from anytimeify.passes.block_triangular import use_blocks
 from anytimeify.passes.heads import heads_of
 from anytimeify.passes.narrow import Builder, Clone, Private
 from anytimeify.passes.nest import Kind, Nest, Places
+from anytimeify.passes.operands import Operands, operands_of
 from anytimeify.passes.project import project
 from anytimeify.rules.op import name_of
 
@@ -123,6 +124,7 @@ class Form:
         self.chunks = [_Chunk(self, level) for level in range(top + 1)] if stepwise else []
         self.values: dict[tuple[fx.Node, int], fx.Node] = {}
         self.added: dict[tuple[fx.Node, int], fx.Node | None] = {}
+        self.weights: dict[tuple[fx.Node, fx.Node, Operands | None], fx.Node] = {}  # those with masks
         for level in range(top + 1) if stepwise else (top,):  # in order, so that nothing is asked for too deeply
             for node in nest.program.graph.nodes:
                 if node.op == "call_function":
@@ -282,15 +284,23 @@ class Form:
         return at.call(node, types=types, instead=instead)
 
     def masked(self, node: fx.Node, level: int, value: fx.Node) -> fx.Node:
-        """The weights of a masked layer at a level, `value` being those without the mask."""
+        """The weights of a masked layer at a level, `value` being those without the mask. They say what is left of them
+        where nothing but that is multiplied: where they have blocks."""
         keep = self.nest.mask(node, level)
         if keep.all():
             return value
-        mask = self.builder.mask(keep, value.meta["type"].dtype, node)
-        shares = value.meta["type"].size.coefficient // keep.size
-        meta = {**value.meta, "kept": int(keep.sum()) * shares, "blocks": self.nest.blocks(node, level)}
+        mask, blocks = self.builder.mask(keep, value.meta["type"].dtype, node), self.nest.blocks(node, level)
+        key = value, mask, operands_of(node, self.nest.layers[node].weight)
+        if key in self.weights:  # a layer that is called twice
+            return self.weights[key]
+        meta = {**value.meta}
         meta.pop("part", None)
-        return self.builder.call(torch.ops.aten.mul.Tensor, (value, mask), {}, f"{self.prefix}{node.name}_weight", meta)
+        if blocks:
+            shares = value.meta["type"].size.coefficient // keep.size
+            meta |= {"kept": int(keep.sum()) * shares, "blocks": blocks}
+        name = f"{self.prefix}{node.name}_weight"
+        self.weights[key] = self.builder.call(torch.ops.aten.mul.Tensor, (value, mask), {}, name, meta)
+        return self.weights[key]
 
     def pick(self, value: fx.Node, like: fx.Node, dim: int, places: Places, tag: str, *, part: bool = False) -> fx.Node:
         """Entries of a dimension of a value; the value itself if these are all, in their order."""

@@ -19,12 +19,12 @@ from fnmatch import fnmatchcase
 from torch import fx
 
 from anytimeify.ir import Program, Size, TensorType
-from anytimeify.passes.fold import deterministic
 from anytimeify.passes.project import ancestors
 from anytimeify.rules import rule_of
 from anytimeify.rules.op import flat_nodes
 from anytimeify.rules.targets import aten
 from anytimeify.schema import bound
+from anytimeify.stored import deterministic
 
 __all__ = ["Weight", "find_weights"]
 

@@ -125,7 +125,8 @@ def _height(node: fx.Node) -> int | None:
 class Nested:
     """A network whose levels are parts of it, at the size of the paper's images: what each level reads and costs."""
 
-    program: Program
+    program: Program  # every level alone
+    together: Program
     batch: str | None
     levels: range
 
@@ -137,7 +138,8 @@ class Nested:
         assert isinstance(chosen, Scheme)
         rewritten = chosen.apply(captured, analyse(captured.program))
         keep = [rewritten.position(level) for level in range(len(rewritten.level_names))]
-        return Nested(project(rewritten.program, keep), captured.batch, range(len(keep)))
+        alone, together = (project(rewritten.program, places) for places in (keep, range(len(keep))))
+        return Nested(alone, together, captured.batch, range(len(keep)))
 
     @cached_property
     def costs(self) -> tuple[Cost, ...]:
@@ -154,7 +156,7 @@ class Nested:
     @cached_property
     def total(self) -> int:
         """Parameters that any level reads."""
-        return cost(self.program, self.batch, 2).params
+        return cost(self.together, self.batch, 2).params
 
     @cached_property
     def tensors(self) -> tuple[str, ...]:

@@ -153,7 +153,7 @@ def test_a_level_of_branches_is_a_network_with_fewer_of_them() -> None:
     model, x = net(1), images()
     for level in range(4):
         thin = ResNeXt(5, depth=11, width=8, branches=level + 1, branch_width=2).eval()
-        thin.load_state_dict(model.extract(level).state_dict())
+        thin.load_state_dict(model.extract(level, dense=True).state_dict())
         torch.testing.assert_close(model(x).levels[level], thin(x), rtol=1e-4, atol=1e-5)
 
 
@@ -162,7 +162,7 @@ def test_a_level_of_chunks_is_a_network_of_fewer_of_them() -> None:
     for level in range(3):
         parts = level + 1
         thin = ResNeXt(5, depth=11, width=4 * parts, branches=2 * parts, branch_width=2, chunks=parts).eval()
-        thin.load_state_dict(model.extract(level).state_dict())
+        thin.load_state_dict(model.extract(level, dense=True).state_dict())
         torch.testing.assert_close(model(x).levels[level], thin(x), rtol=1e-4, atol=1e-5)
 
 

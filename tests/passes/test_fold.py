@@ -119,6 +119,67 @@ def test_parts_of_what_outgrows_its_parameter_stay_live() -> None:
     same(program, small, torch.randn(3, 4))
 
 
+def test_tables_of_indices_do_not_count_when_a_parameter_is_gathered_from() -> None:
+    """A narrowed table of relative positions: larger than the part that it is made of, smaller than the whole."""
+    tensors = {"table": parameter(5, 8), "index": torch.arange(9) % 5}
+    b = Build(tensors, x=torch.randn(BATCH, 9, 2))
+    half = b(aten.slice.Tensor, b.read("table"), 1, 0, 2)
+    biases = b(aten.index.Tensor, half, [b.read("index")], name="biases")
+    for computed in (True, False):
+        small = fold(program := b.done(b(aten.add.Tensor, b.x, biases)), computed=computed)
+        assert {name: tuple(tensor.shape) for name, tensor in small.tensors.items()} == {"table": (5, 2), "index": (9,)}
+        same(program, small, torch.randn(3, 9, 2))
+        b.graph.erase_node(b.graph.output_node())
+
+
+def test_a_part_of_what_is_read_as_a_whole_is_not_held_twice() -> None:
+    b = Build({"weight": parameter(4, 4)}, x=torch.randn(BATCH, 4))
+    whole = b(aten.linear.default, b.x, b.read("weight"))
+    part = b(aten.slice.Tensor, b(aten.slice.Tensor, b.read("weight"), 0, 0, 2), 1, 0, 2, name="part")
+    half = b(aten.linear.default, b(aten.slice.Tensor, b.x, 1, 0, 2), part)
+    small = fold(program := b.done(b(aten.cat.default, [whole, half], 1)))
+    assert small.tensors.keys() == {"weight"}
+    same(program, small, torch.randn(3, 4))
+
+
+def test_parts_that_overlap_are_held_as_what_they_are_parts_of() -> None:
+    b = Build({"row": parameter(4)}, x=torch.randn(BATCH, 3))
+    parts = [b(aten.slice.Tensor, b.read("row"), 0, start, start + 3) for start in (0, 1)]
+    small = fold(program := b.done(b(aten.mul.Tensor, b(aten.mul.Tensor, b.x, parts[0]), parts[1])))
+    assert small.tensors.keys() == {"row"}
+    same(program, small, torch.randn(5, 3))
+
+
+def test_equal_parts_of_tied_tensors_stay_tied() -> None:
+    weight = parameter(4, 4)
+    b = Build({"a.weight": weight, "b.weight": weight}, x=torch.randn(BATCH, 2))
+    halves = [
+        b(aten.slice.Tensor, b(aten.slice.Tensor, b.read(name), 0, 0, 2), 1, 0, 2) for name in ("a.weight", "b.weight")
+    ]
+    small = fold(program := b.done(b(aten.linear.default, b(aten.linear.default, b.x, halves[0]), halves[1])))
+    assert small.tensors["a.weight"] is small.tensors["b.weight"]
+    same(program, small, torch.randn(5, 2))
+
+
+def test_computed_weights_stay_computed_if_asked() -> None:
+    b = Build({"weight": parameter(4, 6)}, x=torch.randn(BATCH, 6))
+    half = b(aten.slice.Tensor, b.read("weight"), 0, 0, 2)
+    softmax = b(aten.softmax.int, half, 1, name="shares")
+    program = b.done(b(aten.linear.default, b.x, softmax))
+    assert fold(program).tensors.keys() == {"folded.shares"}
+    small = fold(program, computed=False)
+    assert {name: tuple(tensor.shape) for name, tensor in small.tensors.items()} == {"weight": (2, 6)}
+    same(program, small, torch.randn(5, 6))
+
+
+def test_parts_of_complex_parameters_are_parameters() -> None:
+    b = Build({"modes": nn.Parameter(torch.randn(4, dtype=torch.complex64))}, x=torch.randn(BATCH, 2))
+    part = b(aten.slice.Tensor, b.read("modes"), 0, 0, 2)
+    small = fold(program := b.done(b(aten.mul.Tensor, b.x, part)))
+    assert isinstance(small.tensors["modes"], nn.Parameter)
+    same(program, small, torch.randn(5, 2))
+
+
 def test_multiple_results_and_sizes_of_parameters_are_folded() -> None:
     b = Build({"pair": parameter(6, 4)}, x=torch.randn(BATCH, 4))
     halves = b(aten.split.Tensor, b.read("pair"), 3)
