@@ -54,14 +54,16 @@ def transform(
         dynamic_shapes: as in `torch.export`; by default the batch is dynamic.
         loss: the training objective; by default the scheme's own.
         verify: on the example inputs in eval mode, compare the full level with the backbone, and every level inside
-            the model with its extract; a difference of more than 1e-5, relative, is a `VerificationError`.
+            the model with its extract; a difference of more than 1e-5, relative, is a `VerificationError`. So is, in
+            train mode without randomness, another prediction, gradient or buffer after one step than the backbone's,
+            or another prediction for a batch of another size.
         output: which tensor of a structured result is the prediction: a position, a field, or a path like `"heads.0"`.
         taxonomy: coarser classes than those of the backbone, the finest: every level gets a head for each granularity,
             and the default loss is for all of them.
         consensus: one more level over all levels, the last one: `"average"`, `"learned"`, or a `Consensus`.
 
     Raises `CaptureError`, `UnsupportedOpError`, `SchemeError` or `VerificationError`. The result trains or evaluates
-    as the backbone does now.
+    as the backbone does now; where it does not train as that does, an `AnytimeWarning` says so.
     """
     chosen = _single(scheme)
     options = Options(taxonomy, Consensus.of(consensus))
