@@ -175,8 +175,13 @@ def _step(
         if score.requires_grad and trained:
             found = torch.autograd.grad(score, list(trained.values()), allow_unused=True)
             known.update(zip(trained, found, strict=True))
-    after = {name: one.detach().clone() for name, one in buffers().items() if name not in parameters}
-    changed = frozenset(name for name, one in after.items() if name in before and not torch.equal(before[name], one))
+    # A buffer of another shape was put in its place to hold the state of this batch, and is no state of the model.
+    after = {
+        name: one.detach().clone()
+        for name, one in buffers().items()
+        if name in before and one.shape == before[name].shape
+    }
+    changed = frozenset(name for name, one in after.items() if not torch.equal(before[name], one))
     return Step(prediction.detach(), known, after, changed, score.requires_grad)
 
 

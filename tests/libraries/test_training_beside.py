@@ -86,12 +86,7 @@ def checkpointed() -> Example:
     prepare_torchvision()
     from transformers import BertConfig, BertForSequenceClassification
 
-    sizes: dict[str, Any] = {
-        "hidden_size": 32,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "intermediate_size": 64,
-    }
+    sizes: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 3, "intermediate_size": 64}
     model: Any = BertForSequenceClassification(BertConfig(vocab_size=50, num_attention_heads=4, **sizes))
     model.gradient_checkpointing_enable({"use_reentrant": True})
     model.enable_input_require_grads()
