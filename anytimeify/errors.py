@@ -69,7 +69,7 @@ def refusing(kind: type[AnytimeError], what: object) -> Iterator[None]:
     """
     try:
         yield
-    except AnytimeError:
+    except (AnytimeError, Warning):  # warnings are errors where a user says so
         raise
     except MemoryError as error:
         raise kind(f"{what} asks for more memory than there is") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import warnings
 import zlib
 from pathlib import Path
 from typing import Any
@@ -191,6 +192,10 @@ def test_files_of_earlier_versions_are_read_with_a_warning(tmp_path: Path) -> No
         loaded = load(tmp_path / "net")
     for found, expected in zip(loaded(x).levels, net(x).levels, strict=True):
         torch.testing.assert_close(found, expected)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(AnytimeWarning):
+            load(tmp_path / "net")
     data = (tmp_path / "net").read_bytes()
     (tmp_path / "net").write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     with pytest.warns(AnytimeWarning), pytest.raises(ArtifactError, match="does not have the checksum"):

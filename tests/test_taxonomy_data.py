@@ -158,7 +158,7 @@ def test_what_is_refused(message: str) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "error", "message"),
     [
-        ("missing.json", None, ArtifactError, "cannot be read"),
+        ("missing.json", None, ArtifactError, "does not exist"),
         ("classes.json", "{", ArtifactError, "cannot be read"),
         ("classes.yaml", "a: b", ArtifactError, r"\.json or \.csv"),
         ("classes.json", "3", SchemeError, "expected a nested dict"),
@@ -179,5 +179,5 @@ def test_files_that_are_refused(tmp_path: Path, name: str, text: str | None, err
 
 
 def test_a_folder_that_does_not_exist(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="cannot save"):
+    with pytest.raises(ArtifactError, match="There is no folder"):
         Taxonomy(PARENTS).save(tmp_path / "missing" / "classes.json")

@@ -335,10 +335,10 @@ def test_plots(tmp_path: Path, x: Tensor) -> None:
         found.plot(tmp_path / "no.png", "layer1")
     with pytest.raises(ArtifactError, match="its suffix chooses the format"):
         found.plot(tmp_path / "no.txt")
-    with pytest.raises(ArtifactError, match=r"the folder .* does not exist"):
+    with pytest.raises(ArtifactError, match="There is no folder"):
         found.plot(tmp_path / "nowhere" / "no.png")
     (tmp_path / "folder.png").mkdir()
-    with pytest.raises(ArtifactError, match=r"cannot draw .*folder\.png"):
+    with pytest.raises(ArtifactError, match=r"folder\.png. is a folder"):
         found.plot(tmp_path / "folder.png")
     assert not list(tmp_path.glob("no*"))
 
