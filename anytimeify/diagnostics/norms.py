@@ -168,7 +168,7 @@ def _units(net: AnytimeModel, where: str | Sequence[str] | None, norm: _Norm) ->
     if where is None:
         where = scheme.where if isinstance(scheme, NestedChannels) else "all"
     program, axes, widths = net.captured.program, net.axes, widths_of_levels(net)
-    weights = net.extract(net.full).state_dict()  # what a mask leaves out is zero there
+    weights = net.extract(net.full, dense=True).state_dict()  # what a mask leaves out is zero there
     groups = {group.factor: group for group in axes.chosen(where)}
     rows = []
     for node in program.graph.find_nodes(op="get_attr"):

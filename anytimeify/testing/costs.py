@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -67,27 +67,30 @@ class _Counter(fx.Interpreter):
     def __init__(self, module: fx.GraphModule, sparse: bool) -> None:
         super().__init__(module)
         self.sparse, self.macs = sparse, 0
-        self.constant: set[fx.Node] = set()
-        for node in module.graph.nodes:
-            sources = node.all_input_nodes
-            if node.op == "get_attr" or (node.op == "call_function" and sources and self.constant.issuperset(sources)):
-                self.constant.add(node)
+        self.weights: set[fx.Node] = set()  # parameters, and what is made of them and of buffers without any layer
+        self.constant: set[fx.Node] = set()  # the same, and buffers
 
     def run_node(self, n: fx.Node) -> Any:
         with FlopCounterMode(display=False) as counter:
             result = super().run_node(n)
         macs = counter.get_total_flops() // 2
+        sources = n.all_input_nodes
+        made = n.op == "call_function" and not macs and bool(sources) and self.constant.issuperset(sources)
+        if n.op == "get_attr" or made:
+            self.constant.add(n)
+            if isinstance(result, nn.Parameter) or not self.weights.isdisjoint(sources):
+                self.weights.add(n)
         if macs and self.sparse:
-            weights = [one for one in self.weights(n) if one.ndim > 1]
+            weights = [one for one in self.read(n) if one.ndim > 1]
             entries = sum(one.numel() for one in weights)
             macs = macs * sum(int(one.count_nonzero()) for one in weights) // entries if entries else macs
         self.macs += macs
         return result
 
-    def weights(self, node: fx.Node) -> Iterator[Tensor]:
-        """What a layer reads that depends on no input."""
+    def read(self, node: fx.Node) -> Iterator[Tensor]:
+        """The weights that a layer reads."""
         if node.op == "call_module":
             yield from self.fetch_attr(str(node.target)).parameters()
         for source in node.all_input_nodes:
-            if source in self.constant and isinstance(self.env[source], Tensor):
+            if source in self.weights and isinstance(self.env[source], Tensor):
                 yield self.env[source]

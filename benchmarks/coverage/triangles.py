@@ -90,7 +90,7 @@ def _streamed(net: AnytimeModel) -> float:
     net.requires_grad_(False)
     args, kwargs = _arguments(net)
     counts = []
-    full = net.extract(len(net.levels) - 1)
+    full = net.extract(len(net.levels) - 1, dense=True)
     for run in (lambda: list(net.stream(*args, **kwargs)), lambda: full(*args, **kwargs)):
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             run()
