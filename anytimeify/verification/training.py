@@ -198,11 +198,14 @@ def _gap(net: AnytimeModel, model: nn.Module, theirs: Step, ours: Step, place: i
         found = _relative(*pair, floor=largest * _NOTHING[limit])
         if found >= gradient:
             gradient, parameter = found, name
-    buffer, worst, followed = 0.0, "", 0
+    buffer, worst, changed, followed = 0.0, "", 0, 0
+    read = {_owner(str(node.target)) for node in net.captured.program.graph.find_nodes(op="get_attr")}
     for name, value in theirs.buffers.items():
-        if prefix + name not in ours.buffers:
+        # What only other outputs depend on (auxiliary heads of training) is no part of the network any more.
+        if prefix + name not in ours.buffers or _owner(prefix + name) not in read:
             continue
         found = _of_buffers(value, ours.buffers[prefix + name])
+        changed += name in theirs.changed
         followed += found <= limit and name in theirs.changed
         if found > buffer:
             buffer, worst = found, name
@@ -212,9 +215,14 @@ def _gap(net: AnytimeModel, model: nn.Module, theirs: Step, ours: Step, place: i
         parameter,
         buffer,
         worst,
-        len(theirs.changed),
+        changed,
         followed,
     )
+
+
+def _owner(name: str) -> str:
+    """The path of the module that a tensor belongs to."""
+    return name.rpartition(".")[0]
 
 
 def _same_order(net: AnytimeModel, model: nn.Module, prefix: str) -> bool:

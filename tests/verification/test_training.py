@@ -145,6 +145,26 @@ def test_backbones_that_cannot_train_on_the_example_inputs_show_nothing() -> Non
     assert verification.compare_training(net, model)[0] is None
 
 
+class Auxiliary(Base):
+    """A head that only training has, with a norm of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.aux = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+
+    def forward(self, x: Tensor) -> Any:
+        hidden = self.hidden(x)
+        return (self.head(hidden), self.aux(hidden)) if self.training else self.head(hidden)
+
+
+def test_buffers_of_other_outputs_are_left_out() -> None:
+    model = Auxiliary()
+    gap, limit = verification.compare_training(transform(model, SCHEME, X), model)
+    assert gap is not None
+    assert gap.within(limit)
+    assert (gap.changed, gap.followed) == (3, 3)
+
+
 class Indices(Base):
     def forward(self, x: Tensor) -> Any:
         return super().forward(x).argmax(1)
