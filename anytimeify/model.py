@@ -31,6 +31,7 @@ from anytimeify.passes.consensus import Consensus
 from anytimeify.passes.options import Options
 from anytimeify.passes.project import ancestors
 from anytimeify.passes.resume import steps
+from anytimeify.recompute import recompute_parts, share
 from anytimeify.report import Report
 from anytimeify.rewriter import Scheme
 from anytimeify.stacks import accept_backbones
@@ -110,13 +111,15 @@ class AnytimeModel(Watched):
 
     def _module(self, graph: fx.Graph) -> fx.GraphModule:
         take_parts_together(graph, self._sharing(nn.Module()))
-        module: fx.GraphModule = self._sharing(fx.GraphModule(self._sharing(nn.Module()), graph))
+        root = self._sharing(nn.Module())
+        parts = recompute_parts(graph, root) if self._definition.options.checkpoint else {}
+        root.__dict__.update(parts)
+        module: fx.GraphModule = self._sharing(fx.GraphModule(root, graph))
+        module.__dict__.update(parts)  # they are no children: state dicts and walks over modules do not see them
         return module
 
     def _sharing(self, module: Any) -> Any:
-        for name in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
-            module.__dict__[name] = self.__dict__[name]
-        return module
+        return share(self, module)
 
     def tensors(self) -> dict[str, Tensor]:
         """Parameters and buffers as they are now, by name, those of the loss left out; tied ones under each name."""
