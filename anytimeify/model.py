@@ -31,7 +31,7 @@ from anytimeify.passes.consensus import Consensus
 from anytimeify.passes.options import Options
 from anytimeify.passes.project import ancestors
 from anytimeify.passes.resume import steps
-from anytimeify.recompute import recompute_parts, share
+from anytimeify.recompute import recomputing, share
 from anytimeify.report import Report
 from anytimeify.rewriter import Scheme
 from anytimeify.stacks import accept_backbones
@@ -111,11 +111,9 @@ class AnytimeModel(Watched):
 
     def _module(self, graph: fx.Graph) -> fx.GraphModule:
         take_parts_together(graph, self._sharing(nn.Module()))
-        root = self._sharing(nn.Module())
-        parts = recompute_parts(graph, root) if self._definition.options.checkpoint else {}
-        root.__dict__.update(parts)
-        module: fx.GraphModule = self._sharing(fx.GraphModule(root, graph))
-        module.__dict__.update(parts)  # they are no children: state dicts and walks over modules do not see them
+        if self.checkpoint:
+            return recomputing(graph, self)
+        module: fx.GraphModule = self._sharing(fx.GraphModule(self._sharing(nn.Module()), graph))
         return module
 
     def _sharing(self, module: Any) -> Any:
@@ -202,6 +200,11 @@ class AnytimeModel(Watched):
     def consensus(self) -> Consensus | None:
         """How the last level combines the others, where it does."""
         return self._definition.options.consensus
+
+    @property
+    def checkpoint(self) -> bool:
+        """Whether the levels recompute in the backward pass what the backbone recomputes."""
+        return self._definition.options.checkpoint
 
     @property
     def granularities(self) -> tuple[tuple[str, ...], ...]:

@@ -1,7 +1,8 @@
 """Recomputation: parts of a graph that keep no intermediate results, and are run again in the backward pass.
 
 A backbone that runs a part of itself under `torch.utils.checkpoint` has the number of that part at its nodes,
-`node.meta["checkpoint"]`, and so have their copies at every level. `recompute_parts` is for graphs that run:
+`node.meta["checkpoint"]`, and so have their copies at every level. In graphs that run, `recomputing` makes of them
+modules that are called under `torch.utils.checkpoint`:
 
 1. nodes of one number that read each other are one part; copies at other widths, which do not, are parts of their own;
 2. a part that reads what was made of it is run in several pieces, one after the other;
@@ -23,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from anytimeify.modes import BufferUpdate
 from anytimeify.modules import BatchNormCall
 
-__all__ = ["Recomputed", "part_numbers", "recompute_parts", "share"]
+__all__ = ["Recomputed", "part_numbers", "recomputing", "share"]
 
 _STATE = slice(3, 7)  # the arguments of a `BatchNormCall` that it writes to
 
@@ -43,8 +44,16 @@ class Recomputed(nn.Module):
             return self.part(*args)
         if torch.compiler.is_compiling():  # what is written in a compiled part is written once
             return checkpoint(self.part, *args, use_reentrant=False)
-        state = _PutBack([*self._buffers_of_part(), *(args[place] for place in self.written)])
-        return checkpoint(self.part, *args, use_reentrant=False, context_fn=lambda: (_PutBack(()), state))
+        # What is written is no input that is saved: torch would refuse a saved tensor that has changed.
+        held = {place: args[place] for place in self.written}
+        given = [value for place, value in enumerate(args) if place not in held]
+        state = _PutBack([*self._buffers_of_part(), *held.values()])
+
+        def run(*given: Any) -> Any:
+            values = iter(given)
+            return self.part(*(held[place] if place in held else next(values) for place in range(len(args))))
+
+        return checkpoint(run, *given, use_reentrant=False, context_fn=lambda: (_PutBack(()), state))
 
     def _buffers_of_part(self) -> Iterator[Tensor]:
         for node in self.part.graph.find_nodes(op="call_module"):
@@ -80,9 +89,21 @@ def part_numbers(graph: fx.Graph) -> tuple[int, ...]:
     return tuple(sorted(found))
 
 
-def recompute_parts(graph: fx.Graph, root: nn.Module) -> dict[str, Recomputed]:
-    """Replaces, in a lifted graph of `root`, parts that the backbone recomputes by calls of what this gives, by the
-    names under which the module that runs the graph has to have them."""
+def recomputing(graph: fx.Graph, root: nn.Module) -> fx.GraphModule:
+    """A module that runs a lifted graph of `root`, which is changed, and recomputes what the backbone recomputes.
+
+    It shares the dictionaries of `root`. The parts that it calls are attributes but no children of it: state dicts and
+    walks over modules do not see them."""
+    bare = share(root, nn.Module())
+    parts = _replace_parts(graph, bare)
+    bare.__dict__.update(parts)
+    module: fx.GraphModule = share(root, fx.GraphModule(bare, graph))
+    module.__dict__.update(parts)
+    return module
+
+
+def _replace_parts(graph: fx.Graph, root: nn.Module) -> dict[str, Recomputed]:
+    """Puts calls in the place of parts; gives what they call, by name."""
     found: dict[str, Recomputed] = {}
     updates = [node for node in graph.nodes if isinstance(_called(node, root), BufferUpdate)]
     for part in [part for part in _connected(graph) if not _reads_state(part, updates)]:
