@@ -176,7 +176,7 @@ def _contract(graph: fx.Graph, piece: Sequence[fx.Node], root: nn.Module, name: 
     inner.output(tuple(copies[node] for node in gives))
     _move_behind(graph, piece)
     with graph.inserting_after(piece[-1]):
-        call = graph.call_module(name, tuple(reads))
+        call = graph.create_node("call_module", name, tuple(reads))  # may belong to a module without it yet
     call.meta = {key: value for key, value in piece[-1].meta.items() if key == "origin"}
     for place, node in reversed(list(enumerate(gives))):
         with graph.inserting_after(call):

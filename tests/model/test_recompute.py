@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,10 @@ from torch.utils.checkpoint import checkpoint
 from anytimeify import NestedChannels, SandwichSampler, SchemeError, load, transform
 from anytimeify._torch import prepare_torchvision
 from anytimeify.encoding import decode_program, encode_program
-from anytimeify.errors import ArtifactError, SpecError
+from anytimeify.errors import ArtifactError
 from anytimeify.model import AnytimeModel
 from anytimeify.recompute import part_numbers, recomputing
-from anytimeify.spec import verify
+from anytimeify.spec import SpecError, verify
 
 X = torch.randn(16, 6, generator=torch.Generator().manual_seed(0))
 
@@ -36,7 +37,7 @@ class Block(nn.Module):
 
 
 class Blocks(nn.Module):
-    def __init__(self, reentrant: bool = False, count: int = 3) -> None:
+    def __init__(self, reentrant: bool = False, count: int = 2) -> None:
         super().__init__()
         self.reentrant = reentrant
         self.stem, self.head = nn.Linear(6, 8), nn.Linear(8, 5)
@@ -51,11 +52,20 @@ class Blocks(nn.Module):
 
 def pair(model: nn.Module, scheme: Any, inputs: Any = X) -> tuple[AnytimeModel, AnytimeModel]:
     """The same model without and with recomputation, training."""
-    plain = transform(model, scheme, inputs).train()
-    saving = transform(model, scheme, inputs, checkpoint=True).train()
+    plain = transform(model, scheme, inputs, verify=False).train()
+    saving = transform(model, scheme, inputs, checkpoint=True).train()  # verified as any other
     assert list(saving.state_dict()) == list(plain.state_dict())
     saving.load_state_dict(plain.state_dict())
     return plain, saving
+
+
+@cache
+def _nested() -> tuple[AnytimeModel, AnytimeModel]:
+    return pair(Blocks(), NestedChannels((0.5, 1.0)))
+
+
+def nested() -> tuple[AnytimeModel, AnytimeModel]:
+    return copy.deepcopy(_nested())
 
 
 def trained(net: nn.Module, inputs: Any = X, **kwargs: Any) -> int:
@@ -95,41 +105,40 @@ SCHEMES = [
 ]
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize(("scheme", "reentrant"), [(SCHEMES[0], True), *((scheme, False) for scheme in SCHEMES)])
 def test_training_is_the_same_and_saves_less(scheme: str, reentrant: bool) -> None:
     plain, saving = pair(Blocks(reentrant).train(), scheme)
     alone = [(copy.deepcopy(plain), copy.deepcopy(saving)) for _ in plain.levels]
-    assert trained(saving) < 0.7 * trained(plain)
+    assert trained(saving) < 0.8 * trained(plain)
     assert_same_training(saving, plain)
     for level, (one, other) in enumerate(alone):
-        assert trained(other, level=level) < 0.7 * trained(one, level=level)
+        assert trained(other, level=level) < 0.8 * trained(one, level=level)
         assert_same_training(other, one)
     assert all(parameter.grad is not None for parameter in saving.parameters() if parameter.requires_grad)
 
 
 def test_a_pair_of_backbones() -> None:
-    plain, saving = pair_of_two()
-    assert trained(saving) < 0.7 * trained(plain)
+    backbones: Any = (Blocks(), Blocks())
+    plain, saving = pair(backbones, "mutual-distillation")
+    assert trained(saving) < 0.8 * trained(plain)
     assert_same_training(saving, plain)
 
 
-def pair_of_two() -> tuple[AnytimeModel, AnytimeModel]:
-    given: Any = (Blocks().train(), Blocks().train())
-    return pair(given, "mutual-distillation")
-
-
-def test_a_transformer() -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "scheme", ["nested-channels{widths=0.5,1}", "hierarchical-ensemble", "auxiliary-branches{branches=1}"]
+)
+def test_a_transformer(scheme: str) -> None:
     prepare_torchvision()
     from transformers import BertConfig, BertForSequenceClassification
 
     sizes: dict[str, Any] = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
-    model: Any = BertForSequenceClassification(BertConfig(vocab_size=20, num_hidden_layers=3, **sizes))
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model: Any = BertForSequenceClassification(BertConfig(vocab_size=20, num_hidden_layers=2, **sizes))
     inputs = {"input_ids": torch.randint(0, 20, (4, 24), generator=torch.Generator().manual_seed(0))}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what the library says of itself
-        plain, saving = pair(model.train(), NestedChannels((0.5, 1.0)), inputs)
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        plain, saving = pair(model.train(), scheme, inputs)
     assert trained(saving, inputs) < 0.25 * trained(plain, inputs)
     assert_same_training(saving, plain)
 
@@ -147,7 +156,7 @@ def test_the_full_level_has_the_gradients_of_the_backbone() -> None:
 
 
 def test_statistics_move_once_a_batch() -> None:
-    _, saving = pair(Blocks(), NestedChannels((0.5, 1.0)))
+    _, saving = nested()
     before = [int(counter) for name, counter in saving.named_buffers() if "num_batches" in name]
     trained(saving)
     after = [int(counter) for name, counter in saving.named_buffers() if "num_batches" in name]
@@ -155,9 +164,9 @@ def test_statistics_move_once_a_batch() -> None:
 
 
 def test_what_is_computed_twice_is_computed_in_the_backward_pass() -> None:
-    _, saving = pair(Blocks(), NestedChannels((0.5, 1.0)))
+    _, saving = nested()
     calls: list[int] = []
-    saving.get_submodule("blocks.0.outer").register_forward_hook(lambda *_: calls.append(1))
+    saving.get_submodule("blocks.0.inner").register_forward_hook(lambda *_: calls.append(1))
     result = saving(X, level=-1).sum()
     assert len(calls) == 1
     result.backward()
@@ -178,21 +187,21 @@ def test_gradients_of_gradients() -> None:
 
 
 def test_copies_saved_files_and_new_heads_recompute(tmp_path: Path) -> None:
-    plain, saving = pair(Blocks(), NestedChannels((0.5, 1.0)))
+    plain, saving = nested()
     twin = copy.deepcopy(saving)
     saving.save(tmp_path / "net")
     loaded = load(tmp_path / "net").train()
     bytes_saved = trained(saving)
-    assert trained(twin) == trained(loaded) == bytes_saved < 0.7 * trained(plain)
+    assert trained(twin) == trained(loaded) == bytes_saved < 0.8 * trained(plain)
     assert_same_training(twin, plain)
     assert_same_training(loaded, plain)
     saving.reset_classifier(7)
     assert saving.checkpoint
-    assert trained(saving) < 0.7 * trained(plain)
+    assert trained(saving) < 0.8 * trained(plain)
 
 
 def test_a_copy_of_a_graph_is_a_copy() -> None:
-    _, saving = pair(Blocks(), NestedChannels((0.5, 1.0)))
+    _, saving = nested()
     graph = copy.deepcopy(saving.graph(0))
     graph(X).sum().backward()
     assert all(parameter.grad is None for parameter in saving.parameters())
@@ -226,8 +235,8 @@ def test_sampled_widths_recompute() -> None:
 
 
 def test_the_report_says_what_is_left_out() -> None:
-    plain, saving = pair(Blocks(), NestedChannels((0.5, 1.0)))
-    assert any("recomputation of 3 parts" in note and "checkpoint=True" in note for note in plain.report().notes)
+    plain, saving = nested()
+    assert any("recomputation of 2 parts" in note and "checkpoint=True" in note for note in plain.report().notes)
     assert not any("recompu" in note for note in saving.report().notes)
     nothing = transform(Block(), NestedChannels((0.5, 1.0)), torch.randn(4, 8), checkpoint=True)
     assert any("checkpoint=True changes nothing" in note for note in nothing.report().notes)
@@ -330,8 +339,8 @@ def test_a_part_that_reads_what_was_made_of_it_is_cut() -> None:
 
 
 def test_a_number_that_is_none_is_refused() -> None:
-    program = transform(Blocks(), NestedChannels((0.5, 1.0)), X).captured.program
-    assert part_numbers(decode_program(encode_program(program), program.tensors).graph) == (1, 2, 3)
+    program = nested()[0].captured.program
+    assert part_numbers(decode_program(encode_program(program), program.tensors).graph) == (1, 2)
     data = encode_program(program)
     next(entry for entry in data["nodes"] if "checkpoint" in entry)["checkpoint"] = "first"
     with pytest.raises(ArtifactError, match="has no number"):
