@@ -133,17 +133,22 @@ def _connected(graph: fx.Graph) -> Iterator[list[fx.Node]]:
 
 
 def _reads_state(part: Sequence[fx.Node], updates: Sequence[fx.Node]) -> bool:
-    held = {source for node in updates for source in _sources(node.args[0])}
-    read = {source for node in part for one in node.all_input_nodes for source in _sources(one)}
-    return bool(held & read) or any(node in updates for node in part)
+    """Whether a part makes one of the updates, or reads a buffer of theirs: as it is, a part of it, or as a layer's."""
+    held = {_tensor(node.args[0]) for node in updates}
+    read = {_tensor(one) for node in part for one in node.all_input_nodes}
+    layers = {str(node.target) for node in part if node.op == "call_module"}
+    return (
+        bool(held & read - {None})
+        or any(node in updates for node in part)
+        or any(name is not None and name.rpartition(".")[0] in layers for name in held)
+    )
 
 
-def _sources(node: Any) -> Iterator[fx.Node]:
-    """The tensor that a view is one of, if it is."""
-    while isinstance(node, fx.Node) and node.op == "call_function" and len(node.all_input_nodes) == 1:
+def _tensor(node: Any) -> str | None:
+    """The name of the tensor that a value may be a view of."""
+    while node.op == "call_function" and node.all_input_nodes:
         node = node.all_input_nodes[0]
-    if isinstance(node, fx.Node) and node.op == "get_attr":
-        yield node
+    return str(node.target) if node.op == "get_attr" else None
 
 
 def _called(node: fx.Node, root: nn.Module) -> nn.Module | None:
