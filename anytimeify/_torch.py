@@ -27,7 +27,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import sympy
@@ -235,17 +235,19 @@ def autograd_calls(by: Callable[..., Any]) -> Iterator[None]:
 
 
 @contextmanager
-def without_recomputation() -> Iterator[None]:
-    """What `torch.utils.checkpoint` runs without reentrance, in this thread, is run as if it were called."""
+def without_recomputation(around: Callable[[], AbstractContextManager[None]] = nullcontext) -> Iterator[None]:
+    """What `torch.utils.checkpoint` runs without reentrance, in this thread, is run as if it were called, inside of
+    `around()`."""
     original, thread = checkpointing._checkpoint_without_reentrant_generator, threading.get_ident()
 
-    def around(*args: Any, **kwargs: Any) -> Iterator[None]:
+    def called(*args: Any, **kwargs: Any) -> Iterator[None]:
         if threading.get_ident() != thread:
             yield from original(*args, **kwargs)
         else:
-            yield
+            with around():
+                yield
 
-    checkpointing._checkpoint_without_reentrant_generator = around
+    checkpointing._checkpoint_without_reentrant_generator = called
     try:
         yield
     finally:

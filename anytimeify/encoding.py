@@ -56,6 +56,7 @@ def encode_program(program: Program) -> dict[str, Any]:
             "kwargs": {name: _encode(value) for name, value in node.kwargs.items()},
             "type": _encode_type(node.meta.get("type")),
             "origin": list(astuple(node.meta.get("origin") or Origin())),
+            **({"checkpoint": node.meta["checkpoint"]} if "checkpoint" in node.meta else {}),
         }
         for node in program.graph.nodes
     ]
@@ -92,6 +93,9 @@ def decode_program(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Pr
             not node.meta["origin"].module_path or _TENSOR_NAME.fullmatch(node.meta["origin"].module_path),
             "a bad origin",
         )
+        if "checkpoint" in entry:
+            _check(type(entry["checkpoint"]) is int, f"the part of {name!r} has no number")
+            node.meta["checkpoint"] = entry["checkpoint"]
         nodes[name] = node
     _check(bool(nodes) and next(reversed(nodes.values())).op == "output", "the graph has no output")
     return Program(graph, dict(tensors), frozenset(map(str, data["transient"])))

@@ -7,6 +7,9 @@ A `Program` is a canonical `torch.fx` graph in functional form plus the tensors 
 * `call_function` nodes call ATen operators, `operator.getitem`, or integer arithmetic on sizes;
 * the one `output` node returns a flat tuple of nodes.
 
+Nodes carry a type, an origin and, where the backbone runs them under `torch.utils.checkpoint`, the number of that part
+of the network: `meta["type"]`, `meta["origin"]`, `meta["checkpoint"]`.
+
 Operations that behave differently in training and evaluation (batch norm, dropout, stochastic depth) are written in
 their training form; `anytimeify.lift` turns them into modules, as the last step before a graph is run or shown.
 `anytimeify.spec` holds the table of what is canonical and the function that verifies it.
@@ -27,6 +30,7 @@ from anytimeify.errors import ArgumentError, OutputsError
 __all__ = [
     "PAIR",
     *("Captured", "Cost", "Level", "Origin", "Outputs", "Program", "Rewritten", "Signature", "Size", "TensorType"),
+    "meta_of",
 ]
 
 PAIR = ("first", "second")  # what two networks side by side are called
@@ -109,6 +113,15 @@ class Origin:
 
     def __str__(self) -> str:
         return ", ".join(part for part in (self.module_path or "the model itself", self.source) if part)
+
+
+def meta_of(like: fx.Node, kind: Any, *, part: bool = False) -> dict[str, Any]:
+    """The metadata of a node that a pass writes for another one: a value of type `kind`, or a `part` of a parameter,
+    which belongs to no recomputed part."""
+    meta = {"type": kind, "origin": like.meta["origin"]}
+    if part:
+        return {**meta, "part": True}
+    return {**meta, "checkpoint": like.meta["checkpoint"]} if "checkpoint" in like.meta else meta
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from anytimeify.passes.consensus import Consensus
 from anytimeify.passes.options import Options
 from anytimeify.passes.project import ancestors
 from anytimeify.passes.resume import steps
+from anytimeify.recompute import recomputing, share
 from anytimeify.report import Report
 from anytimeify.rewriter import Scheme
 from anytimeify.stacks import accept_backbones
@@ -110,13 +111,13 @@ class AnytimeModel(Watched):
 
     def _module(self, graph: fx.Graph) -> fx.GraphModule:
         take_parts_together(graph, self._sharing(nn.Module()))
+        if self.checkpoint:
+            return recomputing(graph, self)
         module: fx.GraphModule = self._sharing(fx.GraphModule(self._sharing(nn.Module()), graph))
         return module
 
     def _sharing(self, module: Any) -> Any:
-        for name in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
-            module.__dict__[name] = self.__dict__[name]
-        return module
+        return share(self, module)
 
     def tensors(self) -> dict[str, Tensor]:
         """Parameters and buffers as they are now, by name, those of the loss left out; tied ones under each name."""
@@ -199,6 +200,11 @@ class AnytimeModel(Watched):
     def consensus(self) -> Consensus | None:
         """How the last level combines the others, where it does."""
         return self._definition.options.consensus
+
+    @property
+    def checkpoint(self) -> bool:
+        """Whether the levels recompute in the backward pass what the backbone recomputes."""
+        return self._definition.options.checkpoint
 
     @property
     def granularities(self) -> tuple[tuple[str, ...], ...]:

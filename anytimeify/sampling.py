@@ -18,6 +18,7 @@ from anytimeify.model import AnytimeModel
 from anytimeify.passes.fold_batch_norms import fold_batch_norms
 from anytimeify.passes.nested_channels import NestedChannels
 from anytimeify.passes.project import project
+from anytimeify.recompute import recomputing
 
 __all__ = ["SandwichSampler"]
 
@@ -114,7 +115,8 @@ class SandwichSampler(nn.Module):
             result: Tensor = self.net.graphs[1 + self.net.full](*inputs)
             return result
         if key not in self._graphs:
-            self._graphs[key] = lift(project(*self._kept(width)))
+            lifted = lift(project(*self._kept(width)))
+            self._graphs[key] = recomputing(lifted.graph, lifted) if self.net.checkpoint else lifted
             while len(self._graphs) > self.cache:
                 self._graphs.popitem(last=False)
         self._graphs.move_to_end(key)

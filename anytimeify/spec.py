@@ -69,6 +69,8 @@ def _metadata(program: Program, node: fx.Node) -> Iterator[str]:
         yield "has no meta['type']"
     if not isinstance(node.meta.get("origin"), Origin):
         yield "has no meta['origin']"
+    if type(node.meta.get("checkpoint", 1)) is not int:
+        yield "has a meta['checkpoint'] that is no number of a part"
 
 
 def _tensor_type(program: Program, node: fx.Node) -> Iterator[str]:

@@ -173,6 +173,8 @@ def _options_data(options: Options) -> dict[str, Any]:
         data["taxonomy"] = options.taxonomy.data()
     if options.consensus is not None:
         data["consensus"] = asdict(options.consensus)
+    if options.checkpoint:
+        data["checkpoint"] = True
     return data
 
 
@@ -181,6 +183,7 @@ def _options(document: Mapping[str, Any]) -> Options:
     return Options(
         None if taxonomy is None else Taxonomy.from_data(taxonomy),
         None if consensus is None else Consensus(**consensus),
+        document.get("checkpoint", False),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -22,6 +22,7 @@ from anytimeify.model import AnytimeModel
 from anytimeify.passes.consensus import Consensus
 from anytimeify.passes.options import Options
 from anytimeify.process import ONE_AT_A_TIME
+from anytimeify.recompute import part_numbers
 from anytimeify.rewriter import Scheme, compose
 from anytimeify.taxonomy import Taxonomy
 
@@ -41,6 +42,7 @@ def transform(
     output: int | str | None = None,
     taxonomy: Taxonomy | None = None,
     consensus: Consensus | str | None = None,
+    checkpoint: bool = False,
 ) -> AnytimeModel:
     """Turns a backbone into an anytime model. `model` itself never changes, and shares no tensor with the result.
 
@@ -61,12 +63,14 @@ def transform(
         taxonomy: coarser classes than those of the backbone, the finest: every level gets a head for each granularity,
             and the default loss is for all of them.
         consensus: one more level over all levels, the last one: `"average"`, `"learned"`, or a `Consensus`.
+        checkpoint: recompute in the backward pass, at every level, what the backbone runs under
+            `torch.utils.checkpoint`: less memory in training, more time.
 
     Raises `CaptureError`, `UnsupportedOpError`, `SchemeError` or `VerificationError`. The result trains or evaluates
     as the backbone does now; where it does not train as that does, an `AnytimeWarning` says so.
     """
     chosen = _single(scheme)
-    options = Options(taxonomy, Consensus.of(consensus))
+    options = Options(taxonomy, Consensus.of(consensus), checkpoint)
     given = tuple(model) if isinstance(model, tuple | list) else (model,)
     models = tuple(one.model if isinstance(one, Source) else one for one in given)
     if example_inputs is None:
@@ -81,6 +85,7 @@ def transform(
         parts = [capture(one, example_inputs, dynamic_shapes=dynamic_shapes, output=output) for one in models]
         references = [part.reference for part in parts]
         captured = parts[0] if len(parts) == 1 else side_by_side(*parts)
+        captured = replace(captured, notes=(*captured.notes, *_recomputation(parts, checkpoint)))
         axes = analyse(captured.program)
         captured = replace(chosen.prepare(captured, axes), reference=None)
         rewritten = options.apply(chosen, captured, axes)
@@ -92,6 +97,16 @@ def transform(
             verification.verify(net, *models, references=references)
     _warn(captured)
     return net
+
+
+def _recomputation(parts: Sequence[Captured], kept: bool) -> Iterator[str]:
+    """A note where the backbone recomputes and the result does not, or the other way round."""
+    count = sum(len(part_numbers(part.program.graph)) for part in parts)
+    if count and not kept:
+        several = f"{count} parts" if count > 1 else "one part"
+        yield f"recomputation of {several} in the backward pass is left out; transform(..., checkpoint=True) keeps it"
+    if kept and not count:
+        yield "checkpoint=True changes nothing: the backbone runs nothing under torch.utils.checkpoint in training"
 
 
 def _warn(captured: Captured) -> None:

@@ -25,7 +25,7 @@ from torch import fx
 
 from anytimeify.axes import Axes
 from anytimeify.factors import Expr, Factor, Product, leaves, resolve
-from anytimeify.ir import Program, Size, TensorType
+from anytimeify.ir import Program, Size, TensorType, meta_of
 from anytimeify.passes.narrow import Builder
 from anytimeify.passes.replicate import Tree
 
@@ -231,9 +231,7 @@ class Layouts:
         part: bool = False,
         exact: bool = False,
     ) -> fx.Node:
-        meta = {"type": kind, "origin": self.current.meta["origin"]}
-        if part:
-            meta["part"] = True
+        meta = meta_of(self.current, kind, part=part)
         return self.builder.call(target, args, kwargs or {}, name if exact else self.prefix + name, meta)
 
     # What is known of a node.

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, fx
 
 from anytimeify.axes import Axes, Widths
-from anytimeify.ir import Program, Size, TensorType
+from anytimeify.ir import Program, Size, TensorType, meta_of
 from anytimeify.passes.project import ancestors
 from anytimeify.rules import Call, Resize, rule_of
 from anytimeify.schema import rebind
@@ -295,9 +295,8 @@ class Clone:
         )
         for target, factor, size in steps:
             if factor != 1:
-                meta = {"type": size, "origin": user.meta["origin"]}
                 name = f"{self.prefix}{value.name}_{target.__name__}"
-                node = self.builder.call(target, (node, factor), {}, name, meta)
+                node = self.builder.call(target, (node, factor), {}, name, meta_of(user, size))
         return node
 
 

@@ -27,12 +27,15 @@ class Options:
 
     taxonomy: Taxonomy | None = None
     consensus: Consensus | None = None
+    checkpoint: bool = False  # whether what the backbone recomputes in the backward pass is recomputed
 
     def __post_init__(self) -> None:
         if self.taxonomy is not None and not isinstance(self.taxonomy, Taxonomy):
             raise SchemeError(
                 f"taxonomy={self.taxonomy!r}: expected a Taxonomy, such as Taxonomy.from_parents([0, 0, 1, 1])"
             )
+        if not isinstance(self.checkpoint, bool):
+            raise SchemeError(f"checkpoint={self.checkpoint!r}: expected True or False")
 
     def apply(self, scheme: Scheme, captured: Captured, axes: Axes) -> Rewritten:
         """What the scheme makes of a network, with these options."""

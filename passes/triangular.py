@@ -17,7 +17,7 @@ from anytimeify.axes import Axes, Widths
 from anytimeify.cost import macs_by_node, sizes
 from anytimeify.errors import SchemeError
 from anytimeify.factors import leaves
-from anytimeify.ir import Captured, Program, Rewritten, Size, TensorType
+from anytimeify.ir import Captured, Program, Rewritten, Size, TensorType, meta_of
 from anytimeify.passes.block_triangular import use_blocks
 from anytimeify.passes.heads import heads_of
 from anytimeify.passes.narrow import Builder, Clone, Private
@@ -307,9 +307,7 @@ class Form:
         kind = value.meta["type"]
         if np.array_equal(places, np.arange(kind.shape[dim].coefficient)):
             return value
-        meta: dict[str, Any] = {"type": _with_size(kind, dim, len(places)), "origin": like.meta["origin"]}
-        if part:
-            meta["part"] = True
+        meta = meta_of(like, _with_size(kind, dim, len(places)), part=part)
         name = f"{self.prefix}{like.name}_{tag}"
         if len(places) and np.array_equal(places, np.arange(places[0], places[0] + len(places))):
             bounds = (int(places[0]), int(places[0]) + len(places))

@@ -19,7 +19,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("ir",),
     (
         *("schema", "derivatives", "factors", "kernels", "level_names", "modes", "modules", "parts", "policies"),
-        *("stacks", "taxonomy"),
+        *("recompute", "stacks", "taxonomy"),
     ),
     ("losses",),  # they read `Outputs` alone, and schemes name their default
     ("spec",),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -71,6 +73,16 @@ def test_recomputation_and_hooks_of_the_backward_pass() -> None:
     assert len(calls) == 1
     checkpoint(count, x, use_reentrant=False).sum().backward()
     assert len(calls) == 3
+
+    @contextmanager
+    def around() -> Iterator[None]:
+        calls.append(2)
+        yield
+        calls.append(3)
+
+    with _torch.without_recomputation(around):
+        checkpoint(count, x, use_reentrant=False).sum().backward()
+    assert calls[3:] == [2, 1, 3]
     layer = nn.Linear(2, 2)
     assert _torch.backward_hooks(layer) == _torch.gradient_hooks(layer.weight) == []
     layer.register_full_backward_hook(print)

@@ -4,8 +4,8 @@
 
 1. a call of a `torch.autograd.Function` is traced, and written behind that as the call that it is (see
    `anytimeify.derivatives`);
-2. what `torch.utils.checkpoint` runs is run as it is: reentrant checkpointing computes it without gradients first, and
-   again in the backward pass;
+2. what `torch.utils.checkpoint` runs is run as it is, for reentrant checkpointing computes it without gradients first
+   and again in the backward pass; its nodes carry the number of the part (see `part_of`);
 3. a hook on the gradient of an intermediate tensor raises `CaptureError`.
 
 `direct_checkpoints` is the second of these alone, for a run of the backbone itself.
@@ -15,30 +15,34 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.autograd import Function
+from torch.fx import traceback
 from torch.utils.checkpoint import CheckpointFunction
 
 from anytimeify._torch import autograd_calls, without_recomputation
 from anytimeify.derivatives import name_of
 from anytimeify.errors import CaptureError
 
-__all__ = ["direct_checkpoints", "kept"]
+__all__ = ["direct_checkpoints", "kept", "part_of"]
+
+_PART = "anytimeify.checkpoint"  # in `meta["custom"]`, where the exporter keeps annotations
 
 
 @contextmanager
 def kept() -> Iterator[None]:
     """Effects 1 to 3, in this thread."""
     written = False  # whether a call is being written, which calls the function to know what it gives
+    part = _Numbered()
 
     def apply(original: Callable[..., Any], function: type[Function], *args: Any) -> Any:
         nonlocal written
         if written or function is CheckpointFunction or function.__module__.partition(".")[0] == "torch":
-            return _without_checkpoint(original, function, *args)
+            return _without_checkpoint(original, function, *args, around=part)
         call = _traced(original, function, args)
         try:
             written = True
@@ -47,7 +51,7 @@ def kept() -> Iterator[None]:
             written = False
         return tuple(found) if call.several else found[0]
 
-    with autograd_calls(apply), _hooks_refused(), without_recomputation():
+    with autograd_calls(apply), _hooks_refused(), without_recomputation(part):
         yield
 
 
@@ -79,10 +83,41 @@ def _hooks_refused() -> Iterator[None]:
         Tensor.register_hook = original  # type: ignore[method-assign]  # as it was
 
 
-def _without_checkpoint(apply: Callable[..., Any], function: type[Function], *args: Any) -> Any:
+def part_of(node: fx.Node) -> int | None:
+    """The number of the recomputed part that an exported node is in, from 1 on; None outside of all."""
+    found: int | None = node.meta.get("custom", {}).get(_PART)
+    return found
+
+
+class _Numbered:
+    """Numbers the parts of a forward pass. A part inside of another belongs to that."""
+
+    def __init__(self) -> None:
+        self.count, self.inside = 0, False
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        if self.inside:
+            yield
+            return
+        self.count, self.inside = self.count + 1, True
+        try:
+            with traceback.preserve_node_meta(), traceback.annotate({_PART: self.count}):
+                yield
+        finally:
+            self.inside = False
+
+
+def _without_checkpoint(
+    apply: Callable[..., Any],
+    function: type[Function],
+    *args: Any,
+    around: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> Any:
     if function is CheckpointFunction:
         run, _, *given = args
-        return run(*given)
+        with around():
+            return run(*given)
     return apply(*args)
 
 

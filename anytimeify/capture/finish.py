@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, fx
 
 from anytimeify._torch import OpOverload, expression
+from anytimeify.capture.custom_derivatives import part_of
 from anytimeify.capture.draft import Draft, origin_of
 from anytimeify.ir import Origin, Program, Size, TensorType
 
@@ -54,6 +55,8 @@ def finish(draft: Draft, renaming: Renaming) -> Program:
             if node.op == "get_attr"
             else type_of(node.meta.get("val"), renaming)
         )
+        if (part := part_of(node)) is not None:
+            new.meta["checkpoint"] = part
         if new.target is torch.ops.aten.lstm.input:
             new.meta["type"] = _lstm_types(new)
         values[node] = new
