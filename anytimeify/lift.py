@@ -66,6 +66,7 @@ _MODES: dict[object, tuple[type[nn.Module], tuple[str, ...]]] = {
     UPDATE_BUFFER: (BufferUpdate, ("buffer", "value")),
 }
 _SELECTIONS = (aten.index_select.default,)
+_LOOKUPS = (aten.embedding.default, aten.embedding_bag.default, aten.embedding_bag.padding_idx)
 
 
 def lift(program: Program, *, training: bool = True) -> fx.GraphModule:
@@ -146,7 +147,11 @@ class _Lifter:
         return found
 
     def copy(self, node: fx.Node) -> fx.Node:
-        return self.graph.node_copy(node, lambda inner: self.values[inner])
+        new = self.graph.node_copy(node, lambda inner: self.values[inner])
+        if node.target in _LOOKUPS and bound(node)["sparse"] and bound(node)["weight"].op != "get_attr":
+            # A gradient that is sparse cannot pass through the view of a table.
+            new.args, new.kwargs = rebind(node.target, {**bound(new), "sparse": False})  # type: ignore[arg-type]
+        return new
 
     # -- evaluation form -------------------------------------------------------------------------------------------
 
