@@ -25,8 +25,9 @@ from anytimeify._torch import OpOverload
 from anytimeify.derivatives import AutogradFunction
 from anytimeify.ir import Program
 from anytimeify.lift_tables import Call, Instance, parametric, plain
-from anytimeify.modes import AFTER, BY_MODE, UPDATE_BUFFER, After, BufferUpdate, ByMode
+from anytimeify.modes import AFTER, BUFFER_BEFORE, BY_MODE, UPDATE_BUFFER, After, BufferBefore, BufferUpdate, ByMode
 from anytimeify.modules import CUMULATIVE, Added, AttentionDropout, BatchNormCall, DropPath, Part, TrainingSwitch
+from anytimeify.passes.as_before import as_before
 from anytimeify.passes.evaluate import evaluate
 from anytimeify.schema import bound, position, rebind
 
@@ -60,10 +61,12 @@ _DROPOUTS: dict[object, dict[int, type[nn.Module]]] = {
 # What is computed by the mode, with the operands that the module reads.
 _MODES: dict[object, tuple[type[nn.Module], tuple[str, ...]]] = {
     AFTER: (After, ("x", "updates")),
+    BUFFER_BEFORE: (BufferBefore, ("buffer",)),
     BY_MODE: (ByMode, ("training", "evaluation")),
     UPDATE_BUFFER: (BufferUpdate, ("buffer", "value")),
 }
 _SELECTIONS = (aten.index_select.default,)
+_LOOKUPS = (aten.embedding.default, aten.embedding_bag.default, aten.embedding_bag.padding_idx)
 
 
 def lift(program: Program, *, training: bool = True) -> fx.GraphModule:
@@ -72,7 +75,7 @@ def lift(program: Program, *, training: bool = True) -> fx.GraphModule:
     `training=True`: follows `train()` and `eval()`. `training=False`: the inference form, in eval mode, made of nothing
     but `torch`.
     """
-    lifter = _Lifter(program if training else evaluate(program), training)
+    lifter = _Lifter(as_before(program) if training else evaluate(program), training)
     graph = lifter.run()
     module = lifter.module
     module.graph = graph
@@ -144,7 +147,11 @@ class _Lifter:
         return found
 
     def copy(self, node: fx.Node) -> fx.Node:
-        return self.graph.node_copy(node, lambda inner: self.values[inner])
+        new = self.graph.node_copy(node, lambda inner: self.values[inner])
+        if node.target in _LOOKUPS and bound(node)["sparse"] and bound(node)["weight"].op != "get_attr":
+            # A gradient that is sparse cannot pass through the view of a table.
+            new.args, new.kwargs = rebind(node.target, {**bound(new), "sparse": False})  # type: ignore[arg-type]
+        return new
 
     # -- evaluation form -------------------------------------------------------------------------------------------
 

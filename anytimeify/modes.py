@@ -5,6 +5,7 @@
 | `by_mode(training, evaluation)` | the first | the second |
 | `update_buffer(buffer, value, write)` | `value`; with `write` the buffer becomes it | the buffer as it is |
 | `after(x, updates)` | `x`; the updates are made | `x` |
+| `buffer_before(buffer)` | a copy, made before the buffer is written to | the buffer itself |
 
 They are written in their training form, as batch norm and dropout are; `anytimeify.passes.evaluate` gives the other.
 """
@@ -18,11 +19,12 @@ from torch import Tensor, nn
 
 from anytimeify.modules import LIBRARY
 
-__all__ = ["AFTER", "BY_MODE", "UPDATE_BUFFER", "After", "BufferUpdate", "ByMode"]
+__all__ = ["AFTER", "BUFFER_BEFORE", "BY_MODE", "UPDATE_BUFFER", "After", "BufferBefore", "BufferUpdate", "ByMode"]
 
 LIBRARY.define("by_mode(Tensor training, Tensor evaluation) -> Tensor")
 LIBRARY.define("update_buffer(Tensor buffer, Tensor value, bool write=True) -> Tensor")
 LIBRARY.define("after(Tensor x, Tensor[] updates) -> Tensor")
+LIBRARY.define("buffer_before(Tensor buffer) -> Tensor")
 
 
 def _by_mode(training: Tensor, evaluation: Tensor) -> Tensor:
@@ -37,14 +39,20 @@ def _after(x: Tensor, updates: Sequence[Tensor]) -> Tensor:
     return x.view_as(x)
 
 
+def _buffer_before(buffer: Tensor) -> Tensor:
+    return buffer.clone()
+
+
 # Made of differentiable operations: autograd and export see through them.
 LIBRARY.impl("by_mode", _by_mode, "CompositeImplicitAutograd")
 LIBRARY.impl("update_buffer", _update_buffer, "CompositeImplicitAutograd")
 LIBRARY.impl("after", _after, "CompositeImplicitAutograd")
+LIBRARY.impl("buffer_before", _buffer_before, "CompositeImplicitAutograd")
 
 BY_MODE = torch.ops.anytimeify.by_mode.default
 UPDATE_BUFFER = torch.ops.anytimeify.update_buffer.default
 AFTER = torch.ops.anytimeify.after.default
+BUFFER_BEFORE = torch.ops.anytimeify.buffer_before.default
 
 
 class ByMode(nn.Module):
@@ -66,13 +74,19 @@ class BufferUpdate(nn.Module):
             return buffer
         value = value.detach()
         if self.write:
-            # What was computed from the buffer before may have saved it for its backward pass; `.data` keeps the write
-            # from counting as a change of that, which is as the backbone has it under `torch.no_grad`.
+            # Not counted as a change of what was saved for the backward pass: that is a copy, where it matters.
             buffer.data.copy_(value)
         return value
 
     def extra_repr(self) -> str:
         return f"write={self.write}"
+
+
+class BufferBefore(nn.Module):
+    """The value of a buffer before a forward pass writes to it."""
+
+    def forward(self, buffer: Tensor) -> Tensor:
+        return buffer.clone() if self.training else buffer
 
 
 class After(nn.Module):

@@ -119,7 +119,7 @@ class _Merger:
         if pairs is None:
             return False
         values = [(node, self.trained[node], self.evaluated[mate]) for node, mate in pairs.items()]
-        if any(first.meta["type"] != second.meta["type"] for _, first, second in values):
+        if not all(_interchangeable(first, second) for _, first, second in values):
             return False
         operands = {node: self.choose(first, second) for node, first, second in values}
         self.trained[one] = self.evaluated[other] = self.copy(one, operands)
@@ -160,6 +160,11 @@ class _Merger:
             name += "_evaluation"
         self.names.add(name)
         return name
+
+
+def _interchangeable(one: fx.Node, other: fx.Node) -> bool:
+    """Whether a `by_mode` can choose between two values, which have to be single tensors."""
+    return one is other or (one.meta["type"] == other.meta["type"] and not isinstance(one.meta["type"], tuple))
 
 
 def _idle(node: fx.Node) -> fx.Node:

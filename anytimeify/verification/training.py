@@ -174,7 +174,7 @@ def _step(
         score = _score(prediction)
         if score.requires_grad and trained:
             found = torch.autograd.grad(score, list(trained.values()), allow_unused=True)
-            known.update(zip(trained, found, strict=True))
+            known.update(zip(trained, map(_dense, found), strict=True))
     # A buffer of another shape was put in its place to hold the state of this batch, and is no state of the model.
     after = {
         name: one.detach().clone()
@@ -183,6 +183,10 @@ def _step(
     }
     changed = frozenset(name for name, one in after.items() if not torch.equal(before[name], one))
     return Step(prediction.detach(), known, after, changed, score.requires_grad)
+
+
+def _dense(gradient: Tensor | None) -> Tensor | None:
+    return gradient.to_dense() if gradient is not None and gradient.is_sparse else gradient
 
 
 def _gap(net: AnytimeModel, model: nn.Module, theirs: Step, ours: Step, place: int, limit: float) -> Gap:

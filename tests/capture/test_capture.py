@@ -16,6 +16,7 @@ from anytimeify.capture import capture
 from anytimeify.errors import CaptureError, UnsupportedOpError
 from anytimeify.ir import Captured, Origin, Size, TensorType
 from anytimeify.lift import lift
+from anytimeify.modes import BY_MODE
 from tests.capture.helpers import check, text
 
 
@@ -323,6 +324,20 @@ def test_what_both_modes_compute_is_kept() -> None:
         "linear = linear(mul_by_mode, linear_weight, linear_bias)",
         "return linear",
     ]
+
+
+class Sorts(DropsSamples):
+    def forward(self, x: Tensor) -> Tensor:
+        values, places = self.linear(x).sort(1, descending=self.training)
+        low, high = values.chunk(2, 1) if self.training else (2 * values).chunk(2, 1)
+        return torch.cat([high * places[:, :2], low], 1)
+
+
+def test_of_operations_with_several_results_one_result_is_chosen() -> None:
+    program = check(Sorts(), torch.randn(8, 4)).program
+    chosen = [node for node in program.graph.nodes if node.target is BY_MODE]
+    assert chosen
+    assert not any(isinstance(node.meta["type"], tuple) for node in chosen)
 
 
 def test_cumulative_averages_are_said_by_a_number_of_their_own() -> None:

@@ -97,6 +97,15 @@ class Spiking(Net):
         return result
 
 
+class ByMode(Net):
+    """Steps that are finer, and have a flatter derivative, in training."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = rounded(self.first(x), 8 if self.training else 2)
+        result: Tensor = self.head(spike(self.second(hidden), 1.0 if self.training else 9.0))
+        return result
+
+
 class Paired(Net):
     def forward(self, x: Tensor) -> Tensor:
         hidden = self.first(x)
@@ -122,7 +131,7 @@ def assert_trains_alike(net: AnytimeModel, model: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("make", [Quantised, Spiking, Paired])
+@pytest.mark.parametrize("make", [Quantised, Spiking, ByMode, Paired])
 def test_functions_keep_their_derivatives(make: type[Net], scheme: str) -> None:
     model = make()
     net = transform(model, scheme, X)

@@ -174,3 +174,30 @@ def test_predictions_without_a_derivative_are_left_out() -> None:
     model = Indices()
     gap, _ = verification.compare_training(transform(model, SCHEME, X), model)
     assert gap is None
+
+
+class Table(nn.Module):
+    """A table whose gradient is sparse: rows one by one, or the means of rows."""
+
+    def __init__(self, kind: type[nn.Embedding | nn.EmbeddingBag]) -> None:
+        super().__init__()
+        self.table, self.body, self.head = kind(9, 8, sparse=True), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.table(x)
+        result: Tensor = self.head(self.body(rows.mean(1) if rows.ndim == 3 else rows).relu())
+        return result
+
+
+@pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
+def test_sparse_gradients_are_compared_and_reach_every_level(kind: type[nn.Embedding | nn.EmbeddingBag]) -> None:
+    model, x = Table(kind), torch.arange(6).view(2, 3)
+    net = transform(model, SCHEME, x)
+    (want,) = torch.autograd.grad(model(x).square().sum(), model.get_parameter("table.weight"))
+    found, narrow = (
+        torch.autograd.grad(net(x, level=level).square().sum(), net.get_parameter("table.weight"))[0].to_dense()
+        for level in (-1, 0)
+    )
+    torch.testing.assert_close(found, want.to_dense())
+    assert narrow[:6, :4].abs().min() > 0
+    assert kind is nn.EmbeddingBag or not narrow[:, 4:].any()  # bags are not narrowed
