@@ -70,7 +70,7 @@ class CoDistillation(Objective):
         return [(stacked.sum(0) - member) / (len(members) - 1) for member in members]
 
     def options(self) -> dict[str, Any]:
-        own = {name: getattr(self, name) for name in ("alpha", "include_self", "reduction")}
+        own = {name: getattr(self, name) for name in ("alpha", "include_self", "reduction", "label_smoothing")}
         return {**own, **asdict(self.soft)}
 
     def extra_repr(self) -> str:

@@ -75,7 +75,10 @@ class HierarchicalCoDistillation(Objective):
         return terms
 
     def options(self) -> dict[str, Any]:
-        own = {name: getattr(self, name) for name in ("alpha", "reduction", "full_ensemble", "ensembles")}
+        own = {
+            name: getattr(self, name)
+            for name in ("alpha", "reduction", "full_ensemble", "ensembles", "label_smoothing")
+        }
         return {**own, **asdict(self.soft)}
 
     def extra_repr(self) -> str:

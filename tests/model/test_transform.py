@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
-from anytimeify import NestedChannels, SchemeError, transform
+from anytimeify import AnytimeWarning, NestedChannels, SchemeError, transform
 from tests.backbones import Residual, images
 from tests.rounding import close
 
@@ -33,5 +35,6 @@ def test_refused_schemes(scheme: object, message: str) -> None:
 def test_an_exported_program_is_a_backbone(training: bool) -> None:
     backbone = Residual().train(training)
     exported = torch.export.export(backbone, (images(),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},), strict=False)
-    net = transform(exported, NestedChannels((0.5, 1.0))).eval()
+    with nullcontext() if training else pytest.warns(AnytimeWarning, match="exported in eval mode"):
+        net = transform(exported, NestedChannels((0.5, 1.0))).eval()
     assert close(net(images(3, 1), level=-1), backbone.eval()(images(3, 1)))

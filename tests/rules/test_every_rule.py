@@ -12,6 +12,7 @@ from torch import Tensor, fx
 
 from anytimeify._torch import schema
 from anytimeify.axes import analyse
+from anytimeify.derivatives import name_of
 from anytimeify.ir import Origin, Program, Size, TensorType
 from anytimeify.passes.narrow import Builder
 from anytimeify.rules import axis_rule, registered
@@ -27,6 +28,16 @@ def f(*shape: int) -> Tensor:
 
 def i(high: int, *shape: int) -> Tensor:
     return torch.randint(0, high, shape)
+
+
+class Doubled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return 2 * gradients[0]
 
 
 IMAGE = (2, 8, 6, 6)
@@ -124,6 +135,10 @@ CALLS: dict[str, list[tuple[Any, ...]]] = {
     "expand_as": [(f(1, 8), f(6, 8))],
     "glu": [(f(2, 8, 5), 1)],
     "drop_path": [(f(2, 8, 5), 0.5, True, "row")],
+    "by_mode": [(f(2, 8, 5), f(2, 8, 5))],
+    "update_buffer": [(f(8), f(8))],
+    "after": [(f(2, 8, 5), [f(8)])],
+    "autograd_function": [([f(2, 8)], [f(2, 8)], name_of(Doubled, (torch.ones(1),)))],
     "triangular_conv": [
         (f(2, 8, 9), f(12, 8, 3), f(12), [6, 12], [4, 8], 2, [1], [1], [1]),
         (f(*IMAGE), f(12, 8, 3, 3), None, [6, 12], [4, 8], 2, [2, 1], [1, 1], [1, 1]),
