@@ -127,6 +127,21 @@ def test_nothing_is_left_behind() -> None:
     assert not backbone.bn1.training
 
 
+class Counting(Base):
+    passes = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.passes += 1
+        return super().forward(x)
+
+
+def test_counters_in_python_are_put_back() -> None:
+    model = Counting()
+    model(X)
+    transform(model, SCHEME, X)
+    assert model.passes == 1
+
+
 @pytest.mark.parametrize("options", ["order=l1", "norms=shared heads=shared"])
 def test_permuted_and_shared_parameters_are_compared(options: str) -> None:
     backbone = Residual()
