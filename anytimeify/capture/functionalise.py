@@ -243,6 +243,11 @@ class _Functionaliser:
         if not isinstance(source, fx.Node):
             return self.call(node, aten.full_like.default, self.value(written), source)
         have, want = source.meta["val"], node.meta["val"]
+        if not _fits(have, written.meta["val"]):
+            advice = "Register it with the shape that it gets."
+            raise unsupported(
+                node, f"puts values of shape {tuple(have.shape)} where {tuple(written.meta['val'].shape)} is", advice
+            )
         if have.dtype != want.dtype:
             source = self.call(node, aten.to.dtype, source, want.dtype)
         if list(map(str, have.shape)) != list(map(str, want.shape)):  # never asks the exporter's solver
@@ -289,6 +294,13 @@ class _Functionaliser:
             return None
         start = sum(sizes[:index])
         return self.call(base, aten.slice_scatter.default, before, value, dim, start, start + sizes[index])
+
+
+def _fits(value: Tensor, place: Tensor) -> bool:
+    """Whether a value may be written to a tensor, as far as sizes are known."""
+    pairs: list[tuple[Any, Any]] = list(zip(reversed(value.shape), reversed(place.shape), strict=False))
+    known = [(have, want) for have, want in pairs if isinstance(have, int) and isinstance(want, int)]
+    return value.dim() <= place.dim() and all(have in (1, want) for have, want in known)
 
 
 def _tie(graph: fx.Graph, updates: list[fx.Node]) -> fx.Graph:

@@ -163,3 +163,17 @@ class Always(Counter):
 def test_buffers_written_always_are_refused() -> None:
     with pytest.raises(UnsupportedOpError, match="'average' is written to"):
         capture(Always(), X)
+
+
+class KeepsBatch(Counter):
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.average = x.detach()[:, 0, :]
+        result: Tensor = self.linear(x)
+        return result
+
+
+def test_a_buffer_that_gets_another_shape_is_said_to_be_lost() -> None:
+    captured = check(KeepsBatch(), X, training=False)
+    assert any("puts values of shape" in lost and "where (6,) is" in lost for lost in captured.lost)
+    assert "update_buffer" not in text(captured.program)
