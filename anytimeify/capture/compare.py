@@ -168,7 +168,13 @@ def _quietly() -> Iterator[None]:
 
 @contextmanager
 def buffers_kept(model: nn.Module) -> Iterator[None]:
-    """A forward pass may write to its buffers or put others in their place."""
+    """A forward pass may write to its buffers or put others in their place, and count in attributes."""
+    attributes = [
+        (module, name, value)
+        for module in model.modules()
+        for name, value in vars(module).items()
+        if value is None or type(value) in (bool, int, float, str)
+    ]
     places = [(module, name, buffer) for module in model.modules() for name, buffer in module._buffers.items()]
     try:
         with _kept({str(index): buffer for index, (_, _, buffer) in enumerate(places)}):
@@ -176,6 +182,9 @@ def buffers_kept(model: nn.Module) -> Iterator[None]:
     finally:
         for module, name, buffer in places:
             module._buffers[name] = buffer
+        for module, name, value in attributes:
+            if name in vars(module):
+                vars(module)[name] = value
 
 
 @contextmanager

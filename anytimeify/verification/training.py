@@ -1,10 +1,11 @@
 """One step of training: the full level beside its backbone, in train mode and without randomness.
 
 The step is one forward pass and the backward pass of one number, the sum of the predictions with fixed weights. What is
-compared: the prediction, the gradient of every parameter, and the buffers afterwards. In single precision gradients are
-rounded more than predictions are; where that leaves a doubt, both run once more in double precision, which decides.
+compared: the prediction, the gradient of every parameter, the buffers afterwards, and what a second forward pass
+predicts, which depends on all that the first has changed. In single precision gradients are rounded more than
+predictions are; where that leaves a doubt, both run once more in double precision, which decides.
 
-Nothing is left behind: no gradient in any `.grad`, buffers and training flags as before.
+Nothing is left behind: no gradient in any `.grad`, buffers, training flags and plain attributes as before.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ class Step:
     buffers: Mapping[str, Tensor]
     changed: frozenset[str]  # the buffers that the step wrote to
     trains: bool  # whether the prediction has a derivative at all
+    again: Tensor  # the prediction of a second forward pass
 
 
 @dataclass(frozen=True)
@@ -56,9 +58,10 @@ class Gap:
     name: str  # of the buffer that differs the most
     changed: int  # how many buffers a step of the backbone changes
     followed: int  # how many of them are alike after one of the level
+    again: float  # of the prediction of a second forward pass
 
     def within(self, limit: float) -> bool:
-        return self.prediction <= limit and self.gradient <= limit and self.buffer <= limit
+        return max(self.prediction, self.gradient, self.buffer, self.again) <= limit
 
 
 # Relative differences that are rounding, in single and in double precision. A gradient that is this small beside the
@@ -134,9 +137,9 @@ def _step_of_backbone(net: AnytimeModel, model: nn.Module, inputs: tuple[Tensor,
     held = frozenset(path.removeprefix(prefix) for path in captured.held if path.startswith(prefix))
     signature = captured.signature
     where = signature.prediction if signature.trained is None else signature.trained
-    args, kwargs = Calling.of(captured).arguments(clone(inputs), signature)
 
     def predict() -> Tensor | None:
+        args, kwargs = Calling.of(captured).arguments(clone(inputs), signature)
         leaves = flatten(model(*args, **kwargs))[0]
         found = leaves[where] if where < len(leaves) else None
         return found if isinstance(found, Tensor) else None
@@ -177,7 +180,10 @@ def _step(
             known.update(zip(trained, map(_dense, found), strict=True))
     after = {name: one.detach().clone() for name, one in buffers().items() if name not in parameters}
     changed = frozenset(name for name, one in after.items() if name in before and not torch.equal(before[name], one))
-    return Step(prediction.detach(), known, after, changed, score.requires_grad)
+    with torch.no_grad(), seeded(), WithoutRandomness():
+        again = predict()
+    assert again is not None
+    return Step(prediction.detach(), known, after, changed, score.requires_grad, again)
 
 
 def _dense(gradient: Tensor | None) -> Tensor | None:
@@ -213,6 +219,7 @@ def _gap(net: AnytimeModel, model: nn.Module, theirs: Step, ours: Step, place: i
         worst,
         len(theirs.changed),
         followed,
+        difference(theirs.again, ours.again),
     )
 
 
@@ -255,8 +262,10 @@ def _described(net: AnytimeModel, gap: Gap, limit: float) -> str:
         what = f"its prediction differs by {gap.prediction:.1e}"
     elif gap.gradient > limit:
         what = f"the gradient of '{gap.parameter}' differs by {gap.gradient:.1e} of its largest element"
-    else:
+    elif gap.buffer > limit:
         what = f"the buffer '{gap.name}' differs by {gap.buffer:.1e} after one step"
+    else:
+        what = f"its prediction differs by {gap.again:.1e} in a second forward pass, and not in the first"
     return (
         f"the full level does not train as the backbone does: in train mode, without randomness, {what}. The backbone "
         "does something in training that its graph does not hold, such as Python state that a forward pass changes. "
