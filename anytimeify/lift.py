@@ -150,7 +150,7 @@ class _Lifter:
         new = self.graph.node_copy(node, lambda inner: self.values[inner])
         if node.target in _LOOKUPS and bound(node)["sparse"] and bound(node)["weight"].op != "get_attr":
             # A gradient that is sparse cannot pass through the view of a table.
-            new.args, new.kwargs = rebind(node.target, {**bound(new), "sparse": False})  # type: ignore[arg-type]
+            new.args, new.kwargs = rebind(node.target, {**bound(new), "sparse": False})
         return new
 
     # -- evaluation form -------------------------------------------------------------------------------------------
