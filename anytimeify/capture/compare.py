@@ -30,6 +30,7 @@ __all__ = [
     "expected_from_module",
     "gaps",
     "other_values",
+    "plain_attributes",
     "randomness",
     "result_of",
     "seeded",
@@ -166,15 +167,20 @@ def _quietly() -> Iterator[None]:
         yield
 
 
-@contextmanager
-def buffers_kept(model: nn.Module) -> Iterator[None]:
-    """A forward pass may write to its buffers or put others in their place, and count in attributes."""
-    attributes = [
+def plain_attributes(model: nn.Module) -> list[tuple[nn.Module, str, Any]]:
+    """What modules keep in Python, such as counters: the module, the name and the value of each."""
+    return [
         (module, name, value)
         for module in model.modules()
         for name, value in vars(module).items()
         if value is None or type(value) in (bool, int, float, str)
     ]
+
+
+@contextmanager
+def buffers_kept(model: nn.Module) -> Iterator[None]:
+    """A forward pass may write to its buffers or put others in their place, and count in attributes."""
+    attributes = plain_attributes(model)
     places = [(module, name, buffer) for module in model.modules() for name, buffer in module._buffers.items()]
     try:
         with _kept({str(index): buffer for index, (_, _, buffer) in enumerate(places)}):

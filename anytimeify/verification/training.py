@@ -1,10 +1,11 @@
 """One step of training: the full level beside its backbone, in train mode and without randomness.
 
 The step is one forward pass and the backward pass of one number, the sum of the predictions with fixed weights. What is
-compared: the prediction, the gradient of every parameter, and the buffers afterwards. In single precision gradients are
+compared: the prediction, the gradient of every parameter, and the buffers afterwards; where the pass changes plain
+attributes of the backbone (a counter), also what a second forward pass predicts. In single precision gradients are
 rounded more than predictions are; where that leaves a doubt, both run once more in double precision, which decides.
 
-Nothing is left behind: no gradient in any `.grad`, buffers and training flags as before.
+Nothing is left behind: no gradient in any `.grad`, buffers, training flags and plain attributes as before.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch.export import ExportedProgram
 
 from anytimeify._torch import flatten
 from anytimeify.calling import Calling
-from anytimeify.capture.compare import buffers_kept, difference, seeded
+from anytimeify.capture.compare import buffers_kept, difference, plain_attributes, seeded
 from anytimeify.capture.custom_derivatives import direct_checkpoints
 from anytimeify.capture.modes import in_mode
 from anytimeify.capture.training_form import trains
@@ -43,6 +44,7 @@ class Step:
     buffers: Mapping[str, Tensor]
     changed: frozenset[str]  # the buffers that the step wrote to
     trains: bool  # whether the prediction has a derivative at all
+    again: Tensor | None  # the prediction of a second forward pass, where the first has changed plain attributes
 
 
 @dataclass(frozen=True)
@@ -56,9 +58,10 @@ class Gap:
     name: str  # of the buffer that differs the most
     changed: int  # how many buffers a step of the backbone changes
     followed: int  # how many of them are alike after one of the level
+    again: float  # of the prediction of a second forward pass
 
     def within(self, limit: float) -> bool:
-        return self.prediction <= limit and self.gradient <= limit and self.buffer <= limit
+        return max(self.prediction, self.gradient, self.buffer, self.again) <= limit
 
 
 # Relative differences that are rounding, in single and in double precision. A gradient that is this small beside the
@@ -86,7 +89,7 @@ def compare_training(net: AnytimeModel, model: nn.Module | ExportedProgram, plac
     backbone = _training_form(model)
     inputs = _inputs(net.captured)
     theirs = _step_of_backbone(net, backbone, inputs, place) if backbone is not None else None
-    ours = _step_of_level(net, inputs, place) if theirs is not None else None
+    ours = _step_of_level(net, inputs, place, twice=theirs.again is not None) if theirs is not None else None
     if backbone is None or theirs is None or ours is None:
         return None, _SINGLE
     gap = _gap(net, backbone, theirs, ours, place, _SINGLE)
@@ -97,8 +100,8 @@ def compare_training(net: AnytimeModel, model: nn.Module | ExportedProgram, plac
         doubles = tuple(map(double, inputs))
         wide_net, wide = in_double(net), in_double(backbone)
         theirs = _step_of_backbone(wide_net, wide, doubles, place)
-        ours = _step_of_level(wide_net, doubles, place)
         assert theirs is not None
+        ours = _step_of_level(wide_net, doubles, place, twice=theirs.again is not None)
         assert ours is not None
         return _gap(wide_net, wide, theirs, ours, place, _DOUBLE), limit
     except Exception:  # a model that cannot be copied or that insists on its own precision: judged by that
@@ -134,25 +137,27 @@ def _step_of_backbone(net: AnytimeModel, model: nn.Module, inputs: tuple[Tensor,
     held = frozenset(path.removeprefix(prefix) for path in captured.held if path.startswith(prefix))
     signature = captured.signature
     where = signature.prediction if signature.trained is None else signature.trained
-    args, kwargs = Calling.of(captured).arguments(clone(inputs), signature)
 
     def predict() -> Tensor | None:
+        args, kwargs = Calling.of(captured).arguments(clone(inputs), signature)
         leaves = flatten(model(*args, **kwargs))[0]
         found = leaves[where] if where < len(leaves) else None
         return found if isinstance(found, Tensor) else None
 
     with in_mode(model, training=True, held=held), buffers_kept(model), direct_checkpoints():
         try:
-            return _step(predict, dict(model.named_parameters()), lambda: dict(model.named_buffers()))
+            before = plain_attributes(model)
+            counts = lambda: plain_attributes(model) != before  # noqa: E731  # asked after the first pass
+            return _step(predict, dict(model.named_parameters()), lambda: dict(model.named_buffers()), counts)
         except Exception:  # such as a batch norm that has one value per channel
             return None
 
 
-def _step_of_level(net: AnytimeModel, inputs: tuple[Tensor, ...], place: int) -> Step | None:
+def _step_of_level(net: AnytimeModel, inputs: tuple[Tensor, ...], place: int, *, twice: bool) -> Step | None:
     graph = net.graph(net.backbones[place], None if net.taxonomy is None else 0)
     parameters = {name: tensor for name, tensor in net.tensors().items() if isinstance(tensor, nn.Parameter)}
     with in_mode(net, training=True), buffers_kept(net):
-        return _step(lambda: graph(*clone(inputs)), parameters, net.tensors)
+        return _step(lambda: graph(*clone(inputs)), parameters, net.tensors, lambda: twice)
 
 
 def _prefix(net: AnytimeModel, place: int) -> str:
@@ -163,6 +168,7 @@ def _step(
     predict: Callable[[], Tensor | None],
     parameters: Mapping[str, Tensor],
     buffers: Callable[[], Mapping[str, Tensor]],
+    repeat: Callable[[], bool],
 ) -> Step | None:
     trained = {name: one for name, one in parameters.items() if one.requires_grad}
     before = {name: one.detach().clone() for name, one in buffers().items() if name not in parameters}
@@ -182,7 +188,11 @@ def _step(
         if name in before and one.shape == before[name].shape
     }
     changed = frozenset(name for name, one in after.items() if not torch.equal(before[name], one))
-    return Step(prediction.detach(), known, after, changed, score.requires_grad)
+    again = None
+    if repeat():
+        with torch.no_grad(), seeded(), WithoutRandomness():
+            again = predict()
+    return Step(prediction.detach(), known, after, changed, score.requires_grad, again)
 
 
 def _dense(gradient: Tensor | None) -> Tensor | None:
@@ -221,6 +231,7 @@ def _gap(net: AnytimeModel, model: nn.Module, theirs: Step, ours: Step, place: i
         worst,
         changed,
         followed,
+        0.0 if theirs.again is None or ours.again is None else difference(theirs.again, ours.again),
     )
 
 
@@ -268,8 +279,10 @@ def _described(net: AnytimeModel, gap: Gap, limit: float) -> str:
         what = f"its prediction differs by {gap.prediction:.1e}"
     elif gap.gradient > limit:
         what = f"the gradient of '{gap.parameter}' differs by {gap.gradient:.1e} of its largest element"
-    else:
+    elif gap.buffer > limit:
         what = f"the buffer '{gap.name}' differs by {gap.buffer:.1e} after one step"
+    else:
+        what = f"its prediction differs by {gap.again:.1e} in a second forward pass, and not in the first"
     return (
         f"the full level does not train as the backbone does: in train mode, without randomness, {what}. The backbone "
         "does something in training that its graph does not hold, such as Python state that a forward pass changes. "

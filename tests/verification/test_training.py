@@ -100,6 +100,34 @@ def test_what_trains_differently_is_refused_and_named(part: str, what: str) -> N
     transform(Python(part), SCHEME, X, verify=False)
 
 
+class Warmup(Base):
+    """Counts its passes in an attribute: the first of them is what a graph holds."""
+
+    passes = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.hidden(x)
+        if self.training:
+            self.passes += 1
+            x = x * min(1.0, self.passes / 4)
+        result: Tensor = self.head(x)
+        return result
+
+
+def test_what_a_second_pass_does_otherwise_is_refused_and_undone() -> None:
+    model = Warmup()
+    model.passes = 1
+    with pytest.raises(
+        VerificationError, match=r"prediction differs by .* in a second forward pass, and not in the first"
+    ):
+        transform(model, SCHEME, X)
+    assert model.passes == 1
+    model.passes = 5  # is past its warmup
+    net = transform(model, SCHEME, X)
+    assert model.passes == 5
+    torch.testing.assert_close(net(X, level=-1), model(X))
+
+
 class Batch(Base):
     def forward(self, x: Tensor) -> Tensor:
         x = self.hidden(x)
