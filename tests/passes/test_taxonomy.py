@@ -324,7 +324,7 @@ def test_another_loss_learns_the_taxonomy_of_the_model() -> None:
     terms = net.loss.terms(net(images()), LABELS)
     assert len(terms) == 6
     net.loss = JointLoss()  # fits no tuple of predictions, and nobody says it does
-    with pytest.raises(AttributeError):
+    with pytest.raises(ArgumentError, match=r"of several granularities are for TaxonomyLoss"):
         net.loss(net(images()), LABELS)
 
 

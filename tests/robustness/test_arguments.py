@@ -48,7 +48,7 @@ def test_pictures_that_cannot_be_drawn(tmp_path: Path) -> None:
     report = residual_net().report()
     for path, message in {
         tmp_path: "is a folder",
-        tmp_path / "nowhere" / "a.png": "the folder .*nowhere does not exist",
+        tmp_path / "nowhere" / "a.png": "There is no folder .*nowhere",
         tmp_path / "a.docx": "its suffix chooses the format, one of .*png",
         tmp_path / "a": "its suffix chooses the format",
     }.items():

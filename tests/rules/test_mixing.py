@@ -143,6 +143,8 @@ RANDOM = ("empty", "new_empty", "empty_like")  # uninitialised memory differs fr
 def test_what_a_rule_calls_unmixed_does_not_leak(target: Any) -> None:
     if str(target).split(".")[1] in RANDOM:
         pytest.skip("gives uninitialised memory")
+    if target is torch.ops.anytimeify.autograd_function.default:
+        pytest.skip("computes what it traced, which says of itself what it mixes")
     for arguments in calls_of(target):
         for says_mixed, leaking in check_rule(target, arguments):
             assert says_mixed or not leaking
