@@ -78,10 +78,8 @@ def transform(
     if len(models) != chosen.backbones:
         expected = "one backbone" if chosen.backbones == 1 else "a pair of backbones, transform((a, b), ...)"
         raise SchemeError(f"{chosen.name} takes {expected}; {len(models)} were given")
-    with (
-        ONE_AT_A_TIME,
-        torch.inference_mode(False),
-    ):  # tensors made under a caller's inference mode could never be trained
+    # Tensors made under a caller's inference mode could never be trained.
+    with ONE_AT_A_TIME, torch.inference_mode(False):
         parts = [capture(one, example_inputs, dynamic_shapes=dynamic_shapes, output=output) for one in models]
         references = [part.reference for part in parts]
         captured = parts[0] if len(parts) == 1 else side_by_side(*parts)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -50,11 +50,11 @@ def from_module(
     exported, why = source.export(training=False)
     again = source.capture(exported, training=False) if exported is not None else _Attempt(why=why)
     if attempt.captured is not None and source.tells(attempt, again):
-        return attempt.captured
+        return _kept_in_eval_mode(attempt.captured, again.collected)
     if exported is not None and again.captured is not None:
         both = source.in_both_modes(attempt, exported)
         if both is not None:
-            return both
+            return _kept_in_eval_mode(both, again.collected)
     why = attempt.why or _mutation(attempt.collected)
     if again.captured is None:
         raise source.refusal(why, again)
@@ -223,6 +223,12 @@ class _Source:
             f"{self.name} does not survive capture: in eval mode, on the example inputs, the graph differs from the "
             f"model by {gap:.1e} of the largest output ({_first_line(why)}). {reason}"
         )
+
+
+def _kept_in_eval_mode(captured: Captured, written: Iterable[str]) -> Captured:
+    """The capture with a note on buffers that the backbone writes to in eval mode, and nothing reads."""
+    notes = (f"in eval mode '{name}' keeps its value, which the backbone writes to there too" for name in written)
+    return replace(captured, notes=(*captured.notes, *notes))
 
 
 def _told(captured: Captured) -> Captured:

@@ -54,7 +54,8 @@ def drop_dead_writes(draft: Draft, *, updates: bool = False) -> dict[str, fx.Nod
     """Removes writes to memory that nothing reads which the results depend on; with `updates` those to buffers stay,
     but for the counters of batch norms.
 
-    Returns the first write that nothing reads, by the name of the buffer.
+    Returns the first write to each buffer that is written to, by name: with `updates` of every one, else of those
+    whose writes were removed.
     """
     writes = [node for node in draft.graph.nodes if node.op == "call_function" and is_mutable(node.target)]
     if not writes:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -25,7 +26,7 @@ from anytimeify.capture.compare import buffers_kept, difference, plain_attribute
 from anytimeify.capture.custom_derivatives import direct_checkpoints
 from anytimeify.capture.modes import in_mode
 from anytimeify.capture.training_form import trains
-from anytimeify.errors import VerificationError
+from anytimeify.errors import AnytimeWarning, VerificationError
 from anytimeify.ir import PAIR, Captured
 from anytimeify.model import AnytimeModel
 from anytimeify.stacks import first_member
@@ -74,7 +75,7 @@ def verify_training(net: AnytimeModel, *models: nn.Module | ExportedProgram) -> 
     """`VerificationError` where a full level trains otherwise than its backbone, one of `models` each.
 
     Left out: models whose full level is no copy of the backbone, and what is known to train differently, which a
-    warning has said. A backbone that cannot train on the example inputs shows nothing."""
+    warning has said. Of a backbone that cannot train on the example inputs a warning says so."""
     if not net.exact or net.captured.lost:
         return
     for place, model in enumerate(models):
@@ -88,7 +89,12 @@ def compare_training(net: AnytimeModel, model: nn.Module | ExportedProgram, plac
     the backbone does not train on the example inputs, or has no floating-point prediction."""
     backbone = _training_form(model)
     inputs = _inputs(net.captured)
-    theirs = _step_of_backbone(net, backbone, inputs, place) if backbone is not None else None
+    try:
+        theirs = _step_of_backbone(net, backbone, inputs, place) if backbone is not None else None
+    except Exception as error:  # such as a batch norm that has one value per channel
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        warnings.warn(f"training was not compared with the backbone's, which fails: {reason}", AnytimeWarning, 4)
+        return None, _SINGLE
     ours = _step_of_level(net, inputs, place, twice=theirs.again is not None) if theirs is not None else None
     if backbone is None or theirs is None or ours is None:
         return None, _SINGLE
@@ -145,12 +151,9 @@ def _step_of_backbone(net: AnytimeModel, model: nn.Module, inputs: tuple[Tensor,
         return found if isinstance(found, Tensor) else None
 
     with in_mode(model, training=True, held=held), buffers_kept(model), direct_checkpoints():
-        try:
-            before = plain_attributes(model)
-            counts = lambda: plain_attributes(model) != before  # noqa: E731  # asked after the first pass
-            return _step(predict, dict(model.named_parameters()), lambda: dict(model.named_buffers()), counts)
-        except Exception:  # such as a batch norm that has one value per channel
-            return None
+        before = plain_attributes(model)
+        counts = lambda: plain_attributes(model) != before  # noqa: E731  # asked after the first pass
+        return _step(predict, dict(model.named_parameters()), lambda: dict(model.named_buffers()), counts)
 
 
 def _step_of_level(net: AnytimeModel, inputs: tuple[Tensor, ...], place: int, *, twice: bool) -> Step | None:
@@ -218,7 +221,7 @@ def _gap(net: AnytimeModel, model: nn.Module, theirs: Step, ours: Step, place: i
         # What only other outputs depend on (auxiliary heads of training) is no part of the network any more.
         if prefix + name not in ours.buffers or _owner(prefix + name) not in read:
             continue
-        found = _of_buffers(value, ours.buffers[prefix + name])
+        found = _of_buffers(value, ours.buffers[prefix + name], moved=moved)
         changed += name in theirs.changed
         followed += found <= limit and name in theirs.changed
         if found > buffer:
@@ -261,16 +264,22 @@ def _relative(reference: Tensor, result: Tensor, floor: float) -> float:
         return float("inf")
     if not reference.numel() or not bool(reference.isfinite().all()):
         return 0.0
+    if not bool(result.isfinite().all()):
+        return float("inf")
     error, scale = float((reference - result).abs().max()), float(reference.abs().max())
     if error <= floor:
         return 0.0
     return error / scale if scale > 0 else float("inf")
 
 
-def _of_buffers(value: Tensor, other: Tensor) -> float:
+def _of_buffers(value: Tensor, other: Tensor, *, moved: bool) -> float:
     other = first_member(other, value.shape)
-    if value.is_floating_point() and value.shape == other.shape and not torch.equal(value, other):
-        return min(difference(value, other), difference(value.flatten().sort().values, other.flatten().sort().values))
+    if value.is_complex() and other.is_complex():
+        value, other = torch.view_as_real(value), torch.view_as_real(other)
+    if moved and value.shape == other.shape:
+        value, other = value.flatten().sort().values, other.flatten().sort().values
+    if value.is_floating_point():
+        return difference(value, other)
     return 0.0 if torch.equal(value, other) else float("inf")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,8 @@ FORBIDDEN_PREFIXES = ("socket.", "shutil.", "ftplib.", "http.", "smtplib.", "tel
 # Packages that are read further into when something new has to be looked up or an error printed.
 PACKAGES = frozenset({"anytimeify", "torch", "sympy", "mpmath", "numpy", "onnxruntime", "safetensors", "tests"})
 _NAMES = frozenset({"eval", "exec", "compile", "open", "input", "globals", "locals", "vars", "setattr", "delattr"})
+# Two underscores at the end, not three: a part called `__init__` becomes the attribute `__init___` of a graph's module.
+_SPECIAL = re.compile(r"__\w*[^\W_]__")
 _STATEMENTS = (
     ast.Import,
     ast.ImportFrom,
@@ -112,6 +115,6 @@ def _harmless(source: Any, filename: str) -> bool:
         if isinstance(node, _STATEMENTS):
             return False
         name = node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
-        if (name.startswith("__") and name.endswith("__")) or (isinstance(node, ast.Name) and name in _NAMES):
+        if _SPECIAL.fullmatch(name) or (isinstance(node, ast.Name) and name in _NAMES):
             return False
     return True

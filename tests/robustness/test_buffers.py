@@ -101,6 +101,7 @@ def test_what_is_only_counted_is_counted_on_in_training() -> None:
     net = check(model, X)
     notes = [note for note in net.captured.notes if "written to in training" in note]
     assert [note.partition("'")[2].partition("'")[0] for note in notes] == ["calls", "usage"]
+    assert sum("in eval mode '" in note for note in net.captured.notes) == 2  # which it writes to there too
     assert isinstance(net.get_submodule("drop"), nn.Dropout)
     again = transform(model.train(), SCHEME, X)
     for _ in range(3):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from typing import Any
 
@@ -11,7 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anytimeify import AnytimeWarning, NestedChannels, VerificationError, transform, verification
+from anytimeify.verification import training
 from anytimeify.verification.randomness import WithoutRandomness
+from anytimeify.verification.training import Step
 from tests.backbones import Residual, images
 
 X = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
@@ -180,12 +183,56 @@ def test_permuted_and_shared_parameters_are_compared(options: str) -> None:
     assert gap.followed == gap.changed > 0
 
 
-def test_backbones_that_cannot_train_on_the_example_inputs_show_nothing() -> None:
+def test_a_backbone_that_cannot_train_on_the_example_inputs_is_said() -> None:
     """A batch norm that has one value for each channel is refused by torch, in train mode."""
     model = Base()
     with pytest.warns(AnytimeWarning, match="Expected more than 1 value per channel"):
         net = transform(model.eval(), SCHEME, X[:1], dynamic_shapes={})
-    assert verification.compare_training(net, model)[0] is None
+    with pytest.warns(AnytimeWarning, match="training was not compared .* more than 1 value per channel"):
+        assert verification.compare_training(net, model)[0] is None
+
+
+def changed(step: Step, **values: Any) -> Step:
+    return dataclasses.replace(step, **values)
+
+
+def test_a_gradient_that_is_no_number_is_a_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Base()
+    net = transform(model, SCHEME, X)
+    step = training._step_of_level
+
+    def broken(*args: Any, **kwargs: Any) -> Step | None:
+        found = step(*args, **kwargs)
+        assert found is not None
+        gradient = found.gradients["more.weight"]
+        assert gradient is not None
+        return changed(found, gradients={**found.gradients, "more.weight": gradient * float("nan")})
+
+    monkeypatch.setattr(training, "_step_of_level", broken)
+    gap, limit = verification.compare_training(net, model)
+    assert gap is not None
+    assert (gap.gradient, gap.parameter) == (float("inf"), "more.weight")
+    assert not gap.within(limit)
+
+
+def test_buffers_are_compared_entry_for_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Statistics in another order are other statistics, unless the scheme has permuted the channels."""
+    model = Base()
+    net = transform(model, SCHEME, X)
+    step = training._step_of_level
+
+    def broken(*args: Any, **kwargs: Any) -> Step | None:
+        found = step(*args, **kwargs)
+        assert found is not None
+        return changed(
+            found, buffers={**found.buffers, "norm.running_mean": found.buffers["norm.running_mean"].flip(0)}
+        )
+
+    monkeypatch.setattr(training, "_step_of_level", broken)
+    gap, _ = verification.compare_training(net, model)
+    assert gap is not None
+    assert gap.name == "norm.running_mean"
+    assert gap.buffer > 0.01
 
 
 class Auxiliary(Base):
