@@ -93,7 +93,8 @@ def compare_training(net: AnytimeModel, model: nn.Module | ExportedProgram, plac
         theirs = _step_of_backbone(net, backbone, inputs, place) if backbone is not None else None
     except Exception as error:  # such as a batch norm that has one value per channel
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        warnings.warn(f"training was not compared with the backbone's, which fails: {reason}", AnytimeWarning, 4)
+        how = "one step of the backbone, without recomputation of checkpointed parts, fails"
+        warnings.warn(f"training was not compared with the backbone's: {how} ({reason})", AnytimeWarning, stacklevel=4)
         return None, _SINGLE
     ours = _step_of_level(net, inputs, place, twice=theirs.again is not None) if theirs is not None else None
     if backbone is None or theirs is None or ours is None:

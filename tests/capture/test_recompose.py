@@ -56,7 +56,9 @@ class Training(nn.Module):
 def test_programs_decomposed_in_train_mode_train_and_evaluate_like_their_source() -> None:
     model, x = randomise(Training()).train(), torch.randn(4, 3, 6, 6)
     exported = torch.export.export(model, (x,), dynamic_shapes=({0: Dim.DYNAMIC},)).run_decompositions()
-    net = transform(exported, NestedChannels((0.5, 1.0)))
+    # A norm that is called twice writes in place what its own first call saved: torch cannot differentiate the program.
+    with pytest.warns(AnytimeWarning, match="training was not compared .* modified by an inplace operation"):
+        net = transform(exported, NestedChannels((0.5, 1.0)))
     same = transform(model, NestedChannels((0.5, 1.0)), x)
     assert [level.cost for level in net.levels] == [level.cost for level in same.levels]
     torch.testing.assert_close(net.eval()(x).levels[-1], model.eval()(x))
