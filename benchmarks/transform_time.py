@@ -125,7 +125,8 @@ PAGE = """# Time to transform
 `python benchmarks/transform_time.py --out docs/transform_time.md`, torch {torch}, Python {python}, 2 CPU cores, widths
 0.25, 0.5, 1, verified. "torch.export" is a run of its own on the same backbone; "capture besides" is what `capture`
 adds to it (canonical form, a check of the captured graph against the backbone); "analysis" finds the axes; "rewrite"
-builds the levels and the module; "verify" runs the backbone, every level and every extract once.
+builds the levels and the module; "verify" runs the backbone, every level and every extract once, the backbone and the
+full level on a batch of another size, and one step of training of both.
 
 {table}
 
