@@ -220,9 +220,9 @@ def autograd_calls(by: Callable[..., Any]) -> Iterator[None]:
     base: Any = function._SingleLevelFunction  # what `Function.apply` calls
     thread, before = threading.get_ident(), base.__dict__.get("apply")
 
-    def apply(cls: Any, *args: Any) -> Any:
+    def apply(cls: Any, *args: Any, **named: Any) -> Any:  # that torch has no place for, before 2.13
         original = super(base, cls).apply if before is None else before.__get__(None, cls)
-        return by(original, cls, *args) if threading.get_ident() == thread else original(*args)
+        return by(original, cls, *args) if threading.get_ident() == thread and not named else original(*args, **named)
 
     base.apply = classmethod(apply)
     try:

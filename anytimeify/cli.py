@@ -193,6 +193,7 @@ def extract(
     level: Annotated[
         str | None,
         typer.Option(
+            "--level",  # typer 0.27 would take the metavar for it
             metavar="LEVEL",
             help="Its index, 0 the cheapest and -1 the last; its name; or its number, such as 0.25 for a width.",
         ),

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import anytimeify
 import anytimeify.staged
@@ -249,6 +250,9 @@ def test_many_write_at_once(tmp_path: Path) -> None:
     assert names(tmp_path) == ["x"]
 
 
+no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="a process that was forked cannot use the GPU")
+
+
 # Processes that are killed: what they write again and again, and how one sees that it is whole.
 
 
@@ -333,6 +337,7 @@ def killed(what: str, folder: Path, times: int) -> None:
     check_whole(folder)
 
 
+@no_gpu
 @pytest.mark.parametrize("at", ["mkdtemp", "mkdir", "fsync", "chmod", "replace", "rmtree"])
 def test_a_killed_writer_loses_nothing(tmp_path: Path, at: str) -> None:
     """Killed as it comes to the call, which leaves the old file, or behind it has put the new one there."""
@@ -356,6 +361,7 @@ def test_a_killed_writer_loses_nothing(tmp_path: Path, at: str) -> None:
 
 
 @pytest.mark.slow
+@no_gpu
 @pytest.mark.parametrize("what", WRITERS)
 def test_twenty_killed_writers_lose_nothing(tmp_path: Path, what: str) -> None:
     killed(what, tmp_path, 20)

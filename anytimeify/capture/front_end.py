@@ -41,6 +41,20 @@ def _cumulative_averages(model: nn.Module) -> Iterator[None]:
             norm.momentum = None
 
 
+@contextmanager
+def _on_one_device(model: nn.Module) -> Iterator[None]:
+    """`nn.DataParallel` calls its module where that is, instead of scattering the batch over streams of GPUs."""
+    parallel = [module for module in model.modules() if isinstance(module, nn.DataParallel)]
+    devices = [module.device_ids for module in parallel]
+    try:
+        for module in parallel:
+            module.device_ids = []
+        yield
+    finally:
+        for module, ids in zip(parallel, devices, strict=True):
+            module.device_ids = ids
+
+
 def export(
     model: nn.Module,
     inputs: CallInputs,
@@ -58,6 +72,7 @@ def export(
     with (
         in_mode(model, training=training, held=held),
         _cumulative_averages(model),
+        _on_one_device(model),
         kept(),
         torch.enable_grad(),
         warnings.catch_warnings(),

@@ -73,6 +73,7 @@ class Both(torch.autograd.Function):
 rounded: Callable[..., Any] = Rounded.apply  # as libraries do: bound before anything is captured
 spike: Callable[..., Any] = Spike.apply
 both: Callable[..., Any] = Both.apply
+SLOPE = {"slope": 2.0}  # by name, which an older torch refuses
 
 
 class Net(nn.Module):
@@ -92,7 +93,7 @@ class Quantised(Net):
 
 class Spiking(Net):
     def forward(self, x: Tensor) -> Tensor:
-        hidden = spike(self.first(x), slope=2.0)
+        hidden = spike(self.first(x), **SLOPE) if torch.__version__ >= "2.13" else spike(self.first(x), 2.0)
         result: Tensor = self.head(spike(self.second(hidden)))
         return result
 

@@ -64,7 +64,7 @@ WRAPPERS: dict[str, Callable[[], nn.Module]] = {
 @pytest.mark.parametrize("name", WRAPPERS)
 def test_wrapped_modules_keep_their_names(name: str) -> None:
     model = WRAPPERS[name]()
-    net = check(model, X)
+    net = check(model, X.to(next(model.parameters()).device))  # data parallelism moves to a GPU where there is one
     assert model.state_dict().keys() <= net.state_dict().keys()
 
 

@@ -27,14 +27,14 @@ OWN = (
 
 @pytest.mark.parametrize("row", [row for row in _TABLE if row not in OWN])
 def test_rows_are_those_of_torch(row: str) -> None:
-    """A field that torch adds is decided upon, not read without a look."""
+    """A field that torch adds is decided upon, not read without a look. An older torch has fewer."""
     ours = _TABLE[row]
     known = set(ours.fields if isinstance(ours, Record) else ours.variants)
-    assert known | UNREAD.get(row, set()) == {field.name for field in dataclasses.fields(getattr(torchs, row))}
+    assert known | UNREAD.get(row, set()) >= {field.name for field in dataclasses.fields(getattr(torchs, row))}
 
 
 def test_types_of_elements_are_those_of_torch() -> None:
-    assert {int(kind): dtype for kind, dtype in serialize._SERIALIZE_TO_TORCH_DTYPE.items()} == DTYPES
+    assert {int(kind): dtype for kind, dtype in serialize._SERIALIZE_TO_TORCH_DTYPE.items()}.items() <= DTYPES.items()
 
 
 def test_functions_of_symbols_are_those_of_torch() -> None:
