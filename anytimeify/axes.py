@@ -39,6 +39,7 @@ from anytimeify.factors import (
     resolve,
 )
 from anytimeify.ir import Origin, Program, Size, TensorType
+from anytimeify.pass_manager import rewrite
 from anytimeify.rules import Dims, Op, rule_of
 from anytimeify.rules.op import name_of
 
@@ -216,6 +217,7 @@ def _matches(group: AxisGroup, patterns: Iterable[str]) -> bool:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+@rewrite("analyse")
 def analyse(program: Program) -> Axes:
     """Find the axis groups of a canonical program. Linear in the number of nodes."""
     known: dict[fx.Node, Any] = {}

@@ -20,13 +20,14 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
 from anytimeify.errors import ArtifactError
 from anytimeify.modules import LIBRARY
 
-__all__ = ["AutogradFunction", "call_function", "name_of", "title_of"]
+__all__ = ["AUTOGRAD_FUNCTION", "AutogradFunction", "call_function", "name_of", "title_of"]
 
 _TENSOR: Mapping[str, bool] = MappingProxyType({"tensor": True})  # stands for a tensor among the arguments of a name
 _CAPTURED: dict[
@@ -105,3 +106,5 @@ def _autograd_function(traced: Sequence[Tensor], inputs: Sequence[Tensor], funct
 LIBRARY.define("autograd_function(Tensor[] traced, Tensor[] inputs, str function) -> Tensor[]")
 # Made of differentiable calls, so autograd sees through it.
 LIBRARY.impl("autograd_function", _autograd_function, "CompositeImplicitAutograd")
+
+AUTOGRAD_FUNCTION = torch.ops.anytimeify.autograd_function.default

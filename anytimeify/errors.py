@@ -60,6 +60,14 @@ class MissingExtraError(AnytimeError, ImportError):
         )
 
 
+class PassError(AnytimeError):
+    """A pass failed, by a mistake of the package: names the pass, the node it was at, and the passes before it."""
+
+
+class Finding(Exception):  # noqa: N818  # not an error
+    """What a step found out, raised for its caller to act on; no user ever sees one."""
+
+
 @contextmanager
 def refusing(kind: type[AnytimeError], what: object) -> Iterator[None]:
     """Around everything that is made of what somebody else wrote: a file, or a text that was typed.
@@ -69,6 +77,8 @@ def refusing(kind: type[AnytimeError], what: object) -> Iterator[None]:
     """
     try:
         yield
+    except PassError as error:
+        raise kind(f"{what} cannot be read ({error})") from error
     except (AnytimeError, Warning):  # warnings are errors where a user says so
         raise
     except MemoryError as error:

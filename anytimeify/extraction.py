@@ -10,6 +10,7 @@ from torch import fx
 from anytimeify.calling import Calling
 from anytimeify.ir import Program
 from anytimeify.lift import lift
+from anytimeify.pass_manager import rewrite
 from anytimeify.passes.cut_blocks import cut_blocks
 from anytimeify.passes.evaluate import evaluate
 from anytimeify.passes.fold import fold
@@ -40,6 +41,7 @@ def extract(
     return as_module(small if dense else cut_blocks(small), calling)
 
 
+@rewrite("extract")
 def small_program(program: Program, index: int, position: int | None = None, *, computed: bool = False) -> Program:
     """Steps 1 to 3. `computed` as in `fold`."""
     alone = evaluate(project(program, [index if position is None else position]))

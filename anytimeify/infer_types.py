@@ -18,22 +18,22 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple
 
 import sympy
 import torch
 from torch import Tensor, fx
 
 from anytimeify._torch import VALUES_WANTED, OpOverload, SymbolicSizes, schema
+from anytimeify.derivatives import AUTOGRAD_FUNCTION
 from anytimeify.errors import AnytimeError
-from anytimeify.ir import Program, Size, TensorType
+from anytimeify.ir import Program, Size, TensorType, type_text
+from anytimeify.node_meta import Type, origin_of, type_of
 from anytimeify.size_expressions import expression_of, monomial
 
 __all__ = ["UNKNOWN", "TypeInferenceError", "Unknown", "agree", "fits", "infer_type", "inferred_type", "retyped"]
 
 aten = torch.ops.aten
-_AUTOGRAD_FUNCTION = torch.ops.anytimeify.autograd_function.default
-Type: TypeAlias = Any  # TensorType, Size, None (a number that is no size), or a tuple of these
 
 
 class Unknown(enum.Enum):
@@ -51,12 +51,12 @@ class TypeInferenceError(AnytimeError, ValueError):
 
 def infer_type(target: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Type | Unknown:
     """The type of `target(*args, **kwargs)`, of nodes that carry types. Raises `TypeInferenceError`."""
-    return _infer(target, args, kwargs, _claimed)
+    return _infer(target, args, kwargs, type_of)
 
 
 def inferred_type(node: fx.Node) -> Type | Unknown:
     """The type that a call has by the types of its operands; `meta["type"]` of the node itself is not read."""
-    return _infer(node.target, node.args, node.kwargs, _claimed)
+    return _infer(node.target, node.args, node.kwargs, type_of)
 
 
 def retyped(program: Program, placeholder_types: Sequence[TensorType]) -> Program:
@@ -87,7 +87,7 @@ def retyped(program: Program, placeholder_types: Sequence[TensorType]) -> Progra
 def _retyped(node: fx.Node, types: Mapping[fx.Node, Type]) -> Type:
     if all(types[source] == source.meta["type"] for source in node.all_input_nodes):
         return node.meta["type"]
-    where = f"node '{node.name}' ({node.target}, {node.meta['origin']})"
+    where = f"node '{node.name}' ({node.target}, {origin_of(node)})"
     try:
         found = _infer(node.target, node.args, node.kwargs, types.__getitem__)
     except TypeInferenceError as error:
@@ -101,7 +101,7 @@ def fits(node: fx.Node) -> bool:
     """Whether `meta["type"]` of a call is the type that the operation gives, or that type does not follow from the
     operands'. Where sizes are no monomials, numbers are compared. Raises `TypeInferenceError`."""
     claimed = node.meta["type"]
-    call = None if _is_known(node.target) else _call(node.target, node.args, node.kwargs, _claimed)
+    call = None if _is_known(node.target) else _call(node.target, node.args, node.kwargs, type_of)
     if call is not None and not all(map(_plain, call.sizes())):
         known = _same_numbers(call, claimed)
         if known is not None:
@@ -158,7 +158,7 @@ def _infer(
         if not isinstance(kinds, tuple) or not isinstance(index, int) or not -len(kinds) <= index < len(kinds):
             raise TypeInferenceError(f"takes item {index} of something of the type {kinds}")
         return kinds[index]
-    if target is _AUTOGRAD_FUNCTION:
+    if target is AUTOGRAD_FUNCTION:
         return tuple(kind(node) for node in args[0])
     if target in _RECURRENT:
         return _recurrent(args, kind)
@@ -167,11 +167,7 @@ def _infer(
 
 def _is_known(target: object) -> bool:
     """Whether nothing has to be run."""
-    return target in (operator.getitem, _AUTOGRAD_FUNCTION) or target in _RECURRENT
-
-
-def _claimed(node: fx.Node) -> Type:
-    return node.meta["type"]
+    return target in (operator.getitem, AUTOGRAD_FUNCTION) or target in _RECURRENT
 
 
 def _call(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any], kind: Callable[[fx.Node], Type]) -> _Call:
@@ -234,16 +230,10 @@ def _refused(call: _Call, error: Exception) -> Unknown:
     text = str(error).strip()
     if isinstance(error, VALUES_WANTED) or "meta tensors" in text:
         return UNKNOWN
-    operands = ", ".join(map(_shown, call.types()))
+    operands = ", ".join(map(type_text, call.types()))
     raise TypeInferenceError(
         f"cannot be applied to {operands or 'its arguments'}: {(text.splitlines() or [type(error).__name__])[0]}"
     ) from error
-
-
-def _shown(kind: Type) -> str:
-    if isinstance(kind, TensorType):
-        return f"[{', '.join(map(str, kind.shape))}] of {str(kind.dtype).removeprefix('torch.')}"
-    return str(kind)
 
 
 def _leaves(value: Any) -> list[Type]:

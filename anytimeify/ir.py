@@ -30,7 +30,7 @@ from anytimeify.errors import ArgumentError, OutputsError
 __all__ = [
     "PAIR",
     *("Captured", "Cost", "Level", "Origin", "Outputs", "Program", "Rewritten", "Signature", "Size", "TensorType"),
-    "meta_of",
+    *("meta_of", "type_text"),
 ]
 
 PAIR = ("first", "second")  # what two networks side by side are called
@@ -131,6 +131,7 @@ class Program:
     graph: fx.Graph
     tensors: Mapping[str, Tensor]  # parameters and buffers by name; may hold some that the graph does not read
     transient: frozenset[str] = frozenset()  # names of buffers that are not part of a state dict
+    passes: tuple[str, ...] = ()  # the passes that made it, in order: see `anytimeify.pass_manager`
 
     @property
     def outputs(self) -> tuple[fx.Node, ...]:
@@ -153,7 +154,7 @@ class Program:
 def _line(node: fx.Node) -> str:
     if node.op == "output":
         return f"return {', '.join(map(_text, node.args[0]))}"  # type: ignore[arg-type]  # canonical: a flat tuple
-    kind = f"  # {_type_text(node.meta.get('type'))}"
+    kind = f"  # {type_text(node.meta.get('type'))}"
     if node.op == "placeholder":
         return f"{node.name} = input{kind}"
     if node.op == "get_attr":
@@ -168,11 +169,12 @@ def _text(value: Any) -> str:
     return f"[{', '.join(map(_text, value))}]" if isinstance(value, list | tuple) else str(value)
 
 
-def _type_text(kind: Any) -> str:
+def type_text(kind: Any) -> str:
+    """A type as programs print it: `[s0, 64] int64`; float32 is left out."""
     if isinstance(kind, TensorType):
         dtype = "" if kind.dtype is torch.float32 else f" {str(kind.dtype).removeprefix('torch.')}"
         return f"[{', '.join(map(str, kind.shape))}]{dtype}"
-    return f"({', '.join(map(_type_text, kind))})" if isinstance(kind, tuple) else str(kind)
+    return f"({', '.join(map(type_text, kind))})" if isinstance(kind, tuple) else str(kind)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from anytimeify.ir import Program, TensorType
+from anytimeify.pass_manager import rewrite
 
 __all__ = ["Mask", "masks", "recount"]
 
@@ -50,6 +51,7 @@ def _is_masked(program: Program, node: fx.Node) -> bool:
     return mask.op == "get_attr" and name.startswith("anytime.") and name not in program.transient
 
 
+@rewrite("recount")
 def recount(program: Program, tensors: Mapping[str, Tensor]) -> Program:
     """The same program, with `meta["kept"]` as the masks among `tensors` are."""
     if not any(_is_masked(program, node) for node in program.graph.nodes):

@@ -27,6 +27,7 @@ from anytimeify.ir import Program
 from anytimeify.lift_tables import Call, Instance, parametric, plain
 from anytimeify.modes import AFTER, BUFFER_BEFORE, BY_MODE, UPDATE_BUFFER, After, BufferBefore, BufferUpdate, ByMode
 from anytimeify.modules import CUMULATIVE, Added, AttentionDropout, BatchNormCall, DropPath, Part, TrainingSwitch
+from anytimeify.pass_manager import rewrite
 from anytimeify.passes.as_before import as_before
 from anytimeify.passes.evaluate import evaluate
 from anytimeify.schema import bound, position, rebind
@@ -69,6 +70,7 @@ _SELECTIONS = (aten.index_select.default,)
 _LOOKUPS = (aten.embedding.default, aten.embedding_bag.default, aten.embedding_bag.padding_idx)
 
 
+@rewrite("lift")
 def lift(program: Program, *, training: bool = True) -> fx.GraphModule:
     """A module that computes `program`, with its inputs and its flat tuple of outputs.
 

@@ -15,6 +15,7 @@ from anytimeify.errors import SchemeError
 from anytimeify.ir import Outputs, Program
 from anytimeify.lift import lift
 from anytimeify.model import AnytimeModel
+from anytimeify.pass_manager import run_pass
 from anytimeify.passes.fold_batch_norms import fold_batch_norms
 from anytimeify.passes.nested_channels import NestedChannels
 from anytimeify.passes.project import project
@@ -137,7 +138,7 @@ class SandwichSampler(nn.Module):
         scheme = NestedChannels(
             (width, 1.0), where=self.where, norms="shared", heads="shared", multiple_of=self.multiple_of
         )
-        return scheme.apply(self.net.captured, self.net.axes).program, 0
+        return run_pass(scheme.name, scheme.apply, self.net.captured, self.net.axes).program, 0
 
     def _kept(self, width: float) -> tuple[Program, list[int]]:
         program, index = self._program(width)

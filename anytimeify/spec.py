@@ -6,15 +6,18 @@ so that a mistake is reported by the pass that made it.
 
 from __future__ import annotations
 
+import itertools
 import operator
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from torch import fx
 
 from anytimeify._torch import OpOverload, schema
 from anytimeify.errors import AnytimeError
-from anytimeify.ir import Origin, Program, Size, TensorType
+from anytimeify.infer_types import TypeInferenceError, fits, inferred_type
+from anytimeify.ir import Program, Size, TensorType, type_text
+from anytimeify.node_meta import KEYS, origin_of
 from anytimeify.schema import is_mutable
 
 __all__ = ["SpecError", "verify"]
@@ -65,12 +68,14 @@ def _reader(program: Program, node: fx.Node) -> Iterator[str]:
 
 
 def _metadata(program: Program, node: fx.Node) -> Iterator[str]:
-    if "type" not in node.meta:
-        yield "has no meta['type']"
-    if not isinstance(node.meta.get("origin"), Origin):
-        yield "has no meta['origin']"
-    if type(node.meta.get("checkpoint", 1)) is not int:
-        yield "has a meta['checkpoint'] that is no number of a part"
+    for key in ("type", "origin"):
+        if key not in node.meta:
+            yield f"has no meta['{key}']"
+    for key, value in node.meta.items():
+        if key not in KEYS:
+            yield f"has a meta['{key}'], which is none of: {', '.join(KEYS)}"
+        elif not KEYS[key].allows(value):
+            yield f"has a meta['{key}'] of {value!r:.100}; it is {KEYS[key].meaning}"
 
 
 def _tensor_type(program: Program, node: fx.Node) -> Iterator[str]:
@@ -82,6 +87,16 @@ def _arguments(program: Program, node: fx.Node) -> Iterator[str]:
     for inner in node.all_input_nodes:
         if inner.graph is not program.graph:
             yield f"reads '{inner.name}', a node of another graph"
+
+
+def _result_type(program: Program, node: fx.Node) -> Iterator[str]:
+    if any("type" not in source.meta for source in node.all_input_nodes):
+        return  # said of that node
+    try:
+        if not fits(node):
+            yield f"says it is {type_text(node.meta['type'])}, and the operation gives {type_text(inferred_type(node))}"
+    except TypeInferenceError as error:
+        yield str(error)
 
 
 def _flat_output(program: Program, node: fx.Node) -> Iterator[str]:
@@ -96,6 +111,8 @@ RULES: dict[str, tuple[NodeRule, ...]] = {
     "call_function": (_metadata, _arguments, _call),
     "output": (_arguments, _flat_output),
 }
+
+TYPE_RULES: dict[str, tuple[NodeRule, ...]] = {"call_function": (_result_type,)}
 
 
 def _unique_names(program: Program) -> Iterator[str]:
@@ -131,18 +148,29 @@ def _transient(program: Program) -> Iterator[str]:
 PROGRAM_RULES: tuple[ProgramRule, ...] = (_unique_names, _one_reader, _order, _transient)
 
 
-def verify(program: Program, *, after: str = "") -> None:
-    """Raises `SpecError` naming the node and the rule that it breaks; `after` names the pass that ran."""
+def verify(program: Program, *, after: str = "", types: bool = True) -> None:
+    """Raises `SpecError` naming the node and the rule that it breaks; `after` names the pass that ran.
+
+    `types=False`: types of results are believed; what comes out of a file is not run, not even without data."""
     prefix = f"after {after}: " if after else ""
+    before = f" (passes before it: {', '.join(program.passes)})" if program.passes else ""
     for node in program.graph.nodes:
         if node.op not in RULES:
-            raise SpecError(f"{prefix}node '{node.name}' is a {node.op}, which is no canonical kind of node")
-        for rule in RULES[node.op]:
+            raise SpecError(f"{prefix}node '{node.name}' is a {node.op}, which is no canonical kind of node{before}")
+    problems = itertools.chain(
+        _of_nodes(program, RULES),
+        *(rule(program) for rule in PROGRAM_RULES),
+        _of_nodes(program, TYPE_RULES) if types else (),
+    )
+    for problem in problems:
+        raise SpecError(f"{prefix}{problem}{before}")
+
+
+def _of_nodes(program: Program, rules: Mapping[str, Sequence[NodeRule]]) -> Iterator[str]:
+    for node in program.graph.nodes:
+        for rule in rules.get(node.op, ()):
             for problem in rule(program, node):
-                raise SpecError(f"{prefix}node '{node.name}' ({node.target}, {node.meta.get('origin')}) {problem}")
-    for whole in PROGRAM_RULES:
-        for problem in whole(program):
-            raise SpecError(f"{prefix}{problem}")
+                yield f"node '{node.name}' ({node.target}, {origin_of(node)}) {problem}"
 
 
 def _show(kind: TensorType) -> str:

@@ -19,6 +19,7 @@ from anytimeify.errors import AnytimeWarning, SchemeError
 from anytimeify.ir import Captured
 from anytimeify.lift import norms_without_count
 from anytimeify.model import AnytimeModel
+from anytimeify.pass_manager import run_pass
 from anytimeify.passes.consensus import Consensus
 from anytimeify.passes.options import Options
 from anytimeify.process import ONE_AT_A_TIME
@@ -85,7 +86,7 @@ def transform(
         captured = parts[0] if len(parts) == 1 else side_by_side(*parts)
         captured = replace(captured, notes=(*captured.notes, *_recomputation(parts, checkpoint)))
         axes = analyse(captured.program)
-        captured = replace(chosen.prepare(captured, axes), reference=None)
+        captured = replace(run_pass(f"prepare {chosen.name}", chosen.prepare, captured, axes), reference=None)
         rewritten = options.apply(chosen, captured, axes)
         captured = captured.losing(*norms_without_count(rewritten.program))
         net = AnytimeModel(captured, axes, chosen, rewritten, loss, options=options)

@@ -10,12 +10,14 @@ from torch import fx
 
 from anytimeify.ir import Program
 from anytimeify.modes import BUFFER_BEFORE, BY_MODE, UPDATE_BUFFER
+from anytimeify.pass_manager import rewrite
 from anytimeify.passes.project import project
 from anytimeify.schema import bound
 
 __all__ = ["as_before"]
 
 
+@rewrite("as before")
 def as_before(program: Program) -> Program:
     """A new program in which results that depend on what a buffer was before the forward pass read a copy of it.
 

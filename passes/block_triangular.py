@@ -12,6 +12,7 @@ from torch import fx
 
 from anytimeify.ir import Program
 from anytimeify.kernels import ends_of, staircase
+from anytimeify.pass_manager import rewrite
 from anytimeify.passes.project import ancestors
 from anytimeify.schema import bound, rebind
 
@@ -26,6 +27,7 @@ _CONVOLUTIONS = {
 }
 
 
+@rewrite("use blocks")
 def use_blocks(program: Program, outputs: Sequence[int], *, smallest: int = SMALLEST) -> Program:
     """The program with the layers that `outputs` need in their fast form; other outputs are computed as before.
 

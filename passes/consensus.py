@@ -24,6 +24,7 @@ from torch import fx, nn
 
 from anytimeify.errors import SchemeError
 from anytimeify.ir import Rewritten, Size, TensorType
+from anytimeify.pass_manager import rewrite
 from anytimeify.passes.classes import CLASSES
 from anytimeify.passes.narrow import Builder
 from anytimeify.passes.project import ancestors
@@ -72,6 +73,7 @@ class Consensus:
         return self.kind == "learned"
 
 
+@rewrite("consensus")
 def add_consensus(rewritten: Rewritten, consensus: Consensus) -> Rewritten:
     """The same model with one more level."""
     levels = len(rewritten.level_names)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from anytimeify.ir import Program, Size, TensorType
+from anytimeify.pass_manager import rewrite
 from anytimeify.passes.fold import fresh_name
 from anytimeify.passes.narrow import Builder
 from anytimeify.passes.operands import Blocks, Operands, blocks_of, operands_of
@@ -23,6 +24,7 @@ aten = torch.ops.aten
 Places: TypeAlias = npt.NDArray[np.int64]
 
 
+@rewrite("cut blocks")
 def cut_blocks(program: Program) -> Program:
     """A new program in which no layer multiplies with what its weight does not have.
 

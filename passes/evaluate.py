@@ -11,6 +11,7 @@ from torch import fx
 
 from anytimeify.ir import Program
 from anytimeify.modes import AFTER, BY_MODE, UPDATE_BUFFER
+from anytimeify.pass_manager import rewrite
 from anytimeify.passes.project import project
 from anytimeify.schema import bound
 
@@ -20,6 +21,7 @@ _AUTOGRAD_FUNCTION = torch.ops.anytimeify.autograd_function.default
 _SAME: dict[Any, str] = {BY_MODE: "evaluation", UPDATE_BUFFER: "buffer", AFTER: "x"}
 
 
+@rewrite("evaluate")
 def evaluate(program: Program) -> Program:
     """A new program in which
 

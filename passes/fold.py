@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, fx, nn
 
 from anytimeify.ir import Program, Size, TensorType
+from anytimeify.pass_manager import rewrite
 from anytimeify.passes.project import ancestors, project
 from anytimeify.stored import base, fits, identity, stored
 
 __all__ = ["evaluate", "fold", "fresh_name", "read_tensor"]
 
 
+@rewrite("fold")
 def fold(program: Program, *, computed: bool = True) -> Program:
     """A new program that owns its tensors and computes nothing that could be known beforehand.
 

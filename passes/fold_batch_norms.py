@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from anytimeify.ir import Program
+from anytimeify.pass_manager import rewrite
 from anytimeify.passes.fold import fresh_name, read_tensor
 from anytimeify.schema import bound, rebind
 
@@ -32,6 +33,7 @@ _CONVOLUTIONS: dict[Any, int] = {
 }
 
 
+@rewrite("fold batch norms")
 def fold_batch_norms(program: Program) -> Program:
     """A new program in which batch norms are part of the convolution or linear layer before them.
 

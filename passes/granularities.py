@@ -21,6 +21,7 @@ from torch import fx
 from anytimeify._torch import OpOverload
 from anytimeify.errors import SchemeError
 from anytimeify.ir import Program, Rewritten, Size, TensorType
+from anytimeify.pass_manager import rewrite
 from anytimeify.passes.classes import CLASSES
 from anytimeify.passes.narrow import Builder
 from anytimeify.passes.project import ancestors
@@ -32,6 +33,7 @@ __all__ = ["part_heads"]
 aten = torch.ops.aten
 
 
+@rewrite("part heads")
 def part_heads(rewritten: Rewritten, taxonomy: Taxonomy, backbone: Program) -> Rewritten:
     """The predictions of every granularity apart, those that a level does not have left out."""
     program = rewritten.program

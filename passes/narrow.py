@@ -25,6 +25,7 @@ from torch import Tensor, fx
 
 from anytimeify.axes import Axes, Widths
 from anytimeify.ir import Program, Size, TensorType, meta_of
+from anytimeify.pass_manager import rewrite
 from anytimeify.passes.project import ancestors
 from anytimeify.rules import Call, Resize, rule_of
 from anytimeify.schema import rebind
@@ -35,6 +36,7 @@ aten = torch.ops.aten
 Private: TypeAlias = Callable[[fx.Node, fx.Node, Set[fx.Node]], str | None]
 
 
+@rewrite("narrow")
 def narrow(program: Program, axes: Axes, widths: Widths) -> Program:
     """The program with every narrowed axis cut, reading its tensors through views."""
     builder = Builder.copying(program)

@@ -25,6 +25,7 @@ from anytimeify.axes import Axes
 from anytimeify.errors import SchemeError
 from anytimeify.factors import Factor
 from anytimeify.ir import Captured, Program, TensorType
+from anytimeify.pass_manager import rewrite
 from anytimeify.passes.classes import CLASSES, class_axis, class_region, has_axis
 from anytimeify.passes.heads import LAYERS
 from anytimeify.passes.narrow import Builder, reached
@@ -37,6 +38,7 @@ _WANTED = "another number of classes"
 _NORMAL = {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}
 
 
+@rewrite("new head")
 def with_classes(captured: Captured, axes: Axes, classes: int) -> Captured:
     """The backbone with a new head. Its initialisers (`fresh`) draw the head anew, and keep the rest."""
     program = captured.program

@@ -9,12 +9,14 @@ from torch import fx
 
 from anytimeify.ir import Rewritten
 from anytimeify.modes import UPDATE_BUFFER
+from anytimeify.pass_manager import rewrite
 from anytimeify.passes.project import ancestors
 from anytimeify.schema import bound, rebind
 
 __all__ = ["one_writer"]
 
 
+@rewrite("one writer")
 def one_writer(rewritten: Rewritten) -> Rewritten:
     """Levels that share a buffer each compute what training would write to it, from channels of their own. Where the
     level that equals the backbone is among them, the others go on with their value, and do not write it."""

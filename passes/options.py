@@ -11,6 +11,7 @@ from anytimeify.errors import SchemeError
 from anytimeify.ir import Captured, Rewritten
 from anytimeify.losses.consensus import ConsensusLoss
 from anytimeify.losses.taxonomy import TaxonomyLoss
+from anytimeify.pass_manager import run_pass
 from anytimeify.passes.consensus import Consensus, add_consensus
 from anytimeify.passes.granularities import part_heads
 from anytimeify.passes.one_writer import one_writer
@@ -40,10 +41,10 @@ class Options:
     def apply(self, scheme: Scheme, captured: Captured, axes: Axes) -> Rewritten:
         """What the scheme makes of a network, with these options."""
         if self.taxonomy is None:
-            rewritten = scheme.apply(captured, axes)
+            rewritten = run_pass(scheme.name, scheme.apply, captured, axes)
         else:
             several = add_heads(captured, axes, self.taxonomy)
-            rewritten = scheme.apply(several, analyse(several.program))
+            rewritten = run_pass(scheme.name, scheme.apply, several, analyse(several.program))
             rewritten = part_heads(rewritten, self.taxonomy, captured.program)
             rewritten = replace(rewritten, notes=(*several.notes[len(captured.notes) :], *rewritten.notes))
         rewritten = one_writer(rewritten)

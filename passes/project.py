@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from torch import fx
 
 from anytimeify.ir import Program
+from anytimeify.pass_manager import rewrite
 
 __all__ = ["ancestors", "project"]
 
 
+@rewrite("project")
 def project(program: Program, keep: Sequence[int], *, keep_tensors: bool = False) -> Program:
     """A new program with the chosen outputs, in the chosen order, and nothing that they do not need.
 
@@ -18,7 +20,7 @@ def project(program: Program, keep: Sequence[int], *, keep_tensors: bool = False
     2. Placeholders all stay: the program is called as before.
     3. Tensors that are no longer read are dropped from `tensors`, unless `keep_tensors` is set.
 
-    Positions may be negative. Refuses (`IndexError`) a position that the program does not have.
+    Positions may be negative. A position that the program does not have is a mistake of the caller.
     """
     outputs = program.outputs
     chosen = tuple(outputs[position] for position in keep)

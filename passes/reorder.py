@@ -20,10 +20,12 @@ from torch import Tensor
 from anytimeify.axes import Axes, arrangement
 from anytimeify.factors import Expr, Factor, Sum, leaves
 from anytimeify.ir import Captured, Program
+from anytimeify.pass_manager import rewrite
 
 __all__ = ["reorder", "units_of"]
 
 
+@rewrite("reorder")
 def reorder(captured: Captured, axes: Axes, where: str | Sequence[str] = "all") -> Captured:
     """The captured model with its channels sorted by the l1 norm of their weights; tensors are new, the given ones
     untouched.

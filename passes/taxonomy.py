@@ -25,6 +25,7 @@ from anytimeify.axes import Axes
 from anytimeify.errors import SchemeError
 from anytimeify.factors import Factor
 from anytimeify.ir import Captured, Program, Size
+from anytimeify.pass_manager import rewrite
 from anytimeify.passes.classes import CLASSES, class_axis, class_region, has_axis
 from anytimeify.passes.frozen import is_trained
 from anytimeify.passes.narrow import Builder
@@ -37,6 +38,7 @@ aten = torch.ops.aten
 _PREFIX = "anytime.taxonomy."
 
 
+@rewrite("taxonomy")
 def add_heads(captured: Captured, axes: Axes, taxonomy: Taxonomy) -> Captured:
     """The backbone with a head for every granularity, its predictions concatenated along the classes."""
     program = captured.program

@@ -17,6 +17,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("errors", "process", "_torch"),
     ("checksums", "files"),
     ("ir",),
+    ("node_meta",),
     (
         *("schema", "derivatives", "factors", "kernels", "level_names", "modes", "modules", "parts", "policies"),
         *("recompute", "stacks", "taxonomy"),
@@ -24,6 +25,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("losses",),  # they read `Outputs` alone, and schemes name their default
     ("size_expressions", "infer_types"),
     ("spec",),
+    ("pass_manager",),
     ("rules.notation",),
     ("rules",),
     ("axes", "blocks"),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import OutputKind
 
-from anytimeify import spec
 from anytimeify.capture.constants import free_of_device
 from anytimeify.capture.draft import Draft, fake
 from anytimeify.capture.finish import batch_symbols, finish
@@ -63,8 +63,7 @@ def canonicalise(
     freeze_unread(draft)
     flat = [leaf for leaf in inputs.flat(exported.call_spec.in_spec) if isinstance(leaf, Tensor)]
     batch, renaming = batch_symbols(draft, [tensor.shape[0] if tensor.dim() else None for tensor in flat])
-    program = finish(draft, renaming)
-    spec.verify(program, after="capture")
+    program = replace(finish(draft, renaming), passes=("capture",))  # one pass, to those that follow
     signature = Signature(
         exported.call_spec.in_spec, exported.call_spec.out_spec, positions[0], tuple(draft.constant_inputs)
     )

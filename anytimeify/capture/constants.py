@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, fx
 
 from anytimeify._torch import OpOverload, schema
-from anytimeify.capture.draft import Draft, fake, insert, replace
+from anytimeify.capture.draft import Draft, fake, insert, replace, step
 from anytimeify.capture.simplify import eliminate_dead_code
 from anytimeify.schema import bound
 
@@ -46,6 +46,7 @@ _RECURRENT = {aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_rel
 _LARGEST = 2**24  # elements of a constant; what is larger is computed anew each time
 
 
+@step("free of device")
 def free_of_device(draft: Draft) -> None:
     """Applies 1 to 3 to the draft."""
     _fold(draft)

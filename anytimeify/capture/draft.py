@@ -11,20 +11,26 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
 
 from anytimeify._torch import OpOverload
-from anytimeify.errors import UnsupportedOpError
+from anytimeify.errors import Finding, UnsupportedOpError
 from anytimeify.ir import Origin
+from anytimeify.pass_manager import run_pass
 from anytimeify.schema import bound, rebind
 
-__all__ = ["BufferMutation", "Draft", "describe", "fake", "insert", "origin_of", "replace", "update"]
+__all__ = ["BufferMutation", "Draft", "describe", "fake", "insert", "origin_of", "replace", "step", "update"]
 
 
-class BufferMutation(Exception):  # noqa: N818  # a finding that capture acts on, not yet an error
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class BufferMutation(Finding):
     """The graph writes to a buffer or a parameter, which a functional program cannot say."""
 
     def __init__(self, tensor: str, node: fx.Node) -> None:
@@ -41,6 +47,7 @@ class Draft:
     transient: set[str]
     constant_inputs: list[tuple[int, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    passes: list[str] = field(default_factory=list)  # the steps that ran
 
     def constant(self, name: str, value: Tensor) -> fx.Node:
         """A new transient buffer `anytime.constants.<name>` and the node that reads it."""
@@ -56,6 +63,21 @@ class Draft:
             node = self.graph.get_attr(target)
         node.meta["val"] = value.to("meta")
         return node
+
+
+def step(name: str) -> Callable[[Callable[Concatenate[Draft, P], R]], Callable[Concatenate[Draft, P], R]]:
+    """Declares a step of capture, which edits the draft that it is given first: `run_pass`, and a note in the draft."""
+
+    def declared(function: Callable[Concatenate[Draft, P], R]) -> Callable[Concatenate[Draft, P], R]:
+        @wraps(function)
+        def called(draft: Draft, *args: P.args, **kwargs: P.kwargs) -> R:
+            result = run_pass(name, function, draft, *args, **kwargs)
+            draft.passes.append(name)
+            return result
+
+        return called
+
+    return declared
 
 
 def fake(node: fx.Node) -> Tensor | None:

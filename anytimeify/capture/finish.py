@@ -22,6 +22,7 @@ from anytimeify._torch import OpOverload, expression
 from anytimeify.capture.custom_derivatives import part_of
 from anytimeify.capture.draft import Draft, origin_of
 from anytimeify.ir import Origin, Program, Size, TensorType
+from anytimeify.pass_manager import rewrite
 from anytimeify.size_expressions import monomial
 
 __all__ = ["batch_symbols", "finish", "size_of", "type_of"]
@@ -29,6 +30,7 @@ __all__ = ["batch_symbols", "finish", "size_of", "type_of"]
 Renaming = Mapping[sympy.Symbol, sympy.Symbol]
 
 
+@rewrite("finish")
 def finish(draft: Draft, renaming: Renaming) -> Program:
     """`renaming` sends symbols that mean the same size (the batch of a second input) to one of them."""
     nodes = list(draft.graph.nodes)

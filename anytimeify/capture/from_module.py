@@ -9,7 +9,6 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
-from anytimeify import spec
 from anytimeify._torch import unflatten
 from anytimeify.capture.canonical import canonicalise, results_of
 from anytimeify.capture.compare import (
@@ -177,7 +176,6 @@ class _Source:
             program = merge(trained.program, own.program)
         except (BufferMutation, CaptureError, UnsupportedOpError):
             return None
-        spec.verify(program, after="merging both modes")
         note = "train mode and eval mode compute different things: both are kept"
         captured = self.as_in_eval_mode(replace(trained, program=program, notes=(*trained.notes, note)))
         (gap,) = gaps(captured, self.expected, training=False)

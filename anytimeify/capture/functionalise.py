@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, fx
 
 from anytimeify._torch import OpOverload, expression, functional_overload, schema
-from anytimeify.capture.draft import BufferMutation, Draft, unsupported
+from anytimeify.capture.draft import BufferMutation, Draft, step, unsupported
 from anytimeify.modes import AFTER, UPDATE_BUFFER
 from anytimeify.passes.project import ancestors
 from anytimeify.schema import bound, is_mutable, mutated_arguments, rebind
@@ -44,12 +44,14 @@ _SAME = {aten.alias.default, aten.detach.default, aten.contiguous.default, aten.
 _MAY_COPY = {aten.reshape.default, aten.flatten.using_ints, aten.reshape_as.default, aten.unflatten.int}
 
 
+@step("functionalise")
 def functionalise(draft: Draft, *, updates: bool = False) -> None:
     """Applies 1 to 3, and 4 with `updates`; a draft without in-place operations stays as it is."""
     if any(is_mutable(node.target) for node in draft.graph.nodes):
         draft.graph = _Functionaliser(draft, updates).run()
 
 
+@step("drop dead writes")
 def drop_dead_writes(draft: Draft, *, updates: bool = False) -> dict[str, fx.Node]:
     """Removes writes to memory that nothing reads which the results depend on; with `updates` those to buffers stay,
     but for the counters of batch norms.

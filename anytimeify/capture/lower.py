@@ -22,6 +22,7 @@ from torch.export.graph_signature import ConstantArgument, InputKind, InputSpec
 from anytimeify._torch import is_higher_order
 from anytimeify.capture.draft import Draft, unsupported
 from anytimeify.errors import CaptureError
+from anytimeify.pass_manager import rewrite
 
 __all__ = ["lower"]
 
@@ -30,6 +31,7 @@ _AUTOCAST_NOTE = "regions that switch autocast off were inlined: under autocast 
 _KINDS = {InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR}
 
 
+@rewrite("lower")
 def lower(exported: ExportedProgram, order: Sequence[str] = ()) -> Draft:
     """`order`: the names of the backbone's state dict; without it the exporter's order is kept."""
     names = _names(exported)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from anytimeify.capture.draft import Draft, fake, insert, replace, unsupported
+from anytimeify.capture.draft import Draft, fake, insert, replace, step, unsupported
 from anytimeify.schema import bound
 
 __all__ = ["recompose"]
@@ -25,6 +25,7 @@ _CONVOLUTIONS = {3: aten.conv1d.default, 4: aten.conv2d.default, 5: aten.conv3d.
 _TRANSPOSED = {3: aten.conv_transpose1d.default, 4: aten.conv_transpose2d.input, 5: aten.conv_transpose3d.input}
 
 
+@step("recompose")
 def recompose(draft: Draft) -> None:
     """Rewrites what has one exact counterpart; everything else stays.
 

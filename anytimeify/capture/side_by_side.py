@@ -10,10 +10,12 @@ from torch import Tensor, fx
 
 from anytimeify.errors import CaptureError
 from anytimeify.ir import PAIR, Captured, Origin, Program, Size, TensorType
+from anytimeify.pass_manager import rewrite
 
 __all__ = ["renamed", "side_by_side", "symbols_of"]
 
 
+@rewrite("side by side")
 def side_by_side(one: Captured, other: Captured) -> Captured:
     """Both networks in one program that returns both predictions. Tensors and module paths are `first.<name>` and
     `second.<name>`; it is called like the first network.

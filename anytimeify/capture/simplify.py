@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx
 
 from anytimeify._torch import OpOverload, schema
-from anytimeify.capture.draft import Draft, fake, replace
+from anytimeify.capture.draft import Draft, fake, replace, step
 from anytimeify.schema import bound
 
 __all__ = ["drop_identities", "eliminate_dead_code", "freeze_unread", "simplify"]
@@ -36,6 +36,7 @@ _CONVERSIONS = {"aten::to", "aten::_to_copy", "aten::type_as", "aten::to_copy"}
 _MEMORY = {"aten::alias", "aten::contiguous", "aten::clone", "aten::lift_fresh_copy", "aten::lift_fresh", "aten::lift"}
 
 
+@step("drop identities")
 def drop_identities(draft: Draft) -> None:
     """What returns its very input goes before aliases are looked at: idle dropout, views of everything."""
     for node in list(draft.graph.nodes):
@@ -45,6 +46,7 @@ def drop_identities(draft: Draft) -> None:
             replace(node, node.args[0])
 
 
+@step("simplify")
 def simplify(draft: Draft) -> None:
     """Applies 1 to 3 to a draft without in-place operations."""
     gradients = _with_gradient(draft)
@@ -72,6 +74,7 @@ def eliminate_dead_code(draft: Draft) -> None:
             draft.graph.erase_node(node)
 
 
+@step("freeze unread")
 def freeze_unread(draft: Draft) -> None:
     """Parameters that nothing reads ask for no gradient in our copy: distributed training would wait for it."""
     read = {id(draft.tensors[str(node.target)]) for node in draft.graph.find_nodes(op="get_attr")}

@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 import anytimeify.modules  # noqa: F401  # registers the operation
-from anytimeify.capture.draft import Draft, fake, insert, replace
+from anytimeify.capture.draft import Draft, fake, insert, replace, step
 from anytimeify.capture.simplify import eliminate_dead_code
 from anytimeify.schema import bound
 
@@ -28,6 +28,7 @@ class _Noise(NamedTuple):
     scaled: bool
 
 
+@step("recognise stochastic depth")
 def recognise_stochastic_depth(draft: Draft) -> None:
     """Rewrites both patterns; what only looks similar stays random arithmetic."""
     for node in list(draft.graph.nodes):

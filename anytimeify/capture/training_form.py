@@ -14,7 +14,7 @@ import torch
 from torch.export import ExportedProgram
 
 from anytimeify._torch import OpOverload, schema
-from anytimeify.capture.draft import Draft, insert, origin_of, replace, update
+from anytimeify.capture.draft import Draft, insert, origin_of, replace, step, update
 from anytimeify.schema import bound
 
 __all__ = ["restore_training_form", "trains"]
@@ -23,6 +23,7 @@ aten = torch.ops.aten
 _NORMS = (aten.batch_norm.default, aten.instance_norm.default)
 
 
+@step("restore training form")
 def restore_training_form(draft: Draft, *, held: frozenset[str]) -> None:
     """Rewrites every norm with running statistics, for those without have no eval form, and every dropout. Norms of
     the modules `held` in eval mode, by path, stay as they are."""

@@ -17,6 +17,7 @@ from anytimeify.capture.side_by_side import renamed, symbols_of
 from anytimeify.errors import CaptureError
 from anytimeify.ir import Program
 from anytimeify.modes import AFTER, BY_MODE
+from anytimeify.pass_manager import rewrite
 from anytimeify.passes.project import project
 from anytimeify.schema import bound
 
@@ -31,6 +32,7 @@ _IDLE = {
 _MODE_FLAGS = ("training", "train", "use_input_stats", "momentum", "dropout_p")
 
 
+@rewrite("merge both modes")
 def merge(training: Program, evaluation: Program) -> Program:
     """A program that computes `training` in train mode and `evaluation` in eval mode; both have the same inputs and one
     output. The second has its norms in their evaluation form.

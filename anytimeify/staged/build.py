@@ -11,6 +11,7 @@ from torch import fx
 from anytimeify.cost import macs_by_node, sizes
 from anytimeify.ir import Captured, Level, Program, Rewritten, Size, TensorType
 from anytimeify.lift import lift
+from anytimeify.pass_manager import rewrite
 from anytimeify.passes.fold import fold
 from anytimeify.passes.fold_batch_norms import fold_batch_norms
 from anytimeify.passes.project import project
@@ -121,6 +122,7 @@ def _without_unread(graph: fx.Graph) -> tuple[str, ...]:
     return tuple(node.name for node in graph.find_nodes(op="placeholder"))
 
 
+@rewrite("part of a stage")
 def _part(program: Program, step: Step) -> Program:
     names = {str(node.target) for node in step.graph.find_nodes(op="get_attr")}
     tensors = {name: tensor for name, tensor in program.tensors.items() if name in names}

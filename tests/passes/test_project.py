@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from anytimeify.errors import PassError
 from anytimeify.ir import Program
 from anytimeify.passes.project import project
 from tests.building import BATCH, Build, run
@@ -70,5 +71,5 @@ def test_tensors_can_be_kept_whole() -> None:
 
 
 def test_an_unknown_position_is_refused() -> None:
-    with pytest.raises(IndexError):
+    with pytest.raises(PassError, match="IndexError"):
         project(two_heads(), [2])

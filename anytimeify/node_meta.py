@@ -1,0 +1,184 @@
+"""What `node.meta` may hold: every key with its meaning, the type of its value, and the one function that reads it.
+
+`anytimeify.spec` refuses other keys, and values of other types, in canonical programs. Graphs on their way from the
+exporter hold the exporter's keys besides, until `capture.finish` writes a program of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, TypeAlias
+
+import numpy as np
+from torch import fx
+
+from anytimeify.ir import Origin, Size, TensorType
+
+__all__ = [
+    *("EXPORTED", "KEYS", "MODULE_KEYS", "Key", "Type"),
+    *("annotations_of", "blocks_of", "checkpoint_of", "granularities_of", "granularity_of", "is_masked", "is_part"),
+    *("kept_of", "kept_weight_of", "module_stack_of", "origin_of", "renamed_of", "stack_trace_of", "tensor_type"),
+    *("type_of", "value_of"),
+]
+
+Type: TypeAlias = Any  # a TensorType, a Size, None for another number, or a tuple of these
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key of `node.meta`: what it means, and whether a value may stand under it."""
+
+    meaning: str
+    allows: Callable[[Any], bool]
+
+
+def _is_type(value: Any) -> bool:
+    return (
+        all(map(_is_type, value)) if isinstance(value, tuple) else value is None or isinstance(value, TensorType | Size)
+    )
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_blocks(value: Any) -> bool:
+    return isinstance(value, tuple) and all(
+        isinstance(block, tuple) and len(block) == 2 and all(isinstance(one, np.ndarray) for one in block)
+        for block in value
+    )
+
+
+def _is_granularities(value: Any) -> bool:
+    return isinstance(value, tuple) and all(
+        isinstance(one, tuple) and len(one) == 2 and isinstance(one[0], str) and type(one[1]) is int for one in value
+    )
+
+
+# Of the nodes of a program.
+KEYS: Mapping[str, Key] = MappingProxyType(
+    {
+        "type": Key("the type of the result; of several results a tuple, of an integer its Size", _is_type),
+        "origin": Key("the module and the line of the backbone that it came from", lambda v: isinstance(v, Origin)),
+        "checkpoint": Key("the number of the recomputed part that it belongs to", lambda v: type(v) is int),
+        "part": Key(
+            "whether it takes a part of a parameter, and so belongs to no recomputed part", lambda v: v is True
+        ),
+        "kept": Key("of a masked weight: how many entries are kept; costs count these", _is_count),
+        "kept_weight": Key("of a layer that runs block by block: how many entries of its weight there are", _is_count),
+        "blocks": Key(
+            "of a block-triangular weight: the rows of every block and the columns that they read", _is_blocks
+        ),
+        "granularity": Key("of a head: the name of the labels that it predicts", lambda v: isinstance(v, str)),
+        "granularities": Key("of a concatenated prediction: name and classes of each part", _is_granularities),
+    }
+)
+# Of the exporter, in the graphs that the steps of capture work on: anything may stand there.
+EXPORTED: Mapping[str, str] = MappingProxyType(
+    {
+        "val": "the result, without data, with symbols for dynamic sizes",
+        "custom": "annotations that were made while the model was traced, by their names",
+        "nn_module_stack": "path and class of every module around the call, outermost first",
+        "stack_trace": "where in the source the call stands, as text",
+    }
+)
+# Of graph modules: what `lift` writes.
+MODULE_KEYS: Mapping[str, str] = MappingProxyType({
+    "renamed": "attribute names that could not be the backbone's, with the backbone's names",
+})  # fmt: skip
+
+
+def type_of(node: fx.Node) -> Type:
+    """`meta["type"]`: a `TensorType`, a `Size`, or a tuple of types."""
+    return node.meta["type"]
+
+
+def tensor_type(node: fx.Node) -> TensorType:
+    """`meta["type"]` of a node whose result is one tensor."""
+    kind = node.meta["type"]
+    assert isinstance(kind, TensorType), f"{node.name} is not one tensor"
+    return kind
+
+
+def origin_of(node: fx.Node) -> Origin:
+    """`meta["origin"]`; an empty one where there is none."""
+    found: Origin | None = node.meta.get("origin")
+    return found if found is not None else Origin()
+
+
+def checkpoint_of(node: fx.Node) -> int | None:
+    """`meta["checkpoint"]`; None outside of recomputed parts."""
+    found: int | None = node.meta.get("checkpoint")
+    return found
+
+
+def is_part(node: fx.Node) -> bool:
+    """`meta["part"]`."""
+    return bool(node.meta.get("part"))
+
+
+def is_masked(node: fx.Node) -> bool:
+    """Whether there is a `meta["kept"]`."""
+    return "kept" in node.meta
+
+
+def kept_of(node: fx.Node) -> int:
+    """`meta["kept"]`; all entries where nothing is masked."""
+    return int(node.meta["kept"]) if "kept" in node.meta else tensor_type(node).size.coefficient
+
+
+def kept_weight_of(node: fx.Node) -> int | None:
+    """`meta["kept_weight"]`; None of other layers."""
+    found: int | None = node.meta.get("kept_weight")
+    return found
+
+
+def blocks_of(node: fx.Node) -> tuple[tuple[Any, Any], ...]:
+    """`meta["blocks"]`; empty of other weights."""
+    found: tuple[tuple[Any, Any], ...] = node.meta.get("blocks", ())
+    return found
+
+
+def granularity_of(node: fx.Node) -> str | None:
+    """`meta["granularity"]`; None outside of heads for coarser labels."""
+    found: str | None = node.meta.get("granularity")
+    return found
+
+
+def granularities_of(node: fx.Node) -> tuple[tuple[str, int], ...]:
+    """`meta["granularities"]`; empty of a prediction of one granularity."""
+    found: tuple[tuple[str, int], ...] = node.meta.get("granularities", ())
+    return found
+
+
+# -- what the exporter wrote -------------------------------------------------------------------------------------------
+
+
+def value_of(node: fx.Node) -> Any:
+    """`meta["val"]`; None where the exporter recorded nothing."""
+    return node.meta.get("val")
+
+
+def annotations_of(node: fx.Node) -> Mapping[str, Any]:
+    """`meta["custom"]`."""
+    found: Mapping[str, Any] = node.meta.get("custom") or {}
+    return found
+
+
+def module_stack_of(node: fx.Node) -> Mapping[str, tuple[str, Any]]:
+    """`meta["nn_module_stack"]`: path and class by the exporter's key."""
+    found: Mapping[str, tuple[str, Any]] = node.meta.get("nn_module_stack") or {}
+    return found
+
+
+def stack_trace_of(node: fx.Node) -> str:
+    """`meta["stack_trace"]`."""
+    return node.meta.get("stack_trace") or ""
+
+
+def renamed_of(module: fx.GraphModule) -> Mapping[str, str]:
+    """`meta["renamed"]` of a lifted graph module: the backbone's names by the attribute names."""
+    found: Mapping[str, str] = module.meta.get("renamed", {})
+    return found
