@@ -31,7 +31,17 @@ from anytimeify.ir import Program, Size, TensorType, type_text
 from anytimeify.node_meta import Type, origin_of, type_of
 from anytimeify.size_expressions import expression_of, monomial
 
-__all__ = ["UNKNOWN", "TypeInferenceError", "Unknown", "agree", "fits", "infer_type", "inferred_type", "retyped"]
+__all__ = [
+    "UNKNOWN",
+    "TypeInferenceError",
+    "Unknown",
+    "agree",
+    "fits",
+    "infer_type",
+    "inferred_type",
+    "result_type",
+    "retyped",
+]
 
 aten = torch.ops.aten
 
@@ -52,6 +62,14 @@ class TypeInferenceError(AnytimeError, ValueError):
 def infer_type(target: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Type | Unknown:
     """The type of `target(*args, **kwargs)`, of nodes that carry types. Raises `TypeInferenceError`."""
     return _infer(target, args, kwargs, type_of)
+
+
+def result_type(target: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Type:
+    """As `infer_type`, where a type is needed: `TypeInferenceError` where none follows from the operands'."""
+    found = infer_type(target, args, kwargs)
+    if found is UNKNOWN:
+        raise TypeInferenceError(f"{target} gives a result whose type does not follow from those of its operands")
+    return found
 
 
 def inferred_type(node: fx.Node) -> Type | Unknown:

@@ -115,10 +115,10 @@ class Origin:
         return ", ".join(part for part in (self.module_path or "the model itself", self.source) if part)
 
 
-def meta_of(like: fx.Node, kind: Any, *, part: bool = False) -> dict[str, Any]:
-    """The metadata of a node that a pass writes for another one: a value of type `kind`, or a `part` of a parameter,
-    which belongs to no recomputed part."""
-    meta = {"type": kind, "origin": like.meta["origin"]}
+def meta_of(like: fx.Node, *, part: bool = False) -> dict[str, Any]:
+    """The metadata, but for the type, of a node that a pass writes for another one: of a value, or of a `part` of a
+    parameter, which belongs to no recomputed part."""
+    meta: dict[str, Any] = {"origin": like.meta["origin"]}
     if part:
         return {**meta, "part": True}
     return {**meta, "checkpoint": like.meta["checkpoint"]} if "checkpoint" in like.meta else meta

@@ -35,14 +35,18 @@ def as_before(program: Program) -> Program:
     values: dict[fx.Node, fx.Node] = {}
     memory: dict[fx.Node, fx.Node] = {}  # what is written to: the buffers themselves, and views of them
     views = {view for name in copied for update in written[name] for view in _views(update)}
-    calls = [node for node in program.graph.nodes if node.op in ("call_function", "output")]
-    for node in (*program.placeholders, *program.graph.find_nodes(op="get_attr"), *calls):
-        values[node] = graph.node_copy(node, values.__getitem__)
-        if node.op == "get_attr" and node.target in copied:
+    for node in (*program.placeholders, *program.graph.find_nodes(op="get_attr")):
+        values[node] = graph.node_copy(node)
+    for node in program.graph.find_nodes(op="get_attr"):
+        if node.target in copied:
             memory[node] = values[node]
             values[node] = graph.call_function(BUFFER_BEFORE, (memory[node],))
             values[node].meta = {**written[str(node.target)][0].meta, "type": node.meta["type"]}
-        elif node in views:
+    for node in program.graph.nodes:
+        if node.op not in ("call_function", "output"):
+            continue
+        values[node] = graph.node_copy(node, values.__getitem__)
+        if node in views:
             memory[node] = graph.node_copy(node, lambda one: memory.get(one, values[one]))
         elif node.target is UPDATE_BUFFER and bound(node)["buffer"] in memory:
             values[node].replace_input_with(values[bound(node)["buffer"]], memory[bound(node)["buffer"]])

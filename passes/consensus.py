@@ -153,13 +153,11 @@ class _Maker:
         result = {}
         for granularity in sorted({g for one in predictions.values() for g in one}):
             nodes = [one[granularity] for one in predictions.values() if granularity in one]
-            kind = _same_kind(nodes)
-            logs = [self.call(aten.log_softmax.int, (node, CLASSES), kind, node, "log") for node in nodes]
-            stack = self.call(
-                aten.stack.default, (logs, 0), kind.with_shape((Size(len(nodes)), *kind.shape)), nodes[-1], "levels"
-            )
-            total = self.call(aten.logsumexp.default, (stack, [0]), kind, nodes[-1], "total")
-            result[granularity] = self.call(aten.sub.Tensor, (total, math.log(len(nodes))), kind, nodes[-1], "average")
+            _same_kind(nodes)
+            logs = [self.call(aten.log_softmax.int, (node, CLASSES), node, "log") for node in nodes]
+            stack = self.call(aten.stack.default, (logs, 0), nodes[-1], "levels")
+            total = self.call(aten.logsumexp.default, (stack, [0]), nodes[-1], "total")
+            result[granularity] = self.call(aten.sub.Tensor, (total, math.log(len(nodes))), nodes[-1], "average")
         return result
 
     def learned(self, predictions: dict[int, dict[int, fx.Node]]) -> fx.Node:
@@ -171,21 +169,16 @@ class _Maker:
         sizes = [node.meta["type"].shape[CLASSES].coefficient for node in nodes]
         weight, bias = self.parameters(nodes, finest, sizes, kind)
         if self.consensus.training == "after":
-            nodes = [self.call(aten.detach.default, (node,), node.meta["type"], node, "constant") for node in nodes]
-        wide = kind.with_shape((*kind.shape[:CLASSES], Size(sum(sizes)), *kind.shape[CLASSES + 1 :]))
-        result = self.call(aten.cat.default, (nodes, CLASSES), wide, nodes[-1], "all")
+            nodes = [self.call(aten.detach.default, (node,), node, "constant") for node in nodes]
+        result = self.call(aten.cat.default, (nodes, CLASSES), nodes[-1], "all")
         last = len(kind.shape) - 1
         if last > CLASSES:
             result = self.turned(result, CLASSES, last)
-        scores = result.meta["type"].with_shape((*result.meta["type"].shape[:-1], kind.shape[CLASSES]))
-        result = self.call(aten.linear.default, (result, weight, bias), scores, nodes[-1], "scores")
+        result = self.call(aten.linear.default, (result, weight, bias), nodes[-1], "scores")
         return self.turned(result, CLASSES, last) if last > CLASSES else result
 
     def turned(self, node: fx.Node, one: int, other: int) -> fx.Node:
-        shape = list(node.meta["type"].shape)
-        shape[one], shape[other] = shape[other], shape[one]
-        kind = node.meta["type"].with_shape(tuple(shape))
-        return self.call(aten.transpose.int, (node, one, other), kind, node, "turned")
+        return self.call(aten.transpose.int, (node, one, other), node, "turned")
 
     def parameters(
         self, nodes: Sequence[fx.Node], finest: Sequence[fx.Node], sizes: Sequence[int], kind: TensorType
@@ -206,8 +199,8 @@ class _Maker:
         ]
         return read[0], read[1]
 
-    def call(self, target: Any, args: tuple[Any, ...], kind: TensorType, like: fx.Node, name: str) -> fx.Node:
-        return self.builder.call(target, args, {}, f"{NAME}_{name}", {"type": kind, "origin": like.meta["origin"]})
+    def call(self, target: Any, args: tuple[Any, ...], like: fx.Node, name: str) -> fx.Node:
+        return self.builder.call(target, args, {}, f"{NAME}_{name}", {"origin": like.meta["origin"]})
 
 
 def _check(node: fx.Node) -> None:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, fx, nn
 
-from anytimeify.ir import Program, Size, TensorType
+from anytimeify.ir import Program, TensorType
 from anytimeify.pass_manager import rewrite
 from anytimeify.passes.fold import fresh_name
 from anytimeify.passes.narrow import Builder
@@ -119,14 +119,14 @@ class _Cutter:
         return self.builder.call(aten.index_select.default, arguments, {}, node.name, dict(node.meta))
 
     def _block(self, node: fx.Node, cut: _Cut, place: int) -> fx.Node:
-        rows, columns = cut.blocks[place]
+        _, columns = cut.blocks[place]
         operands, values = cut.operands, dict(fx.map_arg(cut.values, self.copies.__getitem__))
         values[operands.weight] = self._weights(cut)[place]
         values[operands.input] = self._part(values[operands.input], operands.read, cut.read(columns), node)
         if cut.bias is not None:
             assert operands.bias is not None
             values[operands.bias] = self._bias(node, cut, cut.bias, place)
-        meta = {**node.meta, "type": _with_size(node.meta["type"], operands.given, len(rows))}
+        meta = {key: value for key, value in node.meta.items() if key != "type"}
         name = node.name if len(cut.blocks) == 1 else f"{node.name}_block{place}"
         return self.builder.call(node.target, *rebind(node.target, values), name, meta)  # type: ignore[arg-type]
 
@@ -179,7 +179,7 @@ class _Cutter:
             return source
         key = (source, dim, entries.tobytes())
         if key not in self.parts:
-            meta = {"type": _with_size(kind, dim, len(entries)), "origin": like.meta["origin"]}
+            meta = {"origin": like.meta["origin"]}
             first, last = int(entries[0]), int(entries[-1])
             name = f"{source.name}_part"
             if last - first + 1 == len(entries):
@@ -198,9 +198,3 @@ class _Cutter:
         device = next((tensor.device for tensor in self.program.tensors.values()), torch.device("cpu"))
         table: Tensor = torch.from_numpy(entries.copy()).to(device)
         return self.builder.attribute(self.tables[key], table, like, transient=True)
-
-
-def _with_size(kind: TensorType, dim: int, size: int) -> TensorType:
-    shape = list(kind.shape)
-    shape[dim] = Size(size)
-    return kind.with_shape(tuple(shape))

@@ -122,7 +122,7 @@ def reshape(s: Siblings, node: fx.Node) -> Any:
     if s.values[first].layout == "stack" and all(size.static for size in kind.shape):
         grown = grown_type(kind, 0, s.count(depth))
         args = (s.form(first, "stack", depth), [size.coefficient for size in grown.shape])
-        return Value(depth, "stack", (s.emit(aten.reshape.default, args, grown, node.name),))
+        return Value(depth, "stack", (s.emit(aten.reshape.default, args, node.name),))
     if node.target not in _CHANNEL_RESHAPES or s.values[first].layout != "channel" or len(kind.shape) < 2:
         return None
     if s.find_batch(node) != 0 or kind.shape[0] != first.meta["type"].shape[0]:
@@ -144,8 +144,7 @@ def pointwise(s: Siblings, node: fx.Node) -> Any:
     tensors = [source for source in node.all_input_nodes if isinstance(source.meta["type"], TensorType)]
     if len(tensors) == 1 and s.values[tensors[0]].layout == "stack" and tensors[0].meta["type"].shape:
         args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda source: s.form(source, "stack", depth))
-        grown = grown_type(node.meta["type"], 0, s.count(depth))
-        return Value(depth, "stack", (s.emit(node.target, args, grown, node.name, kwargs=kwargs),))
+        return Value(depth, "stack", (s.emit(node.target, args, node.name, kwargs=kwargs),))
     lead = next((source for source in tensors if s.values[source].layout in ("batch", "channel")), None)
     if lead is None or s.find_batch(node) is None:
         return None
@@ -165,9 +164,8 @@ def pointwise(s: Siblings, node: fx.Node) -> Any:
     wide = {source: _beside_batch(s, source, node, place, layout, depth) for source in tensors}
     if any(one is None for one in wide.values()):
         return None
-    sizes = (*kind.shape[:place], Size(s.count(depth)), *kind.shape[place:])
     args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda source: wide.get(source) or s.values[source].node)
-    result = s.emit(node.target, args, kind.with_shape(sizes), f"{node.name}_wide", kwargs=kwargs)
+    result = s.emit(node.target, args, f"{node.name}_wide", kwargs=kwargs)
     return Value(depth, layout, (s.flatten(result, place, node.name),))
 
 
@@ -249,8 +247,7 @@ def convolution(s: Siblings, node: fx.Node) -> Any:
     if bias is not None:
         arguments["bias"] = s.form(bias, "stack", depth)
     args, kwargs = rebind(as_target(node), arguments)
-    kind = grown_type(node.meta["type"], 1, members)
-    return Value(depth, "channel", (s.emit(node.target, args, kind, node.name, kwargs=kwargs),))
+    return Value(depth, "channel", (s.emit(node.target, args, node.name, kwargs=kwargs),))
 
 
 _register(targets(*(f"conv{kind}{n}d" for kind in ("", "_transpose") for n in (1, 2, 3))), convolution)
@@ -269,8 +266,7 @@ def channel_norm(s: Siblings, node: fx.Node) -> Any:
     if "num_groups" in given:
         arguments["num_groups"] = given["num_groups"] * members
     args, kwargs = rebind(as_target(node), arguments)
-    kind = grown_type(node.meta["type"], 1, members)
-    return Value(depth, "channel", (s.emit(node.target, args, kind, node.name, kwargs=kwargs),))
+    return Value(depth, "channel", (s.emit(node.target, args, node.name, kwargs=kwargs),))
 
 
 _register(targets("batch_norm.default", "instance_norm.default", "group_norm.default"), channel_norm)
@@ -297,17 +293,15 @@ def linear(s: Siblings, node: fx.Node) -> Any:
     middle = rows.meta["type"].shape[1:-1]
     rows = s.flatten_all(rows, 1, -2, x.name)
     matrix = s.transpose(s.unflatten(s.form(weight, "stack", depth), 0, members, weight.name), 1, 2, weight.name)
-    sizes = (*rows.meta["type"].shape[:2], matrix.meta["type"].shape[2])
     if bias is None:
-        result = s.emit(aten.bmm.default, (rows, matrix), kind.with_shape(sizes), f"{node.name}_product")
+        result = s.emit(aten.bmm.default, (rows, matrix), f"{node.name}_product")
     else:
         shift = s.unflatten(s.form(bias, "stack", depth), 0, members, bias.name)
         shift = s.unsqueeze(shift, 1, bias.name)
-        result = s.emit(aten.baddbmm.default, (shift, rows, matrix), kind.with_shape(sizes), f"{node.name}_product")
+        result = s.emit(aten.baddbmm.default, (shift, rows, matrix), f"{node.name}_product")
     if len(middle) > 1:
-        wide = (sizes[0], *middle, sizes[2])
         inner = [size.coefficient if size.static else -1 for size in middle]
-        result = s.emit(aten.unflatten.int, (result, 1, inner), kind.with_shape(wide), f"{node.name}_rows")
+        result = s.emit(aten.unflatten.int, (result, 1, inner), f"{node.name}_rows")
     for dim in range(place):
         result = s.transpose(result, dim, dim + 1, node.name)
     return Value(depth, "batch", (s.flatten(result, place, node.name),))
@@ -321,7 +315,7 @@ def addmm(s: Siblings, node: fx.Node) -> Any:
     depth = s.deepest(node)
     given = bound(node)
     x, weight, bias = given["mat1"], given["mat2"], given["self"]
-    kind, members = node.meta["type"], s.count(depth)
+    members = s.count(depth)
     if s.find_batch(x) != 0 or given["beta"] != 1 or given["alpha"] != 1 or len(bias.meta["type"].shape) != 1:
         return None
     if any(s.values[one].layout == "one" or s.has_batch(one) for one in (weight, bias)):
@@ -329,8 +323,7 @@ def addmm(s: Siblings, node: fx.Node) -> Any:
     rows = s.unflatten(s.form(x, "batch", depth), 0, members, x.name)
     matrix = s.unflatten(s.form(weight, "stack", depth), 0, members, weight.name)
     shift = s.unsqueeze(s.unflatten(s.form(bias, "stack", depth), 0, members, bias.name), 1, bias.name)
-    sizes = (Size(members), *kind.shape)
-    result = s.emit(aten.baddbmm.default, (shift, rows, matrix), kind.with_shape(sizes), f"{node.name}_product")
+    result = s.emit(aten.baddbmm.default, (shift, rows, matrix), f"{node.name}_product")
     return Value(depth, "batch", (s.flatten(result, 0, node.name),))
 
 
@@ -353,7 +346,7 @@ def last_dimensions_norm(s: Siblings, node: fx.Node) -> Any:
     arguments = {**given, "input": s.form(x, "batch", depth), "weight": None, "bias": None}
     args, kwargs = rebind(as_target(node), {name: value for name, value in arguments.items() if name in given})
     members = s.count(depth)
-    result = s.emit(node.target, args, grown_type(kind, place, members), f"{node.name}_plain", kwargs=kwargs)
+    result = s.emit(node.target, args, f"{node.name}_plain", kwargs=kwargs)
     if any(one is not None for one in parameters):
         result = s.unflatten(result, place, members, node.name)
         for target, one in zip((aten.mul.Tensor, aten.add.Tensor), parameters, strict=True):
@@ -361,7 +354,7 @@ def last_dimensions_norm(s: Siblings, node: fx.Node) -> Any:
                 own = s.unflatten(s.form(one, "stack", depth), 0, members, one.name)
                 for _ in range(len(kind.shape) - place - count):
                     own = s.unsqueeze(own, 1, one.name)
-                result = s.emit(target, (result, own), result.meta["type"], f"{node.name}_own")
+                result = s.emit(target, (result, own), f"{node.name}_own")
         result = s.flatten(result, place, node.name)
     return Value(depth, "batch", (result,))
 
@@ -381,13 +374,10 @@ def cat(s: Siblings, node: fx.Node) -> Any:
     if not any(s.values[one].layout == "channel" for one in tensors):
         return None
     wide = [s.form(one, "channel", depth) for one in tensors]
-    kind = grown_type(node.meta["type"], 1, s.count(depth))
     if dim > 1:
-        return Value(depth, "channel", (s.emit(node.target, (wide, dim), kind, node.name),))
+        return Value(depth, "channel", (s.emit(node.target, (wide, dim), node.name),))
     split = [s.unflatten(one, 1, s.count(depth), source.name) for one, source in zip(wide, tensors, strict=True)]
-    shape = node.meta["type"].shape
-    sizes = (shape[0], Size(s.count(depth)), *shape[1:])
-    result = s.emit(node.target, (split, 2), kind.with_shape(sizes), f"{node.name}_wide")
+    result = s.emit(node.target, (split, 2), f"{node.name}_wide")
     return Value(depth, "channel", (s.flatten(result, 1, node.name),))
 
 

@@ -20,7 +20,7 @@ from torch import fx
 
 from anytimeify._torch import OpOverload
 from anytimeify.errors import SchemeError
-from anytimeify.ir import Program, Rewritten, Size, TensorType
+from anytimeify.ir import Program, Rewritten, Size
 from anytimeify.pass_manager import rewrite
 from anytimeify.passes.classes import CLASSES
 from anytimeify.passes.narrow import Builder
@@ -217,15 +217,9 @@ class _Parts:
     def emit(
         self, like: fx.Node, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], dim: int, granularity: int
     ) -> fx.Node:
-        kind = like.meta["type"]
-        part: Any = tuple(self.part(one, dim, granularity) for one in (kind if isinstance(kind, tuple) else (kind,)))
-        meta = {"type": part if isinstance(kind, tuple) else part[0], "origin": like.meta["origin"]}
+        meta = {"origin": like.meta["origin"]}
         name = f"{like.name}_{self.taxonomy.granularities[granularity]}"
         return self.builder.call(target, args, kwargs, name, meta)
-
-    def part(self, kind: TensorType, dim: int, granularity: int) -> TensorType:
-        size = Size(self.taxonomy.sizes[granularity])
-        return kind.with_shape((*kind.shape[:dim], size, *kind.shape[dim + 1 :]))
 
 
 _COARSE = re.compile(r"(anytime\.\d+\.)?anytime\.taxonomy\.")

@@ -246,23 +246,20 @@ class _Leaves:
             node: fx.Node = self.value.nodes[index if self.value.layout == "apart" else 0]
             return node
         wide, place = self._wide
-        return s.emit(aten.select.int, (wide, place, index), self.output.meta["type"], f"leaf_{index}")
+        return s.emit(aten.select.int, (wide, place, index), f"leaf_{index}")
 
     def average(self, count: int) -> fx.Node:
         """The mean of the logits of the first leaves (Eq. 1)."""
         if count == 1:
             return self.one(0)
-        s, kind = self.siblings, self.output.meta["type"]
+        s = self.siblings
         if self.value.layout == "apart":
-            stack = kind.with_shape((Size(count), *kind.shape))
-            wide, place = s.emit(aten.stack.default, (list(self.value.nodes[:count]), 0), stack, "leaves"), 0
+            wide, place = s.emit(aten.stack.default, (list(self.value.nodes[:count]), 0), "leaves"), 0
         else:
             wide, place = self._wide
             if count < wide.meta["type"].shape[place].coefficient:
-                shape = wide.meta["type"].shape
-                part = kind.with_shape((*shape[:place], Size(count), *shape[place + 1 :]))
-                wide = s.emit(aten.slice.Tensor, (wide, place, 0, count), part, f"leaves_{count}")
-        return s.emit(aten.mean.dim, (wide, [place]), kind, f"mean_{count}")
+                wide = s.emit(aten.slice.Tensor, (wide, place, 0, count), f"leaves_{count}")
+        return s.emit(aten.mean.dim, (wide, [place]), f"mean_{count}")
 
 
 def _said(apart: Mapping[str, int]) -> list[str]:

@@ -14,7 +14,6 @@ operation of its own.
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -89,8 +88,8 @@ class Layouts:
         target, args = (
             (aten.chunk.default, (value.node, count, dim)) if kind.shape else (aten.unbind.int, (value.node,))
         )
-        split = self.emit(target, args, (kind,) * count, f"{source.name}_members")
-        return [self.emit(operator.getitem, (split, m), kind, f"{source.name}_member") for m in range(count)]
+        split = self.emit(target, args, f"{source.name}_members")
+        return [self.emit(operator.getitem, (split, m), f"{source.name}_member") for m in range(count)]
 
     def form(self, source: fx.Node, layout: Literal["batch", "channel", "stack"], depth: int) -> fx.Node:
         """The value of a node as one tensor that holds the members at `depth` in a layout. The node must have a batch
@@ -110,10 +109,9 @@ class Layouts:
         if value.layout == "one":  # the same for all
             return self.repeat(value.node, dim, count, source)
         if value.layout == "apart":
-            joined = grown_type(kind, dim, count)
             if not kind.shape:
-                return self.emit(aten.stack.default, (list(value.nodes), 0), joined, f"{source.name}_stack")
-            return self.emit(aten.cat.default, (list(value.nodes), dim), joined, f"{source.name}_joined")
+                return self.emit(aten.stack.default, (list(value.nodes), 0), f"{source.name}_stack")
+            return self.emit(aten.cat.default, (list(value.nodes), dim), f"{source.name}_joined")
         assert {value.layout, layout} == {"batch", "channel"}
         assert self.batch_dim(source) == 0
         return self.exchanged(value.node, value.layout == "batch", count, f"{source.name}_{layout}")
@@ -138,12 +136,9 @@ class Layouts:
         count, dim = self.count(value.depth), self._dim_of(source, value.layout)
         times = self.tree.members(depth) // self.tree.members(value.depth)
         node = self.unflatten(value.node, dim, count, source.name)
-        kind = node.meta["type"]
-        kind = kind.with_shape((*kind.shape[:dim], Size(count * times), *kind.shape[dim + 1 :]))
-        node = self.emit(aten.repeat_interleave.self_int, (node, times, dim), kind, f"{source.name}_split")
+        node = self.emit(aten.repeat_interleave.self_int, (node, times, dim), f"{source.name}_split")
         if self.count(depth) < count * times:
-            kind = kind.with_shape((*kind.shape[:dim], Size(self.count(depth)), *kind.shape[dim + 1 :]))
-            node = self.emit(aten.slice.Tensor, (node, dim, 0, self.count(depth)), kind, f"{source.name}_split")
+            node = self.emit(aten.slice.Tensor, (node, dim, 0, self.count(depth)), f"{source.name}_split")
         return Value(depth, value.layout, (self.flatten(node, dim, source.name),))
 
     def repeat(self, node: fx.Node, dim: int, count: int, source: fx.Node) -> fx.Node:
@@ -151,9 +146,9 @@ class Layouts:
         kind: TensorType = node.meta["type"]
         name = f"{source.name}_repeated"
         if not kind.shape:
-            return self.emit(aten.repeat.default, (node, [count]), kind.with_shape((Size(count),)), name)
+            return self.emit(aten.repeat.default, (node, [count]), name)
         times = [count if index == dim else 1 for index in range(len(kind.shape))]
-        return self.emit(aten.repeat.default, (node, times), grown_type(kind, dim, count), name)
+        return self.emit(aten.repeat.default, (node, times), name)
 
     # Parts of a stack.
 
@@ -167,15 +162,14 @@ class Layouts:
         rows = self.rows(node)
         part = self.part(stack, member * rows, (member + 1) * rows, f"{node.name}_part")
         if not node.meta["type"].shape:
-            return self.emit(aten.select.int, (part, 0, 0), node.meta["type"], f"{node.name}_scalar", part=True)
+            return self.emit(aten.select.int, (part, 0, 0), f"{node.name}_scalar", part=True)
         return part
 
     def part(self, stack: fx.Node, start: int, end: int, name: str) -> fx.Node:
         shape = stack.meta["type"].shape
         if (start, end) == (0, shape[0].coefficient):
             return stack
-        kind = stack.meta["type"].with_shape((Size(end - start), *shape[1:]))
-        return self.emit(aten.slice.Tensor, (stack, 0, start, end), kind, name, part=True)
+        return self.emit(aten.slice.Tensor, (stack, 0, start, end), name, part=True)
 
     # Small steps.
 
@@ -183,55 +177,43 @@ class Layouts:
         """`count * n` as two dimensions `count`, `n`."""
         kind: TensorType = node.meta["type"]
         inner = kind.shape[dim] // Size(count)
-        sizes = (*kind.shape[:dim], Size(count), inner, *kind.shape[dim + 1 :])
         args = (node, dim, [count, inner.coefficient if inner.static else -1])
-        return self.emit(aten.unflatten.int, args, kind.with_shape(sizes), f"{name}_wide")
+        return self.emit(aten.unflatten.int, args, f"{name}_wide")
 
     def flatten(self, node: fx.Node, dim: int, name: str) -> fx.Node:
         """A dimension and the one after it as one."""
-        kind: TensorType = node.meta["type"]
-        sizes = (*kind.shape[:dim], kind.shape[dim] * kind.shape[dim + 1], *kind.shape[dim + 2 :])
-        return self.emit(aten.flatten.using_ints, (node, dim, dim + 1), kind.with_shape(sizes), f"{name}_flat")
+        return self.emit(aten.flatten.using_ints, (node, dim, dim + 1), f"{name}_flat")
 
     def transpose(self, node: fx.Node, one: int, other: int, name: str) -> fx.Node:
-        kind: TensorType = node.meta["type"]
-        sizes = list(kind.shape)
-        sizes[one], sizes[other] = sizes[other], sizes[one]
-        args = (node, one, other)
-        return self.emit(aten.transpose.int, args, kind.with_shape(tuple(sizes)), f"{name}_turned")
+        return self.emit(aten.transpose.int, (node, one, other), f"{name}_turned")
 
     def unsqueeze(self, node: fx.Node, dim: int, name: str) -> fx.Node:
-        kind: TensorType = node.meta["type"]
-        sizes = (*kind.shape[:dim], Size(1), *kind.shape[dim:])
-        return self.emit(aten.unsqueeze.default, (node, dim), kind.with_shape(sizes), f"{name}_more")
+        return self.emit(aten.unsqueeze.default, (node, dim), f"{name}_more")
 
     def squeeze(self, node: fx.Node, dim: int, name: str) -> fx.Node:
-        kind: TensorType = node.meta["type"]
-        sizes = (*kind.shape[:dim], *kind.shape[dim + 1 :])
-        return self.emit(aten.squeeze.dims, (node, [dim]), kind.with_shape(sizes), f"{name}_less")
+        return self.emit(aten.squeeze.dims, (node, [dim]), f"{name}_less")
 
     def flatten_all(self, node: fx.Node, first: int, last: int, name: str) -> fx.Node:
         """Several neighbouring dimensions as one."""
-        kind: TensorType = node.meta["type"]
-        last %= len(kind.shape)
+        last %= len(node.meta["type"].shape)
         if first == last:
             return node
-        whole = math.prod(kind.shape[first : last + 1], start=Size(1))
-        sizes = (*kind.shape[:first], whole, *kind.shape[last + 1 :])
-        return self.emit(aten.flatten.using_ints, (node, first, last), kind.with_shape(sizes), f"{name}_rows")
+        return self.emit(aten.flatten.using_ints, (node, first, last), f"{name}_rows")
 
     def emit(
         self,
         target: Any,
         args: tuple[Any, ...],
-        kind: Any,
         name: str,
         *,
+        kind: Any = None,
         kwargs: dict[str, Any] | None = None,
         part: bool = False,
         exact: bool = False,
     ) -> fx.Node:
-        meta = meta_of(self.current, kind, part=part)
+        """A call for the current node. `kind`: the type that it has to have; given for the backbone's own operations,
+        whose types need not follow from their operands'."""
+        meta = meta_of(self.current, part=part) | ({} if kind is None else {"type": kind})
         return self.builder.call(target, args, kwargs or {}, name if exact else self.prefix + name, meta)
 
     # What is known of a node.

@@ -24,7 +24,8 @@ import torch
 from torch import Tensor, fx
 
 from anytimeify.axes import Axes, Widths
-from anytimeify.ir import Program, Size, TensorType, meta_of
+from anytimeify.infer_types import TypeInferenceError, fits, inferred_type, result_type
+from anytimeify.ir import Program, Size, TensorType, meta_of, type_text
 from anytimeify.pass_manager import rewrite
 from anytimeify.passes.project import ancestors
 from anytimeify.rules import Call, Resize, rule_of
@@ -132,8 +133,12 @@ class Builder:
     def call(
         self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str, meta: dict[str, Any]
     ) -> fx.Node:
+        """Append a call. Its type is inferred; one that `meta` claims has to agree, and stands where none follows from
+        the operands'."""
         node = self.graph.create_node("call_function", target, args, kwargs, name=self._unique(name))
-        node.meta = meta
+        node.meta = meta if "type" in meta else {"type": result_type(target, args, kwargs), **meta}
+        if "type" in meta and not fits(node):
+            raise TypeInferenceError(f"gives {type_text(inferred_type(node))}, and not {type_text(meta['type'])}")
         return node
 
     def clone_narrowed(
@@ -267,13 +272,12 @@ class Clone:
         """The part of a tensor that is kept, as a chain of selections; the tensor itself if nothing is cut."""
         if source in self.views:
             return self.views[source]
-        node, kind = self.builder.shared[source], source.meta["type"]
+        node = self.builder.shared[source]
         for dim, expr in enumerate(self.axes.dims[source]):
             if not self.axes.narrowed(expr, self.widths):
                 continue
             kept = self.axes.indices(expr, self.widths)
-            kind = kind.with_shape((*kind.shape[:dim], Size(len(kept)), *kind.shape[dim + 1 :]))
-            meta = {"type": kind, "origin": source.meta["origin"], "part": True}
+            meta = meta_of(source, part=True)
             name = f"{self.prefix}{source.name}_part{dim}"
             if np.array_equal(kept, np.arange(len(kept))):
                 node = self.builder.call(aten.slice.Tensor, (node, dim, 0, len(kept)), {}, name, meta)
@@ -291,14 +295,10 @@ class Clone:
         if now == new:
             return value
         node = self.read(user, value)
-        steps = (
-            (operator.mul, new.coefficient, now * Size(new.coefficient)),
-            (operator.floordiv, now.coefficient, new),
-        )
-        for target, factor, size in steps:
+        for target, factor in ((operator.mul, new.coefficient), (operator.floordiv, now.coefficient)):
             if factor != 1:
                 name = f"{self.prefix}{value.name}_{target.__name__}"
-                node = self.builder.call(target, (node, factor), {}, name, meta_of(user, size))
+                node = self.builder.call(target, (node, factor), {}, name, meta_of(user))
         return node
 
 

@@ -230,7 +230,7 @@ class _Level:
         return result
 
     def call(self, target: Any, args: tuple[Any, ...], source: fx.Node, what: str) -> fx.Node:
-        meta = {"type": source.meta["type"], "origin": source.meta["origin"], "kept": 0}  # counted in the end
+        meta = {"origin": source.meta["origin"], "kept": 0}  # counted in the end
         return self.builder.call(target, args, {}, f"level{self.level}_{source.name}_{what}", meta)
 
 

@@ -10,7 +10,7 @@ from torch import fx, nn
 from anytimeify.axes import Axes
 from anytimeify.errors import SchemeError
 from anytimeify.factors import Expr, leaves, resolve
-from anytimeify.ir import Program, Size, TensorType
+from anytimeify.ir import Program
 from anytimeify.passes.narrow import Builder
 from anytimeify.passes.taxonomy import heads_of_output
 
@@ -43,23 +43,21 @@ def pooled_head(builder: Builder, program: Program, axes: Axes, at: fx.Node, lev
         )
     origin = at.meta["origin"]
 
-    def call(target: object, args: tuple[object, ...], shape: tuple[Size, ...], name: str) -> fx.Node:
-        meta = {"type": TensorType(shape, kind.dtype), "origin": origin}
-        return builder.call(target, args, {}, f"level{level}_{name}", meta)
+    def call(target: object, args: tuple[object, ...], name: str) -> fx.Node:
+        return builder.call(target, args, {}, f"level{level}_{name}", {"origin": origin})
 
     width = kind.shape[channels[0]]
     node, side = builder.shared[at], 1
     if len(places) == 2:
         if channels[0] != 1:
-            shape = (batch, width, *(kind.shape[dim] for dim in places))
-            node = call(aten.permute.default, (node, [0, channels[0], *places]), shape, "channels_first")
+            node = call(aten.permute.default, (node, [0, channels[0], *places]), "channels_first")
         sides = [kind.shape[dim] for dim in places]
         heights = [min(POSITIONS, size.coefficient) if size.static else POSITIONS for size in sides]
         side = math.prod(heights)
-        node = call(aten.adaptive_avg_pool2d.default, (node, heights), (batch, width, *map(Size, heights)), "average")
-        node = call(aten.flatten.using_ints, (node, 1), (batch, width * Size(side)), "flat")
+        node = call(aten.adaptive_avg_pool2d.default, (node, heights), "average")
+        node = call(aten.flatten.using_ints, (node, 1), "flat")
     elif len(places) == 1:
-        node = call(aten.mean.dim, (node, places), (batch, width), "average")
+        node = call(aten.mean.dim, (node, places), "average")
     device = next((tensor.device for tensor in program.tensors.values()), torch.device("cpu"))
     scores = []
     for prefix, classes in heads_of_output(program.outputs[0]):
@@ -68,8 +66,8 @@ def pooled_head(builder: Builder, program: Program, axes: Axes, at: fx.Node, lev
             builder.attribute(f"anytime.{level}.{prefix}pooled.{name}", parameter, at)
             for name, parameter in layer.named_parameters()
         ]
-        scores.append(call(aten.linear.default, (node, *read), (batch, Size(classes)), "pooled"))
-    return scores[0] if len(scores) == 1 else call(aten.cat.default, (scores, 1), prediction.shape, "granularities")
+        scores.append(call(aten.linear.default, (node, *read), "pooled"))
+    return scores[0] if len(scores) == 1 else call(aten.cat.default, (scores, 1), "granularities")
 
 
 def _enumerates_positions(expr: Expr) -> bool:

@@ -92,13 +92,13 @@ class Siblings(Layouts):
         if node.target is aten.sym_size.int:
             source, dim = self.values[node.all_input_nodes[0]], node.args[1]
             whole = source.nodes[0].meta["type"].shape[dim]
-            size = self.emit(aten.sym_size.int, (source.nodes[0], dim), whole, node.name)
+            size = self.emit(aten.sym_size.int, (source.nodes[0], dim), node.name)
             if whole != node.meta["type"]:
                 times = whole // node.meta["type"]
-                size = self.emit(operator.floordiv, (size, times.coefficient), node.meta["type"], f"{node.name}_each")
+                size = self.emit(operator.floordiv, (size, times.coefficient), f"{node.name}_each")
             return Value(0, "one", (size,))
         args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda source: self.values[source].node)
-        return Value(0, "one", (self.emit(node.target, args, node.meta["type"], node.name, kwargs=kwargs),))
+        return Value(0, "one", (self.emit(node.target, args, node.name, kind=node.meta["type"], kwargs=kwargs),))
 
     def single(self, node: fx.Node, depth: int) -> Any:
         """Everything is of one member: the backbone's own operation."""
@@ -108,7 +108,7 @@ class Siblings(Layouts):
             return self.result(depth, "one", self.builder.shared[node], node)
         args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda source: self.values[source].nodes[0])
         return self.result(
-            depth, "one", self.emit(node.target, args, node.meta["type"], node.name, kwargs=kwargs), node
+            depth, "one", self.emit(node.target, args, node.name, kind=node.meta["type"], kwargs=kwargs), node
         )
 
     def result(self, depth: int, layout: Layout, node: fx.Node, like: fx.Node) -> Any:
@@ -116,7 +116,7 @@ class Siblings(Layouts):
         kinds = node.meta["type"]
         if not isinstance(kinds, tuple):
             return Value(depth, layout, (node,))
-        items = [self.emit(operator.getitem, (node, i), kind, f"{like.name}_{i}") for i, kind in enumerate(kinds)]
+        items = [self.emit(operator.getitem, (node, i), f"{like.name}_{i}") for i in range(len(kinds))]
         return tuple(Value(depth, layout, (item,)) for item in items)
 
     def member_by_member(self, node: fx.Node, depth: int) -> Any:
@@ -129,7 +129,7 @@ class Siblings(Layouts):
             own = {source: nodes[member] for source, nodes in sources.items()}
             args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), own.__getitem__)
             name = f"member{member}_{node.name}"
-            results.append(self.emit(node.target, args, node.meta["type"], name, kwargs=kwargs, exact=True))
+            results.append(self.emit(node.target, args, name, kind=node.meta["type"], kwargs=kwargs, exact=True))
         kinds = node.meta["type"]
         if not isinstance(kinds, tuple):
             return Value(depth, "apart", tuple(results))
@@ -138,11 +138,11 @@ class Siblings(Layouts):
                 depth,
                 "apart",
                 tuple(
-                    self.emit(operator.getitem, (one, index), kind, f"member{member}_{node.name}_{index}", exact=True)
+                    self.emit(operator.getitem, (one, index), f"member{member}_{node.name}_{index}", exact=True)
                     for member, one in enumerate(results)
                 ),
             )
-            for index, kind in enumerate(kinds)
+            for index in range(len(kinds))
         )
 
     def deepest(self, node: fx.Node) -> int:
@@ -170,7 +170,7 @@ class Siblings(Layouts):
             return node
 
         args, kwargs = fx.map_arg((args, kwargs), new)
-        return self.result(depth, layout, self.emit(target, args, kind, node.name, kwargs=kwargs), node)
+        return self.result(depth, layout, self.emit(target, args, node.name, kind=kind, kwargs=kwargs), node)
 
     def _sized(self, value: Any) -> Any:
         """Sizes times a number as nodes of the new graph."""
@@ -181,8 +181,7 @@ class Siblings(Layouts):
         if not isinstance(value, Times):
             return value
         size = self.values[value.node].node
-        kind = value.node.meta["type"] * value.factor
-        return self.emit(operator.mul, (size, value.factor.coefficient), kind, f"{value.node.name}_all")
+        return self.emit(operator.mul, (size, value.factor.coefficient), f"{value.node.name}_all")
 
     def resized(self, node: fx.Node, types: Mapping[fx.Node, Any], kind: Any) -> tuple[Any, dict[str, Any]]:
         """The operation of a node and its arguments where operands have other types: its rule re-evaluates sizes."""

@@ -24,7 +24,7 @@ from torch import Tensor, fx, nn
 from anytimeify.axes import Axes
 from anytimeify.errors import SchemeError
 from anytimeify.factors import Factor
-from anytimeify.ir import Captured, Program, Size
+from anytimeify.ir import Captured, Program
 from anytimeify.pass_manager import rewrite
 from anytimeify.passes.classes import CLASSES, class_axis, class_region, has_axis
 from anytimeify.passes.frozen import is_trained
@@ -53,11 +53,8 @@ def add_heads(captured: Captured, axes: Axes, taxonomy: Taxonomy) -> Captured:
         parts = [builder.shared[prediction]]
         for name, size in zip(taxonomy.granularities[1:], taxonomy.sizes[1:], strict=True):
             parts.append(_head(builder, program, axes, prediction, factor, region, name, size, fresh, others, made))
-        kind = prediction.meta["type"]
-        shape = (*kind.shape[:CLASSES], Size(sum(taxonomy.sizes)), *kind.shape[CLASSES + 1 :])
         prefixes = ("", *(f"{_PREFIX}{name}." for name in taxonomy.granularities[1:]))
         meta = {
-            "type": kind.with_shape(shape),
             "origin": prediction.meta["origin"],
             "granularities": tuple(zip(prefixes, taxonomy.sizes, strict=True)),
         }

@@ -307,7 +307,7 @@ class Form:
         kind = value.meta["type"]
         if np.array_equal(places, np.arange(kind.shape[dim].coefficient)):
             return value
-        meta = meta_of(like, _with_size(kind, dim, len(places)), part=part)
+        meta = meta_of(like, part=part)
         name = f"{self.prefix}{like.name}_{tag}"
         if len(places) and np.array_equal(places, np.arange(places[0], places[0] + len(places))):
             bounds = (int(places[0]), int(places[0]) + len(places))

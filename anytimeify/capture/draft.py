@@ -70,7 +70,7 @@ def step(name: str) -> Callable[[Callable[Concatenate[Draft, P], R]], Callable[C
 
     def declared(function: Callable[Concatenate[Draft, P], R]) -> Callable[Concatenate[Draft, P], R]:
         @wraps(function)
-        def called(draft: Draft, *args: P.args, **kwargs: P.kwargs) -> R:
+        def called(draft: Draft, /, *args: P.args, **kwargs: P.kwargs) -> R:
             result = run_pass(name, function, draft, *args, **kwargs)
             draft.passes.append(name)
             return result

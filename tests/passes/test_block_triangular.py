@@ -163,7 +163,7 @@ def test_leftovers() -> None:
     [
         {"blocks": ()},
         {"kept": 5},
-        {"blocks": tuple(zip(QUARTERS[:3], read_by(QUARTERS)[:3], strict=True))},
+        {"blocks": tuple(zip(map(np.asarray, QUARTERS[:3]), read_by(QUARTERS)[:3], strict=True))},
     ],
     ids=["no blocks", "another mask", "rows of no level"],
 )
