@@ -6,12 +6,15 @@ exporter hold the exporter's keys besides, until `capture.finish` writes a progr
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import numpy as np
+import torch
 from torch import fx
 
 from anytimeify.ir import Origin, Size, TensorType
@@ -103,9 +106,10 @@ def tensor_type(node: fx.Node) -> TensorType:
 
 
 def origin_of(node: fx.Node) -> Origin:
-    """`meta["origin"]`; an empty one where there is none."""
+    """`meta["origin"]`; before there is one, what the exporter says: innermost module, and innermost line of source
+    outside torch."""
     found: Origin | None = node.meta.get("origin")
-    return found if found is not None else Origin()
+    return found if found is not None else _exported_origin(node)
 
 
 def checkpoint_of(node: fx.Node) -> int | None:
@@ -176,6 +180,31 @@ def module_stack_of(node: fx.Node) -> Mapping[str, tuple[str, Any]]:
 def stack_trace_of(node: fx.Node) -> str:
     """`meta["stack_trace"]`."""
     return node.meta.get("stack_trace") or ""
+
+
+_FRAME = re.compile(r'File "([^"]+)", line (\d+), in [^\n]*\n?\s*([^\n]*)')
+_TORCH = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
+_GENERATED = "<eval_with_key>"  # code of graph modules: lines of any length that nobody wrote
+_NO_MODULE = "_empty_nn_module_stack_from_metadata_hook"  # what the exporter writes for sizes it asks for itself
+_REPEATED_CALL = re.compile(r"@\d+(?=\.|$)")  # the second call of a module reads `layer1.relu@1`
+
+
+def _exported_origin(node: fx.Node) -> Origin:
+    """Innermost module and innermost source line outside torch."""
+    path, module_class = "", ""
+    stack = module_stack_of(node)
+    if stack:
+        path, kind = list(stack.values())[-1]
+        module_class = kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
+        path = "" if path == _NO_MODULE else _REPEATED_CALL.sub("", path)
+    return Origin(path, module_class, _source(stack_trace_of(node)))
+
+
+def _source(trace: str) -> str:
+    for file, line, code in reversed(_FRAME.findall(trace)):
+        if not file.startswith((_TORCH, _GENERATED)) and f"{os.sep}torch{os.sep}nn{os.sep}" not in file:
+            return f"{os.path.basename(file)}:{line}: {code.strip()}".rstrip(": ")
+    return ""
 
 
 def renamed_of(module: fx.GraphModule) -> Mapping[str, str]:

@@ -7,23 +7,20 @@ a program.
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-import torch
 from torch import Tensor, fx, nn
 
 from anytimeify._torch import OpOverload
 from anytimeify.errors import Finding, UnsupportedOpError
-from anytimeify.ir import Origin
+from anytimeify.node_meta import origin_of
 from anytimeify.pass_manager import run_pass
 from anytimeify.schema import bound, rebind
 
-__all__ = ["BufferMutation", "Draft", "describe", "fake", "insert", "origin_of", "replace", "step", "update"]
+__all__ = ["BufferMutation", "Draft", "describe", "fake", "insert", "replace", "step", "update"]
 
 
 P = ParamSpec("P")
@@ -109,31 +106,6 @@ def update(node: fx.Node, target: OpOverload | None = None, **values: Any) -> No
     new = target or node.target
     node.args, node.kwargs = rebind(new, {**bound(node), **values})
     node.target = new
-
-
-_FRAME = re.compile(r'File "([^"]+)", line (\d+), in [^\n]*\n?\s*([^\n]*)')
-_TORCH = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
-_GENERATED = "<eval_with_key>"  # code of graph modules: lines of any length that nobody wrote
-_NO_MODULE = "_empty_nn_module_stack_from_metadata_hook"  # what the exporter writes for sizes it asks for itself
-_REPEATED_CALL = re.compile(r"@\d+(?=\.|$)")  # the second call of a module reads `layer1.relu@1`
-
-
-def origin_of(node: fx.Node) -> Origin:
-    """Innermost module and innermost source line outside torch."""
-    path, module_class = "", ""
-    stack = node.meta.get("nn_module_stack")
-    if stack:
-        path, kind = list(stack.values())[-1]
-        module_class = kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
-        path = "" if path == _NO_MODULE else _REPEATED_CALL.sub("", path)
-    return Origin(path, module_class, _source(node.meta.get("stack_trace") or ""))
-
-
-def _source(trace: str) -> str:
-    for file, line, code in reversed(_FRAME.findall(trace)):
-        if not file.startswith((_TORCH, _GENERATED)) and f"{os.sep}torch{os.sep}nn{os.sep}" not in file:
-            return f"{os.path.basename(file)}:{line}: {code.strip()}".rstrip(": ")
-    return ""
 
 
 def describe(node: fx.Node) -> str:

@@ -20,8 +20,9 @@ from torch import Tensor, fx
 
 from anytimeify._torch import OpOverload, expression
 from anytimeify.capture.custom_derivatives import part_of
-from anytimeify.capture.draft import Draft, origin_of
+from anytimeify.capture.draft import Draft
 from anytimeify.ir import Origin, Program, Size, TensorType
+from anytimeify.node_meta import origin_of
 from anytimeify.pass_manager import rewrite
 from anytimeify.size_expressions import monomial
 

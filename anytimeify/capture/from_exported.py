@@ -17,8 +17,9 @@ from anytimeify.capture.draft import BufferMutation, fake
 from anytimeify.capture.inputs import CallInputs, call_inputs
 from anytimeify.capture.outputs import choose
 from anytimeify.capture.training_form import trains
-from anytimeify.errors import AnytimeError, CaptureError, UnsupportedOpError
+from anytimeify.errors import AnytimeError, CaptureError, PassError, UnsupportedOpError
 from anytimeify.ir import Captured
+from anytimeify.spec import SpecError
 
 __all__ = ["from_exported"]
 
@@ -32,12 +33,13 @@ def from_exported(exported: ExportedProgram, example_inputs: Any, output: int | 
     try:
         with torch.set_grad_enabled(torch.is_grad_enabled()):
             return _captured(exported, example_inputs, output, check=check)
-    except AnytimeError:
-        raise
     except Exception as error:
-        first = (str(error).strip().splitlines() or [""])[0]
+        if isinstance(error, AnytimeError) and not isinstance(error, PassError | SpecError):
+            raise
+        cause = error.__cause__ if isinstance(error, PassError) and error.__cause__ else error
+        first = (str(cause).strip().splitlines() or [""])[0]
         raise CaptureError(
-            f"The exported program does not run, or its parts do not fit together ({type(error).__name__}: {first}). "
+            f"The exported program does not run, or its parts do not fit together ({type(cause).__name__}: {first}). "
             "Export the model anew."
         ) from error
 

@@ -37,7 +37,8 @@ def lower(exported: ExportedProgram, order: Sequence[str] = ()) -> Draft:
     names = _names(exported)
     tensors, canonical = _clone(exported, names, order)
     transient = {names[str(spec.target)] for spec in _tensor_specs(exported) if _is_transient(spec)}
-    draft = Draft(fx.Graph(), tensors, transient, notes=_overlaps(exported, names, canonical))
+    notes = _overlaps(exported, names, canonical)
+    draft = Draft(fx.Graph(), tensors, transient, notes=notes, passes=["lower"])
     values: dict[fx.Node, Any] = {}
     specs = dict(zip(exported.graph.find_nodes(op="placeholder"), exported.graph_signature.input_specs, strict=True))
     position = 0

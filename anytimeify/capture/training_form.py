@@ -14,7 +14,8 @@ import torch
 from torch.export import ExportedProgram
 
 from anytimeify._torch import OpOverload, schema
-from anytimeify.capture.draft import Draft, insert, origin_of, replace, step, update
+from anytimeify.capture.draft import Draft, insert, replace, step, update
+from anytimeify.node_meta import origin_of
 from anytimeify.schema import bound
 
 __all__ = ["restore_training_form", "trains"]

@@ -234,7 +234,7 @@ def test_unread_tensors_are_dropped_and_transient_ones_remembered() -> None:
 # operation, shape of the weight, shape of one input, arguments after the bias
 Case = tuple[Callable[..., Any], tuple[int, ...], tuple[int, ...], tuple[Any, ...]]
 CONVOLUTIONS: list[Case] = [
-    (aten.conv1d.default, (6, 4, 3), (4, 9), ()),
+    (aten.conv1d.default, (6, 4, 3), (4, 10), ()),
     (aten.conv2d.default, (6, 4, 3, 3), (4, 9, 9), ([2, 2], [1, 1])),
     (aten.conv2d.default, (6, 2, 3, 3), (4, 9, 9), ([1, 1], [1, 1], [1, 1], 2)),
     (aten.conv2d.default, (4, 1, 3, 3), (4, 9, 9), ([1, 1], [1, 1], [1, 1], 4)),
