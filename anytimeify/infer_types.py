@@ -118,13 +118,18 @@ def _retyped(node: fx.Node, types: Mapping[fx.Node, Type]) -> Type:
 def fits(node: fx.Node) -> bool:
     """Whether `meta["type"]` of a call is the type that the operation gives, or that type does not follow from the
     operands'. Where sizes are no monomials, numbers are compared. Raises `TypeInferenceError`."""
-    claimed = node.meta["type"]
-    call = None if _is_known(node.target) else _call(node.target, node.args, node.kwargs, type_of)
-    if call is not None and not all(map(_plain, call.sizes())):
+    if _is_known(node.target):
+        return agree(inferred_type(node), type_of(node))
+    return _fits(_call(node.target, node.args, node.kwargs, type_of), type_of(node))
+
+
+@lru_cache(maxsize=8192)
+def _fits(call: _Call, claimed: Type) -> bool:
+    if not all(map(_plain, call.sizes())):
         known = _same_numbers(call, claimed)
         if known is not None:
             return known
-    found = inferred_type(node)
+    found = _inferred(call)
     return found is UNKNOWN or agree(found, claimed)
 
 
@@ -346,7 +351,6 @@ def _product(numbers: Mapping[str, int]) -> Callable[[Size], int]:
     return lambda size: math.prod((numbers[symbol] for symbol in size.symbols), start=size.coefficient)
 
 
-@lru_cache(maxsize=8192)
 def _same_numbers(call: _Call, claimed: Type) -> bool | None:
     """Whether a result has the claimed type wherever symbols stand for numbers; None where it cannot be run."""
     sizes = tuple(dict.fromkeys((*call.sizes(), *_Call(call.target, (claimed,), ()).sizes())))
