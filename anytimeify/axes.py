@@ -39,6 +39,7 @@ from anytimeify.factors import (
     resolve,
 )
 from anytimeify.ir import Origin, Program, Size, TensorType
+from anytimeify.node_meta import origin_of, type_of
 from anytimeify.pass_manager import rewrite
 from anytimeify.rules import Dims, Op, rule_of
 from anytimeify.rules.op import name_of
@@ -239,9 +240,9 @@ def analyse(program: Program) -> Axes:
             for result in program.outputs:
                 for expr in known[result]:
                     pin(expr, Pin("an output of the model", _where(node), "output"))
-        elif node.target is operator.getitem and isinstance(node.args[0].meta["type"], tuple):
+        elif node.target is operator.getitem and isinstance(type_of(node.args[0]), tuple):
             known[node] = known[node.args[0]][node.args[1]]
-        elif isinstance(node.meta["type"], Size):
+        elif isinstance(type_of(node), Size):
             known[node] = ()
         else:
             op = Op(node, known)
@@ -251,7 +252,7 @@ def analyse(program: Program) -> Axes:
                 known[node] = op.give_up("no axis rule for this operation")
                 continue
             known[node] = rule.infer(op)
-            if not _fits(known[node], node.meta["type"]):
+            if not _fits(known[node], type_of(node)):
                 known[node] = op.give_up("its axis rule does not fit this call")
             memo[node] = op.memo
             if op.mixed:
@@ -277,12 +278,12 @@ def _fits(axes: Any, kind: Any) -> bool:
 
 
 def _where(node: fx.Node) -> Where:
-    return Where(node.name, name_of(node), node.meta.get("origin", Origin()))
+    return Where(node.name, name_of(node), origin_of(node))
 
 
 def _input_dims(node: fx.Node) -> Dims:
-    kind = node.meta["type"]
-    where = Where(node.name, "input", node.meta.get("origin", Origin()))
+    kind = type_of(node)
+    where = Where(node.name, "input", origin_of(node))
     return tuple(
         opaque(size, Pin("the batch", where, "batch") if size.symbols else Pin("an input of the model", where, "input"))
         for size in kind.shape

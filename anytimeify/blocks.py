@@ -22,6 +22,7 @@ from torch import fx
 from anytimeify.axes import Axes
 from anytimeify.factors import Expr, Factor, Product
 from anytimeify.ir import Program, TensorType
+from anytimeify.node_meta import type_of
 from anytimeify.schema import bound
 
 __all__ = ["Block", "Blocks", "Segment", "Stage", "data_nodes", "find_blocks", "positions"]
@@ -109,7 +110,7 @@ def data_nodes(program: Program) -> dict[fx.Node, None]:
     what is filled in the type and shape of something else."""
     reached: set[fx.Node] = set()
     for node in program.graph.nodes:
-        carries = isinstance(node.meta.get("type"), TensorType | tuple) and str(node.target) not in _FILLED
+        carries = isinstance(type_of(node), TensorType | tuple) and str(node.target) not in _FILLED
         if node.op == "placeholder" or (carries and any(source in reached for source in node.all_input_nodes)):
             reached.add(node)
     needed: set[fx.Node] = set()
@@ -133,7 +134,7 @@ def _cut_points(program: Program, data: Mapping[fx.Node, None]) -> tuple[list[fx
     cuts: list[fx.Node] = []
     place = dominator.get("outputs", "inputs")
     while place != "inputs":
-        if isinstance(place.meta["type"], TensorType):
+        if isinstance(type_of(place), TensorType):
             cuts.append(place)
         place = dominator[place]
     cuts.reverse()
@@ -181,14 +182,14 @@ def _begins(program: Program, segment: Segment, following: Segment | None, unit:
         if ranks or before is None or _elements(before) != _elements(after):
             return True
         # A view leads over to what follows: the next block, or a layer that is no part of this one.
-        return before.meta["type"] != after.meta["type"] and not (following is not None and following.branching)
+        return type_of(before) != type_of(after) and not (following is not None and following.branching)
     return max(ranks, default=0) > 1 and any(
         max(_parameter_ranks(program, node), default=0) > 1 for before in unit for node in before.nodes
     )
 
 
 def _elements(node: fx.Node) -> tuple[Any, ...]:
-    return node.meta["type"].size, node.meta["type"].dtype
+    return type_of(node).size, type_of(node).dtype
 
 
 def _parameter_ranks(program: Program, node: fx.Node) -> list[int]:
@@ -242,13 +243,13 @@ class _Signatures:
         rows: list[Any] = []
         for node in segment.nodes:
             if node.op == "placeholder":
-                row: Any = ("input", str(node.meta["type"]))
+                row: Any = ("input", str(type_of(node)))
             elif str(node.target) in _STOCHASTIC:
                 places[node] = places[bound(node)[next(iter(bound(node)))]]
                 continue
             else:
                 arguments = tuple((name, self._value(value, places)) for name, value in bound(node).items())
-                row = (str(node.target), arguments, str(node.meta["type"]))
+                row = (str(node.target), arguments, str(type_of(node)))
             places[node] = len(rows)
             rows.append(row)
         return tuple(rows)
@@ -267,10 +268,10 @@ class _Signatures:
                 tensor = self.program.tensors[str(node.target)]
                 self.constants[node] = ("tensor", tuple(tensor.shape), str(tensor.dtype))
             elif all(source in self.data for source in node.all_input_nodes):
-                self.constants[node] = (str(node.target), str(node.meta["type"]))
+                self.constants[node] = (str(node.target), str(type_of(node)))
             else:
                 inside = tuple(self._constant(source) for source in node.all_input_nodes if source not in self.data)
-                self.constants[node] = (str(node.target), inside, str(node.meta["type"]))
+                self.constants[node] = (str(node.target), inside, str(type_of(node)))
         return self.constants[node]
 
 

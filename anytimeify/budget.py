@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from anytimeify.errors import BudgetError, refusing
 from anytimeify.ir import Captured, Level
 from anytimeify.level_names import LevelName, find_level, parse_level
+from anytimeify.node_meta import type_of
 
 __all__ = ["Budget", "example_batch", "measure_latency", "select", "usable"]
 
@@ -216,7 +217,7 @@ def example_batch(captured: Captured, batch_size: int) -> tuple[Tensor, ...]:
         return captured.example_inputs
     resized = []
     for node, tensor in zip(captured.program.placeholders, captured.example_inputs, strict=True):
-        for dim, size in enumerate(node.meta["type"].shape):
+        for dim, size in enumerate(type_of(node).shape):
             if symbol in size.symbols:
                 wanted = size.coefficient * batch_size ** size.symbols.count(symbol)
                 tensor = tensor.index_select(dim, torch.arange(wanted, device=tensor.device) % tensor.shape[dim])

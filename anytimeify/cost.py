@@ -9,6 +9,7 @@ from typing import Any
 from torch import fx
 
 from anytimeify.ir import Captured, Cost, Program, Size, TensorType
+from anytimeify.node_meta import is_masked, kept_of, kept_weight_of, type_of
 from anytimeify.rules import rule_of
 from anytimeify.stored import Stored, identity, needed, stored
 
@@ -55,11 +56,11 @@ def macs_by_node(
 def _left(node: fx.Node, macs: int) -> int:
     """What is left of a node's multiply-accumulates where weights are masked: every entry has an equal share, also of
     the several matrices of a recurrent layer."""
-    masked = [source for source in node.all_input_nodes if "kept" in source.meta]
+    masked = [source for source in node.all_input_nodes if is_masked(source)]
     if not masked:
         return macs
-    kept: int = sum(source.meta["kept"] for source in masked)
-    entries: int = sum(source.meta["type"].size.coefficient for source in masked)
+    kept: int = sum(kept_of(source) for source in masked)
+    entries: int = sum(type_of(source).size.coefficient for source in masked)
     return macs * kept // entries
 
 
@@ -67,7 +68,7 @@ def sizes(captured: Captured) -> tuple[int, dict[str, int]]:
     """The batch size and the dynamic sizes of the example inputs, as `cost` takes them."""
     symbols: dict[str, int] = {}
     for node, tensor in zip(captured.program.placeholders, captured.example_inputs, strict=True):
-        for size, value in zip(node.meta["type"].shape, tensor.shape, strict=True):
+        for size, value in zip(type_of(node).shape, tensor.shape, strict=True):
             if size.coefficient == 1 and len(size.symbols) == 1:
                 symbols[size.symbols[0]] = value
     first = captured.example_inputs[0] if captured.example_inputs else None
@@ -92,16 +93,19 @@ def _parameters(program: Program, held: Stored) -> int:
     counted = {
         identity(program, node): _kept(node)
         for node in held.nodes
-        if node in held.parameters and isinstance(node.meta["type"], TensorType)
+        if node in held.parameters and isinstance(type_of(node), TensorType)
     }
     return sum(counted.values())
 
 
 def _kept(node: fx.Node) -> int:
     """Entries of a tensor; those that its mask keeps, or that its triangular layers have."""
-    if node.users and all("kept_weight" in user.meta and user.args[1] is node for user in node.users):
-        return max(int(user.meta["kept_weight"]) for user in node.users)
-    return int(node.meta.get("kept", node.meta["type"].size.coefficient))
+    triangular = [
+        kept for user in node.users if user.args[1:2] == (node,) and (kept := kept_weight_of(user)) is not None
+    ]
+    if triangular and len(triangular) == len(node.users):
+        return max(triangular)
+    return kept_of(node)
 
 
 def _peak(program: Program, known: Stored, count: _Counter) -> int:
@@ -118,7 +122,7 @@ def _peak(program: Program, known: Stored, count: _Counter) -> int:
         source = node.all_input_nodes[0] if views and node.all_input_nodes else None
         owner[node] = owner[source] if source is not None else node
         nothing = source is not None or node in known.known
-        held[node] = 0 if nothing else _bytes(node.meta.get("type"), count)
+        held[node] = 0 if nothing else _bytes(type_of(node), count)
         for read in node.all_input_nodes:
             last[owner[read]] = place
         last[owner[node]] = place

@@ -20,6 +20,7 @@ from torch import Tensor, fx
 from anytimeify._torch import OpOverload, flatten, unflatten
 from anytimeify.errors import ArtifactError
 from anytimeify.ir import Origin, Program, Signature, Size, TensorType
+from anytimeify.node_meta import checkpoint_of, origin_of, type_of
 from anytimeify.rules.named import named
 from anytimeify.schema import is_mutable
 from anytimeify.stacks import first_member
@@ -54,9 +55,9 @@ def encode_program(program: Program) -> dict[str, Any]:
             "target": _target_name(node),
             "args": [_encode(value) for value in node.args],
             "kwargs": {name: _encode(value) for name, value in node.kwargs.items()},
-            "type": _encode_type(node.meta.get("type")),
-            "origin": list(astuple(node.meta.get("origin") or Origin())),
-            **({"checkpoint": node.meta["checkpoint"]} if "checkpoint" in node.meta else {}),
+            "type": _encode_type(type_of(node)),
+            "origin": list(astuple(origin_of(node))),
+            **({"checkpoint": checkpoint_of(node)} if checkpoint_of(node) is not None else {}),
         }
         for node in program.graph.nodes
     ]
@@ -87,10 +88,10 @@ def decode_program(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Pr
         node = graph.create_node(op, _target(op, entry["target"], tensors), args, kwargs, _identifier(name))
         node.meta["type"] = _decode_type(entry["type"])
         if op == "get_attr":  # a model that was saved in another precision than it was captured in
-            node.meta["type"] = replace(node.meta["type"], dtype=tensors[entry["target"]].dtype)
+            node.meta["type"] = replace(type_of(node), dtype=tensors[entry["target"]].dtype)
         node.meta["origin"] = Origin(*map(str, entry["origin"]))
         _check(
-            not node.meta["origin"].module_path or _TENSOR_NAME.fullmatch(node.meta["origin"].module_path),
+            not origin_of(node).module_path or _TENSOR_NAME.fullmatch(origin_of(node).module_path),
             "a bad origin",
         )
         if "checkpoint" in entry:

@@ -16,6 +16,7 @@ from anytimeify.errors import ArgumentValueError, SchemeError
 from anytimeify.ir import Captured, Rewritten
 from anytimeify.lift import backbone_name, lift
 from anytimeify.modules import Added, Part
+from anytimeify.node_meta import renamed_of, type_of
 from anytimeify.passes.new_head import with_classes
 
 __all__ = ["check_shapes", "new_heads"]
@@ -40,7 +41,7 @@ def new_heads(
     before = _as_made(definition, live)
     captured = definition.captured_with(before)
     made, axes, rewritten = _made(definition, captured, classes)
-    same = made.program.outputs[0].meta["type"] == captured.program.outputs[0].meta["type"]
+    same = type_of(made.program.outputs[0]) == type_of(captured.program.outputs[0])
     other = _made(definition, captured, classes + 1)[2] if same else definition.rewritten
     shapes = {name: tensor.shape for name, tensor in other.program.tensors.items()}
     found = rewritten.program.tensors
@@ -80,7 +81,7 @@ def _as_made(definition: Definition, live: Mapping[str, Tensor]) -> dict[str, Te
 
 def _own(network: fx.GraphModule, path: str, part: nn.Module) -> Set[str]:
     """The names, as the backbone has them, of the tensors that a part holds itself."""
-    renamed = network.meta.get("renamed", {})
+    renamed = renamed_of(network)
     held = [*part._parameters, *part._buffers]
     return {backbone_name(f"{path}.{name}" if path else name, renamed) for name in held}
 

@@ -97,14 +97,14 @@ def retyped(program: Program, placeholder_types: Sequence[TensorType]) -> Progra
         copies[node].meta = dict(node.meta)
         if node.op == "output":
             continue
-        types[node] = _retyped(node, types) if node.op == "call_function" else given.get(node, node.meta["type"])
+        types[node] = _retyped(node, types) if node.op == "call_function" else given.get(node, type_of(node))
         copies[node].meta["type"] = types[node]
     return replace(program, graph=graph)
 
 
 def _retyped(node: fx.Node, types: Mapping[fx.Node, Type]) -> Type:
-    if all(types[source] == source.meta["type"] for source in node.all_input_nodes):
-        return node.meta["type"]
+    if all(types[source] == type_of(source) for source in node.all_input_nodes):
+        return type_of(node)
     where = f"node '{node.name}' ({node.target}, {origin_of(node)})"
     try:
         found = _infer(node.target, node.args, node.kwargs, types.__getitem__)

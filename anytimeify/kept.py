@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from anytimeify.ir import Program, TensorType
+from anytimeify.node_meta import is_masked, type_of
 from anytimeify.pass_manager import rewrite
 
 __all__ = ["Mask", "masks", "recount"]
@@ -44,7 +45,7 @@ def masks(program: Program) -> Iterator[Mask]:
 
 def _is_masked(program: Program, node: fx.Node) -> bool:
     """Whether a node multiplies something with a mask that is part of the model's state."""
-    if node.target is not _MUL or "kept" not in node.meta:
+    if node.target is not _MUL or not is_masked(node):
         return False
     mask: Any = node.args[1]
     name = str(mask.target)
@@ -66,14 +67,14 @@ def recount(program: Program, tensors: Mapping[str, Tensor]) -> Program:
             entries[node] = tensors[str(node.args[1].target)]
         elif node.op == "call_function" and any(source in entries for source in node.all_input_nodes):
             entries.update(_of_result(node, entries, tensors))
-        if isinstance(entries.get(node), Tensor) and isinstance(node.meta["type"], TensorType):
+        if isinstance(entries.get(node), Tensor) and isinstance(type_of(node), TensorType):
             copies[node].meta["kept"] = int(entries[node].count_nonzero())
     return replace(program, graph=graph)
 
 
 def _of_result(node: fx.Node, entries: Mapping[fx.Node, Any], tensors: Mapping[str, Tensor]) -> dict[fx.Node, Any]:
     """What is kept of a result of masked weights: nothing is said where it is made of inputs of the model too."""
-    if "kept" in node.meta and node.target in _STRAIGHT_THROUGH:
+    if is_masked(node) and node.target in _STRAIGHT_THROUGH:
         return {node: next(entries[source] for source in node.all_input_nodes if source in entries)}
     if not all(source in entries or source.op == "get_attr" for source in node.all_input_nodes):
         return {}

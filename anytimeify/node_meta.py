@@ -21,7 +21,15 @@ from anytimeify.ir import Origin, Size, TensorType
 
 __all__ = [
     *("EXPORTED", "KEYS", "MODULE_KEYS", "Key", "Type"),
-    *("annotations_of", "blocks_of", "checkpoint_of", "granularities_of", "granularity_of", "is_masked", "is_part"),
+    *(
+        "annotations_of",
+        "weight_blocks_of",
+        "checkpoint_of",
+        "granularities_of",
+        "granularity_of",
+        "is_masked",
+        "is_part",
+    ),
     *("kept_of", "kept_weight_of", "module_stack_of", "origin_of", "renamed_of", "stack_trace_of", "tensor_type"),
     *("type_of", "value_of"),
 ]
@@ -94,8 +102,8 @@ MODULE_KEYS: Mapping[str, str] = MappingProxyType({
 
 
 def type_of(node: fx.Node) -> Type:
-    """`meta["type"]`: a `TensorType`, a `Size`, or a tuple of types."""
-    return node.meta["type"]
+    """`meta["type"]`: a `TensorType`, a `Size`, or a tuple of types; None of an output node."""
+    return node.meta.get("type")
 
 
 def tensor_type(node: fx.Node) -> TensorType:
@@ -139,7 +147,7 @@ def kept_weight_of(node: fx.Node) -> int | None:
     return found
 
 
-def blocks_of(node: fx.Node) -> tuple[tuple[Any, Any], ...]:
+def weight_blocks_of(node: fx.Node) -> tuple[tuple[Any, Any], ...]:
     """`meta["blocks"]`; empty of other weights."""
     found: tuple[tuple[Any, Any], ...] = node.meta.get("blocks", ())
     return found

@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from anytimeify.modes import BufferUpdate
 from anytimeify.modules import BatchNormCall
+from anytimeify.node_meta import checkpoint_of
 
 __all__ = ["Recomputed", "part_numbers", "recomputing", "share"]
 
@@ -85,7 +86,7 @@ def share(root: nn.Module, module: Any) -> Any:
 
 def part_numbers(graph: fx.Graph) -> tuple[int, ...]:
     """The parts that the backbone recomputes."""
-    found = {node.meta["checkpoint"] for node in graph.nodes if "checkpoint" in node.meta}
+    found = {number for node in graph.nodes if (number := checkpoint_of(node)) is not None}
     return tuple(sorted(found))
 
 
@@ -118,7 +119,7 @@ def _replace_parts(graph: fx.Graph, root: nn.Module) -> dict[str, Recomputed]:
 
 def _connected(graph: fx.Graph) -> Iterator[list[fx.Node]]:
     """The nodes of every part, in the order of the graph."""
-    number = {node: node.meta["checkpoint"] for node in graph.nodes if "checkpoint" in node.meta}
+    number = {node: checkpoint_of(node) for node in graph.nodes if checkpoint_of(node) is not None}
     seen: set[fx.Node] = set()
     for first in number:
         part, waiting = set[fx.Node](), [first]

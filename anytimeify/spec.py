@@ -17,7 +17,7 @@ from anytimeify._torch import OpOverload, schema
 from anytimeify.errors import AnytimeError
 from anytimeify.infer_types import TypeInferenceError, fits, inferred_type
 from anytimeify.ir import Program, Size, TensorType, type_text
-from anytimeify.node_meta import KEYS, origin_of
+from anytimeify.node_meta import KEYS, origin_of, type_of
 from anytimeify.schema import is_mutable
 
 __all__ = ["SpecError", "verify"]
@@ -62,7 +62,7 @@ def _reader(program: Program, node: fx.Node) -> Iterator[str]:
     if node.target not in program.tensors:
         yield "reads a tensor that the program does not have"
         return
-    tensor, kind = program.tensors[str(node.target)], node.meta.get("type")
+    tensor, kind = program.tensors[str(node.target)], type_of(node)
     if isinstance(kind, TensorType) and (kind.shape != tuple(map(Size, tensor.shape)) or kind.dtype != tensor.dtype):
         yield f"says it is {_show(kind)}, and the tensor is {tuple(tensor.shape)} of {tensor.dtype}"
 
@@ -79,7 +79,7 @@ def _metadata(program: Program, node: fx.Node) -> Iterator[str]:
 
 
 def _tensor_type(program: Program, node: fx.Node) -> Iterator[str]:
-    if not isinstance(node.meta.get("type"), TensorType):
+    if not isinstance(type_of(node), TensorType):
         yield "is not typed as one tensor"
 
 
@@ -94,7 +94,7 @@ def _result_type(program: Program, node: fx.Node) -> Iterator[str]:
         return  # said of that node
     try:
         if not fits(node):
-            yield f"says it is {type_text(node.meta['type'])}, and the operation gives {type_text(inferred_type(node))}"
+            yield f"says it is {type_text(type_of(node))}, and the operation gives {type_text(inferred_type(node))}"
     except TypeInferenceError as error:
         yield str(error)
 

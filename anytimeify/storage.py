@@ -23,6 +23,7 @@ from anytimeify.errors import AnytimeWarning, ArtifactError
 from anytimeify.files import regular_file, replaced_file
 from anytimeify.ir import Captured
 from anytimeify.loss_encoding import decode_loss, encode_loss, loss_tensors
+from anytimeify.node_meta import type_of
 from anytimeify.passes.consensus import Consensus
 from anytimeify.passes.options import Options
 from anytimeify.rewriter import Scheme, parse_scheme
@@ -140,7 +141,7 @@ def _decode(document: Mapping[str, Any], tensors: dict[str, Tensor]) -> Stored:
         tuple(map(str, document["notes"])),
     )
     for node, example in zip(program.placeholders, captured.example_inputs, strict=True):
-        if len(node.meta["type"].shape) != example.ndim:
+        if len(type_of(node).shape) != example.ndim:
             raise ArtifactError(f"the example for input '{node.name}' has another number of dimensions than the input")
     scheme = parse_scheme(document["scheme"]) if before else decode_scheme(document["scheme"])
     of_loss = {name.removeprefix(_LOSS): tensors.pop(name) for name in list(tensors) if name.startswith(_LOSS)}

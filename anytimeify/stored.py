@@ -17,6 +17,7 @@ from torch import fx
 
 from anytimeify._torch import OpOverload
 from anytimeify.ir import Program, Size, TensorType
+from anytimeify.node_meta import is_masked, type_of
 from anytimeify.schema import bound, is_mutable
 
 __all__ = ["Stored", "base", "deterministic", "elements", "fits", "identity", "needed", "stored"]
@@ -131,12 +132,12 @@ class _Planner:
         return smallest
 
     def may_be_held(self, node: fx.Node) -> bool:
-        if not isinstance(node.meta.get("type"), TensorType):
-            return not isinstance(node.meta.get("type"), tuple)
+        if not isinstance(type_of(node), TensorType):
+            return not isinstance(type_of(node), tuple)
         if node.target in _GROWING or _only_reshapes(node):
             return False
         part = node.target in _SELECTIONS and base(node) is not None
-        return self.computed or node not in self.parameters or part or "kept" in node.meta
+        return self.computed or node not in self.parameters or part or is_masked(node)
 
     def once(self, chosen: Set[fx.Node]) -> Set[fx.Node]:
         """The same without what is a result of the others, and with whole parameters instead of more than these."""
@@ -199,7 +200,7 @@ def deterministic(node: fx.Node) -> bool:
 
 def elements(node: fx.Node) -> int:
     """Entries of a node's value, or of all its values."""
-    kind = node.meta.get("type")
+    kind = type_of(node)
     kinds = kind if isinstance(kind, tuple) else (kind,)
     return sum(one.size.coefficient for one in kinds if isinstance(one, TensorType))
 
@@ -207,7 +208,7 @@ def elements(node: fx.Node) -> int:
 def base(node: fx.Node) -> fx.Node | None:
     """The `get_attr` node that a chain of selections, reshapes and masks starts from."""
     while node.op == "call_function":
-        masked = node.target in _MASKED and "kept" in node.meta
+        masked = node.target in _MASKED and is_masked(node)
         if not masked and node.target not in _SELECTIONS and node.target not in _RESHAPES:
             return None
         node = node.all_input_nodes[0]
@@ -238,4 +239,4 @@ def _only_reshapes(node: fx.Node) -> bool:
     if node.target in _TRANSPOSITIONS:
         return base(node.all_input_nodes[0]) is not None
     whole = base(node) if node.target in _RESHAPES else None
-    return whole is not None and not fits(node.meta["type"].shape, whole.meta["type"].shape)
+    return whole is not None and not fits(type_of(node).shape, type_of(whole).shape)

@@ -10,6 +10,7 @@ from torch import fx
 
 from anytimeify.ir import Program
 from anytimeify.modes import BUFFER_BEFORE, BY_MODE, UPDATE_BUFFER
+from anytimeify.node_meta import type_of
 from anytimeify.pass_manager import rewrite
 from anytimeify.passes.project import project
 from anytimeify.schema import bound
@@ -41,7 +42,7 @@ def as_before(program: Program) -> Program:
         if node.target in copied:
             memory[node] = values[node]
             values[node] = graph.call_function(BUFFER_BEFORE, (memory[node],))
-            values[node].meta = {**written[str(node.target)][0].meta, "type": node.meta["type"]}
+            values[node].meta = {**written[str(node.target)][0].meta, "type": type_of(node)}
     for node in program.graph.nodes:
         if node.op not in ("call_function", "output"):
             continue

@@ -12,6 +12,7 @@ from torch import fx
 
 from anytimeify.ir import Program
 from anytimeify.kernels import ends_of, staircase
+from anytimeify.node_meta import kept_of, type_of, weight_blocks_of
 from anytimeify.pass_manager import rewrite
 from anytimeify.passes.project import ancestors
 from anytimeify.schema import bound, rebind
@@ -88,25 +89,25 @@ def _fast_call(node: fx.Node, smallest: int) -> tuple[Any, dict[str, Any], int] 
         return None
     values = bound(node)
     product = values["weight"]
-    if product.target is not aten.mul.Tensor or not product.meta.get("blocks"):
+    if product.target is not aten.mul.Tensor or not weight_blocks_of(product):
         return None
     levels = _levels(product)
-    if levels is None or min(size.coefficient for size in product.meta["type"].shape[:2]) < smallest:
+    if levels is None or min(size.coefficient for size in type_of(product).shape[:2]) < smallest:
         return None
     arguments = {"input": values["input"], "weight": product.args[0], "bias": values["bias"], **levels}
     if node.target is aten.linear.default:
-        return torch.ops.anytimeify.triangular_linear.default, arguments, product.meta["kept"]
+        return torch.ops.anytimeify.triangular_linear.default, arguments, kept_of(product)
     window = _window(node, values, _CONVOLUTIONS[node.target])
     if window is None:
         return None
-    return torch.ops.anytimeify.triangular_conv.default, {**arguments, **window}, product.meta["kept"]
+    return torch.ops.anytimeify.triangular_conv.default, {**arguments, **window}, kept_of(product)
 
 
 def _levels(product: fx.Node) -> dict[str, Any] | None:
     """The levels of a masked weight as the operators take them."""
-    height, width, *kernel = (size.coefficient for size in product.meta["type"].shape)
-    rows = [np.asarray(own, dtype=np.int64) for own, _ in product.meta["blocks"]]
-    read = [np.asarray(own, dtype=np.int64) for _, own in product.meta["blocks"]]
+    height, width, *kernel = (size.coefficient for size in type_of(product).shape)
+    rows = [np.asarray(own, dtype=np.int64) for own, _ in weight_blocks_of(product)]
+    read = [np.asarray(own, dtype=np.int64) for _, own in weight_blocks_of(product)]
     columns = [np.setdiff1d(now, before) for now, before in zip(read, [read[0][:0], *read], strict=False)]
     unread = np.setdiff1d(np.arange(width), read[-1])
     if len(unread):
@@ -114,19 +115,19 @@ def _levels(product: fx.Node) -> dict[str, Any] | None:
     if sum(map(len, rows)) != height or sum(map(len, columns)) != width:
         return None
     ends = ends_of(rows), ends_of(columns)
-    if staircase(height, width, *ends, len(rows)).kept * math.prod(kernel) != product.meta["kept"]:
+    if staircase(height, width, *ends, len(rows)).kept * math.prod(kernel) != kept_of(product):
         return None
     return {"rows": list(ends[0]), "columns": list(ends[1]), "levels": len(rows)}
 
 
 def _window(node: fx.Node, values: dict[str, Any], rank: int) -> dict[str, list[int]] | None:
     """How a convolution slides, a number per dimension."""
-    if values["groups"] != 1 or len(values["input"].meta["type"].shape) != rank + 2:
+    if values["groups"] != 1 or len(type_of(values["input"]).shape) != rank + 2:
         return None
     window = {name: _spread(values[name], rank) for name in ("stride", "dilation")}
     padding = values["padding"]
     if isinstance(padding, str):
-        kernel = [size.coefficient for size in values["weight"].meta["type"].shape[2:]]
+        kernel = [size.coefficient for size in type_of(values["weight"]).shape[2:]]
         reach = [dilation * (size - 1) for dilation, size in zip(window["dilation"], kernel, strict=True)]
         if padding == "same" and any(one % 2 for one in reach):
             return None

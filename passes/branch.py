@@ -28,6 +28,7 @@ from anytimeify.axes import Widths
 from anytimeify.blocks import Block
 from anytimeify.errors import SchemeError
 from anytimeify.ir import Program
+from anytimeify.node_meta import type_of
 from anytimeify.passes.frozen import at_size, frozen, is_trained
 from anytimeify.passes.narrow import Builder
 from anytimeify.passes.project import ancestors
@@ -154,7 +155,7 @@ class _Copies:
 
     def _copied(self, node: fx.Node, tensor: Tensor) -> Tensor:
         name, dims = str(node.target), self.axes.dims[node]
-        shape = [size.coefficient for size in self.axes.shape(dims, node.meta["type"], self.widths).shape]
+        shape = [size.coefficient for size in self.axes.shape(dims, type_of(node), self.widths).shape]
         parameter = isinstance(tensor, nn.Parameter)
         if name in self.still:
             kept = at_size(tensor, dims, self.axes, self.widths, shape)

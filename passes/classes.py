@@ -13,6 +13,7 @@ from anytimeify.axes import Axes
 from anytimeify.errors import SchemeError
 from anytimeify.factors import Factor, leaves, resolve
 from anytimeify.ir import Program, TensorType
+from anytimeify.node_meta import origin_of, type_of
 from anytimeify.passes.project import ancestors
 from anytimeify.schema import bound
 
@@ -24,7 +25,7 @@ CLASSES = 1  # the dimension of a prediction that enumerates classes
 def class_axis(axes: Axes, prediction: fx.Node, wanted: str) -> Factor:
     """The axis of classes of a prediction. `wanted` is what it is looked for, which messages begin with. Raises
     `SchemeError` where the prediction has no such axis."""
-    kind, place = prediction.meta["type"], f"the prediction, {prediction.name} ({prediction.meta['origin']}),"
+    kind, place = type_of(prediction), f"the prediction, {prediction.name} ({origin_of(prediction)}),"
     if len(kind.shape) < 2 or not kind.shape[CLASSES].static:
         raise SchemeError(
             f"{wanted}: {place} has the shape [{', '.join(map(str, kind.shape))}]; expected (samples, classes, ...)"
@@ -72,14 +73,14 @@ def class_region(program: Program, axes: Axes, prediction: fx.Node, factor: Fact
         ends = [node for node in found if found.isdisjoint(node.all_input_nodes)] or [prediction]
         raise SchemeError(
             f"{wanted}: no layer with parameters makes the classes of the prediction; they come from "
-            f"{ends[0].name} ({ends[0].target}, {ends[0].meta['origin']})"
+            f"{ends[0].name} ({ends[0].target}, {origin_of(ends[0])})"
         )
     needed = ancestors([prediction])
     for node in program.graph.nodes:
         if node.op != "call_function" or node not in needed or node in found:
             continue
         if has_axis(axes, node, factor) or not found.isdisjoint(node.all_input_nodes):
-            if isinstance(node.meta["type"], TensorType):
+            if isinstance(type_of(node), TensorType):
                 _check_rule(axes, node, wanted)
             found.add(node)
     return found
@@ -88,7 +89,7 @@ def class_region(program: Program, axes: Axes, prediction: fx.Node, factor: Fact
 def _check_rule(axes: Axes, node: fx.Node, wanted: str) -> None:
     if node in axes.unknown or node not in axes.memo:
         raise SchemeError(
-            f"{wanted}: no other head can be made, for {node.name} ({node.target}, {node.meta['origin']}) has no rule "
+            f"{wanted}: no other head can be made, for {node.name} ({node.target}, {origin_of(node)}) has no rule "
             "that says what becomes of its axes"
         )
 

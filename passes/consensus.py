@@ -24,6 +24,7 @@ from torch import fx, nn
 
 from anytimeify.errors import SchemeError
 from anytimeify.ir import Rewritten, Size, TensorType
+from anytimeify.node_meta import origin_of, type_of
 from anytimeify.pass_manager import rewrite
 from anytimeify.passes.classes import CLASSES
 from anytimeify.passes.narrow import Builder
@@ -166,7 +167,7 @@ class _Maker:
         nodes = [node for one in predictions.values() for node in one.values()]
         if len({_positions(node) for node in nodes}) > 1:
             raise SchemeError(f"consensus: levels predict at different positions: {_shapes(nodes)}")
-        sizes = [node.meta["type"].shape[CLASSES].coefficient for node in nodes]
+        sizes = [type_of(node).shape[CLASSES].coefficient for node in nodes]
         weight, bias = self.parameters(nodes, finest, sizes, kind)
         if self.consensus.training == "after":
             nodes = [self.call(aten.detach.default, (node,), node, "constant") for node in nodes]
@@ -200,31 +201,31 @@ class _Maker:
         return read[0], read[1]
 
     def call(self, target: Any, args: tuple[Any, ...], like: fx.Node, name: str) -> fx.Node:
-        return self.builder.call(target, args, {}, f"{NAME}_{name}", {"origin": like.meta["origin"]})
+        return self.builder.call(target, args, {}, f"{NAME}_{name}", {"origin": origin_of(like)})
 
 
 def _check(node: fx.Node) -> None:
-    kind = node.meta["type"]
+    kind = type_of(node)
     if len(kind.shape) < 2 or not kind.shape[CLASSES].static or not kind.dtype.is_floating_point:
         raise SchemeError(
-            f"consensus: {node.name} ({node.meta['origin']}) has the shape [{', '.join(map(str, kind.shape))}] and "
+            f"consensus: {node.name} ({origin_of(node)}) has the shape [{', '.join(map(str, kind.shape))}] and "
             f"type {kind.dtype}; expected scores of (samples, classes, ...)"
         )
 
 
 def _positions(node: fx.Node) -> tuple[Size, ...]:
-    shape = node.meta["type"].shape
+    shape = type_of(node).shape
     return (*shape[:CLASSES], *shape[CLASSES + 1 :])
 
 
 def _same_kind(nodes: Sequence[fx.Node]) -> TensorType:
-    kinds = {node.meta["type"] for node in nodes}
+    kinds = {type_of(node) for node in nodes}
     if len(kinds) > 1:
         raise SchemeError(f"consensus: levels do not predict the same: {_shapes(nodes)}")
-    kind: TensorType = nodes[0].meta["type"]
+    kind: TensorType = type_of(nodes[0])
     return kind
 
 
 def _shapes(nodes: Sequence[fx.Node]) -> str:
-    shapes = dict.fromkeys("x".join(map(str, node.meta["type"].shape)) for node in nodes)
+    shapes = dict.fromkeys("x".join(map(str, type_of(node).shape)) for node in nodes)
     return ", ".join(shapes)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from anytimeify.ir import Program, TensorType
+from anytimeify.node_meta import origin_of, type_of, weight_blocks_of
 from anytimeify.pass_manager import rewrite
 from anytimeify.passes.fold import fresh_name
 from anytimeify.passes.narrow import Builder
@@ -58,23 +59,23 @@ class _Cut:
     def bias(self) -> fx.Node | None:
         """What is added, if it has a value for every row."""
         node: fx.Node | None = self.values[self.operands.bias] if self.operands.bias else None
-        height = self.weight.meta["type"].shape[self.operands.rows]
-        return node if node is not None and node.meta["type"].shape[-1:] == (height,) else None
+        height = type_of(self.weight).shape[self.operands.rows]
+        return node if node is not None and type_of(node).shape[-1:] == (height,) else None
 
     def read(self, columns: Places) -> Places:
         """The entries of the input that some columns meet: those of every group."""
-        width = self.weight.meta["type"].shape[self.operands.columns].coefficient
+        width = type_of(self.weight).shape[self.operands.columns].coefficient
         found: Places = (np.arange(self.operands.groups)[:, None] * width + columns).reshape(-1)
         return found
 
 
 def _cut(node: fx.Node) -> _Cut | None:
     for weight in node.all_input_nodes:
-        operands = operands_of(node, weight) if weight.meta.get("blocks") else None
+        operands = operands_of(node, weight) if weight_blocks_of(weight) else None
         if operands is not None:
-            rank = len(weight.meta["type"].shape)
+            rank = len(type_of(weight).shape)
             dims = (operands.rows % rank, operands.columns % rank)
-            blocks = blocks_of(node, weight, dims, weight.meta["blocks"])
+            blocks = blocks_of(node, weight, dims, weight_blocks_of(weight))
             return _Cut(operands, bound(node), weight, blocks) if blocks else None
     return None
 
@@ -108,7 +109,7 @@ class _Cutter:
         results = [self._block(node, cut, place) for place in range(len(cut.blocks))]
         order = np.argsort(np.concatenate([rows for rows, _ in cut.blocks]), kind="stable")
         ordered = bool((order == np.arange(len(order))).all())
-        dim = cut.operands.given % len(node.meta["type"].shape)
+        dim = cut.operands.given % len(type_of(node).shape)
         if len(results) == 1:
             return results[0]
         name = node.name if ordered else f"{node.name}_blocks"
@@ -173,13 +174,13 @@ class _Cutter:
 
     def _part(self, source: fx.Node, dim: int, entries: Places, like: fx.Node) -> fx.Node:
         """Some entries along a dimension of a value, taken once for all that read them."""
-        kind: TensorType = source.meta["type"]
+        kind: TensorType = type_of(source)
         dim %= len(kind.shape)
         if len(entries) == kind.shape[dim].coefficient:
             return source
         key = (source, dim, entries.tobytes())
         if key not in self.parts:
-            meta = {"origin": like.meta["origin"]}
+            meta = {"origin": origin_of(like)}
             first, last = int(entries[0]), int(entries[-1])
             name = f"{source.name}_part"
             if last - first + 1 == len(entries):

@@ -13,6 +13,7 @@ from anytimeify.blocks import Blocks
 from anytimeify.cost import macs_by_node, sizes
 from anytimeify.errors import SchemeError
 from anytimeify.ir import Captured, Program
+from anytimeify.node_meta import origin_of
 from anytimeify.passes.separators import separators
 
 __all__ = ["Cut", "balanced_cuts", "cut_named", "even_cuts", "name_of_cut"]
@@ -27,13 +28,13 @@ def cut_named(program: Program, blocks: Blocks, name: str, *, field: str = "cuts
         return program.placeholders
     last = None
     for node in blocks.cut_points:
-        path = node.meta["origin"].module_path
+        path = origin_of(node).module_path
         if (name and path == name) or path.startswith(f"{name}.") or node.name == name:
             last = node
     if last is not None:
         return (last,)
     calls = program.graph.nodes
-    paths = dict.fromkeys(node.meta["origin"].module_path for node in calls if node.op == "call_function")
+    paths = dict.fromkeys(origin_of(node).module_path for node in calls if node.op == "call_function")
     known = dict.fromkeys(
         ".".join(parts[:length])
         for path in paths
@@ -43,7 +44,7 @@ def cut_named(program: Program, blocks: Blocks, name: str, *, field: str = "cuts
     )
     inside = name in known
     near = difflib.get_close_matches(name, list(known), n=3)
-    ends = [path for node in blocks.cut_points if (path := node.meta["origin"].module_path)]
+    ends = [path for node in blocks.cut_points if (path := origin_of(node).module_path)]
     raise SchemeError(
         f"{field}: data flows around '{name}', so the network cannot be split behind it; it can behind "
         f"{', '.join(list(dict.fromkeys(ends))[-5:])}"
@@ -57,7 +58,7 @@ def name_of_cut(program: Program, blocks: Blocks, cut: Cut) -> str:
     if len(cut) > 1:
         return " and ".join(node.name for node in cut)
     node = cut[0]
-    parts = node.meta["origin"].module_path.split(".")
+    parts = origin_of(node).module_path.split(".")
     for length in range(1, len(parts) + 1):
         name = ".".join(parts[:length])
         if name and cut_named(program, blocks, name) == (node,):

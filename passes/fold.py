@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from anytimeify.ir import Program, Size, TensorType
+from anytimeify.node_meta import is_masked
 from anytimeify.pass_manager import rewrite
 from anytimeify.passes.project import ancestors, project
 from anytimeify.stored import base, fits, identity, stored
@@ -123,7 +124,7 @@ def _result(program: Program, node: fx.Node, value: Tensor) -> Tensor:
     sources = [program.tensors[str(source.target)] for source in ancestors([node]) if source.op == "get_attr"]
     parameters = [source for source in sources if isinstance(source, nn.Parameter)]
     copy = value.detach().clone(memory_format=torch.contiguous_format)
-    if "kept" in node.meta:
+    if is_masked(node):
         copy[copy == 0] = 0  # a negative entry times zero is a negative zero
     if not parameters or not (copy.is_floating_point() or copy.is_complex()):
         return copy

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from anytimeify.ir import Program
+from anytimeify.node_meta import type_of
 from anytimeify.pass_manager import rewrite
 from anytimeify.passes.fold import fresh_name, read_tensor
 from anytimeify.schema import bound, rebind
@@ -96,7 +97,7 @@ def _foldable(norm: fx.Node) -> fx.Node | None:
         return None
     if arguments["running_mean"] is None or arguments["running_var"] is None:
         return None
-    if convolution.target is aten.linear.default and len(convolution.meta["type"].shape) != 2:
+    if convolution.target is aten.linear.default and len(type_of(convolution).shape) != 2:
         return None
     given = bound(convolution)
     if not isinstance(given["weight"], fx.Node) or len(given["weight"].users) != 1:

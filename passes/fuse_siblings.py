@@ -22,6 +22,7 @@ import torch
 from torch import fx
 
 from anytimeify.ir import Size, TensorType
+from anytimeify.node_meta import type_of
 from anytimeify.passes.layouts import Value, grown_type
 from anytimeify.passes.sample_by_sample import RESHAPES, sample_by_sample
 from anytimeify.passes.siblings import FuseRule, Siblings
@@ -51,7 +52,7 @@ def larger_batch(s: Siblings, node: fx.Node) -> Any:
     """The operation as it is, members outermost in the batch; None where it reads parameters of members, where the
     batch is not the outermost factor of one dimension throughout, or where samples are mixed."""
     depth = s.deepest(node)
-    kinds = node.meta["type"]
+    kinds = type_of(node)
     if not hasattr(node.target, "_schema") or not sample_by_sample(s, node):
         return None
     dims = s.axes.dims[node] if isinstance(kinds, tuple) else (s.axes.dims[node],)
@@ -59,7 +60,7 @@ def larger_batch(s: Siblings, node: fx.Node) -> Any:
     sources = {}
     for source in node.all_input_nodes:
         value = s.values[source]
-        if not isinstance(source.meta["type"], TensorType):
+        if not isinstance(type_of(source), TensorType):
             continue
         if s.find_batch(source) is not None:
             sources[source] = s.form(source, "batch", depth)
@@ -80,8 +81,8 @@ def larger_batch(s: Siblings, node: fx.Node) -> Any:
 def per_channel(s: Siblings, node: fx.Node) -> Any:
     """An operation that treats every channel for itself, where its operand lies by channels; else on a larger batch."""
     depth = s.deepest(node)
-    kind, first = node.meta["type"], node.all_input_nodes[0]
-    tensors = [source for source in node.all_input_nodes if isinstance(source.meta["type"], TensorType)]
+    kind, first = type_of(node), node.all_input_nodes[0]
+    tensors = [source for source in node.all_input_nodes if isinstance(type_of(source), TensorType)]
     if s.values[first].layout != "channel" or tensors != [first] or s.find_batch(node) != 0:
         return None
     if min(_worked_along(node), default=0) < 2:
@@ -92,7 +93,7 @@ def per_channel(s: Siblings, node: fx.Node) -> Any:
 
 def _worked_along(node: fx.Node) -> Sequence[int]:
     """The dimensions that a pooling, a padding or a reduction does not leave alone."""
-    rank = len(node.all_input_nodes[0].meta["type"].shape)
+    rank = len(type_of(node.all_input_nodes[0]).shape)
     if node.target in _REDUCTIONS:
         dims = bound(node)["dim"]
         return [int(dim) % rank for dim in dims] if dims else range(rank)
@@ -118,14 +119,14 @@ _register([*_SPATIAL, *_REDUCTIONS, *_PADS], per_channel)
 def reshape(s: Siblings, node: fx.Node) -> Any:
     """Parameters, and behind the batch also channels, stay those of their members whatever the rest is read as."""
     first, depth = node.all_input_nodes[0], s.deepest(node)
-    kind = node.meta["type"]
+    kind = type_of(node)
     if s.values[first].layout == "stack" and all(size.static for size in kind.shape):
         grown = grown_type(kind, 0, s.count(depth))
         args = (s.form(first, "stack", depth), [size.coefficient for size in grown.shape])
         return Value(depth, "stack", (s.emit(aten.reshape.default, args, node.name),))
     if node.target not in _CHANNEL_RESHAPES or s.values[first].layout != "channel" or len(kind.shape) < 2:
         return None
-    if s.find_batch(node) != 0 or kind.shape[0] != first.meta["type"].shape[0]:
+    if s.find_batch(node) != 0 or kind.shape[0] != type_of(first).shape[0]:
         return None
     sources = {first: s.form(first, "channel", depth)}
     return s.written(node, depth, "channel", sources, grown_type(kind, 1, s.count(depth)))
@@ -141,15 +142,15 @@ _register(RESHAPES, reshape)
 def pointwise(s: Siblings, node: fx.Node) -> Any:
     """Operands of one layout as they are; otherwise a dimension of members is set beside the batch of each operand."""
     depth = s.deepest(node)
-    tensors = [source for source in node.all_input_nodes if isinstance(source.meta["type"], TensorType)]
-    if len(tensors) == 1 and s.values[tensors[0]].layout == "stack" and tensors[0].meta["type"].shape:
+    tensors = [source for source in node.all_input_nodes if isinstance(type_of(source), TensorType)]
+    if len(tensors) == 1 and s.values[tensors[0]].layout == "stack" and type_of(tensors[0]).shape:
         args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda source: s.form(source, "stack", depth))
         return Value(depth, "stack", (s.emit(node.target, args, node.name, kwargs=kwargs),))
     lead = next((source for source in tensors if s.values[source].layout in ("batch", "channel")), None)
     if lead is None or s.find_batch(node) is None:
         return None
     layout = s.values[lead].layout
-    kind = node.meta["type"]
+    kind = type_of(node)
     if layout == "channel" and (s.find_batch(node) != 0 or len(kind.shape) < 2):
         layout = "batch"
     plain = [source for source in tensors if _broadcasts_freely(s, source, layout, node)]
@@ -171,11 +172,11 @@ def pointwise(s: Siblings, node: fx.Node) -> Any:
 
 def _broadcasts_freely(s: Siblings, source: fx.Node, layout: str, node: fx.Node) -> bool:
     """Whether an operand may be read as it is beside others of the layout."""
-    value, shape = s.values[source], source.meta["type"].shape
-    rank = len(node.meta["type"].shape)
+    value, shape = s.values[source], type_of(source).shape
+    rank = len(type_of(node).shape)
     if s.find_batch(source) is not None:
         if layout == "channel":  # (n, 1, h, w) gives way to all channels of a member, which lie side by side
-            return len(shape) == rank and shape[1] == node.meta["type"].shape[1]
+            return len(shape) == rank and shape[1] == type_of(node).shape[1]
         return len(shape) - s.batch_dim(source) == rank - s.batch_dim(node)
     if value.layout != "one" or s.has_batch(source):
         return False
@@ -184,8 +185,8 @@ def _broadcasts_freely(s: Siblings, source: fx.Node, layout: str, node: fx.Node)
 
 def _beside_batch(s: Siblings, source: fx.Node, node: fx.Node, place: int, layout: str, depth: int) -> fx.Node | None:
     """An operand with a dimension more, at `place` of the result's rank: its members, or one entry for all."""
-    rank, count = len(node.meta["type"].shape), s.count(depth)
-    value, shape = s.values[source], source.meta["type"].shape
+    rank, count = len(type_of(node).shape), s.count(depth)
+    value, shape = s.values[source], type_of(source).shape
     lead = rank - len(shape)  # dimensions that broadcasting adds in front
     if s.find_batch(source) is not None:
         if len(shape) - s.batch_dim(source) != rank - s.batch_dim(node):
@@ -207,7 +208,7 @@ def _beside_batch(s: Siblings, source: fx.Node, node: fx.Node, place: int, layou
     node_ = s.unflatten(stack, 0, count, source.name) if shape else stack
     for _ in range(lead):
         node_ = s.unsqueeze(node_, 1, source.name)
-    before = node_.meta["type"].shape[1 : place + 1]
+    before = type_of(node_).shape[1 : place + 1]
     if any(size != Size(1) for size in before):
         for dim in range(place):
             node_ = s.transpose(node_, dim, dim + 1, source.name)
@@ -229,8 +230,8 @@ def convolution(s: Siblings, node: fx.Node) -> Any:
     depth = s.deepest(node)
     given = bound(node)
     x, weight, bias = given["input"], given["weight"], given["bias"]
-    rank = len(node.meta["type"].shape)
-    if s.find_batch(x) != 0 or s.find_batch(node) != 0 or rank != len(weight.meta["type"].shape):
+    rank = len(type_of(node).shape)
+    if s.find_batch(x) != 0 or s.find_batch(node) != 0 or rank != len(type_of(weight).shape):
         return None
     if s.values[weight].layout == "one" or s.has_batch(weight):
         return None
@@ -280,8 +281,8 @@ def linear(s: Siblings, node: fx.Node) -> Any:
     given = bound(node)
     x, weight, bias = given["input"], given["weight"], given["bias"]
     place, members = s.find_batch(x), s.count(depth)
-    kind = node.meta["type"]
-    if place is None or place == len(kind.shape) - 1 or len(weight.meta["type"].shape) != 2:
+    kind = type_of(node)
+    if place is None or place == len(kind.shape) - 1 or len(type_of(weight).shape) != 2:
         return None
     if s.values[weight].layout == "one" or s.has_batch(weight):
         return None
@@ -290,7 +291,7 @@ def linear(s: Siblings, node: fx.Node) -> Any:
     rows = s.unflatten(s.form(x, "batch", depth), place, members, x.name)
     for dim in range(place, 0, -1):
         rows = s.transpose(rows, dim - 1, dim, x.name)
-    middle = rows.meta["type"].shape[1:-1]
+    middle = type_of(rows).shape[1:-1]
     rows = s.flatten_all(rows, 1, -2, x.name)
     matrix = s.transpose(s.unflatten(s.form(weight, "stack", depth), 0, members, weight.name), 1, 2, weight.name)
     if bias is None:
@@ -316,7 +317,7 @@ def addmm(s: Siblings, node: fx.Node) -> Any:
     given = bound(node)
     x, weight, bias = given["mat1"], given["mat2"], given["self"]
     members = s.count(depth)
-    if s.find_batch(x) != 0 or given["beta"] != 1 or given["alpha"] != 1 or len(bias.meta["type"].shape) != 1:
+    if s.find_batch(x) != 0 or given["beta"] != 1 or given["alpha"] != 1 or len(type_of(bias).shape) != 1:
         return None
     if any(s.values[one].layout == "one" or s.has_batch(one) for one in (weight, bias)):
         return None
@@ -337,7 +338,7 @@ def last_dimensions_norm(s: Siblings, node: fx.Node) -> Any:
     depth = s.deepest(node)
     given = bound(node)
     x, parameters = given["input"], [given.get("weight"), given.get("bias")]
-    place, kind = s.find_batch(x), node.meta["type"]
+    place, kind = s.find_batch(x), type_of(node)
     count = len(given["normalized_shape"])
     if place is None or place >= len(kind.shape) - count:
         return None
@@ -368,7 +369,7 @@ _register(targets("layer_norm.default", "rms_norm.default"), last_dimensions_nor
 def cat(s: Siblings, node: fx.Node) -> Any:
     depth = s.deepest(node)
     tensors: list[fx.Node] = list(bound(node)["tensors"])
-    dim = int(bound(node)["dim"]) % len(node.meta["type"].shape)
+    dim = int(bound(node)["dim"]) % len(type_of(node).shape)
     if dim == 0 or any(s.find_batch(one) != 0 for one in tensors):
         return None
     if not any(s.values[one].layout == "channel" for one in tensors):

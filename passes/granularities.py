@@ -21,6 +21,7 @@ from torch import fx
 from anytimeify._torch import OpOverload
 from anytimeify.errors import SchemeError
 from anytimeify.ir import Program, Rewritten, Size
+from anytimeify.node_meta import origin_of, type_of
 from anytimeify.pass_manager import rewrite
 from anytimeify.passes.classes import CLASSES
 from anytimeify.passes.narrow import Builder
@@ -114,7 +115,7 @@ def _selected(given: Mapping[str, Any], dim: int, rank: int) -> Sources:
 
 
 def _averaged(given: Mapping[str, Any], dim: int, rank: int) -> Sources:
-    wide = len(given["self"].meta["type"].shape)
+    wide = len(type_of(given["self"]).shape)
     gone = {one % wide for one in given["dim"] or range(wide)}
     kept = [one for one in range(wide) if one not in gone]
     return None if given["keepdim"] else {given["self"]: kept[dim]}
@@ -131,7 +132,7 @@ def _unflattened(given: Mapping[str, Any], dim: int, rank: int) -> Sources:
 
 
 def _flattened(given: Mapping[str, Any], dim: int, rank: int) -> Sources:
-    wide = len(given["self"].meta["type"].shape)
+    wide = len(type_of(given["self"]).shape)
     first, last = given["start_dim"] % wide, given["end_dim"] % wide
     return None if dim == first else {given["self"]: dim + (last - first) * (dim > first)}
 
@@ -183,8 +184,8 @@ class _Parts:
         if node.target is not aten.cat.default:
             return None
         tensors: list[fx.Node] = list(bound(node)["tensors"])
-        sizes = [one.meta["type"].shape[dim] for one in tensors]
-        together = bound(node)["dim"] % len(node.meta["type"].shape) == dim
+        sizes = [type_of(one).shape[dim] for one in tensors]
+        together = bound(node)["dim"] % len(type_of(node).shape) == dim
         return tensors[granularity] if together and sizes == list(map(Size, self.taxonomy.sizes)) else None
 
     def moved(self, node: fx.Node, dim: int, granularity: int) -> fx.Node | None:
@@ -203,7 +204,7 @@ class _Parts:
     def sources(self, node: fx.Node, dim: int) -> Sources:
         if not isinstance(node.target, OpOverload) or node.target not in _READ_FROM:
             return None
-        kind = node.meta["type"]
+        kind = type_of(node)
         rank = len((kind[0] if isinstance(kind, tuple) else kind).shape)
         return _READ_FROM[node.target](bound(node), dim, rank)
 
@@ -217,7 +218,7 @@ class _Parts:
     def emit(
         self, like: fx.Node, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], dim: int, granularity: int
     ) -> fx.Node:
-        meta = {"origin": like.meta["origin"]}
+        meta = {"origin": origin_of(like)}
         name = f"{like.name}_{self.taxonomy.granularities[granularity]}"
         return self.builder.call(target, args, kwargs, name, meta)
 

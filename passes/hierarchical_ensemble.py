@@ -28,6 +28,7 @@ from anytimeify.axes import Axes
 from anytimeify.blocks import find_blocks
 from anytimeify.errors import SchemeError
 from anytimeify.ir import Captured, Program, Rewritten, Size, TensorType
+from anytimeify.node_meta import type_of
 from anytimeify.passes.cuts import Cut, balanced_cuts, cut_named
 from anytimeify.passes.frozen import is_trained
 from anytimeify.passes.fuse_siblings import RULES, larger_batch
@@ -94,7 +95,7 @@ class HierarchicalEnsemble(Scheme):
 
     def apply(self, captured: Captured, axes: Axes) -> Rewritten:
         program = captured.program
-        dtype = program.outputs[0].meta["type"].dtype
+        dtype = type_of(program.outputs[0]).dtype
         if not (dtype.is_floating_point or dtype.is_complex):
             raise SchemeError(
                 f"the prediction of this network is of type {dtype}, of which no average can be taken; choose another "
@@ -257,7 +258,7 @@ class _Leaves:
             wide, place = s.emit(aten.stack.default, (list(self.value.nodes[:count]), 0), "leaves"), 0
         else:
             wide, place = self._wide
-            if count < wide.meta["type"].shape[place].coefficient:
+            if count < type_of(wide).shape[place].coefficient:
                 wide = s.emit(aten.slice.Tensor, (wide, place, 0, count), f"leaves_{count}")
         return s.emit(aten.mean.dim, (wide, [place]), f"mean_{count}")
 

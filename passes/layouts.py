@@ -25,6 +25,7 @@ from torch import fx
 from anytimeify.axes import Axes
 from anytimeify.factors import Expr, Factor, Product, leaves, resolve
 from anytimeify.ir import Program, Size, TensorType, meta_of
+from anytimeify.node_meta import type_of
 from anytimeify.passes.narrow import Builder
 from anytimeify.passes.replicate import Tree
 
@@ -77,7 +78,7 @@ class Layouts:
         return [own[self.tree.parent(m, depth, value.depth)] for m in range(self.count(depth))]
 
     def _parted(self, source: fx.Node, value: Value) -> list[Any]:
-        count, kind = self.count(value.depth), source.meta["type"]
+        count, kind = self.count(value.depth), type_of(source)
         if value.layout == "one":
             return [value.node] * count
         if value.layout == "apart":
@@ -102,7 +103,7 @@ class Layouts:
 
     def _formed(self, source: fx.Node, layout: Literal["batch", "channel", "stack"], depth: int) -> fx.Node:
         value = self.deepened(source, depth)
-        dim, count, kind = self._dim_of(source, layout), self.count(depth), source.meta["type"]
+        dim, count, kind = self._dim_of(source, layout), self.count(depth), type_of(source)
         if value.layout == layout:
             node: fx.Node = value.node
             return node
@@ -143,7 +144,7 @@ class Layouts:
 
     def repeat(self, node: fx.Node, dim: int, count: int, source: fx.Node) -> fx.Node:
         """One tensor for `count` members, members outermost in a dimension."""
-        kind: TensorType = node.meta["type"]
+        kind: TensorType = type_of(node)
         name = f"{source.name}_repeated"
         if not kind.shape:
             return self.emit(aten.repeat.default, (node, [count]), name)
@@ -154,19 +155,19 @@ class Layouts:
 
     def rows(self, node: fx.Node) -> int:
         """Entries of one member along the first dimension of a stack."""
-        shape = node.meta["type"].shape
+        shape = type_of(node).shape
         return shape[0].coefficient if shape else 1
 
     def of_stack(self, node: fx.Node, stack: fx.Node, member: int) -> fx.Node:
         """The tensor of one member."""
         rows = self.rows(node)
         part = self.part(stack, member * rows, (member + 1) * rows, f"{node.name}_part")
-        if not node.meta["type"].shape:
+        if not type_of(node).shape:
             return self.emit(aten.select.int, (part, 0, 0), f"{node.name}_scalar", part=True)
         return part
 
     def part(self, stack: fx.Node, start: int, end: int, name: str) -> fx.Node:
-        shape = stack.meta["type"].shape
+        shape = type_of(stack).shape
         if (start, end) == (0, shape[0].coefficient):
             return stack
         return self.emit(aten.slice.Tensor, (stack, 0, start, end), name, part=True)
@@ -175,7 +176,7 @@ class Layouts:
 
     def unflatten(self, node: fx.Node, dim: int, count: int, name: str) -> fx.Node:
         """`count * n` as two dimensions `count`, `n`."""
-        kind: TensorType = node.meta["type"]
+        kind: TensorType = type_of(node)
         inner = kind.shape[dim] // Size(count)
         args = (node, dim, [count, inner.coefficient if inner.static else -1])
         return self.emit(aten.unflatten.int, args, f"{name}_wide")
@@ -195,7 +196,7 @@ class Layouts:
 
     def flatten_all(self, node: fx.Node, first: int, last: int, name: str) -> fx.Node:
         """Several neighbouring dimensions as one."""
-        last %= len(node.meta["type"].shape)
+        last %= len(type_of(node).shape)
         if first == last:
             return node
         return self.emit(aten.flatten.using_ints, (node, first, last), f"{name}_rows")

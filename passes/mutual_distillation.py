@@ -21,6 +21,7 @@ from anytimeify.axes import Axes, analyse
 from anytimeify.cost import cost, sizes
 from anytimeify.errors import SchemeError
 from anytimeify.ir import PAIR, Captured, Rewritten
+from anytimeify.node_meta import type_of
 from anytimeify.passes.auxiliary_branches import Exit, as_branches, place
 from anytimeify.passes.branch import Branch
 from anytimeify.passes.narrow import Builder
@@ -70,7 +71,7 @@ class MutualDistillation(Scheme):
         return one  # type: ignore[no-any-return]  # a pair was taken apart at the beginning
 
     def apply(self, captured: Captured, axes: Axes) -> Rewritten:
-        shapes = [node.meta["type"].shape[1:] for node in captured.program.outputs]
+        shapes = [type_of(node).shape[1:] for node in captured.program.outputs]
         if shapes[0] != shapes[1]:
             first, second = (" x ".join(map(str, shape)) or "one" for shape in shapes)
             raise SchemeError(

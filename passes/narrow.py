@@ -26,6 +26,7 @@ from torch import Tensor, fx
 from anytimeify.axes import Axes, Widths
 from anytimeify.infer_types import TypeInferenceError, fits, inferred_type, result_type
 from anytimeify.ir import Program, Size, TensorType, meta_of, type_text
+from anytimeify.node_meta import origin_of, type_of
 from anytimeify.pass_manager import rewrite
 from anytimeify.passes.project import ancestors
 from anytimeify.rules import Call, Resize, rule_of
@@ -118,7 +119,7 @@ class Builder:
                 self.transient.add(name)
             node = self.graph.create_node("get_attr", name, name=self._unique(name.replace(".", "_")))
             sizes = tuple(Size(n) for n in tensor.shape)
-            node.meta = {"type": TensorType(sizes, tensor.dtype), "origin": like.meta["origin"]}
+            node.meta = {"type": TensorType(sizes, tensor.dtype), "origin": origin_of(like)}
             self._attributes[name] = node
         return self._attributes[name]
 
@@ -309,7 +310,7 @@ def _types(program: Program, axes: Axes, widths: Widths) -> dict[fx.Node, Any]:
 
 
 def _type_at(node: fx.Node, axes: Axes, widths: Widths) -> Any:
-    kind, dims = node.meta["type"], axes.dims.get(node, ())
+    kind, dims = type_of(node), axes.dims.get(node, ())
     if isinstance(kind, TensorType):
         return axes.shape(dims, kind, widths)
     if isinstance(kind, tuple):
@@ -326,8 +327,8 @@ def _reached(program: Program, types: Mapping[fx.Node, Any], also: Set[fx.Node] 
     for node in program.graph.nodes:
         if node.op == "call_function" and (
             node in also
-            or types[node] != node.meta["type"]
-            or any(source in reached or types[source] != source.meta["type"] for source in node.all_input_nodes)
+            or types[node] != type_of(node)
+            or any(source in reached or types[source] != type_of(source) for source in node.all_input_nodes)
         ):
             reached.add(node)
     return reached
@@ -336,7 +337,7 @@ def _reached(program: Program, types: Mapping[fx.Node, Any], also: Set[fx.Node] 
 def _refresh_sizes(program: Program, types: dict[fx.Node, Any]) -> None:
     """Sizes read off narrowed tensors are narrowed; arithmetic on constants is not."""
     for node in program.graph.nodes:
-        if not isinstance(node.meta.get("type"), Size):
+        if not isinstance(type_of(node), Size):
             continue
         if node.target is aten.sym_size.int:
             types[node] = types[node.args[0]].shape[node.args[1]]

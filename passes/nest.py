@@ -30,6 +30,7 @@ from torch import fx
 from anytimeify.axes import Axes, Widths
 from anytimeify.factors import Expr, Factor, Sum, leaves, resolve
 from anytimeify.ir import Program, Size, TensorType
+from anytimeify.node_meta import type_of
 from anytimeify.passes.narrow import reached
 from anytimeify.passes.operands import Blocks, blocks_of
 from anytimeify.rules import rule_of
@@ -90,7 +91,7 @@ def _weights(node: fx.Node) -> Iterator[tuple[fx.Node, int]]:
     """The operands of a layer that may be its weights, with the dimension of each that is contracted."""
     given = bound(node) if node.target in _LAYERS or node.target is torch.ops.aten.einsum.default else {}
     for argument, dim in _LAYERS.get(node.target, ()):
-        rank = len(given[argument].meta["type"].shape)
+        rank = len(type_of(given[argument]).shape)
         if rank > 1:
             yield given[argument], dim % rank
     if node.target is torch.ops.aten.einsum.default and "." not in given["equation"]:
@@ -154,12 +155,12 @@ class Nest:
         return np.searchsorted(kept, np.arange(size), side="right").astype(np.int64)
 
     def _kind(self, node: fx.Node) -> Kind:
-        if isinstance(node.meta["type"], Size) or not self._wide(node):
+        if isinstance(type_of(node), Size) or not self._wide(node):
             return Kind.APART
         sources = node.all_input_nodes
-        apart = any(self.kinds[one] is Kind.APART and not isinstance(one.meta["type"], Size) for one in sources)
+        apart = any(self.kinds[one] is Kind.APART and not isinstance(type_of(one), Size) for one in sources)
         mixes = any(factor in self.chunk_of for factor in self.axes.mixed.get(node, ()))
-        if isinstance(node.meta["type"], tuple):
+        if isinstance(type_of(node), tuple):
             return Kind.APART if apart or mixes else Kind.WHOLE
         layer = self._layer(node) if mixes else None
         if layer is not None:
@@ -183,7 +184,7 @@ class Nest:
     def results(self, node: fx.Node) -> tuple[Any, ...]:
         """The axes of every result of a node."""
         dims = self.axes.dims[node]
-        return dims if isinstance(node.meta["type"], tuple) else (dims,)
+        return dims if isinstance(type_of(node), tuple) else (dims,)
 
     @cached_property
     def apart(self) -> frozenset[fx.Node]:
@@ -199,7 +200,7 @@ class Nest:
 
     def is_flat(self, node: fx.Node) -> bool:
         """Whether one dimension only differs between levels: then what a level adds is a piece of it."""
-        return isinstance(node.meta["type"], TensorType) and len(self.narrowed_dims(node)) == 1
+        return isinstance(type_of(node), TensorType) and len(self.narrowed_dims(node)) == 1
 
     def chunks(self, expr: Expr, counted: Callable[[Factor], bool] = lambda factor: True) -> Places:
         """The first level that keeps each entry of a dimension, as far as it depends on the factors `counted`."""

@@ -29,6 +29,7 @@ from anytimeify.axes import Axes
 from anytimeify.errors import SchemeError
 from anytimeify.ir import Captured, Program, Rewritten
 from anytimeify.kept import recount
+from anytimeify.node_meta import origin_of
 from anytimeify.passes.fold import evaluate
 from anytimeify.passes.magnitude import largest, share_of
 from anytimeify.passes.narrow import Builder
@@ -230,7 +231,7 @@ class _Level:
         return result
 
     def call(self, target: Any, args: tuple[Any, ...], source: fx.Node, what: str) -> fx.Node:
-        meta = {"origin": source.meta["origin"], "kept": 0}  # counted in the end
+        meta = {"origin": origin_of(source), "kept": 0}  # counted in the end
         return self.builder.call(target, args, {}, f"level{self.level}_{source.name}_{what}", meta)
 
 

@@ -25,6 +25,7 @@ from anytimeify.axes import Axes
 from anytimeify.errors import SchemeError
 from anytimeify.factors import Factor
 from anytimeify.ir import Captured, Program, TensorType
+from anytimeify.node_meta import origin_of, type_of
 from anytimeify.pass_manager import rewrite
 from anytimeify.passes.classes import CLASSES, class_axis, class_region, has_axis
 from anytimeify.passes.heads import LAYERS
@@ -58,7 +59,7 @@ def with_classes(captured: Captured, axes: Axes, classes: int) -> Captured:
     head = draw()
     for node in readers:
         copy = builder.attribute(str(node.target), head[str(node.target)], node)
-        copy.meta = {**node.meta, "type": axes.shape(axes.dims[node], node.meta["type"], sizes)}
+        copy.meta = {**node.meta, "type": axes.shape(axes.dims[node], type_of(node), sizes)}
         builder.shared[node] = copy
     builder.add(replace(program, tensors={**program.tensors, **head}), without=changed)
     env = builder.clone_narrowed(program, axes, sizes, prefix="", private=lambda user, source, _: _own(source, readers))
@@ -78,10 +79,10 @@ def _check(
     program: Program, axes: Axes, sizes: Mapping[Factor, int], readers: list[fx.Node], changed: Set[fx.Node]
 ) -> None:
     for node in changed:
-        tensors = isinstance(node.meta["type"], TensorType)
+        tensors = isinstance(type_of(node), TensorType)
         if node in axes.unknown or (tensors and node not in axes.memo):
             raise SchemeError(
-                f"{_WANTED}: {node.name} ({node.target}, {node.meta['origin']}) reads the classes, and has no rule "
+                f"{_WANTED}: {node.name} ({node.target}, {origin_of(node)}) reads the classes, and has no rule "
                 "that says what becomes of its axes"
             )
     for reader in readers:
@@ -89,7 +90,7 @@ def _check(
             if user in changed and not _any(axes, user, sizes):
                 raise SchemeError(
                     f"{_WANTED}: {reader.target} has an entry for each class, and is also read by {user.name} "
-                    f"({user.target}, {user.meta['origin']}), which makes no classes: the two are tied"
+                    f"({user.target}, {origin_of(user)}), which makes no classes: the two are tied"
                 )
     own = {str(reader.target) for reader in readers}
     held = {id(program.tensors[name]): name for name in own}
@@ -106,7 +107,7 @@ def _drawn(program: Program, axes: Axes, sizes: dict[Factor, int], readers: list
         name = str(node.target)
         old = program.tensors[name]
         if id(old) not in ties:
-            kind = axes.shape(axes.dims[node], node.meta["type"], sizes)
+            kind = axes.shape(axes.dims[node], type_of(node), sizes)
             with torch.no_grad():
                 value = _value(program, node, old.detach(), tuple(size.coefficient for size in kind.shape))
             ties[id(old)] = nn.Parameter(value) if isinstance(old, nn.Parameter) else value
@@ -119,7 +120,7 @@ def _value(program: Program, node: fx.Node, old: Tensor, shape: tuple[int, ...])
         given: Mapping[str, object] = bound(user)
         if user.target in LAYERS:
             read = [program.tensors[str(one.target)] for one in user.all_input_nodes if one.op == "get_attr"]
-            fan_in = max(map(Tensor.numel, read)) // program.outputs[0].meta["type"].shape[CLASSES].coefficient
+            fan_in = max(map(Tensor.numel, read)) // type_of(program.outputs[0]).shape[CLASSES].coefficient
             most = 1 / math.sqrt(max(fan_in, 1))
             return torch.empty(shape, dtype=old.dtype, device=old.device).uniform_(-most, most)
         if "running_mean" in given or "normalized_shape" in given or "num_groups" in given:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import fx
 
+from anytimeify.node_meta import type_of
 from anytimeify.schema import bound
 
 __all__ = ["Blocks", "Operands", "blocks_of", "operands_of"]
@@ -67,7 +68,7 @@ def operands_of(node: fx.Node, weight: fx.Node) -> Operands | None:
         if values[operands.weight] is not weight or other is weight:
             continue
         groups = values.get("groups", 1)
-        if (groups > 1 and operands.rows) or min(len(one.meta["type"].shape) for one in (weight, other)) < 2:
+        if (groups > 1 and operands.rows) or min(len(type_of(one).shape) for one in (weight, other)) < 2:
             return None
         return replace(operands, groups=groups)
     return None
@@ -79,7 +80,7 @@ def blocks_of(node: fx.Node, weight: fx.Node, dims: tuple[int, int], blocks: Blo
 
     Empty where the layer is not known, where rows read nothing, and where groups have unequal parts of the rows.
     """
-    operands, rank = operands_of(node, weight), len(weight.meta["type"].shape)
+    operands, rank = operands_of(node, weight), len(type_of(weight).shape)
     if operands is None or dims != (operands.rows % rank, operands.columns % rank):
         return ()
     joined: list[tuple[Places, Places]] = []

@@ -11,6 +11,7 @@ from anytimeify.axes import Axes
 from anytimeify.errors import SchemeError
 from anytimeify.factors import Expr, leaves, resolve
 from anytimeify.ir import Program
+from anytimeify.node_meta import origin_of, type_of
 from anytimeify.passes.narrow import Builder
 from anytimeify.passes.taxonomy import heads_of_output
 
@@ -27,7 +28,7 @@ def pooled_head(builder: Builder, program: Program, axes: Axes, at: fx.Node, lev
     Images are averaged to at most 4x4 positions, sequences to one. Raises `SchemeError` where the prediction is not one
     vector of scores a sample, or the features are not those of an image or a sequence.
     """
-    prediction, kind = program.outputs[0].meta["type"], at.meta["type"]
+    prediction, kind = type_of(program.outputs[0]), type_of(at)
     if len(prediction.shape) != 2 or not prediction.shape[1].static:
         raise SchemeError(
             f"a pooled head gives one vector of scores a sample, and the prediction of this network has the shape "
@@ -41,7 +42,7 @@ def pooled_head(builder: Builder, program: Program, axes: Axes, at: fx.Node, lev
             "a pooled head needs features of images or sequences with one dimension of channels; those of "
             f"{at.name} are [{', '.join(map(str, kind.shape))}]; fork elsewhere, or use head='branch'"
         )
-    origin = at.meta["origin"]
+    origin = origin_of(at)
 
     def call(target: object, args: tuple[object, ...], name: str) -> fx.Node:
         return builder.call(target, args, {}, f"level{level}_{name}", {"origin": origin})

@@ -14,6 +14,7 @@ from anytimeify.blocks import Block, Blocks, Segment
 from anytimeify.errors import SchemeError
 from anytimeify.factors import Factor, leaves, resolve
 from anytimeify.ir import Captured, Program, TensorType
+from anytimeify.node_meta import origin_of, type_of
 from anytimeify.passes.cuts import Cut
 from anytimeify.passes.frozen import STATISTICS
 from anytimeify.passes.replicate import depths
@@ -80,7 +81,7 @@ class Rest:
         segments = [segment for segment in self.segments if self.region.issuperset(_calls(segment))]
         ends: dict[str, int] = {}
         for place, segment in enumerate(segments):
-            module = segment.end.meta["origin"].module_path
+            module = origin_of(segment.end).module_path
             if module.startswith(f"{path}."):
                 ends[module.removeprefix(f"{path}.").partition(".")[0]] = place
         first = next((place for place, one in enumerate(segments) if self._begins_in(one, path)), 0)
@@ -93,7 +94,7 @@ class Rest:
         return [Block(tuple(segments[start : end + 1]), -1) for start, end in zip(starts, ends.values(), strict=False)]
 
     def _begins_in(self, segment: Segment, path: str) -> bool:
-        return any(node.meta["origin"].module_path.startswith(f"{path}.") for node in segment.nodes)
+        return any(origin_of(node).module_path.startswith(f"{path}.") for node in segment.nodes)
 
     def _is_layer_outside(self, segment: Segment, path: str) -> bool:
         return not self._begins_in(segment, path) and any(True for _ in _paths(self.captured.program, segment))
@@ -132,7 +133,7 @@ class Rest:
     def _is_repeat(self, block: Block) -> bool:
         if block.start is None:
             return False
-        start, end = (node.meta["type"] for node in _ends(block))
+        start, end = (type_of(node) for node in _ends(block))
         widths = dict.fromkeys(self._added(block), 0)
         return bool(start == self.axes.shape(self.axes.dims[block.end], end, widths))
 
@@ -165,7 +166,7 @@ class Rest:
 
     def _check_gap(self, block: Block, widths: Widths) -> None:
         """What is read around a block that is left out has the type of what the block would have given."""
-        before, after = (self.axes.shape(self.axes.dims[node], node.meta["type"], widths) for node in _ends(block))
+        before, after = (self.axes.shape(self.axes.dims[node], type_of(node), widths) for node in _ends(block))
         if before != after:
             raise SchemeError(
                 f"the block that ends at {block.end.name} cannot be left out at these widths: it reads "

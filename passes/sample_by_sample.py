@@ -9,6 +9,7 @@ from typing import Any
 from torch import fx
 
 from anytimeify.ir import Size, TensorType
+from anytimeify.node_meta import type_of
 from anytimeify.passes.layouts import Layouts, is_batch
 from anytimeify.rules.targets import aten as targets
 from anytimeify.schema import bound
@@ -26,21 +27,21 @@ def sample_by_sample(s: Layouts, node: fx.Node) -> bool:
         return False
     if given.get("mode") == "batch":  # stochastic depth that drops whole batches: each member draws for itself
         return False
-    results = s.axes.dims[node] if isinstance(node.meta["type"], tuple) else (s.axes.dims[node],)
-    tensors = [source for source in node.all_input_nodes if isinstance(source.meta["type"], TensorType)]
+    results = s.axes.dims[node] if isinstance(type_of(node), tuple) else (s.axes.dims[node],)
+    tensors = [source for source in node.all_input_nodes if isinstance(type_of(source), TensorType)]
     if node.target in RESHAPES:
         return all(_elements_before(s, one) == _elements_before(s, node) is not None for one in tensors)
     known = {s.batch_factor(s.axes.dims[source]) for source in tensors} - {None}
     if not all(s.batch_factor(dims) in known for dims in results):
         return False
-    return s.find_batch(tensors[0]) not in _by_place(s, node, given, len(tensors[0].meta["type"].shape))
+    return s.find_batch(tensors[0]) not in _by_place(s, node, given, len(type_of(tensors[0]).shape))
 
 
 def _elements_before(s: Layouts, node: fx.Node) -> Size | None:
     """How many entries the dimensions before the batch have: where that stays the same, so do members, whatever the
     rest is read as."""
     place = s.find_batch(node)
-    return None if place is None else math.prod(node.meta["type"].shape[:place], start=Size(1))
+    return None if place is None else math.prod(type_of(node).shape[:place], start=Size(1))
 
 
 def _by_place(s: Layouts, node: fx.Node, given: Mapping[str, Any], rank: int) -> Sequence[int]:

@@ -15,6 +15,7 @@ from torch import fx
 from anytimeify.blocks import data_nodes
 from anytimeify.cost import macs_by_node, sizes
 from anytimeify.ir import Captured, Program, TensorType
+from anytimeify.node_meta import type_of
 
 __all__ = ["separators"]
 
@@ -53,7 +54,7 @@ def _shares(captured: Captured, nodes: Mapping[fx.Node, None]) -> dict[fx.Node, 
 
 def _can_be_cut(program: Program, node: fx.Node) -> bool:
     """A tensor with the batch as its first dimension."""
-    kind, first = node.meta["type"], program.placeholders[0].meta["type"]
+    kind, first = type_of(node), type_of(program.placeholders[0])
     return (
         node.op == "call_function"
         and isinstance(kind, TensorType)

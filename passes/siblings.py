@@ -14,6 +14,7 @@ from torch import fx
 
 from anytimeify.axes import Axes
 from anytimeify.ir import Program, Size
+from anytimeify.node_meta import type_of
 from anytimeify.passes.layouts import Layout, Layouts, Value
 from anytimeify.passes.narrow import Builder
 from anytimeify.passes.replicate import Tree
@@ -76,7 +77,7 @@ class Siblings(Layouts):
     def call(self, node: fx.Node) -> Any:
         if node.target is operator.getitem and isinstance(parts := self.values[node.all_input_nodes[0]], tuple):
             return parts[node.args[1]]  # type: ignore[index]  # canonical: an integer
-        if isinstance(node.meta["type"], Size):
+        if isinstance(type_of(node), Size):
             return self.integer(node)
         depth = self.deepest(node)
         if self.count(depth) == 1:
@@ -91,14 +92,14 @@ class Siblings(Layouts):
         """Sizes are those of one member, so they are the same for all of them."""
         if node.target is aten.sym_size.int:
             source, dim = self.values[node.all_input_nodes[0]], node.args[1]
-            whole = source.nodes[0].meta["type"].shape[dim]
+            whole = type_of(source.nodes[0]).shape[dim]
             size = self.emit(aten.sym_size.int, (source.nodes[0], dim), node.name)
-            if whole != node.meta["type"]:
-                times = whole // node.meta["type"]
+            if whole != type_of(node):
+                times = whole // type_of(node)
                 size = self.emit(operator.floordiv, (size, times.coefficient), f"{node.name}_each")
             return Value(0, "one", (size,))
         args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda source: self.values[source].node)
-        return Value(0, "one", (self.emit(node.target, args, node.name, kind=node.meta["type"], kwargs=kwargs),))
+        return Value(0, "one", (self.emit(node.target, args, node.name, kind=type_of(node), kwargs=kwargs),))
 
     def single(self, node: fx.Node, depth: int) -> Any:
         """Everything is of one member: the backbone's own operation."""
@@ -108,12 +109,12 @@ class Siblings(Layouts):
             return self.result(depth, "one", self.builder.shared[node], node)
         args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda source: self.values[source].nodes[0])
         return self.result(
-            depth, "one", self.emit(node.target, args, node.name, kind=node.meta["type"], kwargs=kwargs), node
+            depth, "one", self.emit(node.target, args, node.name, kind=type_of(node), kwargs=kwargs), node
         )
 
     def result(self, depth: int, layout: Layout, node: fx.Node, like: fx.Node) -> Any:
         """A value, or one for each of several results."""
-        kinds = node.meta["type"]
+        kinds = type_of(node)
         if not isinstance(kinds, tuple):
             return Value(depth, layout, (node,))
         items = [self.emit(operator.getitem, (node, i), f"{like.name}_{i}") for i in range(len(kinds))]
@@ -129,8 +130,8 @@ class Siblings(Layouts):
             own = {source: nodes[member] for source, nodes in sources.items()}
             args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), own.__getitem__)
             name = f"member{member}_{node.name}"
-            results.append(self.emit(node.target, args, name, kind=node.meta["type"], kwargs=kwargs, exact=True))
-        kinds = node.meta["type"]
+            results.append(self.emit(node.target, args, name, kind=type_of(node), kwargs=kwargs, exact=True))
+        kinds = type_of(node)
         if not isinstance(kinds, tuple):
             return Value(depth, "apart", tuple(results))
         return tuple(
@@ -157,8 +158,8 @@ class Siblings(Layouts):
 
     def written(self, node: fx.Node, depth: int, layout: Layout, sources: Mapping[fx.Node, fx.Node], kind: Any) -> Any:
         """The operation of a node on operands in another layout, its sizes re-evaluated."""
-        types = {source: source.meta["type"] for source in node.all_input_nodes}
-        types.update({source: new.meta["type"] for source, new in sources.items()})
+        types = {source: type_of(source) for source in node.all_input_nodes}
+        types.update({source: type_of(new) for source, new in sources.items()})
         target, arguments = self.resized(node, types, kind)
         arguments = self._sized(arguments)
         args, kwargs = rebind(target, arguments)
@@ -203,7 +204,7 @@ class Siblings(Layouts):
     def _scaled(self, value: Any, new: Size) -> Any:
         if not isinstance(value, fx.Node):
             return new.coefficient
-        old: Size = value.meta["type"]
+        old: Size = type_of(value)
         return value if old == new else Times(value, new // old)
 
 

@@ -25,6 +25,7 @@ from anytimeify.axes import Axes
 from anytimeify.errors import SchemeError
 from anytimeify.factors import Factor
 from anytimeify.ir import Captured, Program
+from anytimeify.node_meta import granularities_of, granularity_of, origin_of, type_of
 from anytimeify.pass_manager import rewrite
 from anytimeify.passes.classes import CLASSES, class_axis, class_region, has_axis
 from anytimeify.passes.frozen import is_trained
@@ -55,7 +56,7 @@ def add_heads(captured: Captured, axes: Axes, taxonomy: Taxonomy) -> Captured:
             parts.append(_head(builder, program, axes, prediction, factor, region, name, size, fresh, others, made))
         prefixes = ("", *(f"{_PREFIX}{name}." for name in taxonomy.granularities[1:]))
         meta = {
-            "origin": prediction.meta["origin"],
+            "origin": origin_of(prediction),
             "granularities": tuple(zip(prefixes, taxonomy.sizes, strict=True)),
         }
         outputs.append(builder.call(aten.cat.default, (parts, CLASSES), {}, "granularities", meta))
@@ -89,13 +90,13 @@ def _drawn(captured: Captured) -> Mapping[str, Tensor]:
 
 def coarse_heads(program: Program) -> set[fx.Node]:
     """The nodes that `add_heads` made and that read tensors: what every level should have for itself."""
-    return {node for node in program.graph.nodes if "granularity" in node.meta and _reads_tensors(node)}
+    return {node for node in program.graph.nodes if granularity_of(node) is not None and _reads_tensors(node)}
 
 
 def heads_of_output(prediction: fx.Node) -> tuple[tuple[str, int], ...]:
     """What each granularity of a prediction prefixes its tensors with, and its number of classes."""
-    parts: tuple[tuple[str, int], ...] = prediction.meta.get("granularities", ())
-    return parts or (("", prediction.meta["type"].shape[CLASSES].coefficient),)
+    parts: tuple[tuple[str, int], ...] = granularities_of(prediction)
+    return parts or (("", type_of(prediction).shape[CLASSES].coefficient),)
 
 
 def _reads_tensors(node: fx.Node) -> bool:
@@ -123,10 +124,10 @@ def _fresh(
 def _classes(axes: Axes, prediction: fx.Node, taxonomy: Taxonomy) -> Factor:
     """The axis of classes of a prediction, of as many as the finest granularity has."""
     factor = class_axis(axes, prediction, "taxonomy")
-    classes = prediction.meta["type"].shape[CLASSES].coefficient
+    classes = type_of(prediction).shape[CLASSES].coefficient
     if classes != taxonomy.sizes[0]:
         raise SchemeError(
-            f"taxonomy: the prediction, {prediction.name} ({prediction.meta['origin']}), has {classes} classes, and "
+            f"taxonomy: the prediction, {prediction.name} ({origin_of(prediction)}), has {classes} classes, and "
             f"the finest granularity, {taxonomy.granularities[0]}, has {taxonomy.sizes[0]}"
         )
     return factor
@@ -155,7 +156,7 @@ def _head(
         own[node] = f"{_PREFIX}{name}.{source}"
         tensor = program.tensors[source]
         if id(tensor) not in ties:
-            shape = tuple(s.coefficient for s in axes.shape(axes.dims[node], node.meta["type"], {factor: size}).shape)
+            shape = tuple(s.coefficient for s in axes.shape(axes.dims[node], type_of(node), {factor: size}).shape)
             value = resized(fresh.get(source, tensor).detach().to(tensor), shape, others)
             ties[id(tensor)] = nn.Parameter(value) if isinstance(tensor, nn.Parameter) else value
         builder.tensors[own[node]] = ties[id(tensor)]

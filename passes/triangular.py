@@ -18,6 +18,7 @@ from anytimeify.cost import macs_by_node, sizes
 from anytimeify.errors import SchemeError
 from anytimeify.factors import leaves
 from anytimeify.ir import Captured, Program, Rewritten, Size, TensorType, meta_of
+from anytimeify.node_meta import origin_of, type_of
 from anytimeify.passes.block_triangular import use_blocks
 from anytimeify.passes.heads import heads_of
 from anytimeify.passes.narrow import Builder, Clone, Private
@@ -83,7 +84,7 @@ def _refuse_cost(captured: Captured, nest: Nest, joint: Program, heads: Set[str]
     pins = (leaf.pin for expr in nest.axes.dims[first] for leaf in leaves(expr) if leaf.pin is not None)
     reason = next((f" ({pin})" for pin in pins if pin.kind in ("fixed", "output")), "")
     raise SchemeError(
-        f"connectivity='triangular': {name_of(first)} ({first.meta['origin']}) makes of all channels something whose "
+        f"connectivity='triangular': {name_of(first)} ({origin_of(first)}) makes of all channels something whose "
         f"own axes keep their size{reason}, so that it and what lies behind would be computed for every level. That "
         f"costs {share:.2f} times the backbone; use connectivity='dense', or name other layers in where"
     )
@@ -277,7 +278,7 @@ class Form:
                 if dim != layer.dim if source is layer.weight else source in nest.parameters:
                     value, part = at.unmasked(node, source), source.op == "get_attr"
                     instead[source] = self.pick(value, source, dim, nest.new(expr, level), f"new{level}", part=part)
-                    types[source] = instead[source].meta["type"]
+                    types[source] = type_of(instead[source])
         instead.setdefault(layer.weight, at.unmasked(node, layer.weight))
         (dim,) = nest.narrowed_dims(node)
         types[node] = _with_size(at.types[node], dim, len(self._new(node, level)))
@@ -289,14 +290,14 @@ class Form:
         keep = self.nest.mask(node, level)
         if keep.all():
             return value
-        mask, blocks = self.builder.mask(keep, value.meta["type"].dtype, node), self.nest.blocks(node, level)
+        mask, blocks = self.builder.mask(keep, type_of(value).dtype, node), self.nest.blocks(node, level)
         key = value, mask, operands_of(node, self.nest.layers[node].weight)
         if key in self.weights:  # a layer that is called twice
             return self.weights[key]
         meta = {**value.meta}
         meta.pop("part", None)
         if blocks:
-            shares = value.meta["type"].size.coefficient // keep.size
+            shares = type_of(value).size.coefficient // keep.size
             meta |= {"kept": int(keep.sum()) * shares, "blocks": blocks}
         name = f"{self.prefix}{node.name}_weight"
         self.weights[key] = self.builder.call(torch.ops.aten.mul.Tensor, (value, mask), {}, name, meta)
@@ -304,7 +305,7 @@ class Form:
 
     def pick(self, value: fx.Node, like: fx.Node, dim: int, places: Places, tag: str, *, part: bool = False) -> fx.Node:
         """Entries of a dimension of a value; the value itself if these are all, in their order."""
-        kind = value.meta["type"]
+        kind = type_of(value)
         if np.array_equal(places, np.arange(kind.shape[dim].coefficient)):
             return value
         meta = meta_of(like, part=part)
@@ -372,7 +373,7 @@ class _Chunk(Clone):
 
 
 def _several(node: fx.Node) -> bool:
-    return isinstance(node.meta["type"], tuple)
+    return isinstance(type_of(node), tuple)
 
 
 def _with_size(kind: TensorType, dim: int, size: int) -> TensorType:

@@ -19,6 +19,7 @@ from fnmatch import fnmatchcase
 from torch import fx
 
 from anytimeify.ir import Program, Size, TensorType
+from anytimeify.node_meta import type_of
 from anytimeify.passes.project import ancestors
 from anytimeify.rules import rule_of
 from anytimeify.rules.op import flat_nodes
@@ -57,7 +58,7 @@ class Weight:
 
     @property
     def entries(self) -> int:
-        kind: TensorType = self.nodes[0].meta["type"]
+        kind: TensorType = type_of(self.nodes[0])
         return kind.size.coefficient
 
     def named(self, patterns: tuple[str, ...]) -> bool:
@@ -143,7 +144,7 @@ class _Finder:
     def only_weighs(self, node: fx.Node) -> bool:
         """Whether every way from a node leads to where a layer takes a weight."""
         for user in node.users:
-            if isinstance(user.meta.get("type"), Size):
+            if isinstance(type_of(user), Size):
                 continue
             if user in self.constant:
                 if not (_is_part(user) and user.args[0] is node and self.only_weighs(user)):
@@ -163,11 +164,11 @@ def _is_part(node: fx.Node) -> bool:
     if node.target in _PARTS or (rule is not None and rule.view):
         return True
     source = node.args[0] if node.args else None
-    return isinstance(source, fx.Node) and isinstance(source.meta.get("type"), tuple) and source.target in _PARTS
+    return isinstance(source, fx.Node) and isinstance(type_of(source), tuple) and source.target in _PARTS
 
 
 def _is_matrix(node: fx.Node) -> bool:
-    kind = node.meta.get("type")
+    kind = type_of(node)
     if not isinstance(kind, TensorType) or len(kind.shape) < 2 or not kind.size.static or kind.size.coefficient < 2:
         return False
     return bool(kind.dtype.is_floating_point or kind.dtype.is_complex)

@@ -41,7 +41,8 @@ def copied(program: Program) -> Program:
 
 
 def call_of(program: Program) -> fx.Node:
-    return next(node for node in program.graph.nodes if node.target is torch.ops.aten.conv2d.default)
+    node: fx.Node = next(node for node in program.graph.nodes if node.target is torch.ops.aten.conv2d.default)
+    return node
 
 
 def wider(program: Program) -> None:

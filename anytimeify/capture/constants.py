@@ -21,6 +21,7 @@ from torch import Tensor, fx
 from anytimeify._torch import OpOverload, schema
 from anytimeify.capture.draft import Draft, fake, insert, replace, step
 from anytimeify.capture.simplify import eliminate_dead_code
+from anytimeify.node_meta import value_of
 from anytimeify.schema import bound
 
 __all__ = ["free_of_device"]
@@ -91,7 +92,7 @@ def _foldable(node: fx.Node, known: dict[fx.Node, Any]) -> bool:
 
 def _elements(node: fx.Node) -> int:
     """The elements of a node's value; of a dynamic size, more than any constant may have."""
-    value = node.meta.get("val")
+    value = value_of(node)
     parts = value if isinstance(value, (list, tuple)) else [value]
     counts: list[Any] = [part.numel() for part in parts if isinstance(part, Tensor)]
     return max((count if isinstance(count, int) else _LARGEST + 1 for count in counts), default=0)

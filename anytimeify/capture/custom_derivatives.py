@@ -27,6 +27,7 @@ from torch.utils.checkpoint import CheckpointFunction
 from anytimeify._torch import autograd_calls, without_recomputation
 from anytimeify.derivatives import name_of
 from anytimeify.errors import CaptureError
+from anytimeify.node_meta import annotations_of
 
 __all__ = ["direct_checkpoints", "kept", "part_of"]
 
@@ -85,7 +86,7 @@ def _hooks_refused() -> Iterator[None]:
 
 def part_of(node: fx.Node) -> int | None:
     """The number of the recomputed part that an exported node is in, from 1 on; None outside of all."""
-    found: int | None = node.meta.get("custom", {}).get(_PART)
+    found: int | None = annotations_of(node).get(_PART)
     return found
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from anytimeify._torch import OpOverload
 from anytimeify.errors import Finding, UnsupportedOpError
-from anytimeify.node_meta import origin_of
+from anytimeify.node_meta import origin_of, value_of
 from anytimeify.pass_manager import run_pass
 from anytimeify.schema import bound, rebind
 
@@ -79,7 +79,7 @@ def step(name: str) -> Callable[[Callable[Concatenate[Draft, P], R]], Callable[C
 
 def fake(node: fx.Node) -> Tensor | None:
     """The tensor without data that the exporter recorded for a node; None if its value is not one tensor."""
-    value = node.meta.get("val")
+    value = value_of(node)
     return value if isinstance(value, Tensor) else None
 
 

@@ -22,11 +22,11 @@ from anytimeify._torch import OpOverload, expression
 from anytimeify.capture.custom_derivatives import part_of
 from anytimeify.capture.draft import Draft
 from anytimeify.ir import Origin, Program, Size, TensorType
-from anytimeify.node_meta import origin_of
+from anytimeify.node_meta import origin_of, type_of, value_of
 from anytimeify.pass_manager import rewrite
 from anytimeify.size_expressions import monomial
 
-__all__ = ["batch_symbols", "finish", "size_of", "type_of"]
+__all__ = ["batch_symbols", "finish", "recorded_type", "size_of"]
 
 Renaming = Mapping[sympy.Symbol, sympy.Symbol]
 
@@ -55,9 +55,9 @@ def finish(draft: Draft, renaming: Renaming) -> Program:
             str(node.target).rpartition(".")[0] if node.op == "get_attr" else ""
         )
         new.meta["type"] = (
-            type_of(draft.tensors[str(node.target)], {})
+            recorded_type(draft.tensors[str(node.target)], {})
             if node.op == "get_attr"
-            else type_of(node.meta.get("val"), renaming)
+            else recorded_type(value_of(node), renaming)
         )
         if (part := part_of(node)) is not None:
             new.meta["checkpoint"] = part
@@ -72,9 +72,9 @@ def finish(draft: Draft, renaming: Renaming) -> Program:
 
 def _lstm_types(node: fx.Node) -> Any:
     """The last states have the type of the first ones; torch 2.11 records them with a dimension too many."""
-    result, *last = node.meta["type"]
+    result, *last = type_of(node)
     first: Any = node.args[1]
-    kinds = [state.meta["type"] for state in first]
+    kinds = [type_of(state) for state in first]
     return (result, *(kind if kind.dtype == one.dtype else one for kind, one in zip(kinds, last, strict=True)))
 
 
@@ -87,7 +87,7 @@ def batch_symbols(draft: Draft, sizes: Iterable[int | None]) -> tuple[str | None
     batch: sympy.Symbol | None = None
     renaming: dict[sympy.Symbol, sympy.Symbol] = {}
     for node, size in zip(draft.graph.find_nodes(op="placeholder"), sizes, strict=True):
-        value = node.meta.get("val")
+        value = value_of(node)
         if size is None or not isinstance(value, Tensor) or value.dim() == 0:
             continue
         symbol = expression(value.shape[0])
@@ -99,12 +99,12 @@ def batch_symbols(draft: Draft, sizes: Iterable[int | None]) -> tuple[str | None
     return (str(batch) if batch is not None else None), renaming
 
 
-def type_of(value: Any, renaming: Renaming) -> Any:
+def recorded_type(value: Any, renaming: Renaming) -> Any:
     """`meta["type"]` of what the exporter recorded as `meta["val"]`; None for what is neither tensor nor size."""
     if isinstance(value, Tensor):
         return TensorType(tuple(size_of(size, renaming) for size in value.shape), value.dtype)
     if isinstance(value, (list, tuple)):
-        return tuple(type_of(part, renaming) for part in value)
+        return tuple(recorded_type(part, renaming) for part in value)
     if isinstance(value, torch.SymInt) or (isinstance(value, int) and not isinstance(value, bool)):
         return size_of(value, renaming)
     return None

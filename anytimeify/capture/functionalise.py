@@ -28,6 +28,7 @@ from torch import Tensor, fx
 from anytimeify._torch import OpOverload, expression, functional_overload, schema
 from anytimeify.capture.draft import BufferMutation, Draft, step, unsupported
 from anytimeify.modes import AFTER, UPDATE_BUFFER
+from anytimeify.node_meta import stack_trace_of, value_of
 from anytimeify.passes.project import ancestors
 from anytimeify.schema import bound, is_mutable, mutated_arguments, rebind
 
@@ -192,7 +193,7 @@ class _Functionaliser:
             return
         reader = next(one for one in self.graph.find_nodes(op="get_attr") if one.target == root.target)
         new = self.call(value, UPDATE_BUFFER, reader, value)
-        new.meta["val"] = root.meta["val"]
+        new.meta["val"] = value_of(root)
         self.assign(root, new)
         self.updated[root] = new
         self.stale.update(self.views[root])
@@ -232,21 +233,21 @@ class _Functionaliser:
 
     def cast(self, node: fx.Node, new: fx.Node) -> fx.Node:
         """In place the dtype stays; the functional form may promote it."""
-        tensors = [inner.meta.get("val") for inner in node.all_input_nodes]
+        tensors = [value_of(inner) for inner in node.all_input_nodes]
         dtypes = {value.dtype for value in tensors if isinstance(value, Tensor)}
         scalars = any(isinstance(value, float) for value in node.args)
-        kept = node.meta["val"].dtype
+        kept = value_of(node).dtype
         if dtypes <= {kept} and (kept.is_floating_point or not scalars):
             return new
         promoted = reduce(torch.promote_types, dtypes | ({torch.get_default_dtype()} if scalars else set()), kept)
-        new.meta["val"] = node.meta["val"].to(promoted)
+        new.meta["val"] = value_of(node).to(promoted)
         return self.call(node, aten.to.dtype, new, kept)
 
     def copied(self, node: fx.Node, written: fx.Node, source: fx.Node | float) -> fx.Node:
         if not isinstance(source, fx.Node):
             return self.call(node, aten.full_like.default, self.value(written), source)
-        have, want = source.meta["val"], node.meta["val"]
-        if not _fits(have, written.meta["val"]):
+        have, want = value_of(source), value_of(node)
+        if not _fits(have, value_of(written)):
             advice = "Register it with the shape that it gets."
             raise unsupported(
                 node, f"puts values of shape {tuple(have.shape)} where {tuple(written.meta['val'].shape)} is", advice
@@ -292,7 +293,7 @@ class _Functionaliser:
         dim = bound(parts)["dim"]
         if parts.target is aten.unbind.int:
             return self.call(base, aten.select_scatter.default, before, value, dim, index)
-        sizes = [part.shape[dim] for part in parts.meta["val"]]
+        sizes = [part.shape[dim] for part in value_of(parts)]
         if not all(isinstance(size, int) for size in sizes):
             return None
         start = sum(sizes[:index])
@@ -314,11 +315,11 @@ def _tie(graph: fx.Graph, updates: list[fx.Node]) -> fx.Graph:
             continue
         calls = [node for node in _ordered(graph) if node in needed and node in own and node.op == "call_function"]
         inputs = [node for node in graph.find_nodes(op="placeholder") if node in needed]
-        place = next(node for node in (*reversed(calls), *inputs) if isinstance(node.meta.get("val"), Tensor))
+        place = next(node for node in (*reversed(calls), *inputs) if isinstance(value_of(node), Tensor))
         readers = [user for user in place.users if user in needed and user not in own]
         with graph.inserting_before(graph.output_node()):
             tied = graph.call_function(AFTER, (place, [update]))
-        tied.meta = {"val": place.meta["val"], "stack_trace": update.meta.get("stack_trace")}
+        tied.meta = {"val": value_of(place), "stack_trace": stack_trace_of(update)}
         for reader in readers:
             reader.replace_input_with(place, tied)
     result = fx.Graph()
@@ -364,7 +365,7 @@ def _base(node: fx.Node) -> fx.Node | None:
 
 def _shares(node: fx.Node, source: fx.Node) -> bool:
     """Operations such as `reshape` are a view or a copy, as the strides of their input have it."""
-    before, after = source.meta.get("val"), node.meta.get("val")
+    before, after = value_of(source), value_of(node)
     if not isinstance(before, Tensor) or not isinstance(after, Tensor):
         return True
     if _is_conversion(node):

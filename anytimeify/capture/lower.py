@@ -22,6 +22,7 @@ from torch.export.graph_signature import ConstantArgument, InputKind, InputSpec
 from anytimeify._torch import is_higher_order
 from anytimeify.capture.draft import Draft, unsupported
 from anytimeify.errors import CaptureError
+from anytimeify.node_meta import value_of
 from anytimeify.pass_manager import rewrite
 
 __all__ = ["lower"]
@@ -45,8 +46,8 @@ def lower(exported: ExportedProgram, order: Sequence[str] = ()) -> Draft:
     for node, spec in specs.items():
         if spec.kind is not InputKind.USER_INPUT:
             continue
-        if isinstance(spec.arg, ConstantArgument) or not isinstance(node.meta.get("val"), Tensor):
-            values[node] = spec.arg.value if isinstance(spec.arg, ConstantArgument) else node.meta.get("val")
+        if isinstance(spec.arg, ConstantArgument) or not isinstance(value_of(node), Tensor):
+            values[node] = spec.arg.value if isinstance(spec.arg, ConstantArgument) else value_of(node)
             draft.constant_inputs.append((position, values[node]))
         else:
             values[node] = draft.graph.node_copy(node)
@@ -63,7 +64,7 @@ def lower(exported: ExportedProgram, order: Sequence[str] = ()) -> Draft:
         name = canonical[names[spec.target]]
         if name not in readers:
             readers[name] = draft.graph.get_attr(name)
-            readers[name].meta["val"] = node.meta["val"]
+            readers[name].meta["val"] = value_of(node)
         values[node] = readers[name]
     result = _inline(exported.graph_module, draft, values, detach=False)
     draft.graph.output(tuple(result))
@@ -220,5 +221,5 @@ def _detached(results: Any, draft: Draft) -> list[Any]:
 
 
 def _floating(node: fx.Node) -> bool:
-    value = node.meta.get("val")
+    value = value_of(node)
     return isinstance(value, Tensor) and value.dtype.is_floating_point

@@ -16,6 +16,7 @@ import torch
 from torch import fx
 
 from anytimeify.capture.draft import Draft, fake, insert, replace, step, unsupported
+from anytimeify.node_meta import value_of
 from anytimeify.schema import bound
 
 __all__ = ["recompose"]
@@ -57,7 +58,7 @@ def _first_result(node: fx.Node) -> None:
     if any(user.target is not operator.getitem or user.args[1] != 0 for user in reads):
         return
     target, arguments = _FIRST_RESULTS[node.target](bound(node))
-    new = insert(node, target, *arguments, val=reads[0].meta["val"] if reads else None)
+    new = insert(node, target, *arguments, val=value_of(reads[0]) if reads else None)
     for user in reads:
         replace(user, new)
     node.graph.erase_node(node)
@@ -87,7 +88,7 @@ def _batch_norm_of_training(node: fx.Node) -> None:
     if 0 in reads:
         operands = (given[name] for name in ("input", "weight", "bias", "running_mean", "running_var"))
         flags = given["training"], given["momentum"], given["eps"], False
-        replace(reads[0], insert(node, aten.batch_norm.default, *operands, *flags, val=reads[0].meta["val"]))
+        replace(reads[0], insert(node, aten.batch_norm.default, *operands, *flags, val=value_of(reads[0])))
     node.graph.erase_node(node)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, fx
 
 from anytimeify.errors import CaptureError
 from anytimeify.ir import PAIR, Captured, Origin, Program, Size, TensorType
+from anytimeify.node_meta import origin_of, type_of
 from anytimeify.pass_manager import rewrite
 
 __all__ = ["renamed", "side_by_side", "symbols_of"]
@@ -69,7 +70,7 @@ def symbols_of(one: Program, other: Program) -> dict[str, str]:
     return {
         theirs.symbols[0]: ours.symbols[0]
         for mine, yours in zip(one.placeholders, other.placeholders, strict=True)
-        for ours, theirs in zip(mine.meta["type"].shape, yours.meta["type"].shape, strict=True)
+        for ours, theirs in zip(type_of(mine).shape, type_of(yours).shape, strict=True)
         if len(ours.symbols) == 1 and len(theirs.symbols) == 1
     }
 
@@ -80,11 +81,11 @@ def _copy(
     args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
     target: Any = f"{half}.{node.target}" if node.op == "get_attr" else node.target
     copied = graph.create_node(node.op, target, args, kwargs, f"{half}_{node.name}")
-    origin: Origin = node.meta["origin"]
+    origin: Origin = origin_of(node)
     path = f"{half}.{origin.module_path}" if origin.module_path else half
     copied.meta = {
         **node.meta,
-        "type": renamed(node.meta["type"], symbols),
+        "type": renamed(type_of(node), symbols),
         "origin": replace(origin, module_path=path),
     }
     return copied

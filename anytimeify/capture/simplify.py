@@ -18,6 +18,7 @@ from torch import Tensor, fx
 
 from anytimeify._torch import OpOverload, schema
 from anytimeify.capture.draft import Draft, fake, replace, step
+from anytimeify.node_meta import value_of
 from anytimeify.schema import bound
 
 __all__ = ["drop_identities", "eliminate_dead_code", "freeze_unread", "simplify"]
@@ -101,7 +102,7 @@ def _with_gradient(draft: Draft) -> set[fx.Node]:
             if (value := fake(node)) is not None and value.dtype.is_floating_point:
                 found.add(node)
         elif any(inner in found for inner in node.all_input_nodes):
-            value = node.meta.get("val")
+            value = value_of(node)
             floating = isinstance(value, (list, tuple)) or (isinstance(value, Tensor) and value.dtype.is_floating_point)
             if floating and node.target is not aten.detach.default:
                 found.add(node)

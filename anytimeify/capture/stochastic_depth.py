@@ -16,6 +16,7 @@ from torch import fx
 import anytimeify.modules  # noqa: F401  # registers the operation
 from anytimeify.capture.draft import Draft, fake, insert, replace, step
 from anytimeify.capture.simplify import eliminate_dead_code
+from anytimeify.node_meta import value_of
 from anytimeify.schema import bound
 
 __all__ = ["recognise_stochastic_depth"]
@@ -43,7 +44,7 @@ def recognise_stochastic_depth(draft: Draft) -> None:
                 if x.target is not aten.div.Tensor or x.args[1] != found.keep:
                     continue
                 x, found = x.args[0], found._replace(scaled=True)
-            val = node.meta["val"]
+            val = value_of(node)
             new = insert(node, torch.ops.anytimeify.drop_path.default, x, found.keep, found.scaled, mode, val=val)
             replace(node, new)
             break

@@ -17,6 +17,7 @@ from anytimeify.capture.side_by_side import renamed, symbols_of
 from anytimeify.errors import CaptureError
 from anytimeify.ir import Program
 from anytimeify.modes import AFTER, BY_MODE
+from anytimeify.node_meta import type_of
 from anytimeify.pass_manager import rewrite
 from anytimeify.passes.project import project
 from anytimeify.schema import bound
@@ -113,9 +114,9 @@ class _Merger:
 
     def pair(self, one: fx.Node, other: fx.Node) -> bool:
         """Whether both are one operation, which is then written once."""
-        if one.target is not other.target or isinstance(one.meta["type"], tuple):
+        if one.target is not other.target or isinstance(type_of(one), tuple):
             return False
-        if renamed(other.meta["type"], self.symbols) != one.meta["type"]:
+        if renamed(type_of(other), self.symbols) != type_of(one):
             return False
         pairs = _operands(one, other)
         if pairs is None:
@@ -142,7 +143,7 @@ class _Merger:
             return training
         key = training, evaluation
         if key not in self.chosen:
-            if training.meta["type"] != evaluation.meta["type"]:
+            if type_of(training) != type_of(evaluation):
                 raise CaptureError("train mode and eval mode compute tensors of different shapes")
             node = self.graph.create_node("call_function", BY_MODE, key, name=self.free(f"{training.name}_by_mode"))
             node.meta = dict(evaluation.meta)
@@ -154,7 +155,7 @@ class _Merger:
     ) -> fx.Node:
         args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
         new = self.graph.create_node(node.op, node.target, args, kwargs, self.free(node.name))
-        new.meta = {**node.meta, "type": renamed(node.meta["type"], symbols or {})}
+        new.meta = {**node.meta, "type": renamed(type_of(node), symbols or {})}
         return new
 
     def free(self, name: str) -> str:
@@ -166,7 +167,7 @@ class _Merger:
 
 def _interchangeable(one: fx.Node, other: fx.Node) -> bool:
     """Whether a `by_mode` can choose between two values, which have to be single tensors."""
-    return one is other or (one.meta["type"] == other.meta["type"] and not isinstance(one.meta["type"], tuple))
+    return one is other or (type_of(one) == type_of(other) and not isinstance(type_of(one), tuple))
 
 
 def _idle(node: fx.Node) -> fx.Node:

@@ -26,6 +26,7 @@ from anytimeify.errors import ArgumentError
 from anytimeify.ir import Program, TensorType
 from anytimeify.lift import lift
 from anytimeify.model import AnytimeModel
+from anytimeify.node_meta import origin_of, type_of
 from anytimeify.report.sheets import Sheet, Sheets, in_percent
 
 __all__ = ["ActivationIncrements", "LayerIncrements", "activation_increments"]
@@ -161,7 +162,7 @@ def _blocks(program: Program, axes: Axes) -> dict[str, fx.Node]:
     """The results of all blocks, by the module that a block lies in, or by node where several lie in one."""
     named: dict[str, list[fx.Node]] = {}
     for block in find_blocks(program, axes).blocks:
-        paths = [node.meta["origin"].module_path for node in block.nodes if node.op == "call_function"]
+        paths = [origin_of(node).module_path for node in block.nodes if node.op == "call_function"]
         named.setdefault(_common(paths) or block.end.name, []).append(block.end)
     return {name if len(ends) == 1 else end.name: end for name, ends in named.items() for end in ends}
 
@@ -181,8 +182,8 @@ def _modules(program: Program, layer: str) -> dict[str, fx.Node]:
     """The result of a module: the last that is computed in it."""
     results: dict[str, fx.Node] = {}
     for node in program.graph.nodes:
-        if node.op == "call_function" and isinstance(node.meta["type"], TensorType):
-            parts = node.meta["origin"].module_path.split(".")
+        if node.op == "call_function" and isinstance(type_of(node), TensorType):
+            parts = origin_of(node).module_path.split(".")
             for count in range(1, len(parts) + 1):
                 results[".".join(parts[:count])] = node
     if layer not in results:
@@ -191,7 +192,7 @@ def _modules(program: Program, layer: str) -> dict[str, fx.Node]:
 
 
 def _unsuited(node: fx.Node, axes: Axes, batch: int) -> str | None:
-    kind = node.meta["type"]
+    kind = type_of(node)
     if not isinstance(kind, TensorType) or not kind.dtype.is_floating_point:
         return _FLAT
     if any(size.symbols for size in kind.shape[1:]) or kind.shape[0].coefficient not in (1, batch):

@@ -14,6 +14,7 @@ from anytimeify.axes import Axes, AxisGroup, Pin
 from anytimeify.cost import macs_by_node, sizes
 from anytimeify.factors import Expr, Factor, Product, leaves
 from anytimeify.ir import Captured, Program
+from anytimeify.node_meta import is_part, origin_of, type_of
 from anytimeify.passes.project import ancestors
 from anytimeify.report.sheets import Sheet
 from anytimeify.rules.op import name_of
@@ -95,10 +96,10 @@ class Readers:
         while waiting:
             source = waiting.pop()
             for user in source.users:
-                if user in self.needed and user.meta.get("part") and user.args[0] is source:
+                if user in self.needed and is_part(user) and user.args[0] is source:
                     waiting.append(user)
                 elif user in self.needed:
-                    widest = max(widest, source.meta["type"].shape[dim].coefficient)
+                    widest = max(widest, type_of(source).shape[dim].coefficient)
         return widest or None
 
 
@@ -170,7 +171,7 @@ def _place(pin: Pin) -> Place:
 def without_rule(axes: Axes) -> tuple[Place, ...]:
     """Operations that the analysis knows nothing about."""
     reason = "no axis rule for this operation"
-    return tuple(Place(reason, name_of(node), str(node.meta.get("origin", ""))) for node in axes.unknown)
+    return tuple(Place(reason, name_of(node), str(origin_of(node))) for node in axes.unknown)
 
 
 # How they are shown.

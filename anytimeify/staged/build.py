@@ -11,6 +11,7 @@ from torch import fx
 from anytimeify.cost import macs_by_node, sizes
 from anytimeify.ir import Captured, Level, Program, Rewritten, Size, TensorType
 from anytimeify.lift import lift
+from anytimeify.node_meta import type_of
 from anytimeify.pass_manager import rewrite
 from anytimeify.passes.fold import fold
 from anytimeify.passes.fold_batch_norms import fold_batch_norms
@@ -51,7 +52,7 @@ def build(
         macs = sum(macs_by_node(part, captured.batch, batch_size, symbols).values())
         stages.append(Stage(level, step.reads, step.gives, macs))
         graphs.append(_lifted(part))
-    values = {node.name: node.meta.get("type") for node in program.graph.nodes}
+    values = {node.name: type_of(node) for node in program.graph.nodes}
     names = [*(node.name for node in program.placeholders), *(name for stage in stages for name in stage.gives)]
     described = Chain(
         tuple(node.name for node in program.placeholders),
@@ -70,7 +71,7 @@ def _again(program: Program) -> set[fx.Node]:
     for node in program.graph.nodes:
         if node.op == "placeholder" or not from_inputs.isdisjoint(node.all_input_nodes):
             from_inputs.add(node)
-        if node.op == "call_function" and (node not in from_inputs or isinstance(node.meta["type"], Size)):
+        if node.op == "call_function" and (node not in from_inputs or isinstance(type_of(node), Size)):
             result.add(node)
     return result
 
@@ -85,9 +86,7 @@ def _local_sizes(step: Step) -> Step:
     for node in graph.find_nodes(op="call_function", target=aten.sym_size.int):
         if node.all_input_nodes[0] in read:
             continue
-        found = next(
-            ((one, dim) for one, dim in _dimensions(read) if one.meta["type"].shape[dim] == node.meta["type"]), None
-        )
+        found = next(((one, dim) for one, dim in _dimensions(read) if type_of(one).shape[dim] == type_of(node)), None)
         if found is not None:
             node.args, node.kwargs = found, {}
     return replace(step, reads=_without_unread(graph))
@@ -95,8 +94,8 @@ def _local_sizes(step: Step) -> Step:
 
 def _dimensions(nodes: Sequence[fx.Node]) -> Iterator[tuple[fx.Node, int]]:
     for node in nodes:
-        if isinstance(node.meta["type"], TensorType):
-            yield from ((node, dim) for dim in range(len(node.meta["type"].shape)))
+        if isinstance(type_of(node), TensorType):
+            yield from ((node, dim) for dim in range(len(type_of(node).shape)))
 
 
 def _only_needed(chain: Sequence[Step]) -> list[Step]:

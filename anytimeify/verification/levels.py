@@ -24,6 +24,7 @@ from anytimeify.errors import VerificationError
 from anytimeify.ir import Captured, Program, TensorType
 from anytimeify.lift import lift
 from anytimeify.model import AnytimeModel
+from anytimeify.node_meta import origin_of, type_of
 from anytimeify.passes.project import project
 from anytimeify.schema import bound
 from anytimeify.verification.precision import ADVICE, TOLERANCE, cast_limit, clone, double, in_double, with_batch
@@ -214,7 +215,7 @@ def _refuse_randomness(program: Program, error: float) -> None:
 
 def _rounding(program: Program) -> float:
     """What the least precise type of the program rounds off."""
-    kinds = (node.meta.get("type") for node in program.graph.nodes)
+    kinds = (type_of(node) for node in program.graph.nodes)
     return max([TOLERANCE, *(tolerance(kind.dtype) for kind in kinds if isinstance(kind, TensorType))])
 
 
@@ -282,7 +283,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _where(net: AnytimeModel, name: str | None) -> str:
-    origins = {node.name: node.meta.get("origin") for node in net.rewritten.program.graph.nodes}
+    origins = {node.name: origin_of(node) for node in net.rewritten.program.graph.nodes}
     return f"node {name} ({origins.get(name or '') or 'of unknown origin'})"
 
 

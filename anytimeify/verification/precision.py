@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from anytimeify.capture.compare import tolerance
 from anytimeify.ir import Captured, Program, TensorType
+from anytimeify.node_meta import type_of
 
 __all__ = ["ADVICE", "TOLERANCE", "cast_limit", "clone", "double", "in_double", "with_batch"]
 
@@ -48,7 +49,7 @@ def with_batch(captured: Captured, inputs: tuple[Tensor, ...], count: int) -> tu
     """The inputs as a batch of `count` samples: the first of them, or all again and again."""
     result = []
     for node, x in zip(captured.program.placeholders, inputs, strict=True):
-        kind: TensorType = node.meta["type"]
+        kind: TensorType = type_of(node)
         for dim, size in enumerate(kind.shape):
             if captured.batch is not None and size.symbols == (captured.batch,):
                 rows = torch.arange(size.coefficient * count, device=x.device) % x.shape[dim]

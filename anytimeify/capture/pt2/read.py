@@ -22,6 +22,7 @@ from anytimeify.capture.pt2.checks import RefusedError, shown
 from anytimeify.capture.pt2.inputs import read_inputs
 from anytimeify.capture.pt2.schema import check_payloads, check_program, without_provenance
 from anytimeify.capture.pt2.tensors import read_tensors
+from anytimeify.node_meta import value_of
 
 __all__ = ["read_program"]
 
@@ -56,7 +57,7 @@ def _check_fit(program: ExportedProgram) -> None:
     """`RefusedError` where a weight or a constant is missing, or is not of the type that the graph reads."""
     if program.call_spec.in_spec is None:
         raise RefusedError("", "does not say how it is called")
-    values = {node.name: node.meta.get("val") for node in program.graph.find_nodes(op="placeholder")}
+    values = {node.name: value_of(node) for node in program.graph.find_nodes(op="placeholder")}
     for spec in program.graph_signature.input_specs:
         if spec.kind in (InputKind.USER_INPUT, InputKind.TOKEN, InputKind.CUSTOM_OBJ):
             continue
