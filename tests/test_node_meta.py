@@ -64,7 +64,7 @@ def test_undeclared_keys_are_found() -> None:
 KIND = TensorType((Size(1, ("s0",)), Size(3)), torch.float32)
 ROWS = np.arange(3)
 VALUES = [
-    ("type", KIND, [KIND.shape, "[s0, 3]"]),
+    ("type", KIND, ["[s0, 3]", 3]),
     ("type", (KIND, None), [[KIND]]),
     ("type", Size(3), [3]),
     ("origin", Origin("conv"), ["conv", None]),
