@@ -15,5 +15,14 @@ for _module in pkgutil.iter_modules(__path__):
 table.seal()
 
 __all__ = [
-    *("Call", "Dims", "Op", "Resize", "Rule", "axis_rule", "contractions", "has_kind", "registered", "rule_of"),
+    "Call",
+    "Dims",
+    "Op",
+    "Resize",
+    "Rule",
+    "axis_rule",
+    "contractions",
+    "has_kind",
+    "registered",
+    "rule_of",
 ]
