@@ -40,7 +40,7 @@ def joined(op: Op, parts: Sequence[Expr], sizes: Sequence[Size]) -> Expr:
     return factors.resolve(factors.Sum(tuple(parts)))
 
 
-axis_rule(aten("cat.default", "concat.default", "concatenate.default"), _cat)
+axis_rule(aten("cat.default", "concat.default", "concatenate.default"), _cat, kind="join")
 
 
 def _stack(op: Op) -> Dims:
@@ -149,7 +149,7 @@ def _bounds(r: Resize) -> dict[str, Any]:
     return {"start": start, "length": length} if "length" in r.arguments else {"start": start, "end": start + length}
 
 
-axis_rule(aten("slice.Tensor", "narrow.default"), _slice, literals=_bounds, view=True)
+axis_rule(aten("slice.Tensor", "narrow.default"), _slice, literals=_bounds, view=True, kind="selection")
 
 
 # indexing: indexed dimensions are pinned; the others pass. The result's indexed dimensions stand where the first index

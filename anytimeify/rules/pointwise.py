@@ -60,8 +60,10 @@ BINARY = [
     "copysign", "xlogy",
 ]
 # fmt: on
-axis_rule([target for target in aten(*UNARY, *BINARY) if target not in aten("where.default")], pointwise)
-axis_rule(aten("add", "sub", "subtract"), pointwise, joins=True)
+axis_rule(
+    [target for target in aten(*UNARY, *BINARY) if target not in aten("where.default")], pointwise, kind="pointwise"
+)
+axis_rule(aten("add", "sub", "subtract"), pointwise, joins=True, kind="pointwise")
 
 
 # the result and the mask
