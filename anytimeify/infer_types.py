@@ -49,9 +49,15 @@ class TypeInferenceError(AnytimeError, ValueError):
     """An operation cannot be applied to operands of such types; names the operation and the types."""
 
 
-def infer_type(target: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Type | Unknown:
-    """The type of `target(*args, **kwargs)`, of nodes that carry types. Raises `TypeInferenceError`."""
-    return _infer(target, args, kwargs, _claimed)
+def infer_type(
+    target: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    kind: Callable[[fx.Node], Type] | None = None,
+) -> Type | Unknown:
+    """The type of `target(*args, **kwargs)`, of nodes that carry types, or whose types `kind` gives. Raises
+    `TypeInferenceError`."""
+    return _infer(target, args, kwargs, kind or _claimed)
 
 
 def inferred_type(node: fx.Node) -> Type | Unknown:

@@ -169,7 +169,7 @@ class _Follower:
                 pairs = zip(reversed(self.axes.dims[table]), reversed(self.axes.dims[value]), strict=False)
                 for place, (own, met) in enumerate(pairs, start=1):
                     if table.meta["type"].shape[-place] == value.meta["type"].shape[-place]:
-                        self.count(resolve(own), self.grids.get(resolve(met), resolve(met)))
+                        self.count(resolve(own), self.grid(met))
 
     def count(self, own: Expr, met: Expr) -> None:
         """Take down that an axis counts what another one does."""
@@ -191,7 +191,7 @@ class _Follower:
         whole = resolve(self.axes.dims[node][dim])
         parts = [resolve(self.axes.dims[one][dim]) for one in given["tensors"]]
         if isinstance(whole, Factor):
-            self.grids[whole] = Sum(tuple(self.grids.get(part, part) for part in parts))
+            self.grids[whole] = Sum(tuple(map(self.grid, parts)))
 
     def select(self, node: fx.Node) -> None:
         """A slice of joined positions that is one of the parts counts what that does."""
@@ -209,10 +209,16 @@ class _Follower:
                 return
             start -= self.axes.size(part, {}).coefficient if isinstance(start, int) else 0
 
+    def grid(self, expr: Expr) -> Expr:
+        """What an axis counts, as far as it is known."""
+        expr = resolve(expr)
+        return self.grids.get(expr, expr) if isinstance(expr, Factor) else expr
+
     def reshaped(self, node: fx.Node) -> TensorType:
         """The same elements in another shape: dimensions are made of the same axes as before. Of an axis that is cut in
         several (into windows), the outermost part changes."""
-        source, kind = node.all_input_nodes[0], node.meta["type"]
+        source: fx.Node = node.all_input_nodes[0]
+        kind: TensorType = node.meta["type"]
         parts = [
             (self.axes.size(part, {}), self.axes.size(part, self.sizes))
             for expr in self.axes.dims[source]
@@ -241,17 +247,17 @@ class _Follower:
     def parts(self, expr: Expr) -> list[Expr]:
         """An axis as the axes whose product it is, as far as that is known."""
         expr = resolve(expr)
-        grid = self.grids.get(expr) if isinstance(expr, Factor) else None
         if isinstance(expr, Product):
             return [one for part in expr.parts for one in self.parts(part)]
-        return [expr] if grid is None or isinstance(grid, Sum) else self.parts(grid)
+        grid = self.grid(expr)
+        return [expr] if grid == expr or isinstance(grid, Sum) else self.parts(grid)
 
     def refused(self, node: fx.Node, size: Size) -> SchemeError:
         (source,) = {one for one in node.all_input_nodes if isinstance(one.meta["type"], TensorType)}
         shape = ", ".join(map(str, self.type_of(source).shape))
         return SchemeError(
-            f"sizes: {_where(node)} reads ({', '.join(map(str, source.meta['type'].shape))}) as dimensions of which one "
-            f"is {size}, and cannot read ({shape}) so"
+            f"sizes: {_where(node)} reads ({', '.join(map(str, source.meta['type'].shape))}) as dimensions of which "
+            f"one is {size}, and cannot read ({shape}) so"
         )
 
     def solved(self, node: fx.Node, expr: Expr, factor: Factor, wanted: int) -> int:

@@ -9,7 +9,7 @@ is depends on what the network holds as parameters.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 
 from torch import fx
@@ -72,7 +72,7 @@ def contractions_in(notation: Notation, operands: Sequence[fx.Node], result: Ten
 
 
 def _bias(
-    operands: Sequence[fx.Node], patterns: Sequence[Sequence[Term]], taken: set[int], rows: set[str]
+    operands: Sequence[fx.Node], patterns: Sequence[Sequence[Term]], taken: Set[int], rows: Set[str]
 ) -> fx.Node | None:
     """The operand that has an element for every row, or one for all."""
     for place, (operand, pattern) in enumerate(zip(operands, patterns, strict=True)):
@@ -93,5 +93,5 @@ def _names(terms: Sequence[Term]) -> set[str]:
     return {one.name for one in names(tuple(terms))}
 
 
-def _dims(terms: Sequence[Term], wanted: set[str]) -> list[int]:
+def _dims(terms: Sequence[Term], wanted: Set[str]) -> list[int]:
     return [dim for dim, term in enumerate(terms) if wanted & _names([term])]
