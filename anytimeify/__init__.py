@@ -37,6 +37,7 @@ from anytimeify.sampling import SandwichSampler
 from anytimeify.staged import Staged
 from anytimeify.taxonomy import Taxonomy
 from anytimeify.transform import transform
+from anytimeify.version import __version__
 
 __all__ = [
     "AnytimeError",
@@ -77,6 +78,7 @@ __all__ = [
     "Taxonomy",
     "UnsupportedOpError",
     "VerificationError",
+    "__version__",
     "load",
     "parse_scheme",
     "schemes",

@@ -15,7 +15,6 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TextIO
 
@@ -40,6 +39,7 @@ from anytimeify.papers import entries
 from anytimeify.rewriter import parse_scheme
 from anytimeify.taxonomy import Taxonomy
 from anytimeify.transform import transform
+from anytimeify.version import __version__
 
 __all__ = ["app", "main"]
 
@@ -59,7 +59,7 @@ SourceArgument = Annotated[
     str,
     typer.Argument(
         metavar="SOURCE",
-        help="model.pt2, model.onnx, timm:NAME, torchvision:NAME, hf:PATH, package.module:factory, or a pickle (.pt).",
+        help="model.pt2, timm:NAME, torchvision:NAME, hf:PATH, package.module:factory, or a pickle (.pt).",
     ),
 ]
 InputShapes = Annotated[
@@ -285,14 +285,9 @@ def papers(as_json: AsJson = False) -> None:
 
 
 def _print_version(value: bool) -> None:
-    if not value:
-        return
-    try:
-        number = version("anytimeify")
-    except PackageNotFoundError:
-        number = "(run from its sources, not installed)"
-    typer.echo(f"anytimeify {number}")
-    raise typer.Exit
+    if value:
+        typer.echo(f"anytimeify {__version__}")
+        raise typer.Exit
 
 
 @app.callback()

@@ -216,7 +216,7 @@ def test_it_is_a_command(shell: Shell) -> None:
     command = [sys.executable, "-m", "anytimeify"]
     version = subprocess.run([*command, "--version"], env=environment, capture_output=True, text=True, check=False)
     assert (version.returncode, version.stderr) == (0, "")
-    assert version.stdout.startswith("anytimeify ")
+    assert version.stdout == f"anytimeify {anytimeify.__version__}\n"
     missing = subprocess.run(
         [*command, "levels", "nowhere"], env=environment, capture_output=True, text=True, check=False
     )

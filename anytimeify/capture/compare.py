@@ -28,6 +28,7 @@ __all__ = [
     "difference",
     "expected_from_exported",
     "expected_from_module",
+    "fits",
     "gaps",
     "other_values",
     "plain_attributes",
@@ -106,6 +107,13 @@ def other_values(*programs: Program, names: Iterable[str]) -> Iterator[None]:
     finally:
         for tensor, value in kept:
             tensor.copy_(value)
+
+
+def fits(tensor: Tensor, place: Tensor) -> bool:
+    """Whether a tensor has the type of another whose sizes may be symbols; a symbol takes any size."""
+    sizes: list[Any] = list(place.shape)  # an int, or a SymInt where the size is dynamic
+    static = all(size == found for size, found in zip(sizes, tensor.shape, strict=False) if isinstance(size, int))
+    return tensor.dtype == place.dtype and tensor.dim() == place.dim() and static
 
 
 def tolerance(dtype: torch.dtype) -> float:

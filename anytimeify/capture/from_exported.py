@@ -12,7 +12,7 @@ from torch.export.graph_signature import InputKind
 
 from anytimeify._torch import OpOverload, unflatten
 from anytimeify.capture.canonical import canonicalise, results_of
-from anytimeify.capture.compare import expected_from_exported, gaps, tolerance
+from anytimeify.capture.compare import expected_from_exported, fits, gaps, tolerance
 from anytimeify.capture.draft import BufferMutation, fake
 from anytimeify.capture.inputs import CallInputs, call_inputs
 from anytimeify.capture.outputs import choose
@@ -86,18 +86,12 @@ def _check_inputs(exported: ExportedProgram, inputs: CallInputs) -> None:
     expected = {node.name: fake(node) for node in exported.graph.find_nodes(op="placeholder")}
     for leaf, name in zip(leaves, names, strict=True):
         want = expected.get(name)
-        if want is not None and not (isinstance(leaf, Tensor) and _fits(leaf, want)):
+        if want is not None and not (isinstance(leaf, Tensor) and fits(leaf, want)):
             found = f"{list(leaf.shape)} {leaf.dtype}" if isinstance(leaf, Tensor) else type(leaf).__name__
             raise CaptureError(
                 f"The exported program takes '{name}' as {list(want.shape)} {want.dtype}, but the example input is "
                 f"{found}. Pass example_inputs that it accepts, or export the model anew."
             )
-
-
-def _fits(tensor: Tensor, want: Tensor) -> bool:
-    sizes: list[Any] = list(want.shape)  # an int, or a SymInt where the size is dynamic
-    static = all(size == found for size, found in zip(sizes, tensor.shape, strict=False) if isinstance(size, int))
-    return tensor.dtype == want.dtype and tensor.dim() == want.dim() and static
 
 
 def _random(captured: Captured) -> bool:

@@ -12,7 +12,7 @@ from torch import fx
 
 from anytimeify.axes import Axes, AxisGroup, Pin
 from anytimeify.cost import macs_by_node, sizes
-from anytimeify.factors import Expr, Factor, Product, leaves
+from anytimeify.factors import Factor, Product, flat, leaves
 from anytimeify.ir import Captured, Program
 from anytimeify.passes.project import ancestors
 from anytimeify.report.sheets import Sheet
@@ -135,7 +135,7 @@ def _reason(node: fx.Node, axes: Axes) -> Pin:
     pins = [
         leaf.pin
         for one in (*parameters, *node.all_input_nodes)
-        for expr in _flat(axes.dims[one])
+        for expr in flat(axes.dims[one])
         for leaf in leaves(expr)
         if leaf.pin is not None
     ]
@@ -151,16 +151,8 @@ def _shares(captured: Captured) -> dict[fx.Node, float]:
 
 def _factors(node: fx.Node, axes: Axes) -> set[Factor]:
     """The factors of an operation's result and operands."""
-    exprs = (expr for one in (node, *node.all_input_nodes) for expr in _flat(axes.dims.get(one, ())))
+    exprs = (expr for one in (node, *node.all_input_nodes) for expr in flat(axes.dims.get(one, ())))
     return {leaf for expr in exprs for leaf in leaves(expr)}
-
-
-def _flat(dims: Any) -> Iterator[Expr]:
-    for one in dims:
-        if isinstance(one, tuple):
-            yield from _flat(one)
-        else:
-            yield one
 
 
 def _place(pin: Pin) -> Place:

@@ -25,7 +25,7 @@ from anytimeify.capture.front_end import export
 from anytimeify.capture.inputs import CallInputs, call_inputs
 from anytimeify.cost import macs_by_node, sizes
 from anytimeify.errors import AnytimeError
-from anytimeify.factors import Expr, Pin, leaves
+from anytimeify.factors import Expr, Pin, flat, leaves
 from anytimeify.ir import Captured, Outputs
 from anytimeify.passes.narrow import Builder
 from anytimeify.rewriter import parse_scheme, schemes
@@ -238,7 +238,7 @@ def _why(node: fx.Node, axes: Axes, widths: Widths, width: float, kept: float) -
     """Of a layer's own parameters first, then of what it reads: the pin of an axis, or that whole units are kept."""
     sources = node.all_input_nodes
     channels = [expr for source in sources if source.op == "get_attr" for expr in axes.dims[source][:2]]
-    exprs = [*channels, *(expr for one in (*sources, node) for expr in _flat(axes.dims[one]))]
+    exprs = [*channels, *(expr for one in (*sources, node) for expr in flat(axes.dims[one]))]
     narrowed = [expr for expr in exprs if axes.narrowed(expr, widths)]
     for pin in _pins(channels, axes, widths):
         if pin.kind in ("fixed", "input", "output"):
@@ -262,14 +262,6 @@ def _pins(exprs: Iterable[Expr], axes: Axes, widths: Widths) -> Iterator[Pin]:
     for expr in exprs:
         if not axes.narrowed(expr, widths):
             yield from (leaf.pin for leaf in leaves(expr) if leaf.pin is not None)
-
-
-def _flat(dims: Any) -> Iterator[Expr]:
-    for one in dims:
-        if isinstance(one, tuple):
-            yield from _flat(one)
-        else:
-            yield one
 
 
 def _line(error: Exception) -> str:

@@ -161,11 +161,11 @@ def test_files_that_are_none(source: str, message: str) -> None:
         resolve(source)
 
 
-def test_onnx_has_its_place(tmp_path: Path) -> None:
+def test_an_onnx_file_is_no_source(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"")
-    with pytest.raises(CaptureError, match="ONNX sources are not supported yet"):
+    with pytest.raises(ArtifactError, match=r"model\.onnx' does not have the extension of a saved model.*model\.pt2"):
         resolve(str(tmp_path / "model.onnx"))
-    assert {"model.pt2", "model.onnx", "timm:NAME", "torchvision:NAME", "hf:PATH"} <= {kind.example for kind in kinds()}
+    assert {"model.pt2", "timm:NAME", "torchvision:NAME", "hf:PATH"} <= {kind.example for kind in kinds()}
 
 
 FACTORIES = """

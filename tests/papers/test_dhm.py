@@ -27,7 +27,6 @@ from anytimeify.papers.networks import (
 )
 from anytimeify.passes.auxiliary_branches import AuxiliaryBranches
 from anytimeify.passes.branch import Branch
-from anytimeify.rewriter import parse_scheme
 from anytimeify.transform import transform
 from tests.papers.branches import ENTRIES, Made, Sizes
 
@@ -123,13 +122,6 @@ def test_a_transition_keeps_the_channels_that_its_branch_has(
 def test_options() -> None:
     assert mobile() == mobile(repeats=3)
     assert mobile(repeats=5)[0] == Branch("layer1", repeats={"layer2.body": 5})
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_schemes_can_be_read_and_written(name: str) -> None:
-    scheme = ENTRIES[name].scheme
-    assert isinstance(scheme, AuxiliaryBranches)
-    assert parse_scheme(str(scheme)) == scheme
 
 
 # A backbone, and twice the same to be changed by hand into its branches.
