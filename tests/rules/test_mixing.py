@@ -20,7 +20,7 @@ from anytimeify.capture import capture
 from anytimeify.factors import flat
 from anytimeify.ir import Program, TensorType
 from anytimeify.rules import axis_rule
-from anytimeify.rules.op import unregister
+from anytimeify.rules.table import unregister
 from anytimeify.testing import Backbone, backbones
 from anytimeify.testing.backbone import randomise
 from tests.rules.test_every_rule import TARGETS, calls_of, f, one_call
