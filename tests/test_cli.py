@@ -394,5 +394,5 @@ def test_a_fault_is_one_message_too(shell: Shell, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(cli, "entries", fail)
     message = shell.refuses("papers")
-    assert message.startswith("error: a fault in anytimeify, OverflowError in test_cli.py:")
+    assert message.startswith("error: internal error in anytimeify, OverflowError in test_cli.py:")
     assert message.endswith(": too much")
