@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import fx
 
-from anytimeify._torch import functional_overload
+from anytimeify._torch import OpOverload, functional_overload, schema
 from anytimeify.rules.table import has_kind, rule_of
 from anytimeify.rules.training import training_flag
 from anytimeify.schema import bound, is_mutable
@@ -63,10 +63,11 @@ def changes_nothing(node: fx.Node, before: Shape | None, after: Shape | None) ->
 
 def drops_nothing(node: fx.Node) -> bool:
     """Whether a call is a dropout, in place or not, that keeps everything: its very operand is the result."""
-    flag = training_flag(node.target)
-    target = functional_overload(node.target) if flag and is_mutable(node.target) else node.target  # type: ignore[arg-type]
-    rule = rule_of(target)
-    if flag is None or rule is None or rule.kind != "dropout":
+    flag, target = training_flag(node.target), node.target
+    if flag is None or not isinstance(target, OpOverload) or len(schema(target).returns) > 1:
+        return False
+    rule = rule_of(functional_overload(target) if is_mutable(target) else target)
+    if rule is None or rule.kind != "dropout":
         return False
     given = bound(node)
     return given["p"] == 0 or not given[flag]

@@ -62,6 +62,14 @@ def test_what_changes_nothing_is_gone(name: str) -> None:
     assert [node.target for node in program.graph.nodes if node.op == "call_function"] == [aten.conv2d.default]
 
 
+def test_a_mask_that_is_read_stays() -> None:
+    def masked(x: Tensor, training: bool) -> Tensor:
+        kept, mask = torch.native_dropout(x, 0.0, True)
+        return kept * mask
+
+    assert "native_dropout" in text(check(Calls(masked), X).program)
+
+
 def test_padding_by_nothing_is_a_copy() -> None:
     def written(x: Tensor, training: bool) -> Tensor:
         padded = functional.pad(x, (0, 0, 0, 0))
