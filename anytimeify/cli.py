@@ -29,6 +29,7 @@ from anytimeify.axes import analyse
 from anytimeify.budget import Budget
 from anytimeify.capture import capture, resolve
 from anytimeify.capture.inputs import CallInputs
+from anytimeify.capture.sources import kinds
 from anytimeify.compressed import save_compressed
 from anytimeify.errors import AnytimeError, BudgetError
 from anytimeify.export import FORMATS, quiet, require
@@ -59,7 +60,7 @@ SourceArgument = Annotated[
     str,
     typer.Argument(
         metavar="SOURCE",
-        help="model.pt2, timm:NAME, torchvision:NAME, hf:PATH, package.module:factory, or a pickled module (.pt).",
+        help=f"A model: {', '.join(kind.example for kind in kinds())}.",
     ),
 ]
 InputShapes = Annotated[

@@ -22,9 +22,9 @@ ROWS: tuple[tuple[str, ...], ...] = (
         *("recompute", "stacks", "taxonomy"),
     ),
     ("losses",),  # they read `Outputs` alone, and schemes name their default
-    ("spec",),
     ("rules.notation",),
     ("rules",),
+    ("spec",),
     ("axes", "blocks"),
     ("stored", "kept"),
     ("cost",),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from anytimeify._torch import OpOverload, TreeSpec, flatten, unflatten
+from anytimeify._torch import TreeSpec, flatten, unflatten
 from anytimeify.capture.custom_derivatives import direct_checkpoints
 from anytimeify.capture.inputs import CallInputs
 from anytimeify.capture.modes import in_mode
@@ -20,7 +20,7 @@ from anytimeify.capture.outputs import choose
 from anytimeify.errors import CaptureError
 from anytimeify.ir import Captured, Program
 from anytimeify.lift import lift
-from anytimeify.schema import bound
+from anytimeify.rules.training import draws
 
 __all__ = [
     "Expected",
@@ -149,11 +149,7 @@ def _wide(tensor: Tensor) -> Tensor:
 def randomness(program: Program) -> str | None:
     """The first node, in words, that draws random numbers in eval mode too: then no two runs agree."""
     for node in lift(program, training=False).graph.nodes:
-        if not isinstance(node.target, OpOverload) or torch.Tag.nondeterministic_seeded not in node.target.tags:
-            continue
-        given = bound(node)
-        idle = given.get("train") is False or given.get("training") is False or given.get("dropout_p") == 0
-        if not idle:
+        if draws(node):
             return f"'{node.target}' (node '{node.name}' of {node.meta.get('origin')}) draws random numbers"
     return None
 

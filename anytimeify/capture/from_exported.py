@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
-from anytimeify._torch import OpOverload, unflatten
+from anytimeify._torch import unflatten
 from anytimeify.capture.canonical import canonicalise, results_of
 from anytimeify.capture.compare import expected_from_exported, fits, gaps, tolerance
 from anytimeify.capture.draft import BufferMutation, fake
@@ -19,6 +19,8 @@ from anytimeify.capture.outputs import choose
 from anytimeify.capture.training_form import trains
 from anytimeify.errors import AnytimeError, CaptureError, UnsupportedOpError
 from anytimeify.ir import Captured
+from anytimeify.rules.table import has_kind
+from anytimeify.rules.training import is_random
 
 __all__ = ["from_exported"]
 
@@ -96,8 +98,4 @@ def _check_inputs(exported: ExportedProgram, inputs: CallInputs) -> None:
 
 def _random(captured: Captured) -> bool:
     """Whether the graph draws random numbers, so that two runs in train mode need not agree."""
-    return any(
-        (isinstance(node.target, OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags)
-        or node.target is torch.ops.anytimeify.drop_path.default
-        for node in captured.program.graph.nodes
-    )  # fmt: skip
+    return any(is_random(node.target) or has_kind(node, "stochastic depth") for node in captured.program.graph.nodes)
