@@ -11,20 +11,20 @@ import torch
 from torch import Tensor, fx, nn
 
 from anytimeify.axes import Axes, analyse
-from anytimeify.definition import Definition, freeze_unread
+from anytimeify.compiled import Compiled, freeze_unread
+from anytimeify.definition import Definition
 from anytimeify.errors import ArgumentValueError, SchemeError
-from anytimeify.ir import Captured, Rewritten
+from anytimeify.ir import Captured
 from anytimeify.lift import backbone_name, lift
 from anytimeify.modules import Added, Part
 from anytimeify.passes.new_head import with_classes
+from anytimeify.rewritten import Rewritten
 
 __all__ = ["check_shapes", "new_heads"]
 
 
-def new_heads(
-    module: nn.Module, definition: Definition, live: Mapping[str, Tensor], classes: Any
-) -> tuple[Definition, fx.GraphModule]:
-    """Puts new heads into the modules of a model; gives what it is made of then, and its network in lifted form.
+def new_heads(module: nn.Module, compiled: Compiled, live: Mapping[str, Tensor], classes: Any) -> Compiled:
+    """Puts new heads into the modules of a model, and gives what it is then.
 
     The scheme is applied to the backbone with a new head. What has another shape for another number of classes, at any
     level, is new; every other tensor, and every module that holds none of the new ones, stays the same object.
@@ -32,6 +32,7 @@ def new_heads(
     """
     if isinstance(classes, bool) or not isinstance(classes, int) or classes < 1:
         raise ArgumentValueError(f"classes is {classes!r}: expected a number of classes, 1 or more")
+    definition = compiled.definition
     if definition.options.taxonomy is not None:
         raise SchemeError(
             "the taxonomy of this model says how many classes every granularity has, so its heads cannot be replaced: "
@@ -53,8 +54,8 @@ def new_heads(
     for path, part in list(network.named_modules()):
         _install(module, path, part, _own(network, path, part) & new)
     held = {**live, **{name: tensors[name] for name in new}}
-    options = definition.options
-    return Definition.of(made, axes, definition.scheme, rewritten, owned=held, options=options), network
+    changed = Definition.of(made, axes, definition.scheme, rewritten, definition.options, owned=held)
+    return compiled.replaced(module, changed, network.graph)
 
 
 def _made(definition: Definition, captured: Captured, classes: int) -> tuple[Captured, Axes, Rewritten]:

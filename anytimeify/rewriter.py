@@ -23,7 +23,8 @@ from torch import nn
 
 from anytimeify.axes import Axes
 from anytimeify.errors import SchemeError, refusing
-from anytimeify.ir import Captured, Rewritten
+from anytimeify.ir import Captured
+from anytimeify.rewritten import Rewritten
 
 __all__ = ["Composed", "Scheme", "compose", "parse_scheme", "schemes"]
 

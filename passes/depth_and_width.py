@@ -25,12 +25,13 @@ from torch import fx, nn
 from anytimeify.axes import Axes, Widths
 from anytimeify.blocks import Block, find_blocks
 from anytimeify.errors import SchemeError
-from anytimeify.ir import Captured, Rewritten
+from anytimeify.ir import Captured
 from anytimeify.passes.narrow import Builder, reached
 from anytimeify.passes.nested_channels import NestedChannels, PrivateTensors
 from anytimeify.passes.nested_depth import Gap, NestedDepth
 from anytimeify.passes.rest import Rest
 from anytimeify.rewriter import Composed
+from anytimeify.rewritten import LevelData, Output, Rewritten
 
 __all__ = ["DepthAndWidth"]
 
@@ -72,13 +73,17 @@ class DepthAndWidth(Composed):
         rest = Rest.behind(captured, axes, find_blocks(program, axes), program.placeholders)
         heads = self.channels.private_heads(program)
         levels = list(zip(self.depth.left_out(rest), self.channels.kept(axes), strict=True))
-        outputs: list[fx.Node] = []
+        outputs: dict[Output, fx.Node] = {}
         for level, (left_out, widths) in enumerate(levels[:-1]):
-            outputs.append(self._level(builder, rest, left_out, widths, level, heads))
-        outputs.append(builder.shared[program.outputs[0]])
+            outputs[Output("level", level)] = self._level(builder, rest, left_out, widths, level, heads)
+        full = len(levels) - 1
+        outputs[Output("level", full)] = builder.shared[program.outputs[0]]
         pairs = zip(self.depth.depths, self.channels.widths, strict=True)
-        names = tuple(f"depth {depth:g}, width {width:g}" for depth, width in pairs)
-        return Rewritten(builder.build(outputs, program.graph.output_node()), names)
+        described = [
+            LevelData(f"depth {depth:g}, width {width:g}", backbone=0 if level == full else None)
+            for level, (depth, width) in enumerate(pairs)
+        ]
+        return Rewritten(*builder.build_named(outputs, program.graph.output_node()), tuple(described))
 
     def _level(
         self, builder: Builder, rest: Rest, left_out: list[Block], widths: Widths, level: int, heads: set[fx.Node]

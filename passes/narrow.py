@@ -26,6 +26,7 @@ from torch import Tensor, fx
 from anytimeify.axes import Axes, Widths
 from anytimeify.ir import Program, Size, TensorType, meta_of
 from anytimeify.passes.project import ancestors
+from anytimeify.rewritten import Output
 from anytimeify.rules import Call, Resize, rule_of
 from anytimeify.schema import rebind
 
@@ -106,6 +107,10 @@ class Builder:
                     copies[node] = graph.node_copy(node, copies.__getitem__)
         graph.output(tuple(copies[node] for node in outputs)).meta = dict(like.meta)
         return Program(graph, self.tensors, frozenset(self.transient))
+
+    def build_named(self, outputs: Mapping[Output, fx.Node], like: fx.Node) -> tuple[Program, tuple[Output, ...]]:
+        """The program that returns `outputs`, and what each of them is, as `Rewritten` takes both."""
+        return self.build(list(outputs.values()), like), tuple(outputs)
 
     def attribute(self, name: str, tensor: Tensor, like: fx.Node, *, transient: bool = False) -> fx.Node:
         """The one node that reads a tensor, made where it does not exist yet; its origin is that of `like`."""

@@ -27,7 +27,7 @@ from torch import Tensor, fx, nn
 
 from anytimeify.axes import Axes
 from anytimeify.errors import SchemeError
-from anytimeify.ir import Captured, Program, Rewritten
+from anytimeify.ir import Captured, Program
 from anytimeify.kept import recount
 from anytimeify.passes.fold import evaluate
 from anytimeify.passes.magnitude import largest, share_of
@@ -36,6 +36,7 @@ from anytimeify.passes.nested_channels import PrivateTensors
 from anytimeify.passes.taxonomy import coarse_heads
 from anytimeify.passes.weights import Weight, find_weights
 from anytimeify.rewriter import Scheme
+from anytimeify.rewritten import Output, Rewritten, numbered
 
 __all__ = ["NestedWeights"]
 
@@ -94,13 +95,18 @@ class NestedWeights(Scheme):
         program = captured.program
         weights, notes = self._chosen(program)
         builder = Builder.copying(program)
-        outputs: list[fx.Node] = []
+        outputs: dict[Output, fx.Node] = {}
         for level, masks in enumerate(self.masks(program)):
-            outputs.extend(_Level(builder, program, level, self).run(weights, masks))
-        outputs.extend(builder.shared[node] for node in program.outputs)
-        joint = builder.build(outputs, program.graph.output_node())
-        names = tuple(f"density {density:g}" for density in self.densities)
-        return Rewritten(recount(joint, joint.tensors), names, notes=tuple(notes))
+            outputs[Output("level", level)] = _Level(builder, program, level, self).run(weights, masks)
+        outputs[Output("level", len(self.densities) - 1)] = builder.shared[program.outputs[0]]
+        joint, names = builder.build_named(outputs, program.graph.output_node())
+        return Rewritten(
+            recount(joint, joint.tensors),
+            names,
+            numbered("density", self.densities),
+            shared_norms=self.norms == "shared",
+            notes=tuple(notes),
+        )
 
     def masks(self, program: Program) -> list[dict[str, Tensor]]:
         """The masks of every level below the full one as its weights are now, by the buffer's name. A weight of which a
@@ -191,14 +197,15 @@ class _Level:
         self.region: set[fx.Node] = set()
         self.env: dict[fx.Node, fx.Node] = {}
 
-    def run(self, weights: Sequence[Weight], masks: Mapping[str, Tensor]) -> list[fx.Node]:
+    def run(self, weights: Sequence[Weight], masks: Mapping[str, Tensor]) -> fx.Node:
         by_weight = {name.split(".", 3)[3]: (name, mask) for name, mask in masks.items()}
         self.masks = {node: by_weight[one.name] for one in weights if one.name in by_weight for node in one.nodes}
         self.region = _behind(self.program, set(self.masks))
         for node in self.program.graph.nodes:
             if node in self.region:
                 self.env[node] = self.copy(node)
-        return [self.env.get(node, self.builder.shared[node]) for node in self.program.outputs]
+        (prediction,) = self.program.outputs
+        return self.env.get(prediction, self.builder.shared[prediction])
 
     def copy(self, node: fx.Node) -> fx.Node:
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda source: self.read(node, source))

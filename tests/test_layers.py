@@ -17,6 +17,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("errors", "process", "_torch"),
     ("checksums", "files"),
     ("ir",),
+    ("rewritten",),
     (
         *("schema", "derivatives", "factors", "kernels", "level_names", "modes", "modules", "parts", "policies"),
         *("recompute", "stacks", "taxonomy"),
@@ -37,7 +38,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ),
     ("staged",),
     (
-        *("model", "budget", "calibration", "diagnostics", "evaluation", "heads", "masks", "thresholds"),
+        *("compiled", "model", "budget", "calibration", "diagnostics", "evaluation", "heads", "masks", "thresholds"),
         "verification",
         *("report", "sampling"),
     ),

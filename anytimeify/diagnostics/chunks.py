@@ -30,6 +30,6 @@ def skipped_blocks(net: AnytimeModel) -> dict[fx.Node, fx.Node]:
 
 
 def leaves_of_levels(net: AnytimeModel) -> list[int]:
-    """How many leaves each level of an ensemble has, as its name says; all of them in a level over all levels."""
-    numbers = [level.name.partition(" ")[0] for level in net.levels]
-    return [int(number) if number.isdigit() else len(net.rewritten.members) for number in numbers]
+    """How many leaves each level of an ensemble has; all of them in a level over all levels."""
+    everything = len(net.rewritten.members)
+    return [everything if level.number is None else int(level.number) for level in net.levels]

@@ -217,7 +217,7 @@ def _level(net: AnytimeModel, index: int) -> _Network:
     rewritten = net.rewritten
     program = project(rewritten.program, [rewritten.position(index)])
     # Of two networks side by side, layers have the names that they have in their own network.
-    halves = f"({'|'.join(PAIR)})\\." if rewritten.backbones else ""
+    halves = f"({'|'.join(PAIR)})\\." if len(rewritten.backbones) > 1 else ""
     added = re.compile(rf"(anytime\.{index}\.)?({halves})?")
     kernels = _read(program, lambda name: added.sub("", name, count=1), lambda name: id(program.tensors[name]))
     return _Network(f"'{net.levels[index].name}'", kernels)

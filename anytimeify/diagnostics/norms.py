@@ -52,7 +52,7 @@ def weight_norms(
     rows = _members(net, norm) if net.rewritten.stacks else _units(net, where, norm)
     if not rows:
         raise ArgumentError("no layer has weights of such units; choose other axis groups in where")
-    return WeightNorms(str(norm), tuple(net.rewritten.level_names), tuple(rows))
+    return WeightNorms(str(norm), tuple(level.name for level in net.levels), tuple(rows))
 
 
 @dataclass(frozen=True, eq=False)

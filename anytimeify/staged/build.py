@@ -9,12 +9,13 @@ import torch
 from torch import fx
 
 from anytimeify.cost import macs_by_node, sizes
-from anytimeify.ir import Captured, Level, Program, Rewritten, Size, TensorType
+from anytimeify.ir import Captured, Level, Program, Size, TensorType
 from anytimeify.lift import lift
 from anytimeify.passes.fold import fold
 from anytimeify.passes.fold_batch_norms import fold_batch_norms
 from anytimeify.passes.project import project
 from anytimeify.passes.resume import Step, steps
+from anytimeify.rewritten import Rewritten
 from anytimeify.staged.chain import Chain, Stage
 from anytimeify.staged.network import Staged
 
@@ -39,7 +40,7 @@ def build(
     input is computed where it is needed; 4. give private parameters of a level the backbone's names; 5. lift every
     step in inference form. Running a stage needs torch and nothing else.
     """
-    positions = [rewritten.step(level.index, granularity) for level in levels]
+    positions = [rewritten.position(level.index, granularity, role="step") for level in levels]
     program = fold(project(rewritten.program, positions))
     program = fold_batch_norms(program) if merge_batch_norms else program
     chain = _only_needed([_local_sizes(one) for one in steps(program.graph, program.outputs, _again(program))])
