@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 from torch import Tensor, fx, nn
 
+from anytimeify import names
 from anytimeify.axes import Axes
 from anytimeify.calling import Calling
 from anytimeify.cost import cost, sizes
@@ -79,9 +80,7 @@ class Compiled:
 
     def stream(self, inputs: Sequence[Tensor]) -> Iterator[tuple[Level, Tensor]]:
         """Level after level, each step computing what those before it did not; of networks that are resumable."""
-        graph = self.network.graph
-        names = [node.name for node in graph.find_nodes(op="placeholder")]
-        known: dict[str, Any] = dict(zip(names, inputs, strict=True))
+        known: dict[str, Any] = dict(zip(_inputs(self.network.graph), inputs, strict=True))
         levels = [level for level in self.levels if not level.training_only]
         yield from zip(levels, run(*self._steps, known), strict=True)
 
@@ -93,12 +92,11 @@ class Compiled:
     @cached_property
     def _steps(self) -> tuple[list[fx.GraphModule], tuple[Link, ...]]:
         graph, rewritten = self.network.graph, self.definition.rewritten
-        names = [node.name for node in graph.find_nodes(op="placeholder")]
         outputs = _outputs(graph)
         places = [rewritten.position(level.index, role="step") for level in self.levels if not level.training_only]
         chain = steps(graph, [outputs[place] for place in places])
         graphs = [_view(self.definition, self.network, step.graph) for step in chain]
-        return graphs, links(names, [(step.reads, step.gives) for step in chain])
+        return graphs, links(_inputs(graph), [(step.reads, step.gives) for step in chain])
 
     def recounted(self, tensors: Mapping[str, Tensor]) -> Compiled:
         """The same with the costs that levels have by the masks among `tensors`."""
@@ -137,9 +135,7 @@ def tensors_of(module: nn.Module, renamed: Mapping[str, str]) -> dict[str, Tenso
     """Parameters and buffers by the backbone's names, those of the loss left out; tied ones under each name."""
     live: dict[str, Tensor] = dict(module.named_buffers(remove_duplicate=False))
     live.update(module.named_parameters(remove_duplicate=False))
-    return {
-        backbone_name(name, renamed): tensor for name, tensor in live.items() if not name.startswith("anytime.loss.")
-    }
+    return {backbone_name(name, renamed): tensor for name, tensor in live.items() if not name.startswith(names.LOSS)}
 
 
 def freeze_unread(program: Program) -> None:
@@ -204,6 +200,10 @@ def _view(definition: Definition, network: nn.Module, graph: fx.Graph) -> fx.Gra
     """A graph of lifted nodes, as it runs."""
     take_parts_together(graph, share(network, nn.Module()))
     return recomputing(graph, network) if definition.options.checkpoint else sharing(network, graph)
+
+
+def _inputs(graph: fx.Graph) -> list[str]:
+    return [node.name for node in graph.find_nodes(op="placeholder")]
 
 
 def _outputs(graph: fx.Graph) -> tuple[fx.Node, ...]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from anytimeify import names
 from anytimeify.axes import Axes, analyse
 from anytimeify.compiled import Compiled, freeze_unread
 from anytimeify.definition import Definition
@@ -94,11 +95,11 @@ def _install(module: nn.Module, path: str, part: nn.Module, new: Set[str]) -> No
         if same or _holds_tensors(part):
             return
     if present is not None and (not path or isinstance(part, Part | Added)):
-        last = {name.rpartition(".")[2] for name in new}
+        last = {names.split(name)[1] for name in new}
         present._parameters.update({name: one for name, one in part._parameters.items() if name in last})
         present._buffers.update({name: one for name, one in part._buffers.items() if name in last})
         return
-    parent, _, name = path.rpartition(".")
+    parent, name = names.split(path)
     owner = _find(module, parent)
     assert owner is not None  # parents come first
     if present is not None:

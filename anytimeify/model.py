@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from anytimeify import budget as budgets
-from anytimeify import extraction, storage
+from anytimeify import extraction, names, storage
 from anytimeify import report as reports
 from anytimeify.axes import Axes
 from anytimeify.budget import Budget
@@ -172,7 +172,7 @@ class AnytimeModel(Watched):
     def consensus_parameters(self) -> Iterator[nn.Parameter]:
         """The parameters of a learned consensus, for an optimiser that trains nothing else; none without."""
         for name, parameter in self.named_parameters():
-            if name.startswith("anytime.consensus."):
+            if name.startswith(names.CONSENSUS):
                 yield parameter
 
     @property
@@ -197,7 +197,7 @@ class AnytimeModel(Watched):
     @property
     def loss(self) -> nn.Module:
         """The training objective, called as `loss(outputs, target)`. Assign another to replace it."""
-        return self._modules["anytime"]._modules["loss"]  # type: ignore[union-attr, return-value]  # set in __init__
+        return self._modules[names.ADDED]._modules["loss"]  # type: ignore[union-attr, return-value]  # set in __init__
 
     @loss.setter
     def loss(self, loss: nn.Module) -> None:
@@ -205,9 +205,9 @@ class AnytimeModel(Watched):
             raise ArgumentError(
                 f"the loss is a {type(loss).__name__}: expected an nn.Module, called as loss(outputs, target)"
             )
-        if "anytime" not in self._modules:
-            self._modules["anytime"] = Added()
-        self._modules["anytime"].add_module("loss", loss)  # type: ignore[union-attr]  # a module, never None
+        if names.ADDED not in self._modules:
+            self._modules[names.ADDED] = Added()
+        self._modules[names.ADDED].add_module("loss", loss)  # type: ignore[union-attr]  # a module, never None
         self._compiled.definition.tell(loss)
 
     # What the model does.

@@ -22,6 +22,7 @@ from typing import Any, Literal
 import torch
 from torch import fx, nn
 
+from anytimeify import names
 from anytimeify.errors import SchemeError
 from anytimeify.ir import Size, TensorType
 from anytimeify.passes.classes import CLASSES
@@ -103,8 +104,8 @@ def add_consensus(rewritten: Rewritten, consensus: Consensus) -> Rewritten:
         Output(role, last, g if parted else None): node for role, made in forms.items() for g, node in made.items()
     }
     level = LevelData(NAME, served=min(forms["level"]) if parted else None, consensus=True)
-    program, names = builder.build_named(outputs, program.graph.output_node())
-    return replace(rewritten, program=program, names=names, levels=(*rewritten.levels, level))
+    built, called = builder.build_named(outputs, program.graph.output_node())
+    return replace(rewritten, program=built, names=called, levels=(*rewritten.levels, level))
 
 
 def _granularities(rewritten: Rewritten, level: int) -> Sequence[int | None]:
@@ -188,11 +189,11 @@ class _Maker:
             for node, size in zip(nodes, sizes, strict=True)
         ]
         weight, bias = torch.cat(blocks, 1).to(device, kind.dtype), torch.zeros(classes).to(device, kind.dtype)
-        names = f"anytime.{NAME}.weight", f"anytime.{NAME}.bias"
+        own = names.CONSENSUS + "weight", names.CONSENSUS + "bias"
         like = nodes[-1]
         read = [
             self.builder.attribute(name, self.builder.tensors.get(name, nn.Parameter(value)), like)
-            for name, value in zip(names, (weight, bias), strict=True)
+            for name, value in zip(own, (weight, bias), strict=True)
         ]
         return read[0], read[1]
 

@@ -22,6 +22,7 @@ from typing import ClassVar
 
 from torch import fx, nn
 
+from anytimeify import names
 from anytimeify.axes import Axes, Widths
 from anytimeify.blocks import Block, find_blocks
 from anytimeify.errors import SchemeError
@@ -103,7 +104,7 @@ class DepthAndWidth(Composed):
 
         env = builder.clone_region(
             *(program, rest.axes, rest.widths({}, left_out, widths), narrow | gap.behind, gap.instead),
-            prefix=f"level{level}_",
+            prefix=names.level_prefix(level),
             private=private,
         )
         return env[program.outputs[0]]

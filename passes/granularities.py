@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 import operator
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
@@ -18,6 +17,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import fx
 
+from anytimeify import names
 from anytimeify._torch import OpOverload
 from anytimeify.errors import SchemeError
 from anytimeify.ir import Program, Size, TensorType
@@ -46,14 +46,14 @@ def part_heads(rewritten: Rewritten, taxonomy: Taxonomy, backbone: Program) -> R
 
     outputs = dict(part(output, own[0]) for output, own in chosen.items())
     outputs.update(part(output, granularity) for output, own in chosen.items() for granularity in own[1:])
-    result, names = builder.build_named(outputs, program.graph.output_node())
+    result, called = builder.build_named(outputs, program.graph.output_node())
     levels = tuple(
         replace(level, served=_served(taxonomy, index, chosen)) for index, level in enumerate(rewritten.levels)
     )
     parted = replace(
         rewritten,
         program=_without_unread(result, program, backbone),
-        names=names,
+        names=called,
         levels=levels,
         stacks=frozenset(name for name in rewritten.stacks if name in backbone.tensors),
     )
@@ -220,9 +220,6 @@ class _Parts:
         return kind.with_shape((*kind.shape[:dim], size, *kind.shape[dim + 1 :]))
 
 
-_COARSE = re.compile(r"(anytime\.\d+\.)?anytime\.taxonomy\.")
-
-
 def _without_unread(program: Program, before: Program, backbone: Program) -> Program:
     """Without the tensors of heads that no level has, unless the backbone has them."""
     read, was_read = ({str(node.target) for node in one.graph.find_nodes(op="get_attr")} for one in (program, before))
@@ -241,14 +238,7 @@ def _with_names(rewritten: Rewritten) -> Program:
         for node in ancestors([prediction]) if output.role == "level" else ():
             if node.op == "get_attr":
                 readers.setdefault(str(node.target), set()).add(output.index)
-    names: dict[str, str] = {}
-    for name in program.tensors:
-        found = _COARSE.match(name)
-        if found:
-            levels = readers.get(name, set())
-            scope = found[1] or (f"anytime.{min(levels)}." if len(levels) == 1 else "anytime.")
-            names[name] = f"{scope}taxonomy.{name[found.end() :]}"
+    settled = {name: names.settled(name, readers.get(name, ())) for name in program.tensors}
     for node in program.graph.find_nodes(op="get_attr"):
-        node.target = names.get(str(node.target), node.target)
-    tensors = {names.get(name, name): tensor for name, tensor in program.tensors.items()}
-    return replace(program, tensors=tensors)
+        node.target = settled[str(node.target)]
+    return replace(program, tensors={settled[name]: tensor for name, tensor in program.tensors.items()})

@@ -24,6 +24,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import fx, nn
 
+from anytimeify import names
 from anytimeify.axes import Axes
 from anytimeify.blocks import find_blocks
 from anytimeify.errors import SchemeError
@@ -142,7 +143,7 @@ class HierarchicalEnsemble(Scheme):
 
     def _alone(self, graph: _Ensemble, count: int, level: int) -> fx.Node:
         """The prediction of a level at its own cost."""
-        leaves, _ = graph.leaves(count, f"level{level}_", fuse=True)
+        leaves, _ = graph.leaves(count, names.level_prefix(level), fuse=True)
         return leaves.average(count)
 
     def _cuts(self, captured: Captured, axes: Axes) -> tuple[list[Cut], Tree]:

@@ -21,6 +21,7 @@ from typing import Any, ClassVar, Literal, NoReturn
 
 from torch import fx, nn
 
+from anytimeify import names
 from anytimeify.axes import Axes, Widths
 from anytimeify.errors import SchemeError
 from anytimeify.ir import Captured, Program
@@ -114,7 +115,9 @@ class NestedChannels(Scheme):
         also = self._always_private(program)
         for level, widths in enumerate(self.kept(axes)[:-1]):
             private = PrivateTensors(program, builder, level, heads, norms=self.norms != "shared")
-            env = builder.clone_narrowed(program, axes, widths, prefix=f"level{level}_", private=private, also=also)
+            env = builder.clone_narrowed(
+                program, axes, widths, prefix=names.level_prefix(level), private=private, also=also
+            )
             outputs[Output("level", level)] = env[program.outputs[0]]
         outputs[Output("level", len(self.widths) - 1)] = builder.shared[program.outputs[0]]
         named = builder.build_named(outputs, program.graph.output_node())
@@ -194,15 +197,14 @@ class PrivateTensors:
         if user in self.heads:
             tensor = self.program.tensors[name]
             tied = len(source.users) > 1 or sum(other is tensor for other in self.program.tensors.values()) > 1
-            return None if tied else f"anytime.{self.level}.{name}"
+            return None if tied else names.of_level(self.level, name)
         if self.norms and all(other.target in NORMS and other in reached for other in source.users):
             self._count_batches(name)
-            return f"anytime.{self.level}.{name}"
+            return names.of_level(self.level, name)
         return None
 
     def _count_batches(self, name: str) -> None:
         """A private batch norm counts its own batches."""
-        path, _, last = name.rpartition(".")
-        counter = f"{path}.num_batches_tracked"
-        if last == "running_mean" and counter in self.program.tensors:
-            self.builder.tensors.setdefault(f"anytime.{self.level}.{counter}", self.program.tensors[counter].clone())
+        counter = names.counter(name)
+        if names.is_mean(name) and counter in self.program.tensors:
+            self.builder.tensors.setdefault(names.of_level(self.level, counter), self.program.tensors[counter].clone())

@@ -21,6 +21,7 @@ from typing import Any, ClassVar, Literal, NoReturn
 
 from torch import fx, nn
 
+from anytimeify import names
 from anytimeify.axes import Axes
 from anytimeify.blocks import Block, find_blocks
 from anytimeify.errors import SchemeError
@@ -90,7 +91,7 @@ class NestedDepth(Scheme):
         private: Private = PrivateTensors(program, builder, level, coarse_heads(program), norms=self.norms == "private")
         env = builder.clone_region(
             *(program, rest.axes, rest.widths({}, left_out), gap.behind, gap.instead),
-            prefix=f"level{level}_",
+            prefix=names.level_prefix(level),
             private=private,
         )
         return env[program.outputs[0]]

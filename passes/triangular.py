@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import fx
 
+from anytimeify import names
 from anytimeify.axes import Axes, Widths
 from anytimeify.cost import macs_by_node, sizes
 from anytimeify.errors import SchemeError
@@ -52,21 +53,21 @@ def triangular(
     def own(level: int) -> Private | None:
         return private(level, builder) if level < last else None
 
-    joint = Form(nest, builder, last, prefix="joint_", private=own)
+    joint = Form(nest, builder, last, prefix=names.JOINT, private=own)
     outputs = {Output("level", level): joint.value(program.outputs[0], level) for level in range(last + 1)}
     below = {joint.value(head, level).name for head in heads_of(program) for level in range(last)}
     _refuse_cost(captured, nest, builder.build(list(outputs.values()), program.graph.output_node()), below)
     for level in range(last + 1):
-        alone = Form(nest, builder, level, prefix=f"level{level}_", private=own)
+        alone = Form(nest, builder, level, prefix=names.level_prefix(level), private=own)
         outputs[Output("alone", level)] = alone.value(program.outputs[0], level)
-    steps = Form(nest, builder, last, prefix="step_", private=own, stepwise=True)
+    steps = Form(nest, builder, last, prefix=names.STEP, private=own, stepwise=True)
     for level in range(last + 1):
         outputs[Output("step", level)] = steps.value(program.outputs[0], level)
-    built, names = builder.build_named(outputs, program.graph.output_node())
-    full = project(built, [names.index(Output("alone", last))])
+    built, called = builder.build_named(outputs, program.graph.output_node())
+    full = project(built, [called.index(Output("alone", last))])
     return Rewritten(
         use_blocks(built, range(last + 1)),
-        names,
+        called,
         levels,
         exact=False,
         resumable=True,

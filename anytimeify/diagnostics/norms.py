@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from anytimeify import names
 from anytimeify.diagnostics.chunks import leaves_of_levels, widths_of_levels
 from anytimeify.diagnostics.pictures import drawing
 from anytimeify.errors import ArgumentError
@@ -185,7 +186,7 @@ def _units(net: AnytimeModel, where: str | Sequence[str] | None, norm: _Norm) ->
                 size = factor.size.coefficient
                 kept = tuple(one.get(factor, size) for one in widths)
                 norms, count = norm(own, dim, of_entry, size)
-                rows.append(UnitNorms(name.removesuffix(".weight"), dim, group.name, norms, count, kept))
+                rows.append(UnitNorms(names.without_weight(name), dim, group.name, norms, count, kept))
     return rows
 
 
@@ -200,7 +201,7 @@ def _members(net: AnytimeModel, norm: _Norm) -> list[UnitNorms]:
         members = rewritten.program.tensors[name].detach().reshape(-1, own.numel())
         kept = tuple(-(-count * len(members) // leaves) for count in counts)
         norms, count = norm(members, 0, torch.arange(len(members)), len(members))
-        rows.append(UnitNorms(name.removesuffix(".weight"), 0, "members", norms, count, kept))
+        rows.append(UnitNorms(names.without_weight(name), 0, "members", norms, count, kept))
     return rows
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import fx
 
+from anytimeify import names
 from anytimeify.cost import macs_by_node, sizes
 from anytimeify.ir import Captured, Level, Program, Size, TensorType
 from anytimeify.lift import lift
@@ -130,15 +131,11 @@ def _part(program: Program, step: Step) -> Program:
 
 def _with_backbone_names(program: Program, index: int) -> Program:
     """`anytime.<index>.layer1.weight` -> `layer1.weight`, where that name is free in this stage."""
-    private, taken, names = f"anytime.{index}.", set(program.tensors), {}
-    for name in program.tensors:
-        plain = name.removeprefix(private)
-        names[name] = plain if plain == name or plain not in taken else name
-        taken.add(names[name])
+    plain = names.backbone_names(program.tensors, index)
     for node in program.graph.find_nodes(op="get_attr"):
-        node.target = names[str(node.target)]
-    tensors = {names[name]: tensor for name, tensor in program.tensors.items()}
-    return Program(program.graph, tensors, frozenset(names[name] for name in program.transient))
+        node.target = plain[str(node.target)]
+    tensors = {plain[name]: tensor for name, tensor in program.tensors.items()}
+    return Program(program.graph, tensors, frozenset(plain[name] for name in program.transient))
 
 
 def _lifted(program: Program) -> fx.GraphModule:
