@@ -13,34 +13,29 @@ from torch import Tensor, fx, nn
 from anytimeify import budget as budgets
 from anytimeify import extraction, names, storage
 from anytimeify import report as reports
-from anytimeify.axes import Axes
 from anytimeify.budget import Budget
 from anytimeify.calibration import batch_arguments, calibrate
-from anytimeify.calling import Calling
-from anytimeify.compiled import Compiled, Layout, tensors_of
+from anytimeify.compiled import Compiled, Layout
+from anytimeify.described import Described
 from anytimeify.errors import ArgumentError, BudgetError
 from anytimeify.heads import check_shapes, new_heads
-from anytimeify.ir import Captured, Level, Outputs
+from anytimeify.ir import Level, Outputs
 from anytimeify.kept import masks
 from anytimeify.level_names import LevelName, find_level
 from anytimeify.lift import keep_state_dict_names
 from anytimeify.modules import Added, BatchNormCall, Watch, Watched
-from anytimeify.passes.consensus import Consensus
 from anytimeify.recompute import share
 from anytimeify.report import Report
-from anytimeify.rewriter import Scheme
-from anytimeify.rewritten import Rewritten
 from anytimeify.stacks import accept_backbones
 from anytimeify.staged.build import build
 from anytimeify.staged.network import Staged
-from anytimeify.taxonomy import Taxonomy
 
 __all__ = ["AnytimeModel"]
 
 _OWN = frozenset({"loss", "_compiled", "_graphs", "_latencies", "_layout", "_watch"})
 
 
-class AnytimeModel(Watched):
+class AnytimeModel(Described):
     """All levels of a network, cheapest first.
 
     `net(*inputs)` returns `Outputs` and trains all levels together; `net(*inputs, level=k)` computes one level alone.
@@ -52,7 +47,6 @@ class AnytimeModel(Watched):
     """
 
     _watch: Watch  # of parts that are assigned to
-    _compiled: Compiled
     _graphs: tuple[fx.GraphModule, ...]  # this and the next are of `_compiled`, at hand for a compiler
     _layout: Layout
 
@@ -78,10 +72,6 @@ class AnytimeModel(Watched):
             if isinstance(part, Watched):
                 part._watch = self._watch
         self._watch.changed = False
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Parameters and buffers as they are now, by name, those of the loss left out; tied ones under each name."""
-        return tensors_of(self, self._compiled.renamed)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> AnytimeModel:
         result = type(self).__new__(type(self))
@@ -109,91 +99,6 @@ class AnytimeModel(Watched):
         child = self._modules.get(first)
         return child.get_submodule(rest) if child is not None else super().get_submodule(target)
 
-    # What the model is.
-
-    @property
-    def levels(self) -> tuple[Level, ...]:
-        """The networks inside, cheapest first, with what each of them costs for one sample."""
-        return self._compiled.levels
-
-    @property
-    def resumable(self) -> bool:
-        """Whether `stream` computes at each step only what earlier steps did not."""
-        return self._compiled.definition.rewritten.resumable
-
-    @property
-    def scheme(self) -> Scheme:
-        return self._compiled.definition.scheme
-
-    @property
-    def axes(self) -> Axes:
-        return self._compiled.definition.axes
-
-    @property
-    def full(self) -> int:
-        """The position of the level that equals the backbone."""
-        return max(self.backbones)
-
-    @property
-    def exact(self) -> bool:
-        """Whether the full level equals the backbone as long as nothing is trained."""
-        return self._compiled.definition.rewritten.exact
-
-    @property
-    def backbones(self) -> tuple[int, ...]:
-        """The positions of the levels that equal the backbones: one, or one for each of two."""
-        return self._compiled.definition.rewritten.backbones
-
-    @property
-    def taxonomy(self) -> Taxonomy | None:
-        """The classes of every granularity, where predictions are of several."""
-        return self._compiled.definition.options.taxonomy
-
-    @property
-    def consensus(self) -> Consensus | None:
-        """How the last level combines the others, where it does."""
-        return self._compiled.definition.options.consensus
-
-    @property
-    def checkpoint(self) -> bool:
-        """Whether the levels recompute in the backward pass what the backbone recomputes."""
-        return self._compiled.definition.options.checkpoint
-
-    @property
-    def granularities(self) -> tuple[tuple[str, ...], ...]:
-        """Which granularities every level predicts, finest first; empty without a taxonomy."""
-        return self._compiled.definition.granularities
-
-    @property
-    def served(self) -> tuple[str, ...]:
-        """The granularity that every level serves where one prediction is asked for; empty without a taxonomy."""
-        return self._compiled.definition.served
-
-    def consensus_parameters(self) -> Iterator[nn.Parameter]:
-        """The parameters of a learned consensus, for an optimiser that trains nothing else; none without."""
-        for name, parameter in self.named_parameters():
-            if name.startswith(names.CONSENSUS):
-                yield parameter
-
-    @property
-    def captured(self) -> Captured:
-        """The backbone in canonical form, with the tensors of this model as they are now."""
-        return self._compiled.definition.captured_with(self.tensors())
-
-    @property
-    def rewritten(self) -> Rewritten:
-        """The joint graph in canonical form, with the tensors of this model as they are now."""
-        return self._compiled.definition.rewritten_with(self.tensors())
-
-    @property
-    def calling(self) -> Calling:
-        return self._compiled.calling
-
-    @property
-    def graphs(self) -> tuple[fx.GraphModule, ...]:
-        """The joint graph, then the graph of each level, as they run: in lifted form, with flat inputs."""
-        return self._graphs
-
     @property
     def loss(self) -> nn.Module:
         """The training objective, called as `loss(outputs, target)`. Assign another to replace it."""
@@ -208,7 +113,13 @@ class AnytimeModel(Watched):
         if names.ADDED not in self._modules:
             self._modules[names.ADDED] = Added()
         self._modules[names.ADDED].add_module("loss", loss)  # type: ignore[union-attr]  # a module, never None
-        self._compiled.definition.tell(loss)
+        self._definition.tell(loss)
+
+    def consensus_parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters of a learned consensus, for an optimiser that trains nothing else; none without."""
+        for name, parameter in self.named_parameters():
+            if name.startswith(names.CONSENSUS):
+                yield parameter
 
     # What the model does.
 
@@ -221,7 +132,7 @@ class AnytimeModel(Watched):
         With a taxonomy every level and member of the outputs is a tuple, finest labels first; one level gives the
         `granularity` that it serves, another one that it has, or with `"all"` a tuple of all that it has."""
         if self._watch.changed and not torch.compiler.is_compiling():
-            check_shapes(self._compiled.definition, self.tensors())
+            check_shapes(self._definition, self.tensors())
             self._watch.changed = False
         inputs = self.calling.flat(args, kwargs)
         if level is None:
@@ -240,7 +151,7 @@ class AnytimeModel(Watched):
         index = self._index(level)
         if granularity is None:
             return self._graphs[1 + index]
-        return self._compiled.graph(index, self._compiled.definition.granularity(index, granularity))
+        return self._compiled.graph(index, self._definition.granularity(index, granularity))
 
     def stream(self, *args: Any, **kwargs: Any) -> Iterator[tuple[Level, Tensor]]:
         """Predictions of better and better levels: stop whenever time is up.
@@ -283,7 +194,7 @@ class AnytimeModel(Watched):
         key = (index, str(where), batch_size, torch.get_num_threads(), structure)
         if key not in self._latencies:
             dtype = next((t.dtype for t in self.parameters() if t.is_floating_point()), torch.get_default_dtype())
-            module, captured = self.extract(index), self._compiled.definition.captured
+            module, captured = self.extract(index), self._definition.captured
             self._latencies[key] = budgets.latency(
                 module, captured, self.calling, device=where, dtype=dtype, batch_size=batch_size, seconds=seconds
             )
@@ -307,7 +218,7 @@ class AnytimeModel(Watched):
         that it has.
         """
         index = self.select(level).index if isinstance(level, Budget) else self._index(level)
-        rewritten, wanted = self.rewritten, self._compiled.definition.granularity(index, granularity)
+        rewritten, wanted = self.rewritten, self._definition.granularity(index, granularity)
         return extraction.extract(
             rewritten.program,
             index,
@@ -339,7 +250,7 @@ class AnytimeModel(Watched):
         if not chosen or not set(chosen) <= set(usable):
             raise BudgetError(f"levels={levels!r}: expected some of {', '.join(map(str, usable))}")
         kept = [self.levels[index] for index in chosen]
-        (place,) = {self._compiled.definition.granularity(index, granularity) for index in chosen}
+        (place,) = {self._definition.granularity(index, granularity) for index in chosen}
         return build(self.captured, self.rewritten, kept, merge_batch_norms=fold, granularity=place)
 
     def calibrate(self, batches: Iterable[Any]) -> None:
@@ -350,7 +261,7 @@ class AnytimeModel(Watched):
         """
         # Members of a stack have statistics of their own, whoever reads them in parts; and where levels nest in one
         # pass, those of a channel are the same at every level.
-        rewritten = self._compiled.definition.rewritten
+        rewritten = self._definition.rewritten
         apart = rewritten.stacks or not self.exact
         calls = any(isinstance(module, BatchNormCall) for module in self.modules())
         shared = not apart and (calls or rewritten.shared_norms)
@@ -382,7 +293,7 @@ class AnytimeModel(Watched):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the model into one file without pickle; `anytimeify.load(path)` reads it. Of a loss that is not one of
         `anytimeify.losses` nothing is kept, and an `AnytimeWarning` says so."""
-        options = self._compiled.definition.options
+        options = self._definition.options
         storage.write(path, storage.Stored(self.captured, self.scheme, self.tensors(), options, self.loss))
 
     def report(self) -> Report:

@@ -43,6 +43,7 @@ class DepthAndWidth(Composed):
     of the two do not pair up."""
 
     name: ClassVar[str] = "nested-depth nested-channels"
+    skips: ClassVar[bool] = True
 
     depth: NestedDepth
     channels: NestedChannels
@@ -64,6 +65,13 @@ class DepthAndWidth(Composed):
                 raise SchemeError(
                     f"levels {level} and {level + 1} both have depth {one[0]:g} and width {one[1]:g}; leave one out"
                 )
+
+    @property
+    def narrowed(self) -> str | tuple[str, ...]:
+        return self.channels.where
+
+    def kept(self, axes: Axes) -> list[Widths]:
+        return self.channels.kept(axes)
 
     def prepare(self, captured: Captured, axes: Axes) -> Captured:
         return self.channels.prepare(captured, axes)

@@ -134,6 +134,10 @@ class NestedChannels(Scheme):
         found = triangular(captured, axes, self.kept(axes), levels, private, self._always_private(program))
         return replace(found, shared_norms=self.norms == "shared")
 
+    @property
+    def narrowed(self) -> str | tuple[str, ...]:
+        return self.where
+
     def kept(self, axes: Axes) -> list[Widths]:
         """How much of every narrowed axis each level keeps. Refuses two widths that keep the same."""
         kept = [axes.widths(width, multiple_of=self.multiple_of, where=self.where) for width in self.widths]

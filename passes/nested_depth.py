@@ -51,6 +51,7 @@ class NestedDepth(Scheme):
     """
 
     name: ClassVar[str] = "nested-depth"
+    skips: ClassVar[bool] = True
 
     depths: tuple[float, ...] = (0.5, 1.0)
     norms: Literal["private", "shared"] = "private"

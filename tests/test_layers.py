@@ -38,9 +38,8 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ),
     ("staged",),
     (
-        *("compiled", "model", "budget", "calibration", "diagnostics", "evaluation", "heads", "masks", "thresholds"),
-        "verification",
-        *("report", "sampling"),
+        *("compiled", "described", "model", "budget", "calibration", "diagnostics", "evaluation", "heads", "masks"),
+        *("report", "sampling", "thresholds", "verification"),
     ),
     ("artifact",),
     ("transform",),

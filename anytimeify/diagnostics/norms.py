@@ -23,7 +23,6 @@ from anytimeify.diagnostics.chunks import leaves_of_levels, widths_of_levels
 from anytimeify.diagnostics.pictures import drawing
 from anytimeify.errors import ArgumentError
 from anytimeify.model import AnytimeModel
-from anytimeify.passes.nested_channels import NestedChannels
 from anytimeify.passes.reorder import units_of
 from anytimeify.report.sheets import Sheet, Sheets
 
@@ -165,9 +164,7 @@ class _Norm:
 
 
 def _units(net: AnytimeModel, where: str | Sequence[str] | None, norm: _Norm) -> list[UnitNorms]:
-    scheme: Any = getattr(net.scheme, "channels", net.scheme)
-    if where is None:
-        where = scheme.where if isinstance(scheme, NestedChannels) else "all"
+    where = net.scheme.narrowed if where is None else where
     program, axes, widths = net.captured.program, net.axes, widths_of_levels(net)
     weights = net.extract(net.full, dense=True).state_dict()  # what a mask leaves out is zero there
     groups = {group.factor: group for group in axes.chosen(where)}
