@@ -20,7 +20,7 @@ from torch import Tensor, fx
 from anytimeify._torch import OpOverload, flatten, unflatten
 from anytimeify.errors import ArtifactError
 from anytimeify.ir import Origin, Program, Signature, Size, TensorType
-from anytimeify.rules.named import named
+from anytimeify.rules.table import of_other_libraries
 from anytimeify.schema import is_mutable
 from anytimeify.stacks import first_member
 
@@ -176,7 +176,7 @@ def _function(name: str) -> Callable[..., Any]:
     packet_name, _, overload_name = rest.partition(".")
     _check(_allowed(name), f"the operation {name!r} is not allowed")
     target: Any = getattr(getattr(getattr(torch.ops, namespace), packet_name, None), overload_name, None)
-    if target is None and name in named():
+    if target is None and name in of_other_libraries():
         raise ArtifactError(f"the saved graph calls {name}: import {namespace}, which defines it, before loading")
     _check(isinstance(target, OpOverload) and not is_mutable(target), f"there is no functional operation {name!r}")
     result: Callable[..., Any] = target
@@ -186,7 +186,7 @@ def _function(name: str) -> Callable[..., Any]:
 def _allowed(name: str) -> bool:
     namespace, _, rest = name.partition(".")
     packet_name, _, overload_name = rest.partition(".")
-    return name in named() or (
+    return name in of_other_libraries() or (
         namespace in _NAMESPACES
         and packet_name.isidentifier()
         and overload_name.isidentifier()

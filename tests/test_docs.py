@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from anytimeify import NestedChannels, SchemeError, transform
-from anytimeify.rules.op import registered, unregister
+from anytimeify.rules.table import registered, unregister
 from anytimeify.testing import check
 
 ROOT = Path(__file__).parent.parent

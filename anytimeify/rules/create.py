@@ -7,7 +7,8 @@ from __future__ import annotations
 from typing import Any
 
 from anytimeify.factors import Pin
-from anytimeify.rules.op import Dims, Op, Resize, axis_rule, opaque_results
+from anytimeify.rules.op import Dims, Op, Resize, opaque_results
+from anytimeify.rules.table import axis_rule
 from anytimeify.rules.targets import aten
 
 

@@ -11,7 +11,8 @@ from torch import fx
 from anytimeify import factors
 from anytimeify.factors import Expr
 from anytimeify.ir import Size
-from anytimeify.rules.op import Call, Dims, Op, Resize, axis_rule
+from anytimeify.rules.op import Call, Dims, Op, Resize
+from anytimeify.rules.table import axis_rule
 from anytimeify.rules.targets import aten
 
 

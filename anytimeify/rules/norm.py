@@ -6,7 +6,8 @@ from typing import Any
 
 from anytimeify import factors
 from anytimeify.ir import Size
-from anytimeify.rules.op import Dims, Op, Resize, axis_rule, build_rule
+from anytimeify.rules.op import Dims, Op, Resize
+from anytimeify.rules.table import axis_rule, build_rule
 from anytimeify.rules.targets import aten
 
 _per_channel = build_rule("n c ..., c, c, c, c -> n c ...")

@@ -10,7 +10,8 @@ from torch import fx
 import anytimeify.modules  # noqa: F401  # registers torch.ops.anytimeify
 from anytimeify import factors
 from anytimeify.factors import ONE, Expr, resolve
-from anytimeify.rules.op import Dims, Op, axis_rule
+from anytimeify.rules.op import Dims, Op
+from anytimeify.rules.table import axis_rule
 from anytimeify.rules.targets import aten
 
 

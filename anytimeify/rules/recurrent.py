@@ -16,7 +16,8 @@ from anytimeify import factors
 from anytimeify.errors import SchemeError
 from anytimeify.factors import Expr
 from anytimeify.ir import Size, TensorType
-from anytimeify.rules.op import Dims, Op, Resize, axis_rule
+from anytimeify.rules.op import Dims, Op, Resize
+from anytimeify.rules.table import axis_rule
 from anytimeify.rules.targets import aten
 from anytimeify.schema import bound
 

@@ -16,8 +16,8 @@ from anytimeify.derivatives import name_of
 from anytimeify.ir import Origin, Program, Size, TensorType
 from anytimeify.passes.narrow import Builder
 from anytimeify.rules import axis_rule, registered
-from anytimeify.rules.op import unregister
 from anytimeify.rules.pointwise import BINARY, UNARY
+from anytimeify.rules.table import unregister
 
 aten = torch.ops.aten
 

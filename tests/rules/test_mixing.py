@@ -19,7 +19,7 @@ from anytimeify.axes import Axes, AxisGroup, Widths, analyse
 from anytimeify.capture import capture
 from anytimeify.ir import Program, TensorType
 from anytimeify.rules import axis_rule
-from anytimeify.rules.op import unregister
+from anytimeify.rules.table import unregister
 from anytimeify.testing import Backbone, backbones
 from anytimeify.testing.backbone import randomise
 from tests.rules.test_every_rule import TARGETS, calls_of, f, one_call
