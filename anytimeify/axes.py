@@ -22,6 +22,7 @@ import numpy.typing as npt
 import torch
 from torch import fx
 
+from anytimeify import names
 from anytimeify.errors import SchemeError
 from anytimeify.factors import (
     ONE,
@@ -211,7 +212,7 @@ def _matches(group: AxisGroup, patterns: Iterable[str]) -> bool:
     def named(*names: str) -> bool:
         return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns for name in names)
 
-    return named(group.name) or all(named(site.tensor, site.tensor.rpartition(".")[0]) for site in group.sites)
+    return named(group.name) or all(named(site.tensor, names.layer(site.tensor)) for site in group.sites)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The pipeline as straight-line code: capture, analyse, prepare, rewrite, verify. Read this file first."""
+"""The pipeline as straight-line code: capture, analyse, prepare, scheme, options, compile, verify. Read this first."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from anytimeify import verification
 from anytimeify.axes import analyse
 from anytimeify.capture import Source, capture
 from anytimeify.capture.side_by_side import side_by_side
+from anytimeify.compiled import compiled
 from anytimeify.errors import AnytimeWarning, SchemeError
 from anytimeify.ir import Captured
 from anytimeify.lift import norms_without_count
@@ -88,9 +89,11 @@ def transform(
         captured = replace(captured, notes=(*captured.notes, *_recomputation(parts, checkpoint)))
         axes = analyse(captured.program)
         captured = replace(chosen.prepare(captured, axes), reference=None)
-        rewritten = options.apply(chosen, captured, axes)
+        several, its_axes = options.before(captured, axes)
+        rewritten = chosen.apply(several, its_axes)
+        rewritten = options.behind(rewritten, captured, several)
         captured = captured.losing(*norms_without_count(rewritten.program))
-        net = AnytimeModel(captured, axes, chosen, rewritten, loss, options=options)
+        net = AnytimeModel(compiled(captured, axes, chosen, rewritten, options), loss)
         if isinstance(models[0], nn.Module):
             net.train(models[0].training)
         if verify:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from anytimeify import names
 from anytimeify.axes import Axes, AxisGroup, Widths
 from anytimeify.blocks import Block, Blocks, Segment
 from anytimeify.errors import SchemeError
@@ -285,7 +286,7 @@ def _paths(program: Program, block: Block | Segment) -> Iterator[str]:
     for node in _calls(block):
         for source in node.all_input_nodes:
             if source.op == "get_attr" and program.is_parameter(str(source.target)):
-                yield str(source.target).rpartition(".")[0]
+                yield names.layer(str(source.target))
 
 
 def _longest(name: str, multiples: Mapping[str, float]) -> str | None:

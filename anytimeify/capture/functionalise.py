@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from anytimeify import names
 from anytimeify._torch import OpOverload, expression, functional_overload, schema
 from anytimeify.capture.draft import BufferMutation, Draft, unsupported
 from anytimeify.modes import AFTER, UPDATE_BUFFER
@@ -83,7 +84,7 @@ def drop_dead_writes(draft: Draft, *, updates: bool = False) -> dict[str, fx.Nod
 
 
 def _counts_batches(node: fx.Node) -> bool:
-    return str(node.target).rpartition(".")[2] == "num_batches_tracked"
+    return names.is_counter(str(node.target))
 
 
 def _memory(graph: fx.Graph) -> dict[fx.Node, fx.Node]:

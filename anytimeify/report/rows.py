@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import fx
 
+from anytimeify import names
 from anytimeify.axes import Axes, AxisGroup, Pin
 from anytimeify.cost import macs_by_node, sizes
 from anytimeify.factors import Factor, Product, flat, leaves
@@ -83,14 +84,14 @@ class Readers:
     """How much of each tensor one level reads."""
 
     def __init__(self, program: Program, level: int, position: int) -> None:
-        self.prefix = f"anytime.{level}."
+        self.level = level
         self.needed = ancestors([program.outputs[position]])
         reads = program.graph.find_nodes(op="get_attr")
         self.nodes = {str(node.target): node for node in reads if node in self.needed}
 
     def size(self, tensor: str, dim: int) -> int | None:
         """The length of a dimension after the views through which the level reads it; None if it reads none of it."""
-        node = self.nodes.get(self.prefix + tensor, self.nodes.get(tensor))
+        node = self.nodes.get(names.of_level(self.level, tensor), self.nodes.get(tensor))
         waiting, widest = [node] if node is not None else [], 0
         while waiting:
             source = waiting.pop()

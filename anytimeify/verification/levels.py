@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
+from anytimeify import names
 from anytimeify._torch import flatten
 from anytimeify.calling import Calling
 from anytimeify.capture.compare import buffers_kept, difference, randomness, seeded, tolerance
@@ -184,7 +185,7 @@ def _check_level_again(net: AnytimeModel, index: int, granularity: str | None, e
         inputs, limit = doubles, cast_limit(program)
     if error <= limit:
         return
-    node = _first_difference(level, inputs, small, args, kwargs, prefix=f"level{index}_")
+    node = _first_difference(level, inputs, small, args, kwargs, prefix=names.level_prefix(index))
     name = net.levels[index].name + (f", {granularity}" if granularity is not None else "")
     raise VerificationError(
         f"level {index} ({name}) differs by {error:.1e} between the model and its extract, "

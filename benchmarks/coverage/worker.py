@@ -23,11 +23,13 @@ from anytimeify.axes import Axes, Widths, analyse
 from anytimeify.capture import capture
 from anytimeify.capture.front_end import export
 from anytimeify.capture.inputs import CallInputs, call_inputs
+from anytimeify.compiled import compiled
 from anytimeify.cost import macs_by_node, sizes
 from anytimeify.errors import AnytimeError
 from anytimeify.factors import Expr, Pin, flat, leaves
 from anytimeify.ir import Captured, Outputs
 from anytimeify.passes.narrow import Builder
+from anytimeify.passes.options import Options
 from anytimeify.rewriter import parse_scheme, schemes
 from anytimeify.testing import assert_costs_increase
 from benchmarks.coverage import ensembles, triangles
@@ -120,7 +122,7 @@ def _measure(say: Say, step: Steps, backbone: str, scheme: str, input_size: list
     chosen = parse_scheme(scheme)
     with step("rewrite"):
         reference, captured = captured.reference, chosen.prepare(captured, axes)
-        net = AnytimeModel(captured, axes, chosen, chosen.apply(captured, axes))
+        net = AnytimeModel(compiled(captured, axes, chosen, chosen.apply(captured, axes), Options()))
     say(_costs(net))
     if isinstance(chosen, NestedChannels):
         say(held(captured, axes))

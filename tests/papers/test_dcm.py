@@ -49,7 +49,7 @@ def made(name: str) -> Made:
 
 def of_network(network: Made, half: str) -> tuple[int, ...]:
     """Parameters of a backbone and of its branches in the order of their forks."""
-    levels = [network.rewritten.level_names[place] for place in network.rewritten.members]
+    levels = [network.rewritten.levels[place].name for _, place in network.rewritten.members]
     *branches, full = (network.params[name] for name in levels if name.startswith(f"{half}/"))
     return (full, *branches)
 
