@@ -1,6 +1,6 @@
 """What nested resolution makes of backbones: costs of the levels, and how they differ from the backbone at that size.
 
-    python -m benchmarks.resolution --out docs/resolution.md
+python -m benchmarks.resolution --out docs/resolution.md
 """
 
 from __future__ import annotations

@@ -24,16 +24,18 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, fx, nn
 
+from anytimeify import names
 from anytimeify.axes import Axes, Widths
 from anytimeify.errors import SchemeError
 from anytimeify.infer_types import infer_type
-from anytimeify.ir import Captured, Program, Rewritten, Size, TensorType, meta_of
+from anytimeify.ir import Captured, Program, Size, TensorType, meta_of
 from anytimeify.passes.input_sizes import Positions, positions_at
 from anytimeify.passes.interpolate import interpolated, tables
 from anytimeify.passes.narrow import Builder, Clone
 from anytimeify.passes.nested_channels import PrivateTensors
 from anytimeify.passes.taxonomy import coarse_heads
 from anytimeify.rewriter import Scheme
+from anytimeify.rewritten import Output, Rewritten, numbered
 
 __all__ = ["NestedResolution", "Resized"]
 
@@ -93,14 +95,14 @@ class NestedResolution(Scheme):
     def apply(self, captured: Captured, axes: Axes) -> Rewritten:
         program = captured.program
         builder = Builder.copying(program)
-        outputs: list[fx.Node] = []
+        outputs: dict[Output, fx.Node] = {}
         for level, smaller in enumerate(self.levels(captured, axes)[:-1]):
             own = PrivateTensors(program, builder, level, coarse_heads(program), norms=self.norms == "private")
-            env = Resized(builder, program, axes, smaller, {}, f"level{level}_", own, self.mode).run()
-            outputs.append(env[program.outputs[0]])
-        outputs.append(builder.shared[program.outputs[0]])
-        names = tuple(f"size {size:g}" for size in self.sizes)
-        return Rewritten(builder.build(outputs, program.graph.output_node()), names)
+            env = Resized(builder, program, axes, smaller, {}, names.level_prefix(level), own, self.mode).run()
+            outputs[Output("level", level)] = env[program.outputs[0]]
+        outputs[Output("level", len(self.sizes) - 1)] = builder.shared[program.outputs[0]]
+        named = builder.build_named(outputs, program.graph.output_node())
+        return Rewritten(*named, numbered("size", self.sizes), shared_norms=self.norms == "shared")
 
     def levels(self, captured: Captured, axes: Axes) -> list[Smaller]:
         """The input sizes of every level. Refuses neighbours that round to the same."""

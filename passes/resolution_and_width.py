@@ -21,13 +21,15 @@ from typing import ClassVar
 
 from torch import fx, nn
 
-from anytimeify.axes import Axes
+from anytimeify import names
+from anytimeify.axes import Axes, Widths
 from anytimeify.errors import SchemeError
-from anytimeify.ir import Captured, Rewritten
+from anytimeify.ir import Captured
 from anytimeify.passes.narrow import Builder
 from anytimeify.passes.nested_channels import NestedChannels, PrivateTensors
 from anytimeify.passes.nested_resolution import NestedResolution, Resized
 from anytimeify.rewriter import Composed
+from anytimeify.rewritten import LevelData, Output, Rewritten
 
 __all__ = ["ResolutionAndWidth"]
 
@@ -60,6 +62,13 @@ class ResolutionAndWidth(Composed):
                     f"levels {level} and {level + 1} both have size {one[0]:g} and width {one[1]:g}; leave one out"
                 )
 
+    @property
+    def narrowed(self) -> str | tuple[str, ...]:
+        return self.channels.where
+
+    def kept(self, axes: Axes) -> list[Widths]:
+        return self.channels.kept(axes)
+
     def prepare(self, captured: Captured, axes: Axes) -> Captured:
         return self.channels.prepare(captured, axes)
 
@@ -68,17 +77,21 @@ class ResolutionAndWidth(Composed):
         builder = Builder.copying(program)
         heads = self.channels.private_heads(program)
         norms = self.channels.norms != "shared" or self.resolution.norms == "private"
-        outputs: list[fx.Node] = []
+        outputs: dict[Output, fx.Node] = {}
         levels = zip(self.resolution.levels(captured, axes)[:-1], self.channels.kept(axes), strict=False)
         for level, (smaller, widths) in enumerate(levels):
             own = PrivateTensors(program, builder, level, heads, norms=norms)
-            prefix = f"level{level}_"
+            prefix = names.level_prefix(level)
             env = Resized(builder, program, axes, smaller, widths, prefix, own, self.resolution.mode).run()
-            outputs.append(env[program.outputs[0]])
-        outputs.append(builder.shared[program.outputs[0]])
+            outputs[Output("level", level)] = env[program.outputs[0]]
+        full = len(self.channels.widths) - 1
+        outputs[Output("level", full)] = builder.shared[program.outputs[0]]
         pairs = zip(self.resolution.sizes, self.channels.widths, strict=True)
-        names = tuple(f"size {size:g}, width {width:g}" for size, width in pairs)
-        return Rewritten(builder.build(outputs, program.graph.output_node()), names)
+        described = [
+            LevelData(f"size {size:g}, width {width:g}", backbone=0 if level == full else None)
+            for level, (size, width) in enumerate(pairs)
+        ]
+        return Rewritten(*builder.build_named(outputs, program.graph.output_node()), tuple(described))
 
     def default_loss(self) -> nn.Module:
         return self.channels.default_loss()

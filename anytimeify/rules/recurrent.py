@@ -119,6 +119,8 @@ axis_rule(
     _sequence,
     literals=_still_projected,
     macs=_sequence_macs,
+    kind="recurrent",
+    training="train",
 )
 
 
@@ -147,4 +149,5 @@ axis_rule(
     aten("lstm_cell.default", "gru_cell.default", "rnn_tanh_cell.default", "rnn_relu_cell.default"),
     _step,
     macs=_step_macs,
+    kind="recurrent",
 )

@@ -87,7 +87,7 @@ def _view_as(op: Op) -> Dims:
     return result
 
 
-axis_rule(aten("reshape_as.default", "view_as.default"), _view_as, view=True)
+axis_rule(aten("reshape_as.default", "view_as.default"), _view_as, view=True, kind="reshape")
 axis_rule(aten("unsqueeze.default", "squeeze.dim", "squeeze.dims"), _view, view=True, kind="reshape")
 
 
@@ -98,7 +98,7 @@ def _squeezed(r: Resize) -> Call:
     return Call(torch.ops.aten.squeeze.dims, {"self": r.arguments["self"], "dim": dims})
 
 
-axis_rule(aten("squeeze.default"), _view, literals=_squeezed, view=True)
+axis_rule(aten("squeeze.default"), _view, literals=_squeezed, view=True, kind="reshape")
 
 
 def _permute(op: Op) -> Dims:

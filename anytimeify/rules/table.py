@@ -36,6 +36,7 @@ Kind: TypeAlias = Literal[
     "lookup",  # rows of a table
     "pointwise",
     "dropout",  # elements or whole channels, in training alone
+    "stochastic depth",  # whole samples, in training alone
     "random",  # draws numbers
     "reshape",  # the same elements in the same order
     "selection",  # some of the elements
@@ -89,6 +90,11 @@ def contractions(node: fx.Node) -> tuple[Contraction, ...]:
     if line is None or not line.contracted or not isinstance(kind, TensorType):
         return ()
     return tuple(contractions_in(line, tensor_operands(node), kind))
+
+
+def has_rule(name: str) -> bool:
+    """Whether the operation `library.operator.overload` has a rule."""
+    return any(str(target) == name for target in _RULES)
 
 
 def tensor_operands(node: fx.Node) -> list[fx.Node]:
