@@ -1,4 +1,8 @@
-"""A compiler from any PyTorch network to an anytime model: one graph, nested levels, cheapest first."""
+"""Compiles a PyTorch network into an anytime model: several networks in one, from cheap to full.
+
+net = transform(backbone, NestedChannels(widths=(0.25, 0.5, 1.0)), example_inputs)
+small = net.extract(Budget(macs=5e8))
+"""
 
 from anytimeify._torch import cope_with_torchvision
 from anytimeify.artifact import load
@@ -30,6 +34,7 @@ from anytimeify.passes.hierarchical_ensemble import HierarchicalEnsemble
 from anytimeify.passes.mutual_distillation import MutualDistillation
 from anytimeify.passes.nested_channels import NestedChannels
 from anytimeify.passes.nested_depth import NestedDepth
+from anytimeify.passes.nested_resolution import NestedResolution
 from anytimeify.passes.nested_weights import NestedWeights
 from anytimeify.policies import Confidence, Entropy, Patience
 from anytimeify.rewriter import Scheme, parse_scheme, schemes
@@ -37,6 +42,7 @@ from anytimeify.sampling import SandwichSampler
 from anytimeify.staged import Staged
 from anytimeify.taxonomy import Taxonomy
 from anytimeify.transform import transform
+from anytimeify.version import __version__
 
 __all__ = [
     "AnytimeError",
@@ -65,6 +71,7 @@ __all__ = [
     "MutualDistillation",
     "NestedChannels",
     "NestedDepth",
+    "NestedResolution",
     "NestedWeights",
     "Outputs",
     "OutputsError",
@@ -77,6 +84,7 @@ __all__ = [
     "Taxonomy",
     "UnsupportedOpError",
     "VerificationError",
+    "__version__",
     "load",
     "parse_scheme",
     "schemes",

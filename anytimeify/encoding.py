@@ -21,15 +21,16 @@ from anytimeify._torch import OpOverload, flatten, unflatten
 from anytimeify.errors import ArtifactError
 from anytimeify.ir import Origin, Program, Signature, Size, TensorType
 from anytimeify.node_meta import checkpoint_of, origin_of, type_of
-from anytimeify.rules.named import named
+from anytimeify.rules.table import has_rule, of_other_libraries
 from anytimeify.schema import is_mutable
+from anytimeify.spec import INTEGER_FUNCTIONS
 from anytimeify.stacks import first_member
 
 __all__ = ["decode_program", "decode_signature", "dtype_of", "encode_program", "encode_signature"]
 
 _OPERATORS: dict[str, Callable[..., Any]] = {
-    **{name: getattr(operator, name) for name in ("getitem", "add", "sub", "mul", "floordiv", "mod", "neg")},
-    **{name: getattr(operator, name) for name in ("eq", "ne", "lt", "le", "gt", "ge")},
+    **{function.__name__: function for function in INTEGER_FUNCTIONS},
+    **{name: getattr(operator, name) for name in ("getitem", "eq", "ne", "lt", "le", "gt", "ge")},
     **{name: getattr(torch, name) for name in ("sym_max", "sym_min", "sym_int", "sym_float")},
 }
 _NAMESPACES = ("aten", "anytimeify")
@@ -37,9 +38,7 @@ _NAMESPACES = ("aten", "anytimeify")
 _FORBIDDEN = re.compile(
     r"from_file|from_blob|print|storage|as_strided|resize|data_ptr|record_stream|pin_memory|empty_strided"
 )
-_PRIVATE = re.compile(
-    r"_softmax|_log_softmax|_to_copy|_unsafe_view|_unsafe_index|_weight_norm|_fft_\w+|_upsample_\w+_aa"
-)
+_PRIVATE = re.compile(r"_unsafe_index|_fft_\w+")  # besides those that have a rule
 _TENSOR_NAME = re.compile(r"[\w\-+ :/@$]+(\.[\w\-+ :/@$]+)*")
 _DTYPES = {str(value).removeprefix("torch."): value for value in vars(torch).values() if isinstance(value, torch.dtype)}
 _LAYOUTS = {str(value): value for value in vars(torch).values() if isinstance(value, torch.layout)}
@@ -177,7 +176,7 @@ def _function(name: str) -> Callable[..., Any]:
     packet_name, _, overload_name = rest.partition(".")
     _check(_allowed(name), f"the operation {name!r} is not allowed")
     target: Any = getattr(getattr(getattr(torch.ops, namespace), packet_name, None), overload_name, None)
-    if target is None and name in named():
+    if target is None and name in of_other_libraries():
         raise ArtifactError(f"the saved graph calls {name}: import {namespace}, which defines it, before loading")
     _check(isinstance(target, OpOverload) and not is_mutable(target), f"there is no functional operation {name!r}")
     result: Callable[..., Any] = target
@@ -187,11 +186,11 @@ def _function(name: str) -> Callable[..., Any]:
 def _allowed(name: str) -> bool:
     namespace, _, rest = name.partition(".")
     packet_name, _, overload_name = rest.partition(".")
-    return name in named() or (
+    return name in of_other_libraries() or (
         namespace in _NAMESPACES
         and packet_name.isidentifier()
         and overload_name.isidentifier()
-        and (not packet_name.startswith("_") or _PRIVATE.fullmatch(packet_name) is not None)
+        and (not packet_name.startswith("_") or _PRIVATE.fullmatch(packet_name) is not None or has_rule(name))
         and not packet_name.endswith("_")
         and not overload_name.startswith("_")
         and not _FORBIDDEN.search(packet_name)

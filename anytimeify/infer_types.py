@@ -59,9 +59,15 @@ class TypeInferenceError(AnytimeError, ValueError):
     """An operation cannot be applied to operands of such types; names the operation and the types."""
 
 
-def infer_type(target: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Type | Unknown:
-    """The type of `target(*args, **kwargs)`, of nodes that carry types. Raises `TypeInferenceError`."""
-    return _infer(target, args, kwargs, type_of)
+def infer_type(
+    target: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    kind: Callable[[fx.Node], Type] | None = None,
+) -> Type | Unknown:
+    """The type of `target(*args, **kwargs)`, of nodes that carry types, or whose types `kind` gives. Raises
+    `TypeInferenceError`."""
+    return _infer(target, args, kwargs, kind or type_of)
 
 
 def result_type(target: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Type:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from anytimeify import names
 from anytimeify.ir import Program, TensorType
 from anytimeify.node_meta import is_masked, type_of
 from anytimeify.pass_manager import rewrite
@@ -39,8 +40,7 @@ def masks(program: Program) -> Iterator[Mask]:
     for node in program.graph.nodes:
         if _is_masked(program, node):
             name = str(node.args[1].target)
-            _, level, _, weight = name.split(".", 3)
-            yield Mask(name, int(level), weight)
+            yield Mask(name, *names.of_mask(name))
 
 
 def _is_masked(program: Program, node: fx.Node) -> bool:
@@ -49,7 +49,7 @@ def _is_masked(program: Program, node: fx.Node) -> bool:
         return False
     mask: Any = node.args[1]
     name = str(mask.target)
-    return mask.op == "get_attr" and name.startswith("anytime.") and name not in program.transient
+    return mask.op == "get_attr" and names.is_added(name) and name not in program.transient
 
 
 @rewrite("recount")

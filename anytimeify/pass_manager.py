@@ -41,8 +41,9 @@ from torch import fx
 from anytimeify import spec
 from anytimeify.errors import AnytimeError, Finding, PassError
 from anytimeify.infer_types import TypeInferenceError
-from anytimeify.ir import Captured, Program, Rewritten
+from anytimeify.ir import Captured, Program
 from anytimeify.node_meta import module_stack_of, origin_of
+from anytimeify.rewritten import Rewritten
 
 __all__ = ["rewrite", "run_pass"]
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from anytimeify import names
 from anytimeify.ir import Program
 from anytimeify.node_meta import type_of
 from anytimeify.pass_manager import rewrite
-from anytimeify.passes.fold import fresh_name, read_tensor
+from anytimeify.passes.fold import read_tensor
 from anytimeify.schema import bound, rebind
 
 __all__ = ["fold_batch_norms"]
@@ -130,7 +130,7 @@ def _merge(program: Program, convolution: fx.Node, norm: fx.Node, taken: set[str
         factor = per_group.reshape(weight.shape[0], -1, *[1] * (weight.ndim - 2))
     name = str(given["weight"].target)
     own_bias = str(given["bias"].target) if given["bias"] is not None and len(given["bias"].users) == 1 else None
-    bias_name = own_bias or fresh_name(re.sub(r"weight$", "", name) + "bias", taken)
+    bias_name = own_bias or names.fresh(names.bias(name), taken)
     merged = {name: (weight.detach().double() * factor), bias_name: bias}
     return {
         key: nn.Parameter(tensor.to(weight.dtype).contiguous(), requires_grad=weight.requires_grad)

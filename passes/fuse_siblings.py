@@ -26,7 +26,7 @@ from anytimeify.node_meta import type_of
 from anytimeify.passes.layouts import Value, grown_type
 from anytimeify.passes.sample_by_sample import RESHAPES, sample_by_sample
 from anytimeify.passes.siblings import FuseRule, Siblings
-from anytimeify.rules.pointwise import BINARY, UNARY
+from anytimeify.rules.pointwise import BINARY, DROPOUTS, RANDOM, UNARY
 from anytimeify.rules.targets import aten as targets
 from anytimeify.schema import bound, rebind
 
@@ -220,7 +220,7 @@ def _beside_batch(s: Siblings, source: fx.Node, node: fx.Node, place: int, layou
     return node_
 
 
-_register(targets(*UNARY, *BINARY, "add", "sub", "mul", "div"), pointwise)
+_register(targets(*UNARY, *BINARY, *RANDOM, *DROPOUTS, "add", "sub", "mul", "div"), pointwise)
 
 
 # Convolutions and norms over stacked channels.

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import fx
 
+from anytimeify import names
 from anytimeify.axes import Axes
 from anytimeify.ir import Program, Size
 from anytimeify.node_meta import type_of
@@ -129,7 +130,7 @@ class Siblings(Layouts):
         for member in range(count):
             own = {source: nodes[member] for source, nodes in sources.items()}
             args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), own.__getitem__)
-            name = f"member{member}_{node.name}"
+            name = names.member_prefix(member) + node.name
             results.append(self.emit(node.target, args, name, kind=type_of(node), kwargs=kwargs, exact=True))
         kinds = type_of(node)
         if not isinstance(kinds, tuple):
@@ -139,7 +140,9 @@ class Siblings(Layouts):
                 depth,
                 "apart",
                 tuple(
-                    self.emit(operator.getitem, (one, index), f"member{member}_{node.name}_{index}", exact=True)
+                    self.emit(
+                        operator.getitem, (one, index), f"{names.member_prefix(member)}{node.name}_{index}", exact=True
+                    )
                     for member, one in enumerate(results)
                 ),
             )

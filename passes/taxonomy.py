@@ -21,6 +21,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, fx, nn
 
+from anytimeify import names
 from anytimeify.axes import Axes
 from anytimeify.errors import SchemeError
 from anytimeify.factors import Factor
@@ -36,7 +37,6 @@ from anytimeify.taxonomy import Taxonomy
 __all__ = ["add_heads", "coarse_heads", "heads_of_output"]
 
 aten = torch.ops.aten
-_PREFIX = "anytime.taxonomy."
 
 
 @rewrite("taxonomy")
@@ -54,7 +54,7 @@ def add_heads(captured: Captured, axes: Axes, taxonomy: Taxonomy) -> Captured:
         parts = [builder.shared[prediction]]
         for name, size in zip(taxonomy.granularities[1:], taxonomy.sizes[1:], strict=True):
             parts.append(_head(builder, program, axes, prediction, factor, region, name, size, fresh, others, made))
-        prefixes = ("", *(f"{_PREFIX}{name}." for name in taxonomy.granularities[1:]))
+        prefixes = ("", *(names.taxonomy_prefix(name) for name in taxonomy.granularities[1:]))
         meta = {
             "origin": origin_of(prediction),
             "granularities": tuple(zip(prefixes, taxonomy.sizes, strict=True)),
@@ -153,7 +153,7 @@ def _head(
         source = str(node.target)
         if not has_axis(axes, node, factor) or region.isdisjoint(node.users):
             continue
-        own[node] = f"{_PREFIX}{name}.{source}"
+        own[node] = names.taxonomy_prefix(name) + source
         tensor = program.tensors[source]
         if id(tensor) not in ties:
             shape = tuple(s.coefficient for s in axes.shape(axes.dims[node], type_of(node), {factor: size}).shape)

@@ -82,7 +82,7 @@ CASES: list[tuple[Callable[..., Any], Sequence[Any], Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("target", "args", "expected"), CASES, ids=[getattr(target, "__name__", str(target)) for target, _, _ in CASES])
+@pytest.mark.parametrize(("target", "args", "expected"), CASES, ids=[one[0].__name__ for one in CASES])
 def test_results_have_the_types_of_the_operation(
     target: Callable[..., Any], args: Sequence[Any], expected: Any
 ) -> None:

@@ -150,7 +150,7 @@ def test_a_step_of_capture_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(target: object) -> object:
         raise KeyError("x")
 
-    monkeypatch.setattr(simplifying, "schema", broken)
+    monkeypatch.setattr(simplifying, "instead_of", broken)
     message = r"the pass 'simplify' failed at node '\w+' \(aten\..*, stem, backbones.py:\d+: .*KeyError: 'x'.*: lower, "
     with pytest.raises(PassError, match=message):
         capture(Residual(), images())

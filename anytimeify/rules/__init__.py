@@ -5,10 +5,24 @@ it.
 import importlib
 import pkgutil
 
-from anytimeify.rules.named import named_rule, rule_of
-from anytimeify.rules.op import Call, Dims, Op, Resize, Rule, axis_rule, registered
+from anytimeify.rules import table
+from anytimeify.rules.op import Call, Dims, Op, Resize
+from anytimeify.rules.table import Rule, axis_rule, contractions, has_kind, registered, rule_of
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
 
-__all__ = ["Call", "Dims", "Op", "Resize", "Rule", "axis_rule", "named_rule", "registered", "rule_of"]
+table.seal()
+
+__all__ = [
+    "Call",
+    "Dims",
+    "Op",
+    "Resize",
+    "Rule",
+    "axis_rule",
+    "contractions",
+    "has_kind",
+    "registered",
+    "rule_of",
+]

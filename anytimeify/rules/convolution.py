@@ -15,7 +15,8 @@ from typing import Any
 
 from anytimeify import factors
 from anytimeify.factors import Pin
-from anytimeify.rules.op import Dims, Infer, Op, axis_rule, build_rule
+from anytimeify.rules.op import Dims, Op
+from anytimeify.rules.table import Infer, axis_rule, build_rule
 from anytimeify.rules.targets import aten
 
 
@@ -41,7 +42,7 @@ def _spread(value: Any, rank: int) -> Sequence[Any]:
     return [*value] * rank if len(value) == 1 else value
 
 
-def _convolution(spatial: str, out: str, kernel: str) -> tuple[Infer, Any, Any]:
+def _convolution(spatial: str, out: str, kernel: str) -> tuple[Infer, Any, Any, Any]:
     """`spatial`, `out` and `kernel` name the dimensions. A dimension that holds channels has one name in both."""
     names = list(zip(spatial.split(), out.split(), strict=True))
     rules = {}
@@ -66,7 +67,7 @@ def _convolution(spatial: str, out: str, kernel: str) -> tuple[Infer, Any, Any]:
                 op.mix(expr)
         return result
 
-    return infer, plain.resize, plain.macs
+    return infer, plain.resize, plain.macs, plain.notation
 
 
 for spatial, out, kernel, name in (
@@ -74,8 +75,10 @@ for spatial, out, kernel, name in (
     ("h w", "p q", "kh kw", "conv2d"),
     ("h w d", "p q r", "kh kw kd", "conv3d"),
 ):
-    rule, literals, macs = _convolution(spatial, out, kernel)
-    axis_rule(aten(f"{name}.default", f"{name}.padding"), rule, literals=literals, macs=macs)
+    rule, literals, macs, notation = _convolution(spatial, out, kernel)
+    axis_rule(
+        aten(f"{name}.default", f"{name}.padding"), rule, literals=literals, macs=macs, notation=notation, kind="layer"
+    )
 
 # the weight of a transposed convolution is (in, out / groups, ...), and every input position meets the whole kernel
 for spatial, out, kernel, names in (

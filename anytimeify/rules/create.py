@@ -6,9 +6,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from torch import fx
+
+from anytimeify._torch import OpOverload, schema
 from anytimeify.factors import Pin
-from anytimeify.rules.op import Dims, Op, Resize, axis_rule, opaque_results
+from anytimeify.rules.op import Dims, Op, Resize, opaque_results
+from anytimeify.rules.table import axis_rule, has_kind
 from anytimeify.rules.targets import aten
+from anytimeify.schema import bound
+
+__all__ = ["counts_up", "filled_with", "has_known_values", "is_uninitialised", "like_form"]
 
 
 def _filled(op: Op) -> Dims:
@@ -19,16 +27,18 @@ def _size(r: Resize) -> dict[str, Any]:
     return {"size": r.shape_argument(r.arguments["size"], r.node.meta["type"].shape, r.types[r.node].shape)}
 
 
-FILLED = "zeros ones full empty rand randn new_zeros new_ones new_full new_empty"
-axis_rule([t for t in aten(*FILLED.split()) if "names" not in str(t)], _filled, literals=_size)
+FILLED = "zeros ones full empty new_zeros new_ones new_full new_empty"
+axis_rule(aten(*FILLED.split()), _filled, literals=_size, kind="factory")
+axis_rule(aten("rand", "randn"), _filled, literals=_size, kind="random")
 
 
 def _counted(op: Op) -> Any:
     return opaque_results(op.node, Pin("counts positions", op.where, "position"))
 
 
-COUNTED = "arange linspace logspace eye tril_indices triu_indices scalar_tensor randint randperm hann_window"
-axis_rule(aten(*COUNTED.split()), _counted)
+COUNTED = "arange linspace logspace eye tril_indices triu_indices scalar_tensor hann_window"
+axis_rule(aten(*COUNTED.split()), _counted, kind="factory")
+axis_rule(aten("randint", "randperm"), _counted, kind="random")
 
 
 # the grid of positions, and triangular masks
@@ -50,3 +60,43 @@ def _triangle(op: Op) -> Dims:
 
 
 axis_rule(aten("tril.default", "triu.default"), _triangle)
+
+
+# the argument that says what a tensor is filled with, or the number
+_FILLS: dict[object, str | int] = {
+    torch.ops.aten.zeros.default: 0,
+    torch.ops.aten.ones.default: 1,
+    torch.ops.aten.full.default: "fill_value",
+    torch.ops.aten.scalar_tensor.default: "s",
+}
+# the form that takes its size from a tensor
+_LIKE: dict[object, OpOverload] = {
+    torch.ops.aten.rand.default: torch.ops.aten.rand_like.default,
+    torch.ops.aten.randn.default: torch.ops.aten.randn_like.default,
+}
+
+
+def filled_with(node: fx.Node) -> Any:
+    """The number that a tensor is filled with which is made of its size alone; None of other nodes."""
+    fill = _FILLS.get(node.target)
+    return bound(node)[fill] if isinstance(fill, str) else fill
+
+
+def counts_up(node: fx.Node) -> bool:
+    """Whether a call gives a range of numbers."""
+    return has_kind(node, "factory") and schema(node.target).name == "aten::arange"  # type: ignore[arg-type]
+
+
+def is_uninitialised(node: fx.Node) -> bool:
+    """Whether a call gives memory as it is found."""
+    return has_kind(node, "factory") and schema(node.target).name in ("aten::empty", "aten::new_empty")  # type: ignore[arg-type]
+
+
+def has_known_values(node: fx.Node) -> bool:
+    """Whether what a call gives follows from the sizes and numbers that it is given."""
+    return has_kind(node, "factory") and not is_uninitialised(node)
+
+
+def like_form(target: object) -> OpOverload | None:
+    """The operation that draws the same numbers in the shape of a tensor; None where there is none."""
+    return _LIKE.get(target)

@@ -12,8 +12,8 @@ from torch import fx
 from anytimeify import factors
 from anytimeify.factors import Expr
 from anytimeify.ir import Size
-from anytimeify.rules.named import named_rule
-from anytimeify.rules.op import Dims, Op, axis_rule, build_rule
+from anytimeify.rules.op import Dims, Op
+from anytimeify.rules.table import axis_rule, build_rule
 from anytimeify.rules.targets import aten
 
 _runs = build_rule("t i, e i o, e -> t o", macs="t i o")
@@ -29,7 +29,7 @@ def _by_runs(op: Op) -> Dims:
     return result
 
 
-named_rule("transformers.grouped_mm_fallback.default", _by_runs, macs=_runs.macs)
+axis_rule("transformers.grouped_mm_fallback.default", _by_runs, macs=_runs.macs, later=True)
 
 
 def _grouped_mm(op: Op) -> Dims:

@@ -11,7 +11,8 @@ from torch import fx
 from anytimeify import factors
 from anytimeify.factors import Expr
 from anytimeify.ir import Size
-from anytimeify.rules.op import Call, Dims, Op, Resize, axis_rule
+from anytimeify.rules.op import Call, Dims, Op, Resize
+from anytimeify.rules.table import axis_rule
 from anytimeify.rules.targets import aten
 
 
@@ -39,7 +40,7 @@ def joined(op: Op, parts: Sequence[Expr], sizes: Sequence[Size]) -> Expr:
     return factors.resolve(factors.Sum(tuple(parts)))
 
 
-axis_rule(aten("cat.default", "concat.default", "concatenate.default"), _cat)
+axis_rule(aten("cat.default", "concat.default", "concatenate.default"), _cat, kind="join")
 
 
 def _stack(op: Op) -> Dims:
@@ -148,7 +149,7 @@ def _bounds(r: Resize) -> dict[str, Any]:
     return {"start": start, "length": length} if "length" in r.arguments else {"start": start, "end": start + length}
 
 
-axis_rule(aten("slice.Tensor", "narrow.default"), _slice, literals=_bounds, view=True)
+axis_rule(aten("slice.Tensor", "narrow.default"), _slice, literals=_bounds, view=True, kind="selection")
 
 
 # indexing: indexed dimensions are pinned; the others pass. The result's indexed dimensions stand where the first index

@@ -8,7 +8,8 @@ from torch import fx
 from anytimeify.factors import ONE, resolve
 from anytimeify.ir import Size
 from anytimeify.rules.notation import parse
-from anytimeify.rules.op import Dims, Op, axis_rule, build_rule, solve
+from anytimeify.rules.op import Dims, Op, solve
+from anytimeify.rules.table import axis_rule, build_rule
 from anytimeify.rules.targets import aten
 from anytimeify.schema import bound
 
@@ -51,7 +52,9 @@ def _attention_macs(node: fx.Node) -> Size:
     return rule.macs(node)
 
 
-axis_rule(aten("scaled_dot_product_attention.default"), _scaled_dot_product_attention, macs=_attention_macs)
+axis_rule(
+    aten("scaled_dot_product_attention.default"), _scaled_dot_product_attention, macs=_attention_macs, kind="attention"
+)
 
 
 def _line(equation: str) -> str:
@@ -83,4 +86,10 @@ def _einsum_macs(node: fx.Node) -> Size:
     return total
 
 
-axis_rule(torch.ops.aten.einsum.default, _einsum, macs=_einsum_macs)
+axis_rule(
+    torch.ops.aten.einsum.default,
+    _einsum,
+    macs=_einsum_macs,
+    notation=lambda node: parse(_line(bound(node)["equation"])),
+    kind="layer",
+)

@@ -6,8 +6,9 @@ import torch
 
 import anytimeify.derivatives  # noqa: F401  # defines an operation
 from anytimeify.modes import AFTER, BY_MODE, UPDATE_BUFFER
-from anytimeify.rules.op import Dims, Op, axis_rule
+from anytimeify.rules.op import Dims, Op
 from anytimeify.rules.pointwise import pointwise
+from anytimeify.rules.table import axis_rule
 
 
 def _first(op: Op) -> Dims:

@@ -6,7 +6,8 @@ from typing import Any
 
 from anytimeify import factors
 from anytimeify.ir import Size
-from anytimeify.rules.op import Dims, Op, Resize, axis_rule, build_rule
+from anytimeify.rules.op import Dims, Op, Resize
+from anytimeify.rules.table import axis_rule, build_rule
 from anytimeify.rules.targets import aten
 
 _per_channel = build_rule("n c ..., c, c, c, c -> n c ...")
@@ -24,8 +25,8 @@ def _batch_norm(op: Op) -> Dims:
     return _instance_norm(op)
 
 
-axis_rule(aten("instance_norm.default"), _instance_norm)
-axis_rule(aten("batch_norm.default"), _batch_norm)
+axis_rule(aten("instance_norm.default"), _instance_norm, kind="norm", training="use_input_stats")
+axis_rule(aten("batch_norm.default"), _batch_norm, kind="norm", training="training")
 
 
 # layer norm and RMS norm: the last k dimensions, each with its own factor
@@ -45,7 +46,7 @@ def _normalized_shape(r: Resize) -> dict[str, Any]:
     return {"normalized_shape": [size.coefficient for size in shape[len(shape) - count :]]}
 
 
-axis_rule(aten("layer_norm.default", "rms_norm.default"), _last_dimensions, literals=_normalized_shape)
+axis_rule(aten("layer_norm.default", "rms_norm.default"), _last_dimensions, literals=_normalized_shape, kind="norm")
 
 
 # group norm: (g c~), groups outermost, so that whole groups are cut
@@ -70,6 +71,7 @@ axis_rule(
     aten("group_norm.default"),
     _group_norm,
     literals=lambda r: {"num_groups": r.size(r.memo["groups"]).coefficient} if "groups" in r.memo else {},
+    kind="norm",
 )
 
 

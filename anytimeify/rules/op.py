@@ -1,9 +1,4 @@
-"""What a rule sees of a node, what it gives back, and the table that rules fill.
-
-A rule says three things about an operation: how the axes of its results follow from those of its operands (`infer`),
-which of its arguments are sizes that change when axes are narrowed (`resize`), and how many multiply-accumulates it
-costs (`macs`). For most operations one line of factor notation says all three.
-"""
+"""What a rule sees of a node and what it gives back, and how a line of factor notation is applied to one."""
 
 from __future__ import annotations
 
@@ -17,10 +12,10 @@ from torch import fx
 from anytimeify import factors
 from anytimeify.factors import ONE, Expr, Factor, Pin, PinKind, Where
 from anytimeify.ir import Origin, Size, TensorType
-from anytimeify.rules.notation import Compound, Concat, Dots, Name, Notation, Pattern, Single, Term, parse
+from anytimeify.rules.notation import Compound, Concat, Dots, Name, Notation, Pattern, Single, Term
 from anytimeify.schema import bound
 
-__all__ = ["Call", "Dims", "Op", "Resize", "Rule", "axis_rule", "rule_of"]
+__all__ = ["Call", "Dims", "Op", "Resize", "apply", "flat_nodes", "name_of", "opaque_results", "solve"]
 
 Dims: TypeAlias = tuple[Expr, ...]
 """One expression per dimension of a tensor."""
@@ -126,6 +121,7 @@ def opaque_results(node: fx.Node, reason: Pin) -> Any:
 
 
 def name_of(node: fx.Node) -> str:
+    """What the operation of a node is called."""
     target = node.target
     return (
         str(target) if not callable(target) or hasattr(target, "_schema") else getattr(target, "__name__", str(target))
@@ -133,6 +129,7 @@ def name_of(node: fx.Node) -> str:
 
 
 def flat_nodes(values: Iterable[Any]) -> Iterable[fx.Node]:
+    """Every node in arguments that may be nested."""
     for value in values:
         if isinstance(value, fx.Node):
             yield value
@@ -173,121 +170,7 @@ class Call:
     arguments: dict[str, Any]
 
 
-Infer: TypeAlias = Callable[[Op], Any]
-Resizer: TypeAlias = Callable[[Resize], dict[str, Any] | Call]
-
-
-@dataclass(frozen=True)
-class Rule:
-    """What is known of one operation."""
-
-    infer: Infer
-    resize: Resizer | None = None
-    macs: Callable[[fx.Node], Size] | None = None
-    view: bool = False  # the result shares memory with the first operand
-    joins: bool = False  # a residual addition: axes that pass through it are streams
-    notation: Notation | None = None
-
-
-_RULES: dict[Any, Rule] = {}
-
-
-def rule_of(target: Any) -> Rule | None:
-    """The rule of an operation, or None."""
-    return _RULES.get(target)
-
-
-def registered() -> Mapping[Any, Rule]:
-    """Every operation that has a rule."""
-    return _RULES
-
-
-def unregister(target: Any) -> None:
-    """Forget the rule of an operation, so that another may be registered."""
-    del _RULES[target]
-
-
-def axis_rule(
-    target: Any,
-    rule: str | Infer | Sequence[str],
-    *,
-    literals: Mapping[str, str | Sequence[str]] | Resizer | None = None,
-    macs: str | Sequence[str] | Callable[[fx.Node], Size] = (),
-    view: bool = False,
-    joins: bool = False,
-) -> None:
-    """Register the rule of one operation (or of a list of them).
-
-    `rule` is a line of factor notation, several of them (the first whose ranks fit is taken), or a function of the
-    `Op`. `literals` names the arguments that are sizes: `{"groups": "g"}`; or is a function of the `Resize`. `macs`
-    lists the factors whose product is the number of multiply-accumulates; several such lists add up.
-    """
-    for one in target if isinstance(target, list | tuple) else [target]:
-        if one in _RULES:
-            raise ValueError(f"{one} has a rule already")
-        _RULES[one] = build_rule(rule, literals=literals, macs=macs, view=view, joins=joins)
-
-
-def build_rule(rule: Any, *, literals: Any = None, macs: Any = (), view: bool = False, joins: bool = False) -> Rule:
-    """The `Rule` that `axis_rule` would register; for rules that choose between several at run time."""
-    if callable(rule):
-        return Rule(rule, literals, macs or None, view, joins)
-    lines = tuple(parse(line) for line in ([rule] if isinstance(rule, str) else rule))
-    counted = [item.split() for item in ([macs] if isinstance(macs, str) else macs)]
-    sizes = tuple(literals) if isinstance(literals, Mapping) else ()
-
-    def infer(op: Op) -> Any:
-        computed = next((name for name in sizes if list(flat_nodes([op[name]]))), None)
-        if computed is not None:
-            return op.give_up(f"its {computed} are computed, from the size of the batch for instance")
-        tensors = op.operands()
-        notation = _fitting(lines, [op.rank(node) for node in tensors])
-        return op.give_up("unusual operands") if notation is None else apply(notation, op, tensors)
-
-    def sizes_of(node: fx.Node, types: Callable[[fx.Node], TensorType]) -> dict[str, Size]:
-        tensors = [n for n in flat_nodes(bound(node).values()) if isinstance(n.meta["type"], TensorType)]
-        shapes = [types(n).shape for n in tensors]
-        notation = _fitting(lines, [len(shape) for shape in shapes])
-        return {} if notation is None else solve(notation, shapes, types(node).shape)
-
-    def resize(r: Resize) -> dict[str, Any]:
-        found = sizes_of(r.node, lambda node: r.types[node])
-        if not found:
-            return {}
-        return {
-            name: found[spec].coefficient if isinstance(spec, str) else [found[part].coefficient for part in spec]
-            for name, spec in literals.items()
-            if not list(flat_nodes([r.arguments[name]]))
-        }
-
-    def count(node: fx.Node) -> Size:
-        found = sizes_of(node, lambda other: other.meta["type"])
-        totals = (
-            [math.prod((found.get(name, Size(1)) for name in item), start=Size(1)) for item in counted] if found else []
-        )
-        return factors.add_sizes(totals) if totals else Size(0)
-
-    return Rule(
-        infer,
-        literals if callable(literals) else resize if literals else None,
-        count if counted else None,
-        view,
-        joins,
-        lines[0],
-    )
-
-
-def _fitting(lines: Sequence[Notation], ranks: Sequence[int]) -> Notation | None:
-    for notation in lines:
-        if len(notation.operands) >= len(ranks) and all(
-            rank >= len(pattern) - 1 if Dots() in pattern else rank == len(pattern)
-            for pattern, rank in zip(notation.operands, ranks, strict=False)
-        ):
-            return notation
-    return None
-
-
-def _spread(pattern: Pattern, rank: int) -> list[tuple[Term, int]]:
+def spread(pattern: Pattern, rank: int) -> list[tuple[Term, int]]:
     """Pair every dimension with its term; the dimensions under `...` come as (Dots, distance from the last of them)."""
     if Dots() not in pattern:
         return [(term, 0) for term in pattern]
@@ -303,7 +186,7 @@ def apply(notation: Notation, op: Op, tensors: Sequence[fx.Node]) -> Any:
     bindings: dict[str, Expr] = {}
     dots: dict[int, Expr] = {}
     for node, pattern in zip(tensors, notation.operands, strict=False):
-        for expr, (term, distance) in zip(op.axes(node), _spread(pattern, op.rank(node)), strict=True):
+        for expr, (term, distance) in zip(op.axes(node), spread(pattern, op.rank(node)), strict=True):
             if isinstance(term, Dots):
                 if factors.resolve(expr) != ONE:
                     if distance in dots:
@@ -318,7 +201,7 @@ def apply(notation: Notation, op: Op, tensors: Sequence[fx.Node]) -> Any:
             dots.get(distance, ONE)
             if isinstance(term, Dots)
             else _instance(term, op, notation, bindings, sizes, kind.shape[index])
-            for index, (term, distance) in enumerate(_spread(pattern, len(kind.shape)))
+            for index, (term, distance) in enumerate(spread(pattern, len(kind.shape)))
         )
         for pattern, kind in zip(notation.results, kinds if isinstance(kinds, tuple) else (kinds,), strict=False)
     ]
@@ -391,7 +274,7 @@ def solve(notation: Notation, shapes: Sequence[Sequence[Size]], result: Sequence
         patterns.append((notation.results[0], result))
     for pattern, shape in patterns:
         dots = Size(1)
-        for (term, _), size in zip(_spread(pattern, len(shape)), shape, strict=True):
+        for (term, _), size in zip(spread(pattern, len(shape)), shape, strict=True):
             if isinstance(term, Name):
                 if sizes.get(term.name, Size(1)) == Size(1):
                     sizes[term.name] = size

@@ -10,7 +10,8 @@ from torch import fx
 import anytimeify.modules  # noqa: F401  # registers torch.ops.anytimeify
 from anytimeify import factors
 from anytimeify.factors import ONE, Expr, resolve
-from anytimeify.rules.op import Dims, Op, axis_rule
+from anytimeify.rules.op import Dims, Op
+from anytimeify.rules.table import axis_rule
 from anytimeify.rules.targets import aten
 
 
@@ -39,15 +40,15 @@ def pointwise(op: Op) -> Dims:
 UNARY = [
     "real", "imag", "conj_physical", "resolve_conj", "resolve_neg",
     "abs", "acos", "acosh", "angle", "asin", "asinh", "atan", "atanh", "bitwise_not", "ceil", "celu", "clamp",
-    "clamp_max", "clamp_min", "clip", "clone", "conj", "cos", "cosh", "deg2rad", "detach", "digamma", "dropout",
-    "elu", "erf", "erfc", "erfinv", "exp", "exp2", "expm1", "feature_dropout", "alpha_dropout",
-    "feature_alpha_dropout", "fix", "floor", "frac", "gelu", "hardshrink", "hardsigmoid", "hardswish",
+    "clamp_max", "clamp_min", "clip", "clone", "conj", "cos", "cosh", "deg2rad", "detach", "digamma",
+    "elu", "erf", "erfc", "erfinv", "exp", "exp2", "expm1", "fix", "floor", "frac", "gelu",
+    "hardshrink", "hardsigmoid", "hardswish",
     "hardtanh", "isfinite", "isinf", "isnan", "leaky_relu", "lgamma", "log", "log10", "log1p", "log2",
     "log_sigmoid", "logical_not", "logit", "mish", "nan_to_num", "neg", "negative",
     "positive", "rad2deg", "reciprocal", "relu", "relu6", "round", "rrelu", "rsqrt", "selu", "sgn", "sigmoid",
     "sign", "signbit", "silu", "sin", "sinc", "sinh", "softplus", "softshrink", "softsign", "sqrt", "square",
     "tan", "tanh", "tanhshrink", "threshold", "to", "trunc", "_to_copy", "type_as", "zeros_like", "ones_like",
-    "full_like", "empty_like", "rand_like", "randn_like", "bernoulli", "contiguous", "lift_fresh_copy",
+    "full_like", "empty_like", "contiguous", "lift_fresh_copy",
     "masked_fill", "fill", "where", "pow", "float_power", "addcmul", "addcdiv", "lerp",
 ]
 # fmt: on
@@ -59,8 +60,14 @@ BINARY = [
     "copysign", "xlogy",
 ]
 # fmt: on
-axis_rule([target for target in aten(*UNARY, *BINARY) if target not in aten("where.default")], pointwise)
-axis_rule(aten("add", "sub", "subtract"), pointwise, joins=True)
+RANDOM = ["rand_like", "randn_like", "bernoulli"]
+DROPOUTS = ["dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"]
+axis_rule(
+    [target for target in aten(*UNARY, *BINARY) if target not in aten("where.default")], pointwise, kind="pointwise"
+)
+axis_rule(aten("add", "sub", "subtract"), pointwise, joins=True, kind="pointwise")
+axis_rule(aten(*RANDOM), pointwise, kind="random")
+axis_rule(aten(*DROPOUTS), pointwise, kind="dropout", training="train")
 
 
 # the result and the mask
@@ -69,7 +76,7 @@ def _with_mask(op: Op) -> tuple[Dims, ...]:
     return x, x
 
 
-axis_rule(aten("native_dropout.default"), _with_mask)
+axis_rule(aten("native_dropout.default"), _with_mask, kind="dropout", training="train")
 
 
 # one slope per channel, or one for all
@@ -136,4 +143,4 @@ def _glu(op: Op) -> Dims:
 
 
 axis_rule(aten("glu.default"), _glu)
-axis_rule(torch.ops.anytimeify.drop_path.default, _drop_path)
+axis_rule(torch.ops.anytimeify.drop_path.default, _drop_path, kind="stochastic depth")

@@ -7,7 +7,8 @@ from typing import Any
 from anytimeify import factors
 from anytimeify.factors import Expr
 from anytimeify.ir import Size
-from anytimeify.rules.op import Dims, Op, Resize, axis_rule
+from anytimeify.rules.op import Dims, Op, Resize
+from anytimeify.rules.table import axis_rule
 from anytimeify.rules.targets import aten
 
 for spatial, out, names in (

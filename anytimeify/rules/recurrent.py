@@ -16,7 +16,8 @@ from anytimeify import factors
 from anytimeify.errors import SchemeError
 from anytimeify.factors import Expr
 from anytimeify.ir import Size, TensorType
-from anytimeify.rules.op import Dims, Op, Resize, axis_rule
+from anytimeify.rules.op import Dims, Op, Resize
+from anytimeify.rules.table import axis_rule
 from anytimeify.rules.targets import aten
 from anytimeify.schema import bound
 
@@ -118,6 +119,8 @@ axis_rule(
     _sequence,
     literals=_still_projected,
     macs=_sequence_macs,
+    kind="recurrent",
+    training="train",
 )
 
 
@@ -146,4 +149,5 @@ axis_rule(
     aten("lstm_cell.default", "gru_cell.default", "rnn_tanh_cell.default", "rnn_relu_cell.default"),
     _step,
     macs=_step_macs,
+    kind="recurrent",
 )

@@ -6,8 +6,9 @@ from typing import Any
 
 from anytimeify.factors import ONE, Expr
 from anytimeify.ir import TensorType
-from anytimeify.rules.op import Dims, Op, axis_rule
+from anytimeify.rules.op import Dims, Op
 from anytimeify.rules.pointwise import pointwise
+from anytimeify.rules.table import axis_rule
 from anytimeify.rules.targets import aten
 
 

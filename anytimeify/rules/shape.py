@@ -10,7 +10,8 @@ import torch
 from anytimeify import factors
 from anytimeify.factors import ONE, Expr
 from anytimeify.ir import Size
-from anytimeify.rules.op import Call, Dims, Op, Resize, axis_rule
+from anytimeify.rules.op import Call, Dims, Op, Resize
+from anytimeify.rules.table import axis_rule
 from anytimeify.rules.targets import aten
 
 
@@ -62,9 +63,11 @@ def _shape_argument(name: str) -> Any:
     return resize
 
 
-axis_rule(aten("view.default", "_unsafe_view.default"), _view, literals=_shape_argument("size"), view=True)
-axis_rule(aten("reshape.default"), _view, literals=_shape_argument("shape"), view=True)
-axis_rule(aten("flatten.using_ints"), _view, view=True)
+axis_rule(
+    aten("view.default", "_unsafe_view.default"), _view, literals=_shape_argument("size"), view=True, kind="reshape"
+)
+axis_rule(aten("reshape.default"), _view, literals=_shape_argument("shape"), view=True, kind="reshape")
+axis_rule(aten("flatten.using_ints"), _view, view=True, kind="reshape")
 
 
 def _unflatten(r: Resize) -> dict[str, Any]:
@@ -74,7 +77,7 @@ def _unflatten(r: Resize) -> dict[str, Any]:
     return {"sizes": r.shape_argument(r.arguments["sizes"], old, new)}
 
 
-axis_rule(aten("unflatten.int"), _view, literals=_unflatten, view=True)
+axis_rule(aten("unflatten.int"), _view, literals=_unflatten, view=True, kind="reshape")
 
 
 def _view_as(op: Op) -> Dims:
@@ -84,8 +87,8 @@ def _view_as(op: Op) -> Dims:
     return result
 
 
-axis_rule(aten("reshape_as.default", "view_as.default"), _view_as, view=True)
-axis_rule(aten("unsqueeze.default", "squeeze.dim", "squeeze.dims"), _view, view=True)
+axis_rule(aten("reshape_as.default", "view_as.default"), _view_as, view=True, kind="reshape")
+axis_rule(aten("unsqueeze.default", "squeeze.dim", "squeeze.dims"), _view, view=True, kind="reshape")
 
 
 # squeezing whatever is of size one would also squeeze an axis that a width has left one entry of
@@ -95,7 +98,7 @@ def _squeezed(r: Resize) -> Call:
     return Call(torch.ops.aten.squeeze.dims, {"self": r.arguments["self"], "dim": dims})
 
 
-axis_rule(aten("squeeze.default"), _view, literals=_squeezed, view=True)
+axis_rule(aten("squeeze.default"), _view, literals=_squeezed, view=True, kind="reshape")
 
 
 def _permute(op: Op) -> Dims:

@@ -10,7 +10,8 @@ from torch import fx
 
 from anytimeify.ir import Size
 from anytimeify.kernels import staircase
-from anytimeify.rules.op import Dims, Infer, Op, axis_rule, build_rule
+from anytimeify.rules.op import Dims, Op
+from anytimeify.rules.table import Infer, axis_rule, build_rule
 from anytimeify.schema import bound
 
 

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
-from anytimeify._torch import OpOverload, flatten
+from anytimeify import names
+from anytimeify._torch import flatten
 from anytimeify.calling import Calling
 from anytimeify.capture.compare import buffers_kept, difference, randomness, seeded, tolerance
 from anytimeify.errors import VerificationError
@@ -26,7 +27,7 @@ from anytimeify.lift import lift
 from anytimeify.model import AnytimeModel
 from anytimeify.node_meta import origin_of, type_of
 from anytimeify.passes.project import project
-from anytimeify.schema import bound
+from anytimeify.rules.training import draws, trains
 from anytimeify.verification.precision import ADVICE, TOLERANCE, cast_limit, clone, double, in_double, with_batch
 from anytimeify.verification.training import verify_training
 
@@ -46,6 +47,7 @@ def verify(
     1. The full level equals the backbone, `models[0]`, or one level each of `models`. A program that was exported in
        training mode cannot be run in eval mode, and is left out.
        It does so for a batch of another size too, where the batch is dynamic.
+       A level that is the backbone on other inputs (smaller ones) equals the backbone on those, if it takes them.
     2. Every level run inside the joint graph equals the same level extracted.
     3. The full level trains as the backbone does: see `anytimeify.verification.training`.
 
@@ -62,6 +64,7 @@ def verify(
                 full = levels[net.backbones[place]]
                 _check_full(net, place, backbone, full if net.taxonomy is None else full[0], inputs, reference)
                 _check_other_batch(net, place, backbone)
+                _check_other_inputs(net, place, backbone)
         for level, granularity, prediction in _predictions(net, levels):
             small = net.extract(level, granularity=granularity)
             args, kwargs = _call(net, inputs)
@@ -84,14 +87,8 @@ def _eval_form(model: nn.Module | ExportedProgram) -> nn.Module | None:
     if isinstance(model, nn.Module):
         return model
     for node in model.graph.nodes:
-        if isinstance(node.target, OpOverload):
-            given = bound(node)
-            if any(given.get(flag) is True for flag in ("training", "train", "use_input_stats")) or given.get(
-                "dropout_p"
-            ):
-                return None
-            if "bernoulli" in str(node.target) or "rand" in str(node.target):
-                return None
+        if trains(node) or draws(node):
+            return None
     return model.module()
 
 
@@ -119,6 +116,32 @@ def _check_other_batch(net: AnytimeModel, place: int, model: nn.Module) -> None:
             ) from error
         _check_full(net, place, model, prediction, inputs, reference)
         return
+
+
+def _check_other_inputs(net: AnytimeModel, place: int, model: nn.Module) -> None:
+    """Levels that are the backbone on other inputs, against the backbone."""
+    captured = net.captured
+    for level in net.levels[:-1]:
+        inputs = net.scheme.backbone_inputs(captured, net.axes, level.index)
+        if inputs is None:
+            continue
+        try:
+            reference = _run_backbone(model, captured, inputs)
+        except Exception:  # the backbone does not take inputs of this size
+            continue
+        prediction = net.graph(level.index, _finest(net))(*clone(captured.example_inputs))
+        if _agree(reference, prediction):
+            continue
+        error, limit = difference(reference, prediction), _rounding(captured.program)
+        with suppress(Exception):  # a model that cannot be copied or that insists on its own precision
+            reference = _run_backbone(in_double(model), captured, tuple(map(double, inputs)))
+            prediction = in_double(net).graph(level.index, _finest(net))(*map(double, clone(captured.example_inputs)))
+            error, limit = difference(reference, prediction), cast_limit(captured.program)
+        if error > limit:
+            raise VerificationError(
+                f"level {level.index} ({level.name}) differs by {error:.1e} from the backbone on the same inputs: the "
+                "backbone's forward() computes something from their size that the graph holds as a number"
+            )
 
 
 def _other_counts(captured: Captured) -> tuple[int, int]:
@@ -191,7 +214,7 @@ def _check_level_again(net: AnytimeModel, index: int, granularity: str | None, e
         inputs, limit = doubles, cast_limit(program)
     if error <= limit:
         return
-    node = _first_difference(level, inputs, small, args, kwargs, prefix=f"level{index}_")
+    node = _first_difference(level, inputs, small, args, kwargs, prefix=names.level_prefix(index))
     name = net.levels[index].name + (f", {granularity}" if granularity is not None else "")
     raise VerificationError(
         f"level {index} ({name}) differs by {error:.1e} between the model and its extract, "

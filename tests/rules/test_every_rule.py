@@ -16,8 +16,8 @@ from anytimeify.derivatives import name_of
 from anytimeify.ir import Origin, Program, Size, TensorType
 from anytimeify.passes.narrow import Builder
 from anytimeify.rules import axis_rule, registered
-from anytimeify.rules.op import unregister
-from anytimeify.rules.pointwise import BINARY, UNARY
+from anytimeify.rules.pointwise import BINARY, DROPOUTS, RANDOM, UNARY
+from anytimeify.rules.table import unregister
 
 aten = torch.ops.aten
 
@@ -393,7 +393,7 @@ KEYWORDS = {"rounding_mode": "floor", "decimals": 1, "dtype": torch.float32}
 def may_generate(name: str) -> bool:
     from anytimeify.rules.reduce import NAMES
 
-    return name in (*UNARY, *BINARY, "add", "sub", "subtract", *NAMES.split())
+    return name in (*UNARY, *BINARY, *RANDOM, *DROPOUTS, "add", "sub", "subtract", *NAMES.split())
 
 
 def required(target: Any) -> list[Any]:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from anytimeify import NestedChannels, transform
 from anytimeify.axes import analyse
 from anytimeify.capture import capture
-from anytimeify.rules import named_rule, rule_of
-from anytimeify.rules.named import named
+from anytimeify.rules import axis_rule, rule_of
+from anytimeify.rules.table import of_other_libraries
 from anytimeify.testing import (
     assert_exactly_thin,
     assert_full_equals_backbone,
@@ -120,9 +120,12 @@ def test_an_operator_of_another_library_is_known_by_name() -> None:
 
     target = torch.ops.anytimeify_tests.rows_times.default
     assert rule_of(target) is None
-    named_rule("anytimeify_tests.rows_times.default", "n i, i o -> n o", macs="n i o")
+    axis_rule("anytimeify_tests.rows_times.default", "n i, i o -> n o", macs="n i o", later=True)
+    axis_rule(target, "n i, i o -> n o", macs="n i o")  # once more, as in a cell of a notebook
     with pytest.raises(ValueError, match="has a rule already"):
-        named_rule("anytimeify_tests.rows_times.default", "n i, i o -> n o")
+        axis_rule(aten.relu.default, "n -> n")
+    with pytest.raises(ValueError, match=r"no operation 'aten\.rleu\.default'"):
+        axis_rule("aten.rleu.default", "n -> n")
     assert run_rule(target, (f(4, 8), f(8, 6)), 0.5)
     assert rule_of(len) is None
     assert rule_of(aten.relu.default) is not None
@@ -130,7 +133,7 @@ def test_an_operator_of_another_library_is_known_by_name() -> None:
 
 def test_the_grouped_product_of_transformers() -> None:
     pytest.importorskip("transformers.integrations.moe")
-    assert "transformers.grouped_mm_fallback.default" in named()
+    assert "transformers.grouped_mm_fallback.default" in of_other_libraries()
     target = torch.ops.transformers.grouped_mm_fallback.default
     for width in (0.1, 0.5):
         assert run_rule(target, (f(7, 6), f(3, 6, 5), torch.tensor([2, 2, 7])), width)

@@ -1,0 +1,97 @@
+"""Which operand of a layer is its weight, and which dimensions meet: read off its factor notation.
+
+    ... i, o i, o -> ... o
+
+The factor `i` is contracted: two operands have it, and the result does not. Either operand may be the weight; which one
+is depends on what the network holds as parameters.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence, Set
+from dataclasses import dataclass
+
+from torch import fx
+
+from anytimeify.ir import Size, TensorType
+from anytimeify.rules.notation import Dots, Notation, Pattern, Term, names
+from anytimeify.rules.op import solve
+
+__all__ = ["Contraction", "contractions_in"]
+
+
+@dataclass(frozen=True)
+class Contraction:
+    """`result[rows] = weight[rows, columns] @ input[columns] + bias[rows]`, of the operands of one call.
+
+    `columns`, `rows`, `read` and `given` are dimensions, counted from the front. `rows` and `given` are None where the
+    weight has no dimension of its own in the result (a product with a vector). With `groups`, rows and columns fall
+    into so many parts, and each part of the rows meets its own part of the columns.
+    """
+
+    weight: fx.Node
+    columns: int
+    rows: int | None
+    input: fx.Node
+    read: int
+    given: int | None
+    bias: fx.Node | None = None
+    groups: int = 1
+
+
+def contractions_in(notation: Notation, operands: Sequence[fx.Node], result: TensorType) -> Iterator[Contraction]:
+    """Every way to see a call as a layer: each operand that may be the weight, with each that it may meet.
+
+    Operands that meet along several dimensions at once (an attention over positions and channels) are left out.
+    """
+    shapes = [operand.meta["type"].shape for operand in operands]
+    patterns = [_per_dimension(one, len(shape)) for one, shape in zip(notation.operands, shapes, strict=False)]
+    output = _per_dimension(notation.results[0], len(result.shape))
+    sizes = solve(notation, shapes, result.shape)
+    for place, (weight, own) in enumerate(zip(operands, patterns, strict=True)):
+        for other, (read, met) in enumerate(zip(operands, patterns, strict=True)):
+            shared = notation.contracted & _names(own) & _names(met)
+            columns, meets = _dims(own, shared), _dims(met, shared)
+            if weight is read or len(columns) != 1 or len(meets) != 1:
+                continue
+            outer = _names([met[meets[0]]]) - shared  # g, in (g i)
+            written = _names(own) & _names(output) - _names(met) - outer
+            rows, given = _dims(own, written), _dims(output, written)
+            single = len(rows) == len(given) == 1
+            yield Contraction(
+                weight,
+                columns[0],
+                rows[0] if single else None,
+                read,
+                meets[0],
+                given[0] if single else None,
+                _bias(operands, patterns, {place, other}, written | outer),
+                math.prod((sizes[name] for name in outer), start=Size(1)).coefficient,
+            )
+
+
+def _bias(
+    operands: Sequence[fx.Node], patterns: Sequence[Sequence[Term]], taken: Set[int], rows: Set[str]
+) -> fx.Node | None:
+    """The operand that has an element for every row, or one for all."""
+    for place, (operand, pattern) in enumerate(zip(operands, patterns, strict=True)):
+        if place not in taken and _names(pattern) & rows:
+            return operand
+    return None
+
+
+def _per_dimension(pattern: Pattern, rank: int) -> list[Term]:
+    """One term for every dimension of an operand."""
+    if Dots() not in pattern:
+        return list(pattern)
+    at = pattern.index(Dots())
+    return [*pattern[:at], *[Dots()] * (rank - len(pattern) + 1), *pattern[at + 1 :]]
+
+
+def _names(terms: Sequence[Term]) -> set[str]:
+    return {one.name for one in names(tuple(terms))}
+
+
+def _dims(terms: Sequence[Term], wanted: Set[str]) -> list[int]:
+    return [dim for dim, term in enumerate(terms) if wanted & _names([term])]

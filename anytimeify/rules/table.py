@@ -1,0 +1,262 @@
+"""The table of operations: all that is known of each of them stands in its rule.
+
+A rule says how the axes of the results follow from those of the operands (`infer`), which arguments are sizes that
+change when axes are narrowed (`resize`), and how many multiply-accumulates the operation costs (`macs`); for most
+operations one line of factor notation says all three. Beside that it has traits: what kind of operation it is, which
+argument says that it trains, and so on. A pass asks for a trait, and never for the name of an operation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import fx
+
+from anytimeify import factors
+from anytimeify._torch import OpOverload
+from anytimeify.ir import Size, TensorType
+from anytimeify.rules.contractions import Contraction, contractions_in
+from anytimeify.rules.notation import Dots, Notation, parse
+from anytimeify.rules.op import Call, Op, Resize, apply, flat_nodes, solve
+from anytimeify.schema import bound
+
+__all__ = ["Kind", "Rule", "axis_rule", "build_rule", "contractions", "has_kind", "registered", "rule_of", "unregister"]
+
+Infer: TypeAlias = Callable[[Op], Any]
+Resizer: TypeAlias = Callable[[Resize], dict[str, Any] | Call]
+Kind: TypeAlias = Literal[
+    "layer",  # multiplies what it reads with weights, and adds up
+    "recurrent",  # a layer with a state
+    "attention",
+    "norm",
+    "lookup",  # rows of a table
+    "pointwise",
+    "dropout",  # elements or whole channels, in training alone
+    "stochastic depth",  # whole samples, in training alone
+    "random",  # draws numbers
+    "reshape",  # the same elements in the same order
+    "selection",  # some of the elements
+    "permutation",  # all of the elements in another order
+    "expansion",  # elements repeated
+    "join",
+    "split",
+    "reduction",
+    "pooling",
+    "padding",
+    "factory",  # made of sizes and numbers
+    "other",
+]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What is known of one operation."""
+
+    infer: Infer
+    resize: Resizer | None = None
+    macs: Callable[[fx.Node], Size] | None = None
+    view: bool = False  # the result shares memory with the first operand
+    joins: bool = False  # a residual addition: axes that pass through it are streams
+    notation: Callable[[fx.Node], Notation | None] | None = None  # the line that fits a call
+    kind: Kind = "other"
+    training: str | None = None  # the argument that says whether it trains
+
+
+_RULES: dict[Any, Rule] = {}  # by overload, or by name where the operator's library may be imported later
+_OUTSIDE: set[Any] = set()  # those that were registered outside of this package
+
+
+def rule_of(target: Any) -> Rule | None:
+    """The rule of an operation, or None."""
+    rule = _RULES.get(target)
+    return _RULES.get(str(target)) if rule is None and isinstance(target, OpOverload) else rule
+
+
+def has_kind(node: fx.Node, *kinds: Kind) -> bool:
+    """Whether a node calls an operation of one of some kinds."""
+    rule = rule_of(node.target) if node.op == "call_function" else None
+    return rule is not None and rule.kind in kinds
+
+
+def contractions(node: fx.Node) -> tuple[Contraction, ...]:
+    """Every way to see a call as a layer; none where its rule has no notation, or does not contract."""
+    rule = rule_of(node.target) if node.op == "call_function" else None
+    line = rule.notation(node) if rule is not None and rule.notation is not None else None
+    kind = node.meta["type"]
+    if line is None or not line.contracted or not isinstance(kind, TensorType):
+        return ()
+    return tuple(contractions_in(line, tensor_operands(node), kind))
+
+
+def has_rule(name: str) -> bool:
+    """Whether the operation `library.operator.overload` has a rule."""
+    return any(str(target) == name for target in _RULES)
+
+
+def tensor_operands(node: fx.Node) -> list[fx.Node]:
+    """The tensors that a call reads, in the order of its schema."""
+    return [one for one in flat_nodes(bound(node).values()) if isinstance(one.meta["type"], TensorType)]
+
+
+def registered() -> Mapping[Any, Rule]:
+    """Every operation that has a rule, those left out whose library may be imported later."""
+    return {target: rule for target, rule in _RULES.items() if not isinstance(target, str)}
+
+
+def of_other_libraries() -> frozenset[str]:
+    """The names of the operations of other libraries that have a rule."""
+    return frozenset(str(target) for target in _OUTSIDE | {one for one in _RULES if isinstance(one, str)})
+
+
+def unregister(target: Any) -> None:
+    """Forget the rule of an operation."""
+    del _RULES[target]
+    _OUTSIDE.discard(target)
+
+
+def axis_rule(
+    target: Any,
+    rule: str | Infer | Sequence[str],
+    *,
+    literals: Mapping[str, str | Sequence[str]] | Resizer | None = None,
+    macs: str | Sequence[str] | Callable[[fx.Node], Size] | None = (),
+    view: bool = False,
+    joins: bool = False,
+    notation: str | Sequence[str] | Callable[[fx.Node], Notation | None] | None = None,
+    kind: Kind | None = None,
+    training: str | None = None,
+    later: bool = False,
+) -> None:
+    """Register the rule of one operation (or of a list of them).
+
+    target: an overload such as `torch.ops.mylib.scale.default`, or its name, `"mylib.scale.default"`; with `later` the
+        name of one that exists once its library is imported.
+    rule: a line of factor notation, several of them (the first whose ranks fit is taken), or a function of the `Op`.
+    literals: the arguments that are sizes, `{"groups": "g"}`; or a function of the `Resize`.
+    macs: the factors whose product is the number of multiply-accumulates; several such lists add up.
+    view: the result shares memory with the first operand.
+    joins: a residual addition.
+    notation: what a function says of the axes, as far as lines can: which operand is the weight of a layer is read off
+        them.
+    kind: what the operation is; where not given, a layer if something is contracted and multiplied.
+    training: the argument that says whether it trains.
+
+    What is registered outside of this package may be registered again, as when a notebook's cell runs twice. Raises
+    `ValueError` for names that torch does not know, operations of ours that have a rule, and malformed lines.
+    """
+    built = build_rule(
+        rule, literals=literals, macs=macs, view=view, joins=joins, notation=notation, kind=kind, training=training
+    )
+    for one in target if isinstance(target, list | tuple) else [target]:
+        key = one if not isinstance(one, str) else one if later else overload(one)
+        if key in _RULES and key not in _OUTSIDE:
+            raise ValueError(f"{key} has a rule already")
+        _RULES[key] = built
+        if _sealed:
+            _OUTSIDE.add(key)
+
+
+def overload(name: str) -> OpOverload:
+    """The operation `library.operator.overload`. Raises `ValueError` where torch does not know it."""
+    found: Any = torch.ops
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    if not isinstance(found, OpOverload):
+        raise ValueError(
+            f"torch has no operation {name!r}: expected library.operator.overload, such as 'aten.relu.default'; import "
+            "the library that defines it first, or give later=True"
+        )
+    return found
+
+
+_sealed = False
+
+
+def seal() -> None:
+    """Called once all rules of this package are there: whatever comes later is registered from outside."""
+    global _sealed
+    _sealed = True
+
+
+def build_rule(
+    rule: Any,
+    *,
+    literals: Any = None,
+    macs: Any = (),
+    view: bool = False,
+    joins: bool = False,
+    notation: Any = None,
+    kind: Kind | None = None,
+    training: str | None = None,
+) -> Rule:
+    """The `Rule` that `axis_rule` would register; for rules that choose between several at run time."""
+    if callable(rule):
+        line = _line_of(_parsed(notation)) if isinstance(notation, str | list | tuple) else notation
+        return Rule(rule, literals, macs or None, view, joins, line, kind or "other", training)
+    lines = _parsed(rule)
+    counted = [item.split() for item in ([macs] if isinstance(macs, str) else macs)]
+    sizes = tuple(literals) if isinstance(literals, Mapping) else ()
+    line_of = _line_of(lines)
+
+    def infer(op: Op) -> Any:
+        computed = next((name for name in sizes if list(flat_nodes([op[name]]))), None)
+        if computed is not None:
+            return op.give_up(f"its {computed} are computed, from the size of the batch for instance")
+        line = line_of(op.node)
+        return op.give_up("unusual operands") if line is None else apply(line, op, op.operands())
+
+    def sizes_of(node: fx.Node, types: Callable[[fx.Node], TensorType]) -> dict[str, Size]:
+        shapes = [types(one).shape for one in tensor_operands(node)]
+        line = _fitting(lines, [len(shape) for shape in shapes])
+        return {} if line is None else solve(line, shapes, types(node).shape)
+
+    def resize(r: Resize) -> dict[str, Any]:
+        found = sizes_of(r.node, lambda node: r.types[node])
+        if not found:
+            return {}
+        return {
+            name: found[spec].coefficient if isinstance(spec, str) else [found[part].coefficient for part in spec]
+            for name, spec in literals.items()
+            if not list(flat_nodes([r.arguments[name]]))
+        }
+
+    def count(node: fx.Node) -> Size:
+        found = sizes_of(node, lambda other: other.meta["type"])
+        totals = (
+            [math.prod((found.get(name, Size(1)) for name in item), start=Size(1)) for item in counted] if found else []
+        )
+        return factors.add_sizes(totals) if totals else Size(0)
+
+    contracts = bool(counted) and any(line.contracted for line in lines)
+    return Rule(
+        infer,
+        literals if callable(literals) else resize if literals else None,
+        count if counted else None,
+        view,
+        joins,
+        line_of,
+        kind or ("layer" if contracts else "other"),
+        training,
+    )
+
+
+def _parsed(lines: str | Sequence[str]) -> tuple[Notation, ...]:
+    return tuple(parse(line) for line in ([lines] if isinstance(lines, str) else lines))
+
+
+def _line_of(lines: Sequence[Notation]) -> Callable[[fx.Node], Notation | None]:
+    return lambda node: _fitting(lines, [len(one.meta["type"].shape) for one in tensor_operands(node)])
+
+
+def _fitting(lines: Sequence[Notation], ranks: Sequence[int]) -> Notation | None:
+    for notation in lines:
+        if len(notation.operands) >= len(ranks) and all(
+            rank >= len(pattern) - 1 if Dots() in pattern else rank == len(pattern)
+            for pattern, rank in zip(notation.operands, ranks, strict=False)
+        ):
+            return notation
+    return None
