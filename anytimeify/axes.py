@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import fnmatch
 import math
-import operator
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -38,7 +37,7 @@ from anytimeify.factors import (
     pin,
     resolve,
 )
-from anytimeify.ir import Origin, Program, Size, TensorType
+from anytimeify.ir import Origin, Program, Size, TensorType, result_of
 from anytimeify.rules import Dims, Op, rule_of
 from anytimeify.rules.op import name_of
 
@@ -237,8 +236,8 @@ def analyse(program: Program) -> Axes:
             for result in program.outputs:
                 for expr in known[result]:
                     pin(expr, Pin("an output of the model", _where(node), "output"))
-        elif node.target is operator.getitem and isinstance(node.args[0].meta["type"], tuple):
-            known[node] = known[node.args[0]][node.args[1]]
+        elif (several := result_of(node)) is not None:
+            known[node] = known[several][node.args[1]]
         elif isinstance(node.meta["type"], Size):
             known[node] = ()
         else:

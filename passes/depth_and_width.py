@@ -81,7 +81,7 @@ class DepthAndWidth(Composed):
         return Rewritten(builder.build(outputs, program.graph.output_node()), names)
 
     def _level(
-        self, builder: Builder, rest: Rest, left_out: list[Block], widths: Widths, level: int, heads: set[fx.Node]
+        self, builder: Builder, rest: Rest, left_out: list[Block], widths: Widths, level: int, heads: Set[fx.Node]
     ) -> fx.Node:
         program = rest.captured.program
         gap = Gap.of(program, left_out)
@@ -92,12 +92,13 @@ class DepthAndWidth(Composed):
         if self.depth.norms == "private":
             norms |= gap.behind
         own = PrivateTensors(program, builder, level, heads, norms=True)
+        computed = {node for node in heads if node.op == "call_function"}  # of the tensors of private heads
 
         def private(user: fx.Node, source: fx.Node, region: Set[fx.Node]) -> str | None:
             return own(user, source, norms)
 
         env = builder.clone_region(
-            *(program, rest.axes, rest.widths({}, left_out, widths), narrow | gap.behind, gap.instead),
+            *(program, rest.axes, rest.widths({}, left_out, widths), narrow | gap.behind | computed, gap.instead),
             prefix=f"level{level}_",
             private=private,
         )

@@ -26,7 +26,7 @@ from torch import Tensor, fx
 from anytimeify.axes import Axes, Widths
 from anytimeify.ir import Program, Size, TensorType, meta_of
 from anytimeify.passes.project import ancestors
-from anytimeify.rules import Call, Resize, rule_of
+from anytimeify.rules import Call, Resize, has_kind, rule_of
 from anytimeify.schema import rebind
 
 __all__ = ["Builder", "Clone", "Private", "narrow", "narrow_tensor", "reached"]
@@ -336,7 +336,7 @@ def _refresh_sizes(program: Program, types: dict[fx.Node, Any]) -> None:
     for node in program.graph.nodes:
         if not isinstance(node.meta.get("type"), Size):
             continue
-        if node.target is aten.sym_size.int:
+        if has_kind(node, "size"):
             types[node] = types[node.args[0]].shape[node.args[1]]
         elif node.target is operator.mul:
             factors = [types[arg] if isinstance(arg, fx.Node) else Size(int(arg)) for arg in node.args]

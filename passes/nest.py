@@ -16,7 +16,7 @@ chunks so far.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
@@ -24,7 +24,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import fx
 
 from anytimeify.axes import Axes, Widths
@@ -32,36 +31,11 @@ from anytimeify.factors import Expr, Factor, Sum, leaves, resolve
 from anytimeify.ir import Program, Size, TensorType
 from anytimeify.passes.narrow import reached
 from anytimeify.passes.operands import Blocks, blocks_of
-from anytimeify.rules import rule_of
-from anytimeify.rules.targets import aten
-from anytimeify.schema import bound
+from anytimeify.rules import Layers, contractions, traits
 
 __all__ = ["Kind", "Layer", "Nest", "Places"]
 
 Places: TypeAlias = npt.NDArray[np.int64]
-
-# Of layers: the argument that holds weights, and the dimension of it that is contracted.
-_CONVOLUTIONS = (f"conv{n}d.{overload}" for n in (1, 2, 3) for overload in ("default", "padding"))
-_TRANSPOSED = ("conv_transpose1d.default", "conv_transpose2d.input", "conv_transpose3d.input")
-_LAYERS: dict[Any, tuple[tuple[str, int], ...]] = {
-    target: places
-    for names, places in (
-        (_CONVOLUTIONS, (("weight", 1),)),
-        (_TRANSPOSED, (("weight", 0),)),
-        (("linear.default",), (("weight", -1),)),
-        (("addmm.default",), (("mat2", 0),)),
-        (("mm.default",), (("mat2", 0), ("self", 1))),
-        (("bmm.default",), (("mat2", 1), ("self", 2))),
-        (("matmul.default",), (("other", -2), ("self", -1))),
-    )
-    for target in aten(*names)
-}
-
-
-def _is_layer(node: fx.Node) -> bool:
-    rule = rule_of(node.target)
-    return rule is not None and rule.macs is not None
-
 
 class Kind(Enum):
     """How the value of a node differs between levels."""
@@ -86,21 +60,6 @@ class Layer:
     dim: int
 
 
-def _weights(node: fx.Node) -> Iterator[tuple[fx.Node, int]]:
-    """The operands of a layer that may be its weights, with the dimension of each that is contracted."""
-    given = bound(node) if node.target in _LAYERS or node.target is torch.ops.aten.einsum.default else {}
-    for argument, dim in _LAYERS.get(node.target, ()):
-        rank = len(given[argument].meta["type"].shape)
-        if rank > 1:
-            yield given[argument], dim % rank
-    if node.target is torch.ops.aten.einsum.default and "." not in given["equation"]:
-        terms, _, result = given["equation"].replace(" ", "").partition("->")
-        for letters, operand in zip(terms.split(","), given["tensors"], strict=True):
-            for dim, letter in enumerate(letters):
-                if letter not in result and "->" in given["equation"]:
-                    yield operand, dim
-
-
 class Nest:
     """What is known of a program whose axes are cut into chunks: of every node, how its value differs between levels.
 
@@ -121,12 +80,8 @@ class Nest:
             for level in range(len(widths))
         ]
         differs = {node for one in widths[:-1] for node in reached(program, axes, one)}
-        self.parameters: set[fx.Node] = set()  # what depends on tensors of the program alone
+        self.parameters = Layers(program).constant.keys()  # what depends on tensors of the program alone
         for node in program.graph.nodes:
-            if node.op == "get_attr" or (
-                node.op == "call_function" and self.parameters.issuperset(node.all_input_nodes)
-            ):
-                self.parameters.add(node)
             if node.op == "get_attr":
                 self.kinds[node] = Kind.WHOLE if self.narrowed_dims(node) else Kind.SAME
             elif node.op != "output":
@@ -139,10 +94,12 @@ class Nest:
         last: set[fx.Node] = set()  # with nothing behind that makes a value for all levels of it but by channels alone
         for node in reversed(self.program.graph.nodes):
             kind = self.kinds[node] if node.op == "call_function" else Kind.SAME
-            cheap = kind is Kind.WHOLE and not _is_layer(node)
+            cheap = kind is Kind.WHOLE and traits(node).macs is None
             if (cheap or kind is Kind.APART) and all(user.op == "output" or user in last for user in node.users):
                 last.add(node)
         for node in self.program.graph.nodes:
+            if node in alone and node in self.parameters:
+                self.kinds[node] = Kind.APART
             sources = (one for one in node.all_input_nodes if one in last)
             if node in last and (node in alone or any(self.kinds[one] is Kind.APART for one in sources)):
                 self.kinds[node] = Kind.APART
@@ -170,11 +127,13 @@ class Nest:
 
     def _layer(self, node: fx.Node) -> Layer | None:
         mixed = self.axes.mixed[node] & self.chunk_of.keys()
-        for weight, dim in _weights(node):
-            rest = [one for one in node.all_input_nodes if one is not weight and one not in self.parameters]
-            contracted = set(leaves(self.axes.dims[weight][dim]))
-            if weight in self.parameters and len(rest) == 1 and mixed <= contracted:
-                return Layer(weight, dim)
+        for one in contractions(node):
+            dims = self.axes.dims[one.weight]
+            rest = [other for other in node.all_input_nodes if other not in self.parameters]
+            meets_more = any(self.is_narrowed(dims[dim]) for dim in one.others)
+            if one.weight in self.parameters and rest == [one.input] and len(dims) > 1 and not meets_more:
+                if mixed <= set(leaves(dims[one.columns])):
+                    return Layer(one.weight, one.columns)
         return None
 
     def _wide(self, node: fx.Node) -> bool:

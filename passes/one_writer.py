@@ -10,6 +10,7 @@ from torch import fx
 from anytimeify.ir import Rewritten
 from anytimeify.modes import UPDATE_BUFFER
 from anytimeify.passes.project import ancestors
+from anytimeify.rules import traits
 from anytimeify.schema import bound, rebind
 
 __all__ = ["one_writer"]
@@ -19,7 +20,7 @@ def one_writer(rewritten: Rewritten) -> Rewritten:
     """Levels that share a buffer each compute what training would write to it, from channels of their own. Where the
     level that equals the backbone is among them, the others go on with their value, and do not write it."""
     program = rewritten.program
-    updates = [node for node in program.graph.nodes if node.target is UPDATE_BUFFER]
+    updates = [node for node in program.graph.nodes if traits(node).writes is not None]
     if not updates:
         return rewritten
     full = ancestors([program.outputs[place] for place in _places(rewritten)])

@@ -19,11 +19,12 @@ from anytimeify.errors import SchemeError
 from anytimeify.factors import leaves
 from anytimeify.ir import Captured, Program, Rewritten, Size, TensorType, meta_of
 from anytimeify.passes.block_triangular import use_blocks
-from anytimeify.passes.heads import heads_of
 from anytimeify.passes.narrow import Builder, Clone, Private
 from anytimeify.passes.nest import Kind, Nest, Places
-from anytimeify.passes.operands import Operands, operands_of
+from anytimeify.passes.operands import contraction_of
+from anytimeify.rules.contractions import Contraction
 from anytimeify.passes.project import project
+from anytimeify.rules import Layers
 from anytimeify.rules.op import name_of
 
 __all__ = ["Form", "triangular"]
@@ -53,7 +54,7 @@ def triangular(
 
     joint = Form(nest, builder, last, prefix="joint_", private=own)
     outputs = [joint.value(program.outputs[0], level) for level in range(last + 1)]
-    below = {joint.value(head, level).name for head in heads_of(program) for level in range(last)}
+    below = {joint.value(head, level).name for head in Layers(program).last for level in range(last)}
     _refuse_cost(captured, nest, builder.build(outputs, program.graph.output_node()), below)
     for level in range(last + 1):
         alone = Form(nest, builder, level, prefix=f"level{level}_", private=own)
@@ -124,7 +125,7 @@ class Form:
         self.chunks = [_Chunk(self, level) for level in range(top + 1)] if stepwise else []
         self.values: dict[tuple[fx.Node, int], fx.Node] = {}
         self.added: dict[tuple[fx.Node, int], fx.Node | None] = {}
-        self.weights: dict[tuple[fx.Node, fx.Node, Operands | None], fx.Node] = {}  # those with masks
+        self.weights: dict[tuple[Any, ...], fx.Node] = {}  # those with masks
         for level in range(top + 1) if stepwise else (top,):  # in order, so that nothing is asked for too deeply
             for node in nest.program.graph.nodes:
                 if node.op == "call_function":
@@ -290,7 +291,7 @@ class Form:
         if keep.all():
             return value
         mask, blocks = self.builder.mask(keep, value.meta["type"].dtype, node), self.nest.blocks(node, level)
-        key = value, mask, operands_of(node, self.nest.layers[node].weight)
+        key = value, mask, _way(contraction_of(node, self.nest.layers[node].weight))
         if key in self.weights:  # a layer that is called twice
             return self.weights[key]
         meta = {**value.meta}
@@ -369,6 +370,11 @@ class _Chunk(Clone):
                 places = np.flatnonzero(nest.chunks(nest.axes.dims[source][dim]) == self.level)
                 value = self.form.pick(value, source, dim, places, "chunk", part=True)
         return value
+
+
+def _way(contraction: Contraction | None) -> Any:
+    """How a layer reads its weight, but for what it reads besides."""
+    return contraction and (contraction.rows, contraction.columns, contraction.read, contraction.given, contraction.groups)
 
 
 def _several(node: fx.Node) -> bool:

@@ -26,13 +26,10 @@ from anytimeify.ir import PAIR, Level, Program
 from anytimeify.model import AnytimeModel
 from anytimeify.passes.project import ancestors, project
 from anytimeify.report.sheets import Sheet, Sheets
-from anytimeify.rules.targets import aten
-from anytimeify.schema import bound
+from anytimeify.rules import contractions
 
 __all__ = ["KernelCorrelation", "LayerCorrelation", "inside", "kernel_correlation", "leaf_program"]
 
-_TRANSPOSED = frozenset(aten("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"))
-_CONVOLUTIONS = _TRANSPOSED | frozenset(aten("conv1d", "conv2d", "conv3d"))
 _LEAST = 3  # weights of a kernel: two numbers always correlate perfectly, one not at all
 _SHARED = "shared by both"
 _SUMMARY = ("weights", "averaged", "mean", "best", "by_chance", "likeness", "mutual")
@@ -247,17 +244,17 @@ def _read(
 ) -> dict[str, _Kernels]:
     found: dict[str, _Kernels] = {}
     for node in program.graph.nodes:
-        if node.target not in _CONVOLUTIONS:
+        layer = next((one for one in contractions(node) if one.kernel and one.rows is not None), None)
+        if layer is None:
             continue
-        given = bound(node)
-        sources = sorted(ancestors([given["weight"]]), key=lambda source: source.name)
+        sources = sorted(ancestors([layer.weight]), key=lambda source: source.name)
         names = [str(source.target) for source in sources if source.op == "get_attr"]
         names = [name for name in names if program.tensors[name].is_floating_point()]
         if not names or any(source.op == "placeholder" for source in sources):
             continue  # kernels that depend on the input are another set for every sample
         largest = max(names, key=lambda name: program.tensors[name].numel())
-        weight = _value(program, given["weight"]).detach().cpu().double()
-        kernels = _by_output(weight, given["groups"]) if node.target in _TRANSPOSED else weight
+        weight = _value(program, layer.weight).detach().cpu().double()
+        kernels = _by_output(weight, layer.groups) if layer.columns == 0 else weight
         name = backbone_name(largest).removesuffix(".weight")
         found[name] = _Kernels(kernels.flatten(2), tuple(kernels.shape[2:]), frozenset(map(identity, names)))
     return found

@@ -119,6 +119,9 @@ axis_rule(
     _sequence,
     literals=_still_projected,
     macs=_sequence_macs,
+    kind="recurrent",
+    training="train",
+    weights=("params",),
 )
 
 
@@ -147,4 +150,6 @@ axis_rule(
     aten("lstm_cell.default", "gru_cell.default", "rnn_tanh_cell.default", "rnn_relu_cell.default"),
     _step,
     macs=_step_macs,
+    kind="recurrent",
+    weights=("w_ih", "w_hh"),
 )
