@@ -39,6 +39,7 @@ _FORBIDDEN = re.compile(
 _PRIVATE = re.compile(
     r"_softmax|_log_softmax|_to_copy|_unsafe_view|_unsafe_index|_weight_norm|_fft_\w+|_upsample_\w+_aa"
 )
+_OTHER_LIBRARY = re.compile(r"(?!operator\.|prims?\.|quantized)[A-Za-z]\w*(\.[A-Za-z]\w*){2}")
 _TENSOR_NAME = re.compile(r"[\w\-+ :/@$]+(\.[\w\-+ :/@$]+)*")
 _DTYPES = {str(value).removeprefix("torch."): value for value in vars(torch).values() if isinstance(value, torch.dtype)}
 _LAYOUTS = {str(value): value for value in vars(torch).values() if isinstance(value, torch.layout)}
@@ -174,6 +175,11 @@ def _function(name: str) -> Callable[..., Any]:
     if namespace == "operator" and rest in _OPERATORS:
         return _OPERATORS[rest]
     packet_name, _, overload_name = rest.partition(".")
+    if namespace not in _NAMESPACES and _OTHER_LIBRARY.fullmatch(name) and not _allowed(name):
+        raise ArtifactError(
+            f"the saved graph calls {name}, of which nothing is known here: import the package that defines it and "
+            "registers its rule (axis_rule) before loading"
+        )
     _check(_allowed(name), f"the operation {name!r} is not allowed")
     target: Any = getattr(getattr(getattr(torch.ops, namespace), packet_name, None), overload_name, None)
     if target is None and name in of_other_libraries():

@@ -113,9 +113,9 @@ class _Parts:
 
     def operand(self, node: fx.Node, dim: int, granularity: int) -> fx.Node | None:
         """What a concatenation of the granularities read."""
-        if not has_kind(node, "join"):
+        tensors: list[fx.Node] = list(bound(node)["tensors"]) if has_kind(node, "join") else []
+        if not tensors or len(tensors[0].meta["type"].shape) != len(node.meta["type"].shape):
             return None
-        tensors: list[fx.Node] = list(bound(node)["tensors"])
         sizes = [one.meta["type"].shape[dim] for one in tensors]
         together = bound(node)["dim"] % len(node.meta["type"].shape) == dim
         return tensors[granularity] if together and sizes == list(map(Size, self.taxonomy.sizes)) else None

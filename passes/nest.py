@@ -31,7 +31,7 @@ from anytimeify.factors import Expr, Factor, Sum, leaves, resolve
 from anytimeify.ir import Program, Size, TensorType
 from anytimeify.passes.narrow import reached
 from anytimeify.passes.operands import Blocks, blocks_of
-from anytimeify.rules import Layers, contractions, traits
+from anytimeify.rules import Layers, contractions, notation_of, traits
 
 __all__ = ["Kind", "Layer", "Nest", "Places"]
 
@@ -54,10 +54,10 @@ class Kind(Enum):
 
 @dataclass(frozen=True)
 class Layer:
-    """The weights of a layer, and the dimension of them that is contracted."""
+    """The weights of a layer, and the dimensions of them that are contracted."""
 
     weight: fx.Node
-    dim: int
+    dims: tuple[int, ...]
 
 
 class Nest:
@@ -127,13 +127,15 @@ class Nest:
 
     def _layer(self, node: fx.Node) -> Layer | None:
         mixed = self.axes.mixed[node] & self.chunk_of.keys()
+        line = notation_of(node)
         for one in contractions(node):
-            dims = self.axes.dims[one.weight]
-            rest = [other for other in node.all_input_nodes if other not in self.parameters]
-            meets_more = any(self.is_narrowed(dims[dim]) for dim in one.others)
-            if one.weight in self.parameters and rest == [one.input] and len(dims) > 1 and not meets_more:
-                if mixed <= set(leaves(dims[one.columns])):
-                    return Layer(one.weight, one.columns)
+            expressions, dims = self.axes.dims[one.weight], (one.columns, *one.others)
+            if one.weight not in self.parameters or one.input in self.parameters or len(expressions) < 2:
+                continue
+            # What the operands have in common they have in common with the weight: then entries of it can be masked.
+            if line is not None and len(line.contracted) == len(dims):
+                if mixed <= {leaf for dim in dims for leaf in leaves(expressions[dim])}:
+                    return Layer(one.weight, dims)
         return None
 
     def _wide(self, node: fx.Node) -> bool:
@@ -199,10 +201,11 @@ class Nest:
         layer = self.layers.get(node)
         if layer is None or not self.is_flat(node):
             return False
-        contracted = [leaf for leaf in leaves(self.axes.dims[layer.weight][layer.dim]) if leaf in self.chunk_of]
+        dims = self.axes.dims[layer.weight]
+        contracted = [leaf for dim in layer.dims for leaf in leaves(dims[dim]) if leaf in self.chunk_of]
         others = [one for one in node.all_input_nodes if one is not layer.weight and self.narrowed_dims(one)]
         return (
-            len([dim for dim in self.narrowed_dims(layer.weight) if dim != layer.dim]) == 1
+            len([dim for dim in self.narrowed_dims(layer.weight) if dim not in layer.dims]) == 1
             and all(leaf in self.axes.mixed[node] for leaf in contracted)
             and all(self.is_flat(one) for one in others)
         )
@@ -216,8 +219,8 @@ class Nest:
             read = write = np.zeros(1, dtype=np.int64)
             if self.is_narrowed(expr):
                 kept = self.kept(expr, level)
-                read = self.chunks(expr, lambda f, dim=dim: dim == layer.dim and f in mixed)[kept]  # type: ignore[misc]
-                write = self.chunks(expr, lambda f, dim=dim: dim != layer.dim or f not in mixed)[kept]  # type: ignore[misc]
+                read = self.chunks(expr, lambda f, dim=dim: dim in layer.dims and f in mixed)[kept]  # type: ignore[misc]
+                write = self.chunks(expr, lambda f, dim=dim: dim not in layer.dims or f not in mixed)[kept]  # type: ignore[misc]
             reads, writes = np.maximum(reads[..., None], read), np.maximum(writes[..., None], write)
         result: npt.NDArray[np.bool_] = reads <= writes
         return result
@@ -225,11 +228,12 @@ class Nest:
     def blocks(self, node: fx.Node, level: int) -> Blocks:
         """Of every level up to one, the rows of a layer's weights that it adds and the columns that these read; empty
         where these are not products that the layer can be cut into."""
-        if not self.has_rows(node):
+        layer = self.layers.get(node)
+        if layer is None or len(layer.dims) > 1 or not self.has_rows(node):
             return ()
-        layer = self.layers[node]
         dims = self.axes.dims[layer.weight]
-        (row,) = (dim for dim in self.narrowed_dims(layer.weight) if dim != layer.dim)
-        rows, columns = (self.chunks(dims[dim])[self.kept(dims[dim], level)] for dim in (row, layer.dim))
+        (column,) = layer.dims
+        (row,) = (dim for dim in self.narrowed_dims(layer.weight) if dim != column)
+        rows, columns = (self.chunks(dims[dim])[self.kept(dims[dim], level)] for dim in (row, column))
         blocks = tuple((np.flatnonzero(rows == one), np.flatnonzero(columns <= one)) for one in range(level + 1))
-        return blocks if blocks_of(node, layer.weight, (row, layer.dim), blocks) else ()
+        return blocks if blocks_of(node, layer.weight, (row, column), blocks) else ()

@@ -18,14 +18,15 @@ Blocks: TypeAlias = tuple[tuple[Places, Places], ...]
 
 
 def contraction_of(node: fx.Node, weight: fx.Node) -> Contraction | None:
-    """How a layer reads a weight, where rows and columns are one dimension each and groups are parts of the rows."""
-    for one in contractions(node):
-        if one.weight is not weight or one.rows is None or one.others:
-            continue
-        width, read = (source.meta["type"].shape[dim] for source, dim in ((weight, one.columns), (one.input, one.read)))
-        if len(one.input.meta["type"].shape) > 1 and read.coefficient == one.groups * width.coefficient:
-            return one
-    return None
+    """How a layer reads a weight, where this meets one input along one dimension, and groups are parts of the rows."""
+    found = [one for one in contractions(node) if one.weight is weight]
+    if len(found) != 1 or found[0].rows is None:
+        return None
+    one = found[0]
+    width, read = (source.meta["type"].shape[dim] for source, dim in ((weight, one.columns), (one.input, one.read)))
+    if len(one.input.meta["type"].shape) < 2 or read.coefficient != one.groups * width.coefficient:
+        return None
+    return one
 
 
 def blocks_of(node: fx.Node, weight: fx.Node, dims: tuple[int, int], blocks: Blocks) -> Blocks:

@@ -275,7 +275,7 @@ class Form:
                 continue
             for dim in nest.narrowed_dims(source):
                 expr = nest.axes.dims[source][dim]
-                if dim != layer.dim if source is layer.weight else source in nest.parameters:
+                if dim not in layer.dims if source is layer.weight else source in nest.parameters:
                     value, part = at.unmasked(node, source), source.op == "get_attr"
                     instead[source] = self.pick(value, source, dim, nest.new(expr, level), f"new{level}", part=part)
                     types[source] = instead[source].meta["type"]

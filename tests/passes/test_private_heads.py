@@ -105,7 +105,7 @@ def check_private(net: Any, model: nn.Module, inputs: Tensor, own: set[str]) -> 
         assert {name.removeprefix(prefix) for name in names if name.startswith(prefix)} == own
     outputs = net.eval()(inputs)
     for level, expected in enumerate(outputs.levels):
-        close(net.extract(level)(inputs), expected)
+        assert close(net.extract(level)(inputs), expected)
 
 
 @pytest.mark.parametrize("connectivity", ["dense", "triangular"])
