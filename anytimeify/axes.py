@@ -38,7 +38,7 @@ from anytimeify.factors import (
     resolve,
 )
 from anytimeify.ir import Origin, Program, Size, TensorType, result_of
-from anytimeify.rules import Dims, Op, rule_of
+from anytimeify.rules import Dims, Layers, Op, rule_of
 from anytimeify.rules.op import name_of
 
 __all__ = ["Axes", "AxisGroup", "Pin", "Site", "Widths", "analyse"]
@@ -223,10 +223,11 @@ def analyse(program: Program) -> Axes:
     depth: dict[fx.Node, int] = {}  # layers with parameters on the way from an input, of what depends on one
     joins: list[Expr] = []
     unknown: list[fx.Node] = []
+    layers = Layers(program).weights
     of_tensor: dict[int, Dims] = {}  # tied parameters are one tensor under several names
     for node in program.graph.nodes:
         if node.op == "placeholder" or any(source in depth for source in node.all_input_nodes):
-            depth[node] = max((depth.get(source, 0) for source in node.all_input_nodes), default=0) + _is_layer(node)
+            depth[node] = max((depth.get(source, 0) for source in node.all_input_nodes), default=0) + (node in layers)
         if node.op == "placeholder":
             known[node] = _input_dims(node)
         elif node.op == "get_attr":
@@ -295,12 +296,6 @@ def _tensor_dims(node: fx.Node, tensor: torch.Tensor) -> Dims:
         return tuple(opaque(size, reason) for size in sizes)
     free = isinstance(tensor, torch.nn.Parameter)
     return tuple(ONE if size == Size(1) else Factor(size, free=free) for size in sizes)
-
-
-def _is_layer(node: fx.Node) -> bool:
-    rule = rule_of(node.target) if node.op == "call_function" else None
-    reads = any(source.op == "get_attr" for source in node.all_input_nodes)
-    return rule is not None and rule.macs is not None and reads
 
 
 def _joined(op: Op, depth: Mapping[fx.Node, int]) -> Iterator[Expr]:

@@ -33,6 +33,7 @@ from anytimeify.schema import bound, position, rebind
 
 __all__ = ["lift", "norms_without_count"]
 
+
 def lift(program: Program, *, training: bool = True) -> fx.GraphModule:
     """A module that computes `program`, with its inputs and its flat tuple of outputs.
 
@@ -185,7 +186,8 @@ class _Lifter:
 
     def switch(self, node: fx.Node) -> Call:
         training, values = traits(node).training, bound(node)
-        assert isinstance(node.target, OpOverload) and training is not None
+        assert isinstance(node.target, OpOverload)
+        assert training is not None
         flag = position(node.target, training)
         args = tuple(values.values())
         instance = Instance(TrainingSwitch, (("target", node.target), ("position", flag)))

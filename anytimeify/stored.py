@@ -21,6 +21,7 @@ from anytimeify.schema import bound, is_mutable
 
 __all__ = ["Stored", "base", "deterministic", "elements", "fits", "identity", "needed", "stored"]
 
+
 @dataclass(frozen=True)
 class Stored:
     """`nodes`: those whose values are held, in graph order; sizes among them are numbers. `parameters`: those of them

@@ -164,7 +164,9 @@ class _Cutter:
         if bias.op != "get_attr" or not alone:  # read elsewhere too, so that it is here anyway
             return self._part(self.copies[bias], cut.contraction.bias_rows or 0, cut.blocks[place][0], node)
         if bias not in self.pieces:
-            self.pieces[bias] = self._cut_up(bias, cut, "bias", [((cut.contraction.bias_rows or 0, rows),) for rows, _ in cut.blocks])
+            self.pieces[bias] = self._cut_up(
+                bias, cut, "bias", [((cut.contraction.bias_rows or 0, rows),) for rows, _ in cut.blocks]
+            )
         return self.pieces[bias][place]
 
     def _cut_up(self, source: fx.Node, cut: _Cut, kind: str, places: list[Any]) -> list[fx.Node]:

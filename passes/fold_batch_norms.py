@@ -56,10 +56,9 @@ def fold_batch_norms(program: Program) -> Program:
             copies[node] = copies[merged[node]]
         elif node in folded:
             weight, bias = (reads[name] for name in folded[node])
-            layer, own = _contraction(node), traits(node).bias
-            given = {**bound(node), own: bias}
-            instead = {layer.weight: weight, bias: bias}
-            args, kwargs = fx.map_arg(rebind(node.target, given), lambda one: instead.get(one) or copies[one])
+            given = {**bound(node), str(traits(node).bias): bias}
+            new = {**copies, _contraction(node).weight: weight, bias: bias}
+            args, kwargs = fx.map_arg(rebind(node.target, given), new.__getitem__)
             copies[node] = graph.create_node("call_function", node.target, args, kwargs, node.name)
             copies[node].meta = dict(node.meta)
         elif node.op not in ("placeholder", "get_attr"):

@@ -23,8 +23,8 @@ import torch
 from torch import fx
 
 from anytimeify.ir import Size, TensorType
-from anytimeify.passes.layouts import Value, grown_type
 from anytimeify.passes.fused_products import products
+from anytimeify.passes.layouts import Value, grown_type
 from anytimeify.passes.sample_by_sample import sample_by_sample
 from anytimeify.passes.siblings import FuseRule, Siblings
 from anytimeify.rules import Contraction, Kind, contractions, has_kind, notation_of, traits
@@ -92,9 +92,12 @@ def _worked_along(node: fx.Node) -> Sequence[int]:
         dims = [dims] if isinstance(dims, int) else dims
         return [int(dim) % rank for dim in dims] if dims else range(rank)
     if has_kind(node, "padding"):
-        return range(rank - len(given.get("pad", given.get("padding"))) // 2, rank)
+        pads: Sequence[int] = given["pad"] if "pad" in given else given["padding"]
+        return range(rank - len(pads) // 2, rank)
     line = notation_of(node)
-    return range(rank) if line is None else [dim for dim, term in enumerate(line.operands[0]) if term not in line.results[0]]
+    if line is None:
+        return range(rank)
+    return [dim for dim, term in enumerate(line.operands[0]) if term not in line.results[0]]
 
 
 def reshape(s: Siblings, node: fx.Node) -> Any:

@@ -1,4 +1,4 @@
-"""Layers of several members as one: linear layers as a batched matrix product, other sums of products as one `einsum`."""
+"""Layers of several members at once: linear ones as a batched matrix product, other sums of products as an `einsum`."""
 
 from __future__ import annotations
 

@@ -37,6 +37,7 @@ __all__ = ["Kind", "Layer", "Nest", "Places"]
 
 Places: TypeAlias = npt.NDArray[np.int64]
 
+
 class Kind(Enum):
     """How the value of a node differs between levels."""
 
@@ -133,9 +134,9 @@ class Nest:
             if one.weight not in self.parameters or one.input in self.parameters or len(expressions) < 2:
                 continue
             # What the operands have in common they have in common with the weight: then entries of it can be masked.
-            if line is not None and len(line.contracted) == len(dims):
-                if mixed <= {leaf for dim in dims for leaf in leaves(expressions[dim])}:
-                    return Layer(one.weight, dims)
+            met = {leaf for dim in dims for leaf in leaves(expressions[dim])}
+            if line is not None and len(line.contracted) == len(dims) and mixed <= met:
+                return Layer(one.weight, dims)
         return None
 
     def _wide(self, node: fx.Node) -> bool:

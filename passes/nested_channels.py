@@ -32,6 +32,7 @@ from anytimeify.rules import Layers, has_kind
 
 __all__ = ["NestedChannels", "PrivateTensors"]
 
+
 @dataclass(frozen=True)
 class NestedChannels(Scheme):
     """Levels are widths: level k is the same architecture with `widths[k]` of the channels.

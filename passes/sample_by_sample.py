@@ -54,4 +54,3 @@ def _by_place(s: Layouts, node: fx.Node, given: Mapping[str, Any], rank: int) ->
         return placed(node)
     along = given.get("dim")
     return [along % rank] if isinstance(along, int) and rank else []
-

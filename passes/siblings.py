@@ -29,7 +29,8 @@ FuseRule: TypeAlias = "Callable[[Siblings, fx.Node], Value | tuple[Value, ...] |
 class Siblings(Layouts):
     """One graph for the first `leaves` leaves of a tree, appended to a builder whose tensors are stacks.
 
-    `rules` fuse operations of a kind; a node that they do not take, or give None for, runs member by member and is counted in `apart`."""
+    `rules` fuse operations of a kind; a node that they do not take, or give None for, runs member by member and is
+    counted in `apart`."""
 
     def __init__(
         self,

@@ -92,7 +92,9 @@ def coarse_heads(program: Program) -> set[fx.Node]:
     """The nodes that `add_heads` made, and the tensors that these alone read: what every level should have for
     itself."""
     made = {node for node in program.graph.nodes if "granularity" in node.meta}
-    return made | {node for node in program.graph.find_nodes(op="get_attr") if node.users and made.issuperset(node.users)}
+    return made | {
+        node for node in program.graph.find_nodes(op="get_attr") if node.users and made.issuperset(node.users)
+    }
 
 
 def heads_of_output(prediction: fx.Node) -> tuple[tuple[str, int], ...]:

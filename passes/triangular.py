@@ -22,9 +22,9 @@ from anytimeify.passes.block_triangular import use_blocks
 from anytimeify.passes.narrow import Builder, Clone, Private
 from anytimeify.passes.nest import Kind, Nest, Places
 from anytimeify.passes.operands import contraction_of
-from anytimeify.rules.contractions import Contraction
 from anytimeify.passes.project import project
 from anytimeify.rules import Layers
+from anytimeify.rules.contractions import Contraction
 from anytimeify.rules.op import name_of
 
 __all__ = ["Form", "triangular"]
@@ -374,7 +374,13 @@ class _Chunk(Clone):
 
 def _way(contraction: Contraction | None) -> Any:
     """How a layer reads its weight, but for what it reads besides."""
-    return contraction and (contraction.rows, contraction.columns, contraction.read, contraction.given, contraction.groups)
+    return contraction and (
+        contraction.rows,
+        contraction.columns,
+        contraction.read,
+        contraction.given,
+        contraction.groups,
+    )
 
 
 def _several(node: fx.Node) -> bool:

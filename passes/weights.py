@@ -20,11 +20,12 @@ from torch import fx
 
 from anytimeify.ir import Program, Size, TensorType, result_of
 from anytimeify.passes.project import ancestors
-from anytimeify.rules import traits
+from anytimeify.rules import Layers, traits
 from anytimeify.rules.layers import may_be_weights
 from anytimeify.stored import deterministic
 
 __all__ = ["Weight", "find_weights"]
+
 
 @dataclass(frozen=True)
 class Weight:
@@ -65,7 +66,7 @@ class _Finder:
         for node in program.graph.nodes:
             if node.op == "get_attr" or (deterministic(node) and self.constant.issuperset(node.all_input_nodes)):
                 self.constant.add(node)
-        self.layers = [node for node in program.graph.nodes if self.is_layer(node)]
+        self.layers = tuple(Layers(program).weights)
         self.after = _reached(program, self.layers)
         self.before = ancestors([source for layer in self.layers for source in layer.all_input_nodes])
 
@@ -106,9 +107,6 @@ class _Finder:
                 groups.setdefault(id(of), []).append(node)
         return (nodes for nodes in groups.values() if any(node in readers for node in nodes))
 
-    def is_layer(self, node: fx.Node) -> bool:
-        return node.op == "call_function" and node not in self.constant and bool(may_be_weights(node))
-
     def root(self, node: fx.Node) -> fx.Node:
         """What a chain of views starts from."""
         while node.op == "call_function" and _is_part(node):
@@ -131,7 +129,7 @@ class _Finder:
                     return False
             elif (
                 user.op != "call_function"
-                or not self.is_layer(user)
+                or user not in self.layers
                 or node in (set(user.all_input_nodes) - set(may_be_weights(user)))
             ):
                 return False
@@ -154,7 +152,7 @@ def _is_matrix(node: fx.Node) -> bool:
     return bool(kind.dtype.is_floating_point or kind.dtype.is_complex)
 
 
-def _reached(program: Program, sources: list[fx.Node]) -> set[fx.Node]:
+def _reached(program: Program, sources: Sequence[fx.Node]) -> set[fx.Node]:
     """Everything that depends on some nodes, these left out."""
     start, found = set(sources), set[fx.Node]()
     for node in program.graph.nodes:

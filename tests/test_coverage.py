@@ -218,7 +218,9 @@ def test_a_wrong_fusion_is_found_behind_a_gain_of_zero(monkeypatch: pytest.Monke
     pointwise = RULES["pointwise"]
 
     def forgets(siblings: Any, node: Any) -> Any:
-        return siblings.values[node.args[0]] if node.target is torch.ops.aten.relu.default else pointwise(siblings, node)
+        return (
+            siblings.values[node.args[0]] if node.target is torch.ops.aten.relu.default else pointwise(siblings, node)
+        )
 
     monkeypatch.setitem(RULES, "pointwise", forgets)
     net = transform(Gated(), HierarchicalEnsemble(cuts=("stem",)), (torch.randn(2, 6),))  # a gain of zero hides it

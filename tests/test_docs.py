@@ -92,8 +92,9 @@ def test_the_first_op_rule_has_a_triangular_form() -> None:
     assert own(net) == {"anytime.0.head"}
     before = net.eval()(*INPUTS).levels[0]
     with torch.no_grad():
-        net.first[6:] += 1  # rows that the full level adds
-        net.first[:6, 6:] += 1  # what lower rows would read of its columns
+        weight = net.get_parameter("first")
+        weight[6:] += 1  # rows that the full level adds
+        weight[:6, 6:] += 1  # what lower rows would read of its columns
     assert torch.equal(net(*INPUTS).levels[0], before)
 
 

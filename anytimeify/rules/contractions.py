@@ -9,7 +9,7 @@ is depends on what the network holds as parameters.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 
 from torch import fx
@@ -99,5 +99,5 @@ def _names(terms: Sequence[Term]) -> set[str]:
     return {one.name for one in names(tuple(terms))}
 
 
-def _dims(terms: Sequence[Term], wanted: set[str]) -> list[int]:
+def _dims(terms: Sequence[Term], wanted: Set[str]) -> list[int]:
     return [dim for dim, term in enumerate(terms) if wanted & _names([term])]

@@ -137,7 +137,7 @@ for spatial, out, kernel, name, module in (
     )
 
 # the weight of a transposed convolution is (in, out / groups, ...), and every input position meets the whole kernel
-for spatial, out, kernel, name, module in (
+for spatial, out, kernel, name, transposed in (
     ("h", "p", "kh", "conv_transpose1d.default", nn.ConvTranspose1d),
     ("h w", "p q", "kh kw", "conv_transpose2d.input", nn.ConvTranspose2d),
     ("h w d", "p q r", "kh kw kd", "conv_transpose3d.input", nn.ConvTranspose3d),
@@ -152,5 +152,5 @@ for spatial, out, kernel, name, module in (
         macs=f"n g o i {spatial} {kernel}",
         bias="bias",
         groups="groups",
-        module=of_tensors(_module(module, transposed=True)),
+        module=of_tensors(_module(transposed, transposed=True)),
     )

@@ -32,7 +32,7 @@ def _by_runs(op: Op) -> Dims:
 axis_rule(
     "transformers.grouped_mm_fallback.default",
     _by_runs,
-    macs=_runs.macs,
+    macs=_runs.macs or (),
     notation=_runs.notation,
     kind="layer",
     later=True,

@@ -79,4 +79,5 @@ def take(**names: str) -> Callable[[Values], dict[str, Any] | None]:
 
 
 def plain_value(value: Any) -> Any:
+    """An argument of an operation as modules take it: lists are tuples."""
     return tuple(value) if isinstance(value, (list, tuple)) else value

@@ -129,9 +129,7 @@ for name, module in (
     ("layer_norm.default", of_tensors(_layer_norm_module)),
     ("rms_norm.default", of_tensors(_rms_norm_module, {"weight": "weight"})),
 ):
-    axis_rule(
-        aten(name), _last_dimensions, literals=_normalized_shape, notation=_last_line, kind="norm", module=module
-    )
+    axis_rule(aten(name), _last_dimensions, literals=_normalized_shape, notation=_last_line, kind="norm", module=module)
 
 
 # group norm: (g c~), groups outermost, so that whole groups are cut

@@ -104,6 +104,6 @@ def test_it_is_a_module_again() -> None:
 
 def test_one_file_knows_it() -> None:
     sources = [*Path(anytimeify.__file__).parent.rglob("*.py"), *(ROOT / "passes").rglob("*.py")]
-    assert {path.name for path in sources if "bilinear.default" in path.read_text() or "nn.Bilinear" in path.read_text()} == {
-        "linear.py"
-    }
+    assert {
+        path.name for path in sources if "bilinear.default" in path.read_text() or "nn.Bilinear" in path.read_text()
+    } == {"linear.py"}

@@ -152,7 +152,8 @@ def test_a_weight_that_is_tied_to_a_hidden_layer_is_shared() -> None:
 
         def forward(self, x: Tensor) -> Tensor:
             hidden = (self.stem(x) @ self.code.t()).relu()
-            return (hidden @ self.code).relu() @ self.code.t()
+            result: Tensor = (hidden @ self.code).relu() @ self.code.t()
+            return result
 
     model, inputs = Tied(), torch.randn(4, 8)
     net = transform(model, NestedChannels((0.5, 1.0)), inputs)
