@@ -26,7 +26,7 @@ from anytimeify.ir import PAIR, Level, Program
 from anytimeify.model import AnytimeModel
 from anytimeify.passes.project import ancestors, project
 from anytimeify.report.sheets import Sheet, Sheets
-from anytimeify.rules import contractions
+from anytimeify.rules import Layers, contractions
 
 __all__ = ["KernelCorrelation", "LayerCorrelation", "inside", "kernel_correlation", "leaf_program"]
 
@@ -243,8 +243,10 @@ def _read(
     program: Program, backbone_name: Callable[[str], str], identity: Callable[[str], Hashable]
 ) -> dict[str, _Kernels]:
     found: dict[str, _Kernels] = {}
+    constant = Layers(program).constant
     for node in program.graph.nodes:
-        layer = next((one for one in contractions(node) if one.kernel and one.rows is not None), None)
+        ways = (one for one in contractions(node) if one.weight in constant)
+        layer = next((one for one in ways if one.kernel and one.rows is not None), None)
         if layer is None:
             continue
         sources = sorted(ancestors([layer.weight]), key=lambda source: source.name)
