@@ -1,4 +1,8 @@
-"""A compiler from any PyTorch network to an anytime model: one graph, nested levels, cheapest first."""
+"""Compiles a PyTorch network into an anytime model: several networks in one, from cheap to full.
+
+net = transform(backbone, NestedChannels(widths=(0.25, 0.5, 1.0)), example_inputs)
+small = net.extract(Budget(macs=5e8))
+"""
 
 from anytimeify._torch import cope_with_torchvision
 from anytimeify.artifact import load
@@ -37,6 +41,7 @@ from anytimeify.sampling import SandwichSampler
 from anytimeify.staged import Staged
 from anytimeify.taxonomy import Taxonomy
 from anytimeify.transform import transform
+from anytimeify.version import __version__
 
 __all__ = [
     "AnytimeError",
@@ -77,6 +82,7 @@ __all__ = [
     "Taxonomy",
     "UnsupportedOpError",
     "VerificationError",
+    "__version__",
     "load",
     "parse_scheme",
     "schemes",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from anytimeify.axes import analyse
+from anytimeify.compiled import compiled
 from anytimeify.errors import AnytimeWarning, ArtifactError
 from anytimeify.files import reading
 from anytimeify.model import AnytimeModel
@@ -41,7 +42,7 @@ def load(path: str | os.PathLike[str], *, loss: nn.Module | None = None) -> Anyt
         rewritten = stored.options.apply(stored.scheme, stored.captured, axes)
         if loss is None and isinstance(stored.loss, nn.Module):
             loss = stored.loss
-        net = AnytimeModel(stored.captured, axes, stored.scheme, rewritten, loss, options=stored.options)
+        net = AnytimeModel(compiled(stored.captured, axes, stored.scheme, rewritten, stored.options), loss)
         _fill(net, stored.tensors, str(path))
         net.recount()
     if loss is None and isinstance(stored.loss, str):

@@ -21,6 +21,7 @@ import numpy.typing as npt
 import torch
 from torch import fx
 
+from anytimeify import names
 from anytimeify.errors import SchemeError
 from anytimeify.factors import (
     ONE,
@@ -31,6 +32,7 @@ from anytimeify.factors import (
     Sum,
     Where,
     add_sizes,
+    flat,
     leaves,
     mark_stream,
     opaque,
@@ -209,7 +211,7 @@ def _matches(group: AxisGroup, patterns: Iterable[str]) -> bool:
     def named(*names: str) -> bool:
         return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns for name in names)
 
-    return named(group.name) or all(named(site.tensor, site.tensor.rpartition(".")[0]) for site in group.sites)
+    return named(group.name) or all(named(site.tensor, names.layer(site.tensor)) for site in group.sites)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -324,7 +326,7 @@ def _products(expr: Expr) -> Iterator[Product]:
 
 
 def _groups(program: Program, dims: Mapping[fx.Node, Any]) -> tuple[AxisGroup, ...]:
-    exprs = list(dict.fromkeys(expr for axes in dims.values() for expr in _flat(axes)))
+    exprs = list(dict.fromkeys(expr for axes in dims.values() for expr in flat(axes)))
     factors_of = {expr: tuple(leaves(expr)) for expr in exprs}
     everything = list(dict.fromkeys(chain.from_iterable(factors_of.values())))
     for factor in everything:
@@ -385,14 +387,6 @@ def _names(factors: Sequence[Factor], sites: Mapping[Factor, Sequence[Site]], pr
 def _worth_listing(reason: Pin, sites: Sequence[Site]) -> bool:
     """Pinned axes are listed where a parameter has them; kernel offsets (the third dimension on) are no channels."""
     return any(site.dim < 2 or reason.kind != "position" for site in sites)
-
-
-def _flat(axes: Any) -> Iterator[Expr]:
-    for one in axes:
-        if isinstance(one, tuple):
-            yield from _flat(one)
-        else:
-            yield one
 
 
 def _whole(products: Sequence[Product]) -> set[Factor]:

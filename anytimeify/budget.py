@@ -12,13 +12,14 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
+from anytimeify.calling import Calling
 from anytimeify.errors import BudgetError, refusing
 from anytimeify.ir import Captured, Level
 from anytimeify.level_names import LevelName, find_level, parse_level
 
-__all__ = ["Budget", "example_batch", "measure_latency", "select", "usable"]
+__all__ = ["Budget", "example_batch", "latency", "measure_latency", "select", "usable"]
 
 _LIMITS = ("macs", "params", "latency_ms", "memory_bytes")
 
@@ -132,7 +133,7 @@ def select(levels: Sequence[Level], budget: Budget, itemsize: int, latency: Call
     """
     usable = [level for level in levels if not level.training_only]
     if budget.level is not None:
-        level = levels[find_level([one.name for one in levels], budget.level)]
+        level = levels[find_level(levels, budget.level)]
         if level.training_only:
             raise BudgetError(f"level {level.index} ({level.name}) is for training only")
         return level
@@ -190,6 +191,23 @@ def measure_latency(
         while len(times) < 5 or (len(times) < repeats and time.perf_counter() < end):
             times.append(run())
     return statistics.median(times)
+
+
+def latency(
+    level: fx.GraphModule,
+    captured: Captured,
+    calling: Calling,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    batch_size: int,
+    seconds: float,
+) -> float:
+    """Median milliseconds of one batch through the extract of a level, made of the example inputs."""
+    inputs = example_batch(captured, batch_size)
+    moved = tuple(x.to(device, dtype) if x.is_floating_point() else x.to(device) for x in inputs)
+    args, kwargs = calling.arguments(moved, captured.signature)
+    return measure_latency(level.to(device), args, kwargs, device=device, seconds=seconds)
 
 
 def usable(device: torch.device) -> torch.device:

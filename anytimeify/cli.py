@@ -1,7 +1,7 @@
-"""The command line: `convert`, `inspect`, `extract`, `levels`, `papers`. Each is a few calls of the library.
+"""The command line: `convert`, `inspect`, `extract`, `levels`, `papers`. Each command is a few calls of the library.
 
-Results go to standard output, progress and errors to standard error. Exit status: 0; 1 for a refusal, with one message
-and nothing half-written; 2 for bad usage.
+Results go to standard output, progress and errors to standard error. Exit status: 0 for success; 1 for an error, with
+one message and no partly written files; 2 for wrong usage.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TextIO
 
@@ -30,6 +29,7 @@ from anytimeify.axes import analyse
 from anytimeify.budget import Budget
 from anytimeify.capture import capture, resolve
 from anytimeify.capture.inputs import CallInputs
+from anytimeify.capture.sources import kinds
 from anytimeify.compressed import save_compressed
 from anytimeify.errors import AnytimeError, BudgetError
 from anytimeify.export import FORMATS, quiet, require
@@ -40,6 +40,7 @@ from anytimeify.papers import entries
 from anytimeify.rewriter import parse_scheme
 from anytimeify.taxonomy import Taxonomy
 from anytimeify.transform import transform
+from anytimeify.version import __version__
 
 __all__ = ["app", "main"]
 
@@ -47,7 +48,7 @@ MODEL = "net.safetensors"  # the saved model in the folder that `convert` writes
 
 app = typer.Typer(
     name="anytimeify",
-    help="A compiler from any PyTorch network to an anytime model: one graph, nested levels, cheapest first.",
+    help="Compiles a PyTorch network into an anytime model: several networks in one, from cheap to full.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -59,28 +60,33 @@ SourceArgument = Annotated[
     str,
     typer.Argument(
         metavar="SOURCE",
-        help="model.pt2, model.onnx, timm:NAME, torchvision:NAME, hf:PATH, package.module:factory, or a pickle (.pt).",
+        help=f"A model: {', '.join(kind.example for kind in kinds())}.",
     ),
 ]
 InputShapes = Annotated[
     list[str] | None,
     typer.Option(
-        "--input-shape", metavar="SIZES", help="Shape of an example input, such as 2,3,224,224; once per input."
+        "--input-shape",
+        metavar="SIZES",
+        help="Shape of an example input, such as 2,3,224,224. Repeat it for each input.",
     ),
 ]
 DynamicShapes = Annotated[
     str,
-    typer.Option(metavar="batch|none", help="'none' fixes the batch at that of the example inputs."),
+    typer.Option(
+        metavar="batch|none",
+        help="'batch' makes the batch size dynamic, 'none' fixes it to that of the example inputs.",
+    ),
 ]
 TrustPickle = Annotated[
     bool,
     typer.Option(
         "--trust-pickle",
-        help="Load a pickle, or all that a .pt2 holds, which runs code in it. Only for files you trust.",
+        help="Load a pickle, or a .pt2 with parts that can run code. Only for files that you trust.",
     ),
 ]
 SavedModel = Annotated[
-    Path, typer.Argument(metavar="DIR", help="A folder that `convert` wrote, or a file that net.save(path) wrote.")
+    Path, typer.Argument(metavar="DIR", help="A folder written by `convert`, or a file written by net.save(path).")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -88,35 +94,43 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 @app.command()
 def convert(
     source: SourceArgument,
-    scheme: Annotated[str, typer.Option(metavar="SPEC", help="Such as 'nested-channels{widths=0.25,0.5,1}'.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write; it must not exist.")],
+    scheme: Annotated[
+        str, typer.Option(metavar="SPEC", help="The scheme, such as 'nested-channels{widths=0.25,0.5,1}'.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder to create. It must not exist.")],
     budget: Annotated[
         list[str] | None,
-        typer.Option(metavar="LIMITS", help="Extract the best level within, such as macs=5e8,params=2e6; repeatable."),
+        typer.Option(
+            metavar="LIMITS", help="Extract the best level within a budget, such as macs=5e8,params=2e6. Repeatable."
+        ),
     ] = None,
     formats: Annotated[
         str | None,
         typer.Option(
             "--format",
             metavar="NAMES",
-            help=f"Extract levels as {','.join(FORMATS)}: every level, or those of the budgets.",
+            help=f"Also extract levels, as {','.join(FORMATS)}: all levels, or those that the budgets select.",
         ),
     ] = None,
     taxonomy: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Coarser classes, .json or .csv: every level predicts every granularity."),
+        typer.Option(
+            metavar="FILE", help="Coarser classes, .json or .csv. Every level then predicts every granularity."
+        ),
     ] = None,
     consensus: Annotated[
-        str | None, typer.Option(metavar="average|learned", help="One more level, over all levels.")
+        str | None, typer.Option(metavar="average|learned", help="Add a level that combines all others.")
     ] = None,
     input_shape: InputShapes = None,
     dynamic_shapes: DynamicShapes = "batch",
-    verify: Annotated[bool, typer.Option(help="Compare with the backbone, and levels with their extracts.")] = True,
+    verify: Annotated[
+        bool, typer.Option(help="Compare the result with the backbone, and levels with their extracts.")
+    ] = True,
     trust_pickle: TrustPickle = False,
 ) -> None:
     """Turn a model into an anytime model.
 
-    DIR gets the model (net.safetensors), its report (report.json, report.md), and the extracted levels asked for.
+    Writes the model (net.safetensors), its report (report.json, report.md) and any extracted levels to DIR.
     """
     budgets = [_budget(text) for text in budget or ()]
     kinds = list(dict.fromkeys(_format(name, "--format") for name in formats.split(","))) if formats is not None else []
@@ -124,7 +138,7 @@ def convert(
         kinds = ["pt2"]
     chosen = parse_scheme(scheme)
     if consensus not in (None, "average", "learned"):
-        raise typer.BadParameter(f"'{consensus}': write average or learned", param_hint="--consensus")
+        raise typer.BadParameter(f"'{consensus}': expected average or learned", param_hint="--consensus")
     classes = Taxonomy.load(taxonomy) if taxonomy is not None else None
     inputs, dynamic = _inputs(input_shape), _dynamic(dynamic_shapes)
     refuse_existing(out)
@@ -164,12 +178,12 @@ def convert(
 def inspect(
     source: SourceArgument,
     as_json: AsJson = False,
-    everything: Annotated[bool, typer.Option("--all", help="Print whole tables.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Print complete tables.")] = False,
     input_shape: InputShapes = None,
     dynamic_shapes: DynamicShapes = "batch",
     trust_pickle: TrustPickle = False,
 ) -> None:
-    """Show what a model offers: axis groups, pins and why, cut points, blocks."""
+    """Show how a model can be narrowed and cut: axis groups, pinned axes with reasons, cut points, blocks."""
     inputs, dynamic = _inputs(input_shape), _dynamic(dynamic_shapes)
     with _doing(f"loading {source}"):
         found = resolve(source, trust_pickle=trust_pickle)
@@ -186,34 +200,34 @@ def inspect(
 @app.command()
 def extract(
     folder: SavedModel,
-    out: Annotated[Path, typer.Option(metavar="FILE", help="FILE.pt2, FILE.onnx, or FILE.safetensors: weights alone.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="FILE.pt2, FILE.onnx, or FILE.safetensors (weights only).")],
     budget: Annotated[
-        str | None, typer.Option(metavar="LIMITS", help="The best level within, such as macs=5e8.")
+        str | None, typer.Option(metavar="LIMITS", help="Select the best level within a budget, such as macs=5e8.")
     ] = None,
     level: Annotated[
         str | None,
         typer.Option(
             "--level",  # typer 0.27 would take the metavar for it
             metavar="LEVEL",
-            help="Its index, 0 the cheapest and -1 the last; its name; or its number, such as 0.25 for a width.",
+            help="An index (0 is the cheapest, -1 the last), a name, or a number such as 0.25 for a width.",
         ),
     ] = None,
-    fold: Annotated[bool, typer.Option("--fold", help="Merge batch norms into the convolutions before them.")] = False,
+    fold: Annotated[bool, typer.Option("--fold", help="Fold batch norms into the convolutions before them.")] = False,
     compressed: Annotated[
         bool,
-        typer.Option("--compressed", help="FILE.safetensors without zeros; anytimeify.compressed reads it."),
+        typer.Option("--compressed", help="Write FILE.safetensors without zeros; anytimeify.compressed reads it."),
     ] = False,
     granularity: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Which of the level's predictions, of a model with a taxonomy.")
+        str | None, typer.Option(metavar="NAME", help="Which prediction of the level, if the model has a taxonomy.")
     ] = None,
 ) -> None:
-    """Write one level as a standalone network."""
+    """Write one level to a file, as a standalone network."""
     if (budget is None) == (level is None):
-        raise typer.BadParameter("give one of --budget and --level")
+        raise typer.BadParameter("give either --budget or --level")
     limits = _budget(budget) if budget is not None else Budget(level=parse_level(level or ""))
     kind = _format(out.suffix.removeprefix("."), "--out")
     if compressed and kind != "safetensors":
-        raise typer.BadParameter("only weights alone are compressed: give a FILE.safetensors", param_hint="--out")
+        raise typer.BadParameter("--compressed writes weights only: give a FILE.safetensors", param_hint="--out")
     refuse_existing(out)
     require(kind)
     net = _load(folder)
@@ -229,12 +243,13 @@ def extract(
 def levels(
     folder: SavedModel,
     measure: Annotated[
-        str | None, typer.Option(metavar="cpu|cuda", help="Measure there the latency of every level, extracted.")
+        str | None,
+        typer.Option(metavar="cpu|cuda", help="Measure the latency of every extracted level on this device."),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Samples per batch when measuring.")] = 1,
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples per batch in the measurement.")] = 1,
     as_json: AsJson = False,
 ) -> None:
-    """List the levels of an anytime model, with what each of them costs for one sample."""
+    """List the levels of an anytime model and what each of them costs for one sample."""
     device = _device(measure) if measure is not None else None
     net = _load(folder)
     rows: list[dict[str, Any]] = []
@@ -248,7 +263,7 @@ def levels(
         typer.echo(json.dumps({"scheme": str(net.scheme), "levels": given}, indent=2))
         return
     for row, level in zip(rows, net.levels, strict=True):
-        row["name"] += ", for training only" if level.training_only else ""
+        row["name"] += ", training only" if level.training_only else ""
     table = Table(box=None, pad_edge=False)
     for title in ("level", "name", "MACs", "parameters", "activation bytes", *(["latency, ms"] if device else [])):
         table.add_column(title, justify="left" if title == "name" else "right")
@@ -259,7 +274,7 @@ def levels(
 
 @app.command()
 def papers(as_json: AsJson = False) -> None:
-    """List the networks of the papers; anytimeify.papers.recipe(NAME).build() makes one. Nothing is built here."""
+    """List the networks of the papers. To build one, call anytimeify.papers.recipe(NAME).build()."""
     rows: list[dict[str, Any]] = [
         {
             "name": entry.name,
@@ -276,7 +291,7 @@ def papers(as_json: AsJson = False) -> None:
         typer.echo(json.dumps({"networks": rows}, indent=2))
         return
     table = Table(box=None, pad_edge=False)
-    table.add_column("name", no_wrap=True)  # to be copied
+    table.add_column("name", no_wrap=True)  # so that it can be copied
     for title in ("backbone", "parameters", "scheme", "from"):
         table.add_column(title, justify="right" if title == "parameters" else "left", overflow="fold")
     for row in rows:
@@ -285,14 +300,9 @@ def papers(as_json: AsJson = False) -> None:
 
 
 def _print_version(value: bool) -> None:
-    if not value:
-        return
-    try:
-        number = version("anytimeify")
-    except PackageNotFoundError:
-        number = "(run from its sources, not installed)"
-    typer.echo(f"anytimeify {number}")
-    raise typer.Exit
+    if value:
+        typer.echo(f"anytimeify {__version__}")
+        raise typer.Exit
 
 
 @app.callback()
@@ -306,31 +316,33 @@ def _options(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The console command, with the arguments of the process unless others are given. Always raises `SystemExit`."""
-    if arguments is None:  # the process is ours: ended from outside, it cleans up what it was writing
+    """Runs a command, by default with the arguments of the process. Always raises `SystemExit`."""
+    if arguments is None:  # we own the process: when terminated, it removes unfinished files
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         with warnings.catch_warnings():
             if not sys.warnoptions:
-                warnings.simplefilter("ignore")  # of torch and the model's own code, about what nobody here can change
+                warnings.simplefilter(
+                    "ignore"
+                )  # from torch and the model's code, which the user of a command cannot change
             app(arguments)
     except AnytimeError as error:
         _fail(str(error))
-    except Exception as error:  # nobody thought of it; where it happened is of use to who mends it
+    except Exception as error:  # a bug: say where it happened, for whoever fixes it
         last = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{Path(last.filename).name}:{last.lineno}"
         first = (str(error).strip().splitlines() or [""])[0]
-        _fail(f"a fault in anytimeify, {type(error).__name__} in {place}: {first}")
+        _fail(f"internal error in anytimeify, {type(error).__name__} in {place}: {first}")
 
 
 def _fail(message: str) -> NoReturn:
-    """Ends with status 1 and a message, of which a terminal shows what it can."""
+    """Exits with status 1 and a message; characters that the terminal cannot show are escaped."""
     encoding = sys.stderr.encoding or "utf-8"
     sys.stderr.write(f"error: {message}\n".encode(encoding, "backslashreplace").decode(encoding))
     sys.exit(1)
 
 
-# Reading what was typed. What cannot be read is bad usage.
+# Parsing arguments. What cannot be parsed is wrong usage.
 
 
 def _budget(text: str) -> Budget:
@@ -342,43 +354,45 @@ def _budget(text: str) -> Budget:
 
 def _format(name: str, option: str) -> str:
     if name.strip() not in FORMATS:
-        raise typer.BadParameter(f"'{name}' is no format; there are: {', '.join(FORMATS)}", param_hint=option)
+        raise typer.BadParameter(f"'{name}' is not a format; expected one of: {', '.join(FORMATS)}", param_hint=option)
     return name.strip()
 
 
 def _inputs(shapes: list[str] | None) -> CallInputs | None:
-    """Example inputs of the shapes that were typed: the same numbers each time."""
+    """Random example inputs of the given shapes, the same in every run."""
     if not shapes:
         return None
     generator = torch.Generator().manual_seed(0)
     tensors = []
     for text in shapes:
         if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", text.replace(" ", "")):
-            raise typer.BadParameter(f"'{text}' is no shape; write 2,3,224,224", param_hint="--input-shape")
+            raise typer.BadParameter(
+                f"'{text}' is not a shape; expected sizes such as 2,3,224,224", param_hint="--input-shape"
+            )
         try:
             tensors.append(torch.randn([int(size) for size in text.split(",")], generator=generator))
         except RuntimeError as error:
-            raise typer.BadParameter(f"'{text}' is more than fits into memory", param_hint="--input-shape") from error
+            raise typer.BadParameter(f"'{text}' does not fit into memory", param_hint="--input-shape") from error
     return CallInputs(tuple(tensors), {})
 
 
 def _dynamic(text: str) -> dict[str, Any] | None:
-    """`dynamic_shapes` of `transform`: None makes the batch dynamic, an empty table nothing."""
+    """`dynamic_shapes` for `transform`: None makes the batch dynamic, an empty dict makes nothing dynamic."""
     if text not in ("batch", "none"):
-        raise typer.BadParameter(f"'{text}': write batch or none", param_hint="--dynamic-shapes")
+        raise typer.BadParameter(f"'{text}': expected batch or none", param_hint="--dynamic-shapes")
     return {} if text == "none" else None
 
 
 def _device(text: str) -> torch.device:
     if not re.fullmatch(r"cpu|cuda(:\d+)?", text):
-        raise typer.BadParameter(f"'{text}': write cpu or cuda", param_hint="--measure")
+        raise typer.BadParameter(f"'{text}': expected cpu or cuda", param_hint="--measure")
     device = torch.device(text)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise BudgetError(f"latency cannot be measured on {text}: torch sees {torch.cuda.device_count()} CUDA devices")
     return device
 
 
-# Steps that commands share.
+# Steps shared by several commands.
 
 
 def _load(path: Path) -> AnytimeModel:
@@ -398,7 +412,7 @@ def _write_level(
 
 @contextmanager
 def _doing(what: str) -> Iterator[None]:
-    """Says what is done: a spinner on a terminal, a line elsewhere. What torch and the model print is left out."""
+    """Shows progress: a spinner on a terminal, a line elsewhere. Hides what torch and the model print."""
     console = _console(sys.stderr)
     if console.is_terminal:
         with console.status(f"{what} ..."), quiet():
@@ -420,7 +434,7 @@ def _print(what: RenderableType, file: TextIO | None = None) -> None:
 
 
 def _console(file: TextIO) -> Console:
-    """Tables are as wide as the terminal, and 120 columns elsewhere. What is typed is never taken for markup."""
+    """Tables are as wide as the terminal, or 120 columns elsewhere. User input is never interpreted as markup."""
     return Console(file=file, markup=False, highlight=False, emoji=False, width=None if file.isatty() else 120)
 
 

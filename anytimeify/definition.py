@@ -6,21 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Size, Tensor, fx, nn
+from torch import Size, Tensor, nn
 
 from anytimeify.axes import Axes
-from anytimeify.calling import Calling
-from anytimeify.cost import cost, sizes
-from anytimeify.ir import Captured, Level, Program, Rewritten
-from anytimeify.kept import recount
-from anytimeify.lift import backbone_name
-from anytimeify.passes.evaluate import evaluate
+from anytimeify.errors import ArgumentError
+from anytimeify.ir import Captured, Program
 from anytimeify.passes.options import Options
-from anytimeify.passes.project import project
 from anytimeify.rewriter import Scheme
+from anytimeify.rewritten import Rewritten, Role
 from anytimeify.stacks import first_member
+from anytimeify.taxonomy import ReadsGranularities
 
-__all__ = ["Definition", "freeze_unread", "register_missing"]
+__all__ = ["Definition"]
 
 
 @dataclass(frozen=True)
@@ -32,8 +29,6 @@ class Definition:
     axes: Axes
     scheme: Scheme
     rewritten: Rewritten
-    calling: Calling
-    levels: tuple[Level, ...]
     options: Options
 
     @staticmethod
@@ -42,9 +37,9 @@ class Definition:
         axes: Axes,
         scheme: Scheme,
         rewritten: Rewritten,
+        options: Options,
         *,
         owned: Mapping[str, Tensor],
-        options: Options | None = None,
     ) -> Definition:
         """`owned`: the tensors of the model, by name."""
         return Definition(
@@ -52,10 +47,10 @@ class Definition:
             axes,
             scheme,
             replace(rewritten, program=_without_data(rewritten.program, owned)),
-            Calling.of(captured),
-            _levels(captured, rewritten),
-            options or Options(),
+            options,
         )
+
+    # Its tensors.
 
     def stacked(self) -> Mapping[str, Size]:
         """The backbone's shapes of the tensors that hold those of several members."""
@@ -76,61 +71,60 @@ class Definition:
     def rewritten_with(self, tensors: Mapping[str, Tensor]) -> Rewritten:
         return replace(self.rewritten, program=_with(self.rewritten.program, tensors))
 
-    def recounted(self, tensors: Mapping[str, Tensor]) -> Definition:
-        """The same with the costs that levels have by the masks among `tensors`."""
-        program = recount(self.rewritten.program, tensors)
-        if program is self.rewritten.program:
-            return self
-        rewritten = replace(self.rewritten, program=program)
-        return replace(self, rewritten=rewritten, levels=_levels(self.captured, rewritten))
+    # Its granularities, by name.
+
+    @property
+    def granularities(self) -> tuple[tuple[str, ...], ...]:
+        """Which every level predicts, finest first; empty without a taxonomy."""
+        if self.options.taxonomy is None:
+            return ()
+        return tuple(self._named("level", level) for level in range(len(self.rewritten.levels)))
+
+    @property
+    def served(self) -> tuple[str, ...]:
+        """Which every level serves; empty without a taxonomy."""
+        names = self.options.taxonomy.granularities if self.options.taxonomy is not None else ()
+        return tuple(names[level.served] for level in self.rewritten.levels if level.served is not None)
+
+    def granularity(self, level: int, given: int | str | None) -> int | None:
+        """One that a level has, as a user gives it; None for the one that it serves. Raises `ArgumentError` for others
+        and without a taxonomy."""
+        taxonomy = self.options.taxonomy
+        if given is None:
+            return None
+        if taxonomy is None:
+            raise ArgumentError(f"granularity={given!r}: this model has no taxonomy")
+        place = taxonomy.index(given)
+        own = self._named("level", level)
+        if taxonomy.granularities[place] not in own:
+            name = self.rewritten.levels[level].name
+            raise ArgumentError(
+                f"level {level} ({name}) does not predict {taxonomy.granularities[place]}; it predicts {', '.join(own)}"
+            )
+        return place
+
+    def default_loss(self) -> nn.Module:
+        """The objective that belongs to the scheme and its options."""
+        return self.options.default_loss(self.scheme)
+
+    def tell(self, loss: nn.Module) -> None:
+        """Tells an objective for several granularities which ones levels and members have."""
+        taxonomy, rewritten = self.options.taxonomy, self.rewritten
+        if taxonomy is None:
+            return
+        count = sum(not level.consensus for level in rewritten.levels)  # the consensus has an objective of its own
+        levels = [rewritten.granularities("level", level) for level in range(count)]
+        members = [rewritten.granularities(*member) for member in rewritten.members]
+        for module in loss.modules():
+            if isinstance(module, ReadsGranularities):
+                module.bind(taxonomy, levels, members)
+
+    def _named(self, role: Role, index: int) -> tuple[str, ...]:
+        names = self.options.taxonomy.granularities if self.options.taxonomy is not None else ()
+        return tuple(names[place] for place in self.rewritten.granularities(role, index))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Definition:
         return self  # never changed
-
-
-def _levels(captured: Captured, rewritten: Rewritten) -> tuple[Level, ...]:
-    batch_size, symbols = sizes(captured)
-    return tuple(
-        Level(
-            index,
-            name,
-            cost(
-                evaluate(project(rewritten.program, [rewritten.position(index)])), captured.batch, batch_size, symbols
-            ),
-            index in rewritten.training_only,
-        )
-        for index, name in enumerate(rewritten.level_names)
-    )
-
-
-def register_missing(network: fx.GraphModule, program: Program) -> None:
-    """Registers tensors of the backbone that the rewritten program lost, so that state dicts stay whole."""
-    renamed = network.meta.get("renamed", {})
-    known = {backbone_name(name, renamed) for name, _ in network.named_parameters(remove_duplicate=False)}
-    known |= {backbone_name(name, renamed) for name, _ in network.named_buffers(remove_duplicate=False)}
-    for name, tensor in program.tensors.items():
-        if name in known:
-            continue
-        *path, last = name.split(".")
-        owner: nn.Module = network
-        for part in path:
-            if part not in owner._modules:
-                owner.add_module(part, nn.Module())
-            owner = owner._modules[part]  # type: ignore[assignment]  # a module, never None
-        if isinstance(tensor, nn.Parameter):
-            tensor.requires_grad_(False)
-            owner.register_parameter(last, tensor)
-        else:
-            owner.register_buffer(last, tensor, persistent=name not in program.transient)
-
-
-def freeze_unread(program: Program) -> None:
-    """Parameters that no level reads (an auxiliary head that was dropped) are kept for checkpoints. Nothing ever gives
-    them a gradient, which DistributedDataParallel refuses, so they ask for none."""
-    read = {id(program.tensors[str(node.target)]) for node in program.graph.find_nodes(op="get_attr") if node.users}
-    for tensor in program.tensors.values():
-        if isinstance(tensor, nn.Parameter) and id(tensor) not in read:
-            tensor.requires_grad_(False)
 
 
 def _without_data(program: Program, owned: Mapping[str, Tensor]) -> Program:

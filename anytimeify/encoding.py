@@ -20,15 +20,16 @@ from torch import Tensor, fx
 from anytimeify._torch import OpOverload, flatten, unflatten
 from anytimeify.errors import ArtifactError
 from anytimeify.ir import Origin, Program, Signature, Size, TensorType
-from anytimeify.rules.table import of_other_libraries
+from anytimeify.rules.table import has_rule, of_other_libraries
 from anytimeify.schema import is_mutable
+from anytimeify.spec import INTEGER_FUNCTIONS
 from anytimeify.stacks import first_member
 
 __all__ = ["decode_program", "decode_signature", "dtype_of", "encode_program", "encode_signature"]
 
 _OPERATORS: dict[str, Callable[..., Any]] = {
-    **{name: getattr(operator, name) for name in ("getitem", "add", "sub", "mul", "floordiv", "mod", "neg")},
-    **{name: getattr(operator, name) for name in ("eq", "ne", "lt", "le", "gt", "ge")},
+    **{function.__name__: function for function in INTEGER_FUNCTIONS},
+    **{name: getattr(operator, name) for name in ("getitem", "eq", "ne", "lt", "le", "gt", "ge")},
     **{name: getattr(torch, name) for name in ("sym_max", "sym_min", "sym_int", "sym_float")},
 }
 _NAMESPACES = ("aten", "anytimeify")
@@ -36,10 +37,8 @@ _NAMESPACES = ("aten", "anytimeify")
 _FORBIDDEN = re.compile(
     r"from_file|from_blob|print|storage|as_strided|resize|data_ptr|record_stream|pin_memory|empty_strided"
 )
-_PRIVATE = re.compile(
-    r"_softmax|_log_softmax|_to_copy|_unsafe_view|_unsafe_index|_weight_norm|_fft_\w+|_upsample_\w+_aa"
-)
 _OTHER_LIBRARY = re.compile(r"(?!operator\.|prims?\.|quantized)[A-Za-z]\w*(\.[A-Za-z]\w*){2}")
+_PRIVATE = re.compile(r"_unsafe_index|_fft_\w+")  # besides those that have a rule
 _TENSOR_NAME = re.compile(r"[\w\-+ :/@$]+(\.[\w\-+ :/@$]+)*")
 _DTYPES = {str(value).removeprefix("torch."): value for value in vars(torch).values() if isinstance(value, torch.dtype)}
 _LAYOUTS = {str(value): value for value in vars(torch).values() if isinstance(value, torch.layout)}
@@ -196,7 +195,7 @@ def _allowed(name: str) -> bool:
         namespace in _NAMESPACES
         and packet_name.isidentifier()
         and overload_name.isidentifier()
-        and (not packet_name.startswith("_") or _PRIVATE.fullmatch(packet_name) is not None)
+        and (not packet_name.startswith("_") or _PRIVATE.fullmatch(packet_name) is not None or has_rule(name))
         and not packet_name.endswith("_")
         and not overload_name.startswith("_")
         and not _FORBIDDEN.search(packet_name)

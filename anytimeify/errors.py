@@ -1,4 +1,4 @@
-"""Every error a user can meet. Each message says what, where, and what to do next."""
+"""All errors that users can see. Each message says what is wrong, where, and what to do next."""
 
 from __future__ import annotations
 
@@ -7,51 +7,51 @@ from contextlib import contextmanager
 
 
 class AnytimeError(Exception):
-    """Base of all errors raised on purpose; the command line prints its text and exits with 1."""
+    """Base class of all errors raised on purpose; the command line prints the message and exits with status 1."""
 
 
 class AnytimeWarning(UserWarning):
-    """The model is right, but something that its user may count on is not as in the backbone; says what and why."""
+    """The model is correct, but differs from the backbone in something that users may rely on; says what and why."""
 
 
 class CaptureError(AnytimeError):
-    """The model could not be turned into a canonical program."""
+    """The model cannot be converted to the canonical form."""
 
 
 class SchemeError(AnytimeError, ValueError):
-    """A scheme is malformed or cannot apply to this backbone; names the field and the reason."""
+    """A scheme is malformed or cannot be applied to this backbone; names the field and the reason."""
 
 
 class UnsupportedOpError(AnytimeError):
-    """An operation has no meaning in the canonical form (aliased mutation, a graph-breaking call)."""
+    """An operation cannot be expressed in the canonical form (aliased mutation, a graph-breaking call)."""
 
 
 class VerificationError(AnytimeError):
-    """Two graphs that must agree do not; names the first node that differs."""
+    """Two graphs that must be equivalent are not; names the first node that differs."""
 
 
 class ArgumentError(AnytimeError, TypeError):
-    """A call with arguments of another kind than it takes; says what it takes."""
+    """An argument of the wrong type; says what is expected."""
 
 
 class ArgumentValueError(AnytimeError, ValueError):
-    """An argument of the right kind whose value, shape or type of elements is refused; says what is expected."""
+    """An argument of the right type with a wrong value, shape or dtype; says what is expected."""
 
 
 class BudgetError(AnytimeError, ValueError):
-    """No level fits a budget; names the cheapest level and its cost."""
+    """No level fits the budget; names the cheapest level and its cost."""
 
 
 class ArtifactError(AnytimeError):
-    """A file is missing, damaged, of another format, or would be overwritten."""
+    """A file is missing, damaged or in an unknown format, or would be overwritten."""
 
 
 class OutputsError(AnytimeError, AttributeError):
-    """`Outputs` were taken for a tensor; says how to get at the prediction of one level."""
+    """`Outputs` were used as a tensor; says how to select the prediction of one level."""
 
 
 class MissingExtraError(AnytimeError, ImportError):
-    """An optional dependency is absent; names the extra that brings it."""
+    """An optional dependency is not installed; names the extra that provides it."""
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(
@@ -62,17 +62,18 @@ class MissingExtraError(AnytimeError, ImportError):
 
 @contextmanager
 def refusing(kind: type[AnytimeError], what: object) -> Iterator[None]:
-    """Around everything that is made of what somebody else wrote: a file, or a text that was typed.
+    """Wraps code that interprets untrusted input: a file, or text from the command line.
 
-    It may say anything, so anything may go wrong: numbers without end, nesting without end, bytes that are no text.
-    What nobody thought of becomes an error of this kind, from its cause. `what` names the file or quotes the text.
+    Such input can fail in ways that nobody foresaw: huge numbers, deep nesting, bytes that are not text. Any other
+    exception becomes an error of this `kind`, with the exception as its cause. `what` names the file or quotes the
+    text.
     """
     try:
         yield
-    except (AnytimeError, Warning):  # warnings are errors where a user says so
+    except (AnytimeError, Warning):  # users can turn warnings into errors
         raise
     except MemoryError as error:
-        raise kind(f"{what} asks for more memory than there is") from error
+        raise kind(f"{what} needs more memory than is available") from error
     except Exception as error:
         first = (str(error).strip().splitlines() or [""])[0]
         raise kind(f"{what} cannot be read ({type(error).__name__}: {first[:200]})") from error

@@ -31,6 +31,7 @@ class AccuracyRow:
     granularity: str
     head: str
     accuracy: float
+    number: float | None = None  # of the level, where the scheme has one number a level
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,9 @@ class Accuracies(Sheets):
     def of(self, level: LevelName, granularity: str = "labels", head: str | None = None) -> float:
         """One of them; by default of the prediction that is of this granularity itself. `KeyError` if there is none,
         `BudgetError` if there is no such level."""
-        names = dict.fromkeys((row.level, row.name) for row in self.rows)
+        levels = {row.level: row for row in self.rows}
         wanted = (
-            find_level([name for _, name in sorted(names)], level),
+            find_level([levels[index] for index in sorted(levels)], level),
             granularity,
             granularity if head is None else head,
         )
@@ -93,7 +94,11 @@ def accuracy(net: AnytimeModel, batches: Iterable[Any]) -> Accuracies:
             module.training = training
     if not samples:
         raise ArgumentValueError("accuracy was given no labels: pass batches of inputs and a target")
-    rows = (AccuracyRow(key[0], net.levels[key[0]].name, *key[1:], count / samples) for key, count in right.items())
+    levels = net.levels
+    rows = [
+        AccuracyRow(level, levels[level].name, granularity, head, count / samples, levels[level].number)
+        for (level, granularity, head), count in right.items()
+    ]
     return Accuracies(tuple(rows), samples)
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 
 from torch import fx
 
+from anytimeify import names
 from anytimeify.calling import Calling
 from anytimeify.ir import Program
 from anytimeify.lift import lift
@@ -58,32 +58,26 @@ def _with_counters(small: Program, program: Program) -> Program:
     """Batch norms count their batches in a buffer that no graph reads; state dicts hold it all the same."""
     counters = {}
     for name in small.tensors:
-        path, _, last = name.rpartition(".")
-        counter = f"{path}.num_batches_tracked"
-        if last == "running_mean" and counter in program.tensors:
+        counter = names.counter(name)
+        if names.is_mean(name) and counter in program.tensors:
             counters[counter] = program.tensors[counter].clone()
     return replace(small, tensors={**small.tensors, **counters})
 
 
 def _with_backbone_names(program: Program, index: int) -> Program:
     """`anytime.<index>.layer1.weight` -> `layer1.weight`, `level<index>_add` -> `add`, where that name is free."""
-    private, taken = f"anytime.{index}.", set(program.tensors)
-    names = {}
-    for name in program.tensors:
-        plain = name.removeprefix(private)
-        names[name] = plain if plain == name or plain not in taken else name
-        taken.add(names[name])
+    plain = names.backbone_names(program.tensors, index)
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     for node in program.graph.nodes:
         args, kwargs = fx.map_arg((node.args, node.kwargs), copies.__getitem__)
-        target, name = node.target, re.sub(rf"^(level{index}_|member0_)", "", node.name)
+        target, name = node.target, names.backbone_node(node.name, index)
         if node.op == "get_attr":
-            target = names[str(node.target)]
-            name = target.replace(".", "_")
+            target = plain[str(node.target)]
+            name = names.node_name(target)
         copies[node] = graph.create_node(node.op, target, args, kwargs, name)
         copies[node].meta = dict(node.meta)
-    tensors = {names[name]: tensor for name, tensor in program.tensors.items()}
+    tensors = {plain[name]: tensor for name, tensor in program.tensors.items()}
     return replace(
-        program, graph=graph, tensors=tensors, transient=frozenset(map(names.__getitem__, program.transient))
+        program, graph=graph, tensors=tensors, transient=frozenset(map(plain.__getitem__, program.transient))
     )

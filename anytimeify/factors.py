@@ -13,10 +13,10 @@ never fail to unify or to split, so that 14 read as 2x7 here and as 7x2 there is
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 from anytimeify.ir import Origin, Size
 
@@ -147,6 +147,15 @@ def resolve(expr: Expr) -> Expr:
 
 def product(parts: Sequence[Expr]) -> Expr:
     return resolve(Product(tuple(parts)))
+
+
+def flat(dims: Iterable[Any]) -> Iterator[Expr]:
+    """Every expression of the dimensions of a value; an operation with several results has a tuple for each."""
+    for one in dims:
+        if isinstance(one, tuple):
+            yield from flat(one)
+        else:
+            yield one
 
 
 def leaves(expr: Expr) -> Iterator[Factor]:

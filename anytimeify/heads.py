@@ -10,21 +10,22 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from anytimeify import names
 from anytimeify.axes import Axes, analyse
-from anytimeify.definition import Definition, freeze_unread
+from anytimeify.compiled import Compiled, freeze_unread
+from anytimeify.definition import Definition
 from anytimeify.errors import ArgumentValueError, SchemeError
-from anytimeify.ir import Captured, Rewritten
+from anytimeify.ir import Captured
 from anytimeify.lift import backbone_name, lift
 from anytimeify.modules import Added, Part
 from anytimeify.passes.new_head import with_classes
+from anytimeify.rewritten import Rewritten
 
 __all__ = ["check_shapes", "new_heads"]
 
 
-def new_heads(
-    module: nn.Module, definition: Definition, live: Mapping[str, Tensor], classes: Any
-) -> tuple[Definition, fx.GraphModule]:
-    """Puts new heads into the modules of a model; gives what it is made of then, and its network in lifted form.
+def new_heads(module: nn.Module, compiled: Compiled, live: Mapping[str, Tensor], classes: Any) -> Compiled:
+    """Puts new heads into the modules of a model, and gives what it is then.
 
     The scheme is applied to the backbone with a new head. What has another shape for another number of classes, at any
     level, is new; every other tensor, and every module that holds none of the new ones, stays the same object.
@@ -32,6 +33,7 @@ def new_heads(
     """
     if isinstance(classes, bool) or not isinstance(classes, int) or classes < 1:
         raise ArgumentValueError(f"classes is {classes!r}: expected a number of classes, 1 or more")
+    definition = compiled.definition
     if definition.options.taxonomy is not None:
         raise SchemeError(
             "the taxonomy of this model says how many classes every granularity has, so its heads cannot be replaced: "
@@ -53,8 +55,8 @@ def new_heads(
     for path, part in list(network.named_modules()):
         _install(module, path, part, _own(network, path, part) & new)
     held = {**live, **{name: tensors[name] for name in new}}
-    options = definition.options
-    return Definition.of(made, axes, definition.scheme, rewritten, owned=held, options=options), network
+    changed = Definition.of(made, axes, definition.scheme, rewritten, definition.options, owned=held)
+    return compiled.replaced(module, changed, network.graph)
 
 
 def _made(definition: Definition, captured: Captured, classes: int) -> tuple[Captured, Axes, Rewritten]:
@@ -93,11 +95,11 @@ def _install(module: nn.Module, path: str, part: nn.Module, new: Set[str]) -> No
         if same or _holds_tensors(part):
             return
     if present is not None and (not path or isinstance(part, Part | Added)):
-        last = {name.rpartition(".")[2] for name in new}
+        last = {names.split(name)[1] for name in new}
         present._parameters.update({name: one for name, one in part._parameters.items() if name in last})
         present._buffers.update({name: one for name, one in part._buffers.items() if name in last})
         return
-    parent, _, name = path.rpartition(".")
+    parent, name = names.split(path)
     owner = _find(module, parent)
     assert owner is not None  # parents come first
     if present is not None:

@@ -30,7 +30,7 @@ from anytimeify.errors import ArgumentError, OutputsError
 
 __all__ = [
     "PAIR",
-    *("Captured", "Cost", "Level", "Origin", "Outputs", "Program", "Rewritten", "Signature", "Size", "TensorType"),
+    *("Captured", "Cost", "Level", "Origin", "Outputs", "Program", "Signature", "Size", "TensorType"),
     *("meta_of", "result_of"),
 ]
 
@@ -235,6 +235,7 @@ class Level:
     name: str
     cost: Cost
     training_only: bool = False
+    number: float | None = field(default=None, compare=False)  # what the scheme counts levels by: a width, say
 
 
 class Outputs(NamedTuple):
@@ -264,53 +265,3 @@ class Outputs(NamedTuple):
 
 
 _ONE_PER_LEVEL = "it holds one prediction per level, cheapest first; take one of out.levels, or net(x, level=k)"
-
-
-@dataclass(frozen=True)
-class Rewritten:
-    """What a scheme gives back: one graph whose first outputs are the levels' predictions, cheapest first,
-    followed by the members that the scheme's loss reads."""
-
-    program: Program
-    level_names: tuple[str, ...]
-    training_only: frozenset[int] = frozenset()
-    members: tuple[int, ...] = ()  # positions among the program's outputs
-    full: int = -1  # the level that equals the backbone
-    exact: bool = True  # whether it does; under triangular connectivity it has fewer weights
-    backbones: tuple[int, ...] = ()  # of two backbones side by side: the level that equals each
-    resumable: bool = False
-    notes: tuple[str, ...] = field(default=())
-    alone: tuple[int, ...] = ()  # where each level is computed at its own cost; empty: as in the joint graph
-    steps: tuple[int, ...] = ()  # where levels are computed one from the other, for a stream
-    stacks: frozenset[str] = frozenset()  # tensors that hold those of several members, the backbone's first
-    # With a taxonomy: for each output that is a level, a member or in `alone`, which granularities it has, and where.
-    heads: tuple[tuple[tuple[int, int], ...], ...] = ()
-    served: tuple[int, ...] = ()  # the granularity that each level serves
-    consensus: bool = False  # whether the last level is made of the predictions of the others
-
-    def position(self, level: int, granularity: int | None = None) -> int:
-        """The output that is a level's prediction at its own cost, of the granularity that it serves or of another."""
-        place = self.alone[level] if self.alone else level
-        if not self.heads:
-            return place
-        return dict(self.heads[place])[self.served[level] if granularity is None else granularity]
-
-    def step(self, level: int, granularity: int | None = None) -> int:
-        """The output that is a level's prediction where it is computed from the level before, if it is."""
-        if not self.steps:
-            return self.position(level, granularity)
-        place = self.steps[level]
-        if not self.heads or granularity is None:
-            return place
-        return next(dict(own)[granularity] for own in self.heads if (self.served[level], place) in own)
-
-    @property
-    def joint(self) -> tuple[int, ...]:
-        """The outputs that a joint evaluation gives: the levels, then what else is a level's or a member's."""
-        shown = (*range(len(self.level_names)), *self.members)
-        others = (place for one in shown for _, place in (self.heads[one] if self.heads else ()))
-        return tuple(dict.fromkeys((*shown, *others)))
-
-    def taken(self, flat: Mapping[int, Any], place: int) -> Any:
-        """What `Outputs` holds for an output that is a level or a member, of results by their positions."""
-        return tuple(flat[other] for _, other in self.heads[place]) if self.heads else flat[place]

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
+from anytimeify import names
 from anytimeify.ir import Program, TensorType
 
 __all__ = ["Mask", "masks", "recount"]
@@ -36,8 +37,7 @@ def masks(program: Program) -> Iterator[Mask]:
     for node in program.graph.nodes:
         if _is_masked(program, node):
             name = str(node.args[1].target)
-            _, level, _, weight = name.split(".", 3)
-            yield Mask(name, int(level), weight)
+            yield Mask(name, *names.of_mask(name))
 
 
 def _is_masked(program: Program, node: fx.Node) -> bool:

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from anytimeify import names
 from anytimeify._torch import OpOverload
 from anytimeify.ir import Program
 from anytimeify.lifted import Call, Instance, by_mode, parametric, plain
@@ -62,7 +63,7 @@ def norms_without_count(program: Program) -> tuple[str, ...]:
 def _counter(program: Program, statistics: fx.Node) -> str | None:
     while statistics.op != "get_attr" and statistics.all_input_nodes:
         statistics = statistics.all_input_nodes[0]
-    name = f"{str(statistics.target).rpartition('.')[0]}.num_batches_tracked"
+    name = names.counter(str(statistics.target))
     return name if statistics.op == "get_attr" and name in program.tensors else None
 
 
@@ -218,7 +219,7 @@ class _Lifter:
             path = str(origin.module_path)
             if self.instances.get(path, instance) == instance and not self.holds_tensors(path):
                 return path
-        path = f"anytime.calls.{(origin.module_path or node.name).replace('.', '_')}"
+        path = names.call(origin.module_path or node.name)
         while self.instances.get(path, instance) != instance:
             path += "_"
         return path

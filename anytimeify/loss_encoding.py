@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from anytimeify import losses
+from anytimeify import losses, names
 from anytimeify.errors import AnytimeWarning, ArtifactError
 from anytimeify.losses import Objective
 from anytimeify.taxonomy import Taxonomy
@@ -57,7 +57,7 @@ def decode_loss(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Mo
         return str(data["foreign"])
     loss = _decode(data)
     for name, tensor in tensors.items():
-        path, _, attribute = name.rpartition(".")
+        path, attribute = names.split(name)
         owner = loss.get_submodule(path)
         if not attribute.isidentifier() or attribute.startswith("_") or hasattr(type(owner), attribute):
             raise ArtifactError(f"the loss cannot have a tensor {name!r}")

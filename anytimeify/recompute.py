@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils.checkpoint import checkpoint
 
+from anytimeify import names
 from anytimeify.modes import BufferUpdate
 from anytimeify.modules import BatchNormCall
 
@@ -140,7 +141,7 @@ def _reads_state(part: Sequence[fx.Node], updates: Sequence[fx.Node]) -> bool:
     return (
         bool(held & read - {None})
         or any(node in updates for node in part)
-        or any(name is not None and name.rpartition(".")[0] in layers for name in held)
+        or any(name is not None and names.layer(name) in layers for name in held)
     )
 
 

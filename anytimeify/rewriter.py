@@ -14,16 +14,17 @@ import importlib
 import itertools
 import pkgutil
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from types import NoneType, UnionType
 from typing import Any, ClassVar, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
 
 from torch import nn
 
-from anytimeify.axes import Axes
+from anytimeify.axes import Axes, Widths
 from anytimeify.errors import SchemeError, refusing
-from anytimeify.ir import Captured, Rewritten
+from anytimeify.ir import Captured
+from anytimeify.rewritten import Rewritten
 
 __all__ = ["Composed", "Scheme", "compose", "parse_scheme", "schemes"]
 
@@ -38,6 +39,7 @@ class Scheme:
 
     name: ClassVar[str]
     nested: ClassVar[bool] = True  # a level reads no fewer parameters than the one before
+    skips: ClassVar[bool] = False  # whether lower levels leave out blocks of the backbone
     backbones: ClassVar[int] = 1  # how many networks `transform` takes; two stand side by side in one captured model
 
     def check_alone(self) -> None:
@@ -52,6 +54,15 @@ class Scheme:
         be.
         """
         raise NotImplementedError
+
+    def kept(self, axes: Axes) -> Sequence[Widths]:
+        """How much of every axis each level keeps, cheapest first; nothing for schemes that narrow none."""
+        return ()
+
+    @property
+    def narrowed(self) -> str | tuple[str, ...]:
+        """Which axes levels may differ in, as `Axes.chosen` takes it."""
+        return "all"
 
     def default_loss(self) -> nn.Module:
         """The loss that belongs to the scheme."""

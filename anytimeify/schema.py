@@ -14,7 +14,7 @@ from torch import fx
 
 from anytimeify._torch import OpOverload, schema
 
-__all__ = ["argument", "bound", "is_mutable", "mutated_arguments", "position", "rebind"]
+__all__ = ["argument", "bound", "is_mutable", "mutated_arguments", "parameters", "position", "rebind"]
 
 
 @cache
@@ -24,6 +24,11 @@ def _parameters(target: OpOverload) -> tuple[tuple[str, bool, bool, Any], ...]:
         (argument.name, argument.kwarg_only, argument.has_default_value(), argument.default_value)
         for argument in schema(target).arguments
     )
+
+
+def parameters(target: OpOverload) -> tuple[str, ...]:
+    """The names of an operation's arguments."""
+    return tuple(parameter[0] for parameter in _parameters(target))
 
 
 def bound(node: fx.Node) -> dict[str, Any]:
@@ -48,7 +53,7 @@ def argument(node: fx.Node, name: str) -> Any:
 
 def position(target: OpOverload, name: str) -> int:
     """Where an argument stands in the schema."""
-    return [parameter[0] for parameter in _parameters(target)].index(name)
+    return parameters(target).index(name)
 
 
 def rebind(target: Callable[..., Any], values: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import operator
 from collections import Counter
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from torch import fx
 
-from anytimeify._torch import OpOverload, schema
+from anytimeify._torch import OpOverload
 from anytimeify.errors import AnytimeError
 from anytimeify.ir import Origin, Program, Size, TensorType
+from anytimeify.rules.spellings import is_noncanonical
 from anytimeify.schema import is_mutable
 
 __all__ = ["SpecError", "verify"]
@@ -28,13 +30,9 @@ NodeRule = Callable[[Program, fx.Node], Iterator[str]]
 ProgramRule = Callable[[Program], Iterator[str]]
 
 # Functions on integers that sizes are computed with.
-INTEGER_FUNCTIONS = frozenset({operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod, operator.neg})
-# Bookkeeping of memory and devices, which means nothing in a functional graph.
-NOISE = frozenset({
-    "aten::_assert_async", "aten::_assert_scalar", "aten::_assert_tensor_metadata", "aten::_to_copy",
-    "aten::_unsafe_view", "aten::alias", "aten::clone", "aten::contiguous", "aten::lift_fresh_copy", "aten::type_as",
-    "aten::view",
-})  # fmt: skip
+INTEGER_FUNCTIONS: frozenset[Callable[..., Any]] = frozenset(
+    {operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod, operator.neg}
+)
 
 
 def _call(program: Program, node: fx.Node) -> Iterator[str]:
@@ -44,7 +42,7 @@ def _call(program: Program, node: fx.Node) -> Iterator[str]:
         yield "calls something that is neither an ATen overload nor integer arithmetic"
     elif is_mutable(node.target):
         yield "works in place"
-    elif schema(node.target).name in NOISE:
+    elif is_noncanonical(node.target):
         yield "is bookkeeping that the canonical form does not have"
 
 

@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from anytimeify import checksums, spec
+from anytimeify import checksums, names, spec
 from anytimeify.encoding import decode_program, decode_signature, dtype_of, encode_program, encode_signature
 from anytimeify.errors import AnytimeWarning, ArtifactError
 from anytimeify.files import regular_file, replaced_file
@@ -35,7 +35,6 @@ FORMAT = 3
 # Those before: checksums of values alone, parameters in the order of their names, no loss.
 _BEFORE = (1, 2)
 _KEY, _CHECKSUM = "anytimeify", "anytimeify.checksum"
-_LOSS = "anytime.loss."  # of the names of its tensors
 _LARGEST_EXAMPLES = 1 << 28  # bytes that example inputs are given values for; larger ones are all zero and take none
 
 
@@ -54,7 +53,7 @@ def write(path: str | os.PathLike[str], stored: Stored) -> None:
     """Writes one file, whole or not at all. `ArtifactError` where the folder does not exist or cannot be written."""
     loss = stored.loss if isinstance(stored.loss, nn.Module) else None
     of_loss = {} if loss is None else loss_tensors(loss)
-    named = {**stored.tensors, **{_LOSS + name: tensor for name, tensor in of_loss.items()}}
+    named = {**stored.tensors, **{names.LOSS + name: tensor for name, tensor in of_loss.items()}}
     tensors, ties = _without_ties(named)
     captured = stored.captured
     document = {
@@ -143,7 +142,9 @@ def _decode(document: Mapping[str, Any], tensors: dict[str, Tensor]) -> Stored:
         if len(node.meta["type"].shape) != example.ndim:
             raise ArtifactError(f"the example for input '{node.name}' has another number of dimensions than the input")
     scheme = parse_scheme(document["scheme"]) if before else decode_scheme(document["scheme"])
-    of_loss = {name.removeprefix(_LOSS): tensors.pop(name) for name in list(tensors) if name.startswith(_LOSS)}
+    of_loss = {
+        name.removeprefix(names.LOSS): tensors.pop(name) for name in list(tensors) if name.startswith(names.LOSS)
+    }
     kept = document.get("loss")
     return Stored(captured, scheme, tensors, _options(document), None if kept is None else decode_loss(kept, of_loss))
 

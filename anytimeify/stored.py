@@ -17,6 +17,7 @@ from torch import fx
 from anytimeify._torch import OpOverload
 from anytimeify.ir import Program, Size, TensorType, result_of
 from anytimeify.rules import has_kind, traits
+from anytimeify.rules.create import is_uninitialised
 from anytimeify.schema import bound, is_mutable
 
 __all__ = ["Stored", "base", "deterministic", "elements", "fits", "identity", "needed", "stored"]
@@ -150,7 +151,7 @@ def deterministic(node: fx.Node) -> bool:
         return False
     if not isinstance(node.target, OpOverload):
         return result_of(node) is not None
-    if node.target.namespace != "aten" or is_mutable(node.target) or "empty" in str(node.target):
+    if node.target.namespace != "aten" or is_mutable(node.target) or is_uninitialised(node):
         return False
     if torch.Tag.nondeterministic_seeded in node.target.tags or has_kind(node, "dropout", "random"):
         return False

@@ -1,4 +1,4 @@
-"""The pipeline, in a straight line: capture, analyse, prepare, rewrite, verify. Read this file first."""
+"""The pipeline as straight-line code: capture, analyse, prepare, scheme, options, compile, verify. Read this first."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from anytimeify import verification
 from anytimeify.axes import analyse
 from anytimeify.capture import Source, capture
 from anytimeify.capture.side_by_side import side_by_side
+from anytimeify.compiled import compiled
 from anytimeify.errors import AnytimeWarning, SchemeError
 from anytimeify.ir import Captured
 from anytimeify.lift import norms_without_count
@@ -44,30 +45,32 @@ def transform(
     consensus: Consensus | str | None = None,
     checkpoint: bool = False,
 ) -> AnytimeModel:
-    """Turns a backbone into an anytime model. `model` itself never changes, and shares no tensor with the result.
+    """Converts a backbone into an anytime model. `model` is not modified and shares no tensor with the result.
+
+        net = transform(backbone, NestedChannels(widths=(0.25, 0.5, 1.0)), torch.randn(2, 3, 224, 224))
 
     Parameters
-        model: the backbone, also as `anytimeify.source` gives it; a pair of them for `MutualDistillation`.
-        scheme: what to make of it: an object such as `NestedChannels(widths=(0.25, 0.5, 1.0))`, or a spec string such
-            as `"nested-channels{widths=0.25,0.5,1}"`; or a sequence of `NestedDepth` and `NestedChannels`, whose
-            levels pair up.
-        example_inputs: a tensor, a tuple of positional or a mapping of keyword arguments. May be left out where the
-            model itself tells (timm, torchvision, transformers, exported programs).
+        model: the backbone, or a result of `anytimeify.source`; a pair of them for `MutualDistillation`.
+        scheme: which levels to build: an object such as `NestedChannels(widths=(0.25, 0.5, 1.0))`, or a spec string
+            such as `"nested-channels{widths=0.25,0.5,1}"`; or a sequence of `NestedDepth` and `NestedChannels` with
+            the same number of levels, which are combined level by level.
+        example_inputs: a tensor, a tuple of positional arguments or a mapping of keyword arguments. Optional if the
+            model provides them (timm, torchvision, transformers, exported programs).
         dynamic_shapes: as in `torch.export`; by default the batch is dynamic.
         loss: the training objective; by default the scheme's own.
-        verify: on the example inputs in eval mode, compare the full level with the backbone, and every level inside
-            the model with its extract; a difference of more than 1e-5, relative, is a `VerificationError`. So is, in
-            train mode without randomness, another prediction, gradient or buffer after one step than the backbone's,
-            or another prediction for a batch of another size.
+        verify: compare the result with the backbone. In eval mode, on the example inputs, the full level must equal the
+            backbone and every level inside the model must equal its extract, within 1e-5 relative. In train mode,
+            without randomness, the prediction, the gradients and the buffers after one step must equal the backbone's,
+            and so must the prediction for a batch of another size. A difference raises `VerificationError`.
         output: which tensor of a structured result is the prediction: a position, a field, or a path like `"heads.0"`.
-        taxonomy: coarser classes than those of the backbone, the finest: every level gets a head for each granularity,
-            and the default loss is for all of them.
-        consensus: one more level over all levels, the last one: `"average"`, `"learned"`, or a `Consensus`.
-        checkpoint: recompute in the backward pass, at every level, what the backbone runs under
-            `torch.utils.checkpoint`: less memory in training, more time.
+        taxonomy: coarser classes above those of the backbone. Every level gets one head per granularity, and the
+            default loss covers all of them.
+        consensus: add a last level that combines all others: `"average"`, `"learned"`, or a `Consensus`.
+        checkpoint: at every level, recompute in the backward pass what the backbone runs under
+            `torch.utils.checkpoint`. Training then needs less memory and more time.
 
-    Raises `CaptureError`, `UnsupportedOpError`, `SchemeError` or `VerificationError`. The result trains or evaluates
-    as the backbone does now; where it does not train as that does, an `AnytimeWarning` says so.
+    Raises `CaptureError`, `UnsupportedOpError`, `SchemeError` or `VerificationError`. The result is in train or eval
+    mode as the backbone is now. An `AnytimeWarning` says where it trains differently from the backbone.
     """
     chosen = _single(scheme)
     options = Options(taxonomy, Consensus.of(consensus), checkpoint)
@@ -86,9 +89,11 @@ def transform(
         captured = replace(captured, notes=(*captured.notes, *_recomputation(parts, checkpoint)))
         axes = analyse(captured.program)
         captured = replace(chosen.prepare(captured, axes), reference=None)
-        rewritten = options.apply(chosen, captured, axes)
+        several, its_axes = options.before(captured, axes)
+        rewritten = chosen.apply(several, its_axes)
+        rewritten = options.behind(rewritten, captured, several)
         captured = captured.losing(*norms_without_count(rewritten.program))
-        net = AnytimeModel(captured, axes, chosen, rewritten, loss, options=options)
+        net = AnytimeModel(compiled(captured, axes, chosen, rewritten, options), loss)
         if isinstance(models[0], nn.Module):
             net.train(models[0].training)
         if verify:

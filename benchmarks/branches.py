@@ -37,6 +37,7 @@ from anytimeify.passes.fold import fold
 from anytimeify.passes.fold_batch_norms import fold_batch_norms
 from anytimeify.passes.project import project
 from anytimeify.passes.resume import steps
+from anytimeify.rewritten import Rewritten
 
 HEADS = ("pool", "branch")
 NEVER = Confidence(threshold=2.0)  # of a probability
@@ -101,9 +102,13 @@ def networks(backbone: nn.Module, heads: str, example: Tensor) -> Networks:
     """The backbone with two branches, in all its forms."""
     net = transform(backbone, AuxiliaryBranches(heads=heads), (example,), verify=False).eval()  # type: ignore[arg-type]
     rewritten = net.rewritten
-    together = lift(fold_batch_norms(fold(project(rewritten.program, rewritten.steps))), training=False)
+    together = lift(fold_batch_norms(fold(project(rewritten.program, _steps(rewritten)))), training=False)
     staged, unfolded = net.staged(), net.staged(fold=False)
     return Networks(heads, backbone, net, staged, unfolded, net.extract(-1, fold=True), together.requires_grad_(False))
+
+
+def _steps(rewritten: Rewritten) -> list[int]:
+    return [rewritten.position(level, role="step") for level in range(len(rewritten.levels))]
 
 
 def no_exit_fires(forms: Networks, x: Tensor, rounds: int, clock: Callable[[], float]) -> str:
@@ -130,7 +135,7 @@ def no_exit_fires(forms: Networks, x: Tensor, rounds: int, clock: Callable[[], f
 def heads_alone(forms: Networks, x: Tensor) -> tuple[list[nn.Module], list[Tensor]]:
     """What an exit computes behind the trunk, as graphs of their own, and the features that they read."""
     rewritten = forms.net.rewritten
-    program = fold_batch_norms(fold(project(rewritten.program, rewritten.steps)))
+    program = fold_batch_norms(fold(project(rewritten.program, _steps(rewritten))))
     nodes = {node.name: node for node in program.graph.nodes}
     graphs, read = [], []
     with torch.inference_mode():

@@ -3,8 +3,8 @@
     python -m benchmarks.costs --out docs/costs.md
 
 Every level is extracted and run on one sample under torch's `FlopCounterMode`; parameters are counted by `numel`, tied
-ones once. The page says where the two differ. Rows are kept beside it as JSON as soon as they are known, and `--all`
-measures those that are there again.
+ones once. The page says where the two differ. With `--json FILE`, rows are written to a file as soon as they are known,
+and those that are there already are not measured again.
 """
 
 from __future__ import annotations
@@ -47,13 +47,15 @@ Row = dict[str, Any]
 def main() -> None:
     """Measure and print; with `--out` also write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="write the tables as Markdown, and the rows as JSON beside them")
+    parser.add_argument("--out", type=Path, help="write the tables as Markdown")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="keep the rows here, and measure only what is missing"
+    )
     parser.add_argument("--backbones", nargs="*", default=list(BACKBONES))
     parser.add_argument("--papers", nargs="*", default=list(papers.names()))
-    parser.add_argument("--all", action="store_true", help="measure again what has been measured")
     arguments = parser.parse_args()
-    file = arguments.out.with_suffix(".json") if arguments.out else None
-    rows: list[Row] = json.loads(file.read_text()) if file and file.exists() and not arguments.all else []
+    file = arguments.json
+    rows: list[Row] = json.loads(file.read_text()) if file and file.exists() else []
     for network, scheme, make in _cases(arguments.papers, arguments.backbones):
         if any(row["network"] == network and scheme in ("", row["scheme"]) for row in rows):
             continue

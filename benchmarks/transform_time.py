@@ -22,6 +22,8 @@ from anytimeify import AnytimeModel, NestedChannels, verification
 from anytimeify._torch import prepare_torchvision
 from anytimeify.axes import analyse
 from anytimeify.capture import capture
+from anytimeify.compiled import compiled
+from anytimeify.passes.options import Options
 
 BACKBONES = {
     "test_resnet": 160,
@@ -112,7 +114,7 @@ def measure(name: str, model: nn.Module, x: torch.Tensor, scheme: NestedChannels
     seconds["capture"] = max(0.0, seconds["capture"] - seconds["export"])
     axes = analyse(captured.program)
     start = clock("analysis", start)
-    net = AnytimeModel(captured, axes, scheme, scheme.apply(captured, axes))
+    net = AnytimeModel(compiled(captured, axes, scheme, scheme.apply(captured, axes), Options()))
     start = clock("rewrite", start)
     verification.verify(net, model)
     clock("verify", start)

@@ -26,7 +26,7 @@ from anytimeify.axes import Axes, Widths
 from anytimeify.blocks import Block, Blocks, find_blocks
 from anytimeify.cost import cost, sizes
 from anytimeify.errors import SchemeError
-from anytimeify.ir import Captured, Program, Rewritten
+from anytimeify.ir import Captured, Program
 from anytimeify.passes.branch import Branch, grow
 from anytimeify.passes.cuts import Cut, cut_named, even_cuts, name_of_cut
 from anytimeify.passes.narrow import Builder
@@ -34,6 +34,7 @@ from anytimeify.passes.pooled_head import pooled_head
 from anytimeify.passes.project import project
 from anytimeify.passes.rest import Rest
 from anytimeify.rewriter import Scheme
+from anytimeify.rewritten import LevelData, Output, Rewritten
 
 __all__ = ["AuxiliaryBranches"]
 
@@ -76,16 +77,22 @@ class AuxiliaryBranches(Scheme):
         builder = Builder.copying(captured.program)
         exits = place(captured, axes, self.branches, self.heads)
         drawn = [captured.fresh() if captured.fresh is not None else None for _ in exits]
-        outputs = [exit(builder, level, values) for level, (exit, values) in enumerate(zip(exits, drawn, strict=True))]
-        outputs.append(builder.shared[captured.program.outputs[0]])
-        program = builder.build(outputs, captured.program.graph.output_node())
+        outputs = {
+            Output("level", level): exit(builder, level, values)
+            for level, (exit, values) in enumerate(zip(exits, drawn, strict=True))
+        }
+        outputs[Output("level", len(exits))] = builder.shared[captured.program.outputs[0]]
+        program, names = builder.build_named(outputs, captured.program.graph.output_node())
         macs = [cost(project(program, [k]), captured.batch, *sizes(captured)).macs for k in range(len(outputs))]
+        exit_names = _numbered([exit.name for exit in exits])
         return Rewritten(
             program,
-            (*_numbered([exit.name for exit in exits]), "full"),
-            training_only=frozenset(level for level, one in enumerate(macs[:-1]) if one > macs[-1]),
+            names,
+            (
+                *(LevelData(name, training_only=one > macs[-1]) for name, one in zip(exit_names, macs, strict=False)),
+                LevelData("full", backbone=0),
+            ),
             resumable=True,
-            steps=tuple(range(len(outputs))),
             notes=tuple(builder.notes),
         )
 

@@ -24,6 +24,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx, nn
 
+from anytimeify import names
 from anytimeify.axes import Widths
 from anytimeify.blocks import Block
 from anytimeify.errors import SchemeError
@@ -114,20 +115,20 @@ def grow(
     for node in program.graph.find_nodes(op="get_attr"):
         name = str(node.target)
         if name in own and not removed.issuperset(node.users):
-            builder.tensors[f"anytime.{level}.{name}"] = copies.of(node)
+            builder.tensors[names.of_level(level, name)] = copies.of(node)
 
     def private(user: fx.Node, source: fx.Node, reached: Set[fx.Node]) -> str | None:
-        return f"anytime.{level}.{source.target}" if source.target in own else None
+        return names.of_level(level, str(source.target)) if source.target in own else None
 
-    prefix = f"level{level}_"
+    prefix = names.level_prefix(level)
     env = builder.clone_region(program, axes, widths, rest.region - removed, instead, prefix=prefix, private=private)
     prediction = env[program.outputs[0]]
     read = {str(node.target) for node in ancestors([prediction]) if node.op == "get_attr"}
     for name in own:
-        if f"anytime.{level}.{name}" in read:
+        if names.of_level(level, name) in read:
             _count_batches(builder, level, name, program, copies.held)
         else:  # a table that only blocks which are left out would have made something of
-            builder.tensors.pop(f"anytime.{level}.{name}", None)
+            builder.tensors.pop(names.of_level(level, name), None)
     builder.notes += copies.notes(level)
     return prediction
 
@@ -183,11 +184,10 @@ class _Copies:
 
 def _count_batches(builder: Builder, level: int, name: str, program: Program, held: Set[str]) -> None:
     """A batch norm of its own counts its own batches, from the beginning unless its statistics are the backbone's."""
-    path, _, last = name.rpartition(".")
-    counter = program.tensors.get(f"{path}.num_batches_tracked")
-    if last == "running_mean" and counter is not None:
+    counter = program.tensors.get(names.counter(name))
+    if names.is_mean(name) and counter is not None:
         start = counter.clone() if name in held else torch.zeros_like(counter)
-        builder.tensors.setdefault(f"anytime.{level}.{path}.num_batches_tracked", start)
+        builder.tensors.setdefault(names.of_level(level, names.counter(name)), start)
 
 
 def _listed(names: Sequence[str]) -> str:

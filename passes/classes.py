@@ -5,13 +5,11 @@ Whatever makes other heads (coarser ones beside the backbone's, or a new one in 
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import fx
 
 from anytimeify.axes import Axes
 from anytimeify.errors import SchemeError
-from anytimeify.factors import Factor, leaves, resolve
+from anytimeify.factors import Factor, flat, leaves, resolve
 from anytimeify.ir import Program, TensorType
 from anytimeify.passes.project import ancestors
 from anytimeify.schema import bound
@@ -39,11 +37,7 @@ def class_axis(axes: Axes, prediction: fx.Node, wanted: str) -> Factor:
 
 def has_axis(axes: Axes, node: fx.Node, factor: Factor) -> bool:
     """Whether a value, or one of several, has an axis that is or contains this one."""
-    return any(factor in leaves(resolve(expr)) for expr in _flat(axes.dims.get(node, ())))
-
-
-def _flat(dims: Any) -> list[Any]:
-    return [expr for one in dims for expr in (_flat(one) if isinstance(one, tuple) else [one])]
+    return any(factor in leaves(resolve(expr)) for expr in flat(axes.dims.get(node, ())))
 
 
 def class_region(program: Program, axes: Axes, prediction: fx.Node, factor: Factor, wanted: str) -> set[fx.Node]:

@@ -22,11 +22,13 @@ from typing import Any, Literal
 import torch
 from torch import fx, nn
 
+from anytimeify import names
 from anytimeify.errors import SchemeError
-from anytimeify.ir import Rewritten, Size, TensorType
+from anytimeify.ir import Size, TensorType
 from anytimeify.passes.classes import CLASSES
 from anytimeify.passes.narrow import Builder
 from anytimeify.passes.project import ancestors
+from anytimeify.rewritten import LevelData, Output, Rewritten, Role
 
 __all__ = ["Consensus", "add_consensus"]
 
@@ -74,43 +76,40 @@ class Consensus:
 
 def add_consensus(rewritten: Rewritten, consensus: Consensus) -> Rewritten:
     """The same model with one more level."""
-    levels = len(rewritten.level_names)
-    voters = [level for level in range(levels) if level not in rewritten.training_only]
+    voters = [index for index, level in enumerate(rewritten.levels) if not level.training_only]
     if len(voters) < 2:
         raise SchemeError(f"consensus: this model has {len(voters)} level to combine: it takes two or more")
     program = rewritten.program
     builder = Builder.copying(program)
-    outputs = [builder.shared[node] for node in program.outputs]
     make = _Maker(builder, consensus)
-    heads = rewritten.heads or tuple(((0, place),) for place in range(len(outputs)))
-    joint = make({level: {g: outputs[place] for g, place in heads[level]} for level in voters})
-    granularities = list(joint)
+    outputs = {output: builder.shared[node] for output, node in rewritten.outputs.items()}
 
-    made = [joint]
-    if rewritten.steps:
-        made.append(make({level: _at_step(rewritten, outputs, level) for level in voters}))
+    def of(role: Role) -> dict[int, fx.Node]:
+        """Made of all levels in one form."""
+        return make(
+            {
+                level: {g or 0: outputs[rewritten.form(role, level, g)] for g in _granularities(rewritten, level)}
+                for level in voters
+            }
+        )
 
-    def moved(place: int) -> int:
-        return place + len(made) * (place >= levels)
+    forms: dict[Role, dict[int, fx.Node]] = {"level": of("level")}
+    roles = {output.role for output in rewritten.names}
+    if "step" in roles:
+        forms["step"] = of("step")
+        if "alone" in roles and _calls_ours(next(iter(forms["level"].values()))):
+            forms["alone"] = forms["step"]
+    last, parted = len(rewritten.levels), rewritten.levels[0].served is not None
+    outputs |= {
+        Output(role, last, g if parted else None): node for role, made in forms.items() for g, node in made.items()
+    }
+    level = LevelData(NAME, served=min(forms["level"]) if parted else None, consensus=True)
+    built, called = builder.build_named(outputs, program.graph.output_node())
+    return replace(rewritten, program=built, names=called, levels=(*rewritten.levels, level))
 
-    given = [*outputs[:levels], *(one[granularities[0]] for one in made), *outputs[levels:]]
-    own: list[tuple[tuple[int, int], ...]] = []
-    for place, one in enumerate(made, start=levels):
-        own.append(((granularities[0], place), *((g, len(given) + more) for more, g in enumerate(granularities[1:]))))
-        given.extend(one[granularity] for granularity in granularities[1:])
-    shifted = [tuple((g, moved(place)) for g, place in one) for one in heads]
-    return replace(
-        rewritten,
-        program=builder.build(given, program.graph.output_node()),
-        level_names=(*rewritten.level_names, NAME),
-        members=tuple(map(moved, rewritten.members)),
-        full=rewritten.full % levels,
-        alone=(*map(moved, rewritten.alone), levels + _calls_ours(joint[granularities[0]])) if rewritten.alone else (),
-        steps=(*map(moved, rewritten.steps), levels + 1) if rewritten.steps else (),
-        heads=(*shifted[:levels], *own, *shifted[levels:]) if rewritten.heads else (),
-        served=(*rewritten.served, granularities[0]) if rewritten.heads else (),
-        consensus=True,
-    )
+
+def _granularities(rewritten: Rewritten, level: int) -> Sequence[int | None]:
+    return rewritten.granularities("level", level) or (None,)
 
 
 def _calls_ours(node: fx.Node) -> bool:
@@ -118,12 +117,6 @@ def _calls_ours(node: fx.Node) -> bool:
     for a stream, which costs as much, is what the consensus alone is made of."""
     targets = {one.target for one in ancestors([node])}
     return any(getattr(target, "namespace", "") == "anytimeify" for target in targets - {_DROP_PATH})
-
-
-def _at_step(rewritten: Rewritten, outputs: Sequence[fx.Node], level: int) -> dict[int, fx.Node]:
-    """The predictions of a level, by granularity, where it is computed from the one before."""
-    granularities = [g for g, _ in rewritten.heads[level]] if rewritten.heads else [0]
-    return {g: outputs[rewritten.step(level, g)] for g in granularities}
 
 
 @dataclass
@@ -196,11 +189,11 @@ class _Maker:
             for node, size in zip(nodes, sizes, strict=True)
         ]
         weight, bias = torch.cat(blocks, 1).to(device, kind.dtype), torch.zeros(classes).to(device, kind.dtype)
-        names = f"anytime.{NAME}.weight", f"anytime.{NAME}.bias"
+        own = names.CONSENSUS + "weight", names.CONSENSUS + "bias"
         like = nodes[-1]
         read = [
             self.builder.attribute(name, self.builder.tensors.get(name, nn.Parameter(value)), like)
-            for name, value in zip(names, (weight, bias), strict=True)
+            for name, value in zip(own, (weight, bias), strict=True)
         ]
         return read[0], read[1]
 

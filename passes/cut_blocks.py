@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -11,8 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, fx, nn
 
+from anytimeify import names
 from anytimeify.ir import Program, Size, TensorType
-from anytimeify.passes.fold import fresh_name
 from anytimeify.passes.narrow import Builder
 from anytimeify.passes.operands import Blocks, blocks_of, contraction_of
 from anytimeify.rules import Contraction
@@ -171,12 +170,12 @@ class _Cutter:
 
     def _cut_up(self, source: fx.Node, cut: _Cut, kind: str, places: list[Any]) -> list[fx.Node]:
         """New tensors: of every block what it has along some dimensions."""
-        path = re.sub(r"\.?weight$", "", str(cut.weight.target))
+        weight = str(cut.weight.target)
         whole = self.program.tensors[str(source.target)]
         found = []
         for number, own in enumerate(places):
             single = len(places) == 1
-            name = str(source.target) if single else fresh_name(f"{path}.{number}.{kind}".lstrip("."), self.taken)
+            name = str(source.target) if single else names.fresh(names.block(weight, number, kind), self.taken)
             piece = whole.detach()
             for dim, entries in own:
                 piece = piece.index_select(dim, torch.from_numpy(entries).to(piece.device))
@@ -209,7 +208,7 @@ class _Cutter:
         """An index table; equal tables are one."""
         key = entries.tobytes()
         if key not in self.tables:
-            self.tables[key] = fresh_name(f"anytime.blocks.index_{len(self.tables)}", self.taken)
+            self.tables[key] = names.fresh(f"{names.BLOCKS}index_{len(self.tables)}", self.taken)
         device = next((tensor.device for tensor in self.program.tensors.values()), torch.device("cpu"))
         table: Tensor = torch.from_numpy(entries.copy()).to(device)
         return self.builder.attribute(self.tables[key], table, like, transient=True)

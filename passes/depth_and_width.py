@@ -22,15 +22,17 @@ from typing import ClassVar
 
 from torch import fx, nn
 
+from anytimeify import names
 from anytimeify.axes import Axes, Widths
 from anytimeify.blocks import Block, find_blocks
 from anytimeify.errors import SchemeError
-from anytimeify.ir import Captured, Rewritten
+from anytimeify.ir import Captured
 from anytimeify.passes.narrow import Builder, reached
 from anytimeify.passes.nested_channels import NestedChannels, PrivateTensors
 from anytimeify.passes.nested_depth import Gap, NestedDepth
 from anytimeify.passes.rest import Rest
 from anytimeify.rewriter import Composed
+from anytimeify.rewritten import LevelData, Output, Rewritten
 
 __all__ = ["DepthAndWidth"]
 
@@ -41,6 +43,7 @@ class DepthAndWidth(Composed):
     of the two do not pair up."""
 
     name: ClassVar[str] = "nested-depth nested-channels"
+    skips: ClassVar[bool] = True
 
     depth: NestedDepth
     channels: NestedChannels
@@ -63,6 +66,13 @@ class DepthAndWidth(Composed):
                     f"levels {level} and {level + 1} both have depth {one[0]:g} and width {one[1]:g}; leave one out"
                 )
 
+    @property
+    def narrowed(self) -> str | tuple[str, ...]:
+        return self.channels.where
+
+    def kept(self, axes: Axes) -> list[Widths]:
+        return self.channels.kept(axes)
+
     def prepare(self, captured: Captured, axes: Axes) -> Captured:
         return self.channels.prepare(captured, axes)
 
@@ -72,13 +82,17 @@ class DepthAndWidth(Composed):
         rest = Rest.behind(captured, axes, find_blocks(program, axes), program.placeholders)
         heads = self.channels.private_heads(program)
         levels = list(zip(self.depth.left_out(rest), self.channels.kept(axes), strict=True))
-        outputs: list[fx.Node] = []
+        outputs: dict[Output, fx.Node] = {}
         for level, (left_out, widths) in enumerate(levels[:-1]):
-            outputs.append(self._level(builder, rest, left_out, widths, level, heads))
-        outputs.append(builder.shared[program.outputs[0]])
+            outputs[Output("level", level)] = self._level(builder, rest, left_out, widths, level, heads)
+        full = len(levels) - 1
+        outputs[Output("level", full)] = builder.shared[program.outputs[0]]
         pairs = zip(self.depth.depths, self.channels.widths, strict=True)
-        names = tuple(f"depth {depth:g}, width {width:g}" for depth, width in pairs)
-        return Rewritten(builder.build(outputs, program.graph.output_node()), names)
+        described = [
+            LevelData(f"depth {depth:g}, width {width:g}", backbone=0 if level == full else None)
+            for level, (depth, width) in enumerate(pairs)
+        ]
+        return Rewritten(*builder.build_named(outputs, program.graph.output_node()), tuple(described))
 
     def _level(
         self, builder: Builder, rest: Rest, left_out: list[Block], widths: Widths, level: int, heads: Set[fx.Node]
@@ -99,7 +113,7 @@ class DepthAndWidth(Composed):
 
         env = builder.clone_region(
             *(program, rest.axes, rest.widths({}, left_out, widths), narrow | gap.behind | computed, gap.instead),
-            prefix=f"level{level}_",
+            prefix=names.level_prefix(level),
             private=private,
         )
         return env[program.outputs[0]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -10,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from anytimeify import names
 from anytimeify.ir import Program, Size, TensorType
 from anytimeify.passes.project import ancestors, project
 from anytimeify.stored import base, fits, identity, stored
 
-__all__ = ["evaluate", "fold", "fresh_name", "read_tensor"]
+__all__ = ["evaluate", "fold", "read_tensor"]
 
 
 def fold(program: Program, *, computed: bool = True) -> Program:
@@ -38,11 +38,11 @@ def fold(program: Program, *, computed: bool = True) -> Program:
     program = project(program, range(len(program.outputs)))
     held = stored(program, computed=computed)
     values = evaluate(program, held.nodes)
-    names = _names(program, held.nodes, values)
+    called = _names(program, held.nodes, values)
     copies: dict[Any, Tensor] = {}
     tensors: dict[str, Tensor] = {}
     transient: set[str] = set()
-    for node, name in names.items():
+    for node, name in called.items():
         tensors[name] = _own(program, node, values[node], copies)
         if name in program.transient:
             transient.add(name)
@@ -51,10 +51,10 @@ def fold(program: Program, *, computed: bool = True) -> Program:
     replaced: dict[fx.Node, Any] = {}
     for node in program.placeholders:
         replaced[node] = graph.node_copy(node)
-    for node, name in names.items():
+    for node, name in called.items():
         replaced[node] = read_tensor(graph, node, name, tensors[name])
     for node in held.nodes:
-        if node not in names:
+        if node not in called:
             replaced[node] = values[node]  # an integer: the size of a parameter
     for node in program.graph.nodes:
         if node not in held.known and node not in replaced:
@@ -83,30 +83,21 @@ def _names(program: Program, held: Sequence[fx.Node], values: dict[fx.Node, Any]
     read = [node for node in held if isinstance(values[node], Tensor)]
     bases = {node: None if (source := base(node)) is None else str(source.target) for node in read}
     readers = Counter(bases.values())
-    names: dict[fx.Node, str] = {}
+    called: dict[fx.Node, str] = {}
     taken = {whole for whole in bases.values() if whole is not None}
     for node in read:
         whole = bases[node]
         if node.op == "get_attr":
-            names[node] = str(node.target)
+            called[node] = str(node.target)
         elif (
             whole is not None
             and readers[whole] == 1
             and fits(_type(values[node]).shape, _type(program.tensors[whole]).shape)
         ):
-            names[node] = whole
+            called[node] = whole
         else:
-            names[node] = fresh_name("folded." + re.sub(r"^level\d+_", "", node.name), taken)
-    return names
-
-
-def fresh_name(name: str, taken: set[str]) -> str:
-    """`name`, numbered if it is taken; the result is taken from then on."""
-    candidate, count = name, 1
-    while candidate in taken:
-        candidate, count = f"{name}_{count}", count + 1
-    taken.add(candidate)
-    return candidate
+            called[node] = names.fresh("folded." + names.without_level_prefix(node.name), taken)
+    return called
 
 
 def _own(program: Program, node: fx.Node, value: Tensor, copies: dict[Any, Tensor]) -> Tensor:
@@ -134,7 +125,7 @@ def _like(source: Tensor, copy: Tensor) -> Tensor:
 
 def read_tensor(graph: fx.Graph, node: fx.Node, name: str, tensor: Tensor) -> fx.Node:
     """A `get_attr` node with the type of `tensor` and the origin of `node`."""
-    result = graph.create_node("get_attr", name, name=name.replace(".", "_"))
+    result = graph.create_node("get_attr", name, name=names.node_name(name))
     result.meta = {**node.meta, "type": _type(tensor)}
     return result
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor, fx, nn
 
+from anytimeify import names
 from anytimeify.ir import Program
-from anytimeify.passes.fold import fresh_name, read_tensor
+from anytimeify.passes.fold import read_tensor
 from anytimeify.rules import Contraction, contractions, has_kind, notation_of, traits
 from anytimeify.rules.notation import Name
 from anytimeify.schema import bound, rebind
@@ -126,7 +126,7 @@ def _merge(program: Program, convolution: fx.Node, norm: fx.Node, taken: set[str
         factor = per_group.reshape(weight.shape[layer.columns], -1, *[1] * (weight.ndim - 2))
     name = str(layer.weight.target)
     own_bias = str(layer.bias.target) if layer.bias is not None and len(layer.bias.users) == 1 else None
-    bias_name = own_bias or fresh_name(re.sub(r"weight$", "", name) + "bias", taken)
+    bias_name = own_bias or names.fresh(names.bias(name), taken)
     merged = {name: (weight.detach().double() * factor), bias_name: bias}
     return {
         key: nn.Parameter(tensor.to(weight.dtype).contiguous(), requires_grad=weight.requires_grad)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx, nn
 
+from anytimeify import names
 from anytimeify.axes import Axes, Widths
 from anytimeify.factors import Expr, leaves, resolve
 from anytimeify.ir import Program
@@ -32,8 +33,7 @@ def frozen(program: Program) -> frozenset[str]:
     for node in program.graph.find_nodes(op="get_attr"):
         norms = [user for user in node.users if any(bound(user).get(one) is node for one in STATISTICS)]
         if norms and all(_is_still(program, norm) for norm in norms):
-            path, _, _ = str(node.target).rpartition(".")
-            found |= {str(node.target), f"{path}.num_batches_tracked"}
+            found |= {str(node.target), names.counter(str(node.target))}
     ties = {id(program.tensors[name]) for name in found if name in program.tensors}
     return frozenset(name for name, tensor in program.tensors.items() if id(tensor) in ties)
 

@@ -9,7 +9,6 @@ its tensors, and heads are named after the level that has them.
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,11 +16,13 @@ from typing import Any
 import torch
 from torch import fx
 
+from anytimeify import names
 from anytimeify.errors import SchemeError
-from anytimeify.ir import Program, Rewritten, Size, TensorType, result_of
+from anytimeify.ir import Program, Size, TensorType, result_of
 from anytimeify.passes.classes import CLASSES
 from anytimeify.passes.narrow import Builder
 from anytimeify.passes.project import ancestors
+from anytimeify.rewritten import Output, Rewritten
 from anytimeify.rules import has_kind, traits
 from anytimeify.schema import bound
 from anytimeify.taxonomy import Taxonomy
@@ -35,34 +36,32 @@ def part_heads(rewritten: Rewritten, taxonomy: Taxonomy, backbone: Program) -> R
     """The predictions of every granularity apart, those that a level does not have left out."""
     program = rewritten.program
     builder = Builder.copying(program)
-    whole = [builder.shared[node] for node in program.outputs]
     parts = _Parts(builder, taxonomy)
     chosen = _chosen(rewritten, taxonomy)
-    count = len(whole)
-    outputs = [parts.of(node, CLASSES, chosen[place][0]) for place, node in enumerate(whole)]
-    heads: list[tuple[tuple[int, int], ...]] = []
-    for place, node in enumerate(whole):
-        own = [(chosen[place][0], place)]
-        for granularity in chosen[place][1:]:
-            own.append((granularity, len(outputs)))
-            outputs.append(parts.of(node, CLASSES, granularity))
-        heads.append(tuple(own))
-    served = tuple(_served(taxonomy, level, chosen) for level in range(len(rewritten.level_names)))
-    steps = tuple(dict(heads[place])[served[level]] for level, place in enumerate(rewritten.steps))
-    result = builder.build(outputs, program.graph.output_node())
-    return replace(
+
+    def part(output: Output, granularity: int) -> tuple[Output, fx.Node]:
+        whole = builder.shared[rewritten.outputs[output]]
+        return replace(output, granularity=granularity), parts.of(whole, CLASSES, granularity)
+
+    outputs = dict(part(output, own[0]) for output, own in chosen.items())
+    outputs.update(part(output, granularity) for output, own in chosen.items() for granularity in own[1:])
+    result, called = builder.build_named(outputs, program.graph.output_node())
+    levels = tuple(
+        replace(level, served=_served(taxonomy, index, chosen)) for index, level in enumerate(rewritten.levels)
+    )
+    parted = replace(
         rewritten,
-        program=_with_names(_without_unread(result, program, backbone), len(rewritten.level_names), heads),
-        heads=tuple(heads[:count]),
-        served=served,
-        steps=steps,
+        program=_without_unread(result, program, backbone),
+        names=called,
+        levels=levels,
         stacks=frozenset(name for name in rewritten.stacks if name in backbone.tensors),
     )
+    return replace(parted, program=_with_names(parted))
 
 
-def _chosen(rewritten: Rewritten, taxonomy: Taxonomy) -> list[list[int]]:
+def _chosen(rewritten: Rewritten, taxonomy: Taxonomy) -> dict[Output, list[int]]:
     """The granularities of every output, finest first."""
-    levels = len(rewritten.level_names)
+    levels = len(rewritten.levels)
     everything = list(range(len(taxonomy.sizes)))
     if taxonomy.heads is not None and len(taxonomy.heads) != levels:
         raise SchemeError(f"taxonomy: heads is for {len(taxonomy.heads)} levels, and the model has {levels}")
@@ -72,23 +71,18 @@ def _chosen(rewritten: Rewritten, taxonomy: Taxonomy) -> list[list[int]]:
         everything if taxonomy.heads is None else [taxonomy.index(name) for name in taxonomy.heads[level]]
         for level in range(levels)
     ]
-    for level in rewritten.backbones or (rewritten.full % levels,):
+    for level in rewritten.backbones:
         if own[level][0] != 0:
             raise SchemeError(
-                f"taxonomy: heads: level {level} ({rewritten.level_names[level]}) equals the backbone, which predicts "
+                f"taxonomy: heads: level {level} ({rewritten.levels[level].name}) equals the backbone, which predicts "
                 f"{taxonomy.granularities[0]}"
             )
     any_level = [place for place in everything if any(place in one for one in own)]
-    result = [any_level] * len(rewritten.program.outputs)
-    result[:levels] = own
-    for places in (rewritten.alone, rewritten.steps):
-        for level, place in enumerate(places):
-            result[place] = own[level]
-    return result
+    return {output: any_level if output.role == "member" else own[output.index] for output in rewritten.names}
 
 
-def _served(taxonomy: Taxonomy, level: int, chosen: Sequence[Sequence[int]]) -> int:
-    return chosen[level][0] if taxonomy.serve is None else taxonomy.index(taxonomy.serve[level])
+def _served(taxonomy: Taxonomy, level: int, chosen: Mapping[Output, Sequence[int]]) -> int:
+    return chosen[Output("level", level)][0] if taxonomy.serve is None else taxonomy.index(taxonomy.serve[level])
 
 
 @dataclass
@@ -159,9 +153,6 @@ class _Parts:
         return kind.with_shape((*kind.shape[:dim], size, *kind.shape[dim + 1 :]))
 
 
-_COARSE = re.compile(r"(anytime\.\d+\.)?anytime\.taxonomy\.")
-
-
 def _without_unread(program: Program, before: Program, backbone: Program) -> Program:
     """Without the tensors of heads that no level has, unless the backbone has them."""
     read, was_read = ({str(node.target) for node in one.graph.find_nodes(op="get_attr")} for one in (program, before))
@@ -170,24 +161,17 @@ def _without_unread(program: Program, before: Program, backbone: Program) -> Pro
     return replace(program, tensors=tensors, transient=program.transient - unread)
 
 
-def _with_names(program: Program, levels: int, heads: Sequence[Sequence[tuple[int, int]]]) -> Program:
+def _with_names(rewritten: Rewritten) -> Program:
     """Tensors of heads under `anytime.<level>.taxonomy` if one level alone has them, else under `anytime.taxonomy`.
 
     The graph is our own: its names are changed in place."""
+    program = rewritten.program
     readers: dict[str, set[int]] = {}
-    for place, own in enumerate(heads):
-        level = place if place < levels else -1
-        for node in ancestors([program.outputs[one] for _, one in own]):
+    for output, prediction in rewritten.outputs.items():
+        for node in ancestors([prediction]) if output.role == "level" else ():
             if node.op == "get_attr":
-                readers.setdefault(str(node.target), set()).add(level)
-    names: dict[str, str] = {}
-    for name in program.tensors:
-        found = _COARSE.match(name)
-        if found:
-            one = readers.get(name, set()) - {-1}
-            scope = found[1] or (f"anytime.{one.pop()}." if len(one) == 1 else "anytime.")
-            names[name] = f"{scope}taxonomy.{name[found.end() :]}"
+                readers.setdefault(str(node.target), set()).add(output.index)
+    settled = {name: names.settled(name, readers.get(name, ())) for name in program.tensors}
     for node in program.graph.find_nodes(op="get_attr"):
-        node.target = names.get(str(node.target), node.target)
-    tensors = {names.get(name, name): tensor for name, tensor in program.tensors.items()}
-    return replace(program, tensors=tensors)
+        node.target = settled[str(node.target)]
+    return replace(program, tensors={settled[name]: tensor for name, tensor in program.tensors.items()})

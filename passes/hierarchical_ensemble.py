@@ -24,10 +24,11 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import fx, nn
 
+from anytimeify import names
 from anytimeify.axes import Axes
 from anytimeify.blocks import find_blocks
 from anytimeify.errors import SchemeError
-from anytimeify.ir import Captured, Program, Rewritten, Size, TensorType
+from anytimeify.ir import Captured, Program, Size, TensorType
 from anytimeify.passes.cuts import Cut, balanced_cuts, cut_named
 from anytimeify.passes.frozen import is_trained
 from anytimeify.passes.fuse_siblings import RULES, larger_batch
@@ -36,6 +37,7 @@ from anytimeify.passes.narrow import Builder
 from anytimeify.passes.replicate import Tree, depths, stacked, tensor_depths
 from anytimeify.passes.siblings import Siblings
 from anytimeify.rewriter import Scheme
+from anytimeify.rewritten import LevelData, Output, Rewritten, Role
 
 __all__ = ["HierarchicalEnsemble"]
 
@@ -126,24 +128,22 @@ class HierarchicalEnsemble(Scheme):
         else:
             levels = alone = steps
             members = [unrolled.one(leaf) for leaf in range(tree.leaves)]
-        outputs = [*levels, *members, *alone, *steps]
-        first = len(levels)
-        behind = first + len(members)
+        forms: dict[Role, list[fx.Node]] = {"level": levels, "member": members, "alone": alone, "step": steps}
+        outputs = {Output(role, index): node for role, nodes in forms.items() for index, node in enumerate(nodes)}
         return Rewritten(
-            builder.build(outputs, program.graph.output_node()),
-            tuple("1 leaf" if count == 1 else f"{count} leaves" for count in counts),
-            members=tuple(range(first, behind)),
-            full=0,
+            *builder.build_named(outputs, program.graph.output_node()),
+            tuple(
+                LevelData("1 leaf" if count == 1 else f"{count} leaves", count, backbone=0 if level == 0 else None)
+                for level, count in enumerate(counts)
+            ),
             resumable=True,
-            notes=tuple(notes),
-            alone=tuple(range(behind, behind + len(alone))),
-            steps=tuple(range(behind + len(alone), len(outputs))),
             stacks=frozenset(name for name, depth in tensors.items() if depth),
+            notes=tuple(notes),
         )
 
     def _alone(self, graph: _Ensemble, count: int, level: int) -> fx.Node:
         """The prediction of a level at its own cost."""
-        leaves, _ = graph.leaves(count, f"level{level}_", fuse=True)
+        leaves, _ = graph.leaves(count, names.level_prefix(level), fuse=True)
         return leaves.average(count)
 
     def _cuts(self, captured: Captured, axes: Axes) -> tuple[list[Cut], Tree]:

@@ -12,6 +12,7 @@ Refused: one backbone alone, and different numbers of branches.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -20,12 +21,13 @@ from torch import fx, nn
 from anytimeify.axes import Axes, analyse
 from anytimeify.cost import cost, sizes
 from anytimeify.errors import SchemeError
-from anytimeify.ir import PAIR, Captured, Rewritten
+from anytimeify.ir import PAIR, Captured
 from anytimeify.passes.auxiliary_branches import Exit, as_branches, place
 from anytimeify.passes.branch import Branch
 from anytimeify.passes.narrow import Builder
 from anytimeify.passes.project import project
 from anytimeify.rewriter import Scheme
+from anytimeify.rewritten import LevelData, Output, Rewritten
 
 __all__ = ["MutualDistillation"]
 
@@ -84,29 +86,17 @@ class MutualDistillation(Scheme):
         builder = Builder.copying(heads[0].half.program)
         builder.add(heads[-1].half.program)
         drawn = [captured.fresh() if captured.fresh is not None else None for _ in heads]
-        outputs: dict[int, fx.Node] = {}
+        made: list[fx.Node] = []
         for place_, head in enumerate(heads):
             level = level_of[place_]
-            if head.exit is None:
-                outputs[level] = builder.shared[head.half.program.outputs[0]]
-            else:
-                outputs[level] = head.exit(builder, level, drawn[place_])
-        full = [level_of[place_] for place_, head in enumerate(heads) if head.exit is None]
-        limits = {id(head.half): head.macs for head in heads if head.exit is None}
-        program = builder.build([outputs[level] for level in range(len(heads))], captured.program.graph.output_node())
+            own = builder.shared[head.half.program.outputs[0]]
+            made.append(own if head.exit is None else head.exit(builder, level, drawn[place_]))
+        outputs = {Output("level", level): made[place_] for level, place_ in enumerate(order)}
+        limits = [head.macs for head in heads if head.exit is None]
         return Rewritten(
-            program,
-            tuple(heads[place_].name for place_ in order),
-            training_only=frozenset(
-                level_of[place_]
-                for place_, head in enumerate(heads)
-                if head.exit is not None and head.macs > limits[id(head.half)]
-            ),
-            members=tuple(level_of[place_] for place_ in range(len(heads))),
-            full=max(full),
-            backbones=tuple(full),
+            *builder.build_named(outputs, captured.program.graph.output_node()),
+            tuple(replace(heads[place_].level(limits), member=place_) for place_ in order),
             resumable=True,
-            steps=tuple(range(len(heads))),
             notes=tuple(builder.notes),
         )
 
@@ -119,8 +109,8 @@ class MutualDistillation(Scheme):
             given = branches if isinstance(branches, int) else tuple(_within(one, prefix) for one in branches)
             exits = place(half, analyse(half.program), given, "branch")
         names = [f"{prefix}/{exit.name.replace(f' {prefix}.', ' ')}" for exit in exits]
-        heads = [_Head(name, half, exit, _macs(half, exit)) for name, exit in zip(names, exits, strict=True)]
-        return [*heads, _Head(f"{prefix}/full", half, None, _macs(half, None))]
+        heads = [_Head(name, network, half, exit, _macs(half, exit)) for name, exit in zip(names, exits, strict=True)]
+        return [*heads, _Head(f"{prefix}/full", network, half, None, _macs(half, None))]
 
     def default_loss(self) -> nn.Module:
         from anytimeify.losses.cross_layer_mutual import CrossLayerMutual
@@ -131,9 +121,16 @@ class MutualDistillation(Scheme):
 @dataclass(frozen=True)
 class _Head:
     name: str
+    network: int
     half: Captured
     exit: Exit | None
     macs: int
+
+    def level(self, limits: Sequence[int]) -> LevelData:
+        """`limits`: what the two networks cost."""
+        if self.exit is None:
+            return LevelData(self.name, backbone=self.network)
+        return LevelData(self.name, training_only=self.macs > limits[self.network])
 
 
 def _branches(given: Any) -> int | tuple[Branch, ...]:

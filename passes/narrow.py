@@ -23,9 +23,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, fx
 
+from anytimeify import names
 from anytimeify.axes import Axes, Widths
 from anytimeify.ir import Program, Size, TensorType, meta_of
 from anytimeify.passes.project import ancestors
+from anytimeify.rewritten import Output
 from anytimeify.rules import Call, Resize, has_kind, rule_of
 from anytimeify.schema import rebind
 
@@ -107,13 +109,17 @@ class Builder:
         graph.output(tuple(copies[node] for node in outputs)).meta = dict(like.meta)
         return Program(graph, self.tensors, frozenset(self.transient))
 
+    def build_named(self, outputs: Mapping[Output, fx.Node], like: fx.Node) -> tuple[Program, tuple[Output, ...]]:
+        """The program that returns `outputs`, and what each of them is, as `Rewritten` takes both."""
+        return self.build(list(outputs.values()), like), tuple(outputs)
+
     def attribute(self, name: str, tensor: Tensor, like: fx.Node, *, transient: bool = False) -> fx.Node:
         """The one node that reads a tensor, made where it does not exist yet; its origin is that of `like`."""
         if name not in self._attributes:
             self.tensors[name] = tensor
             if transient:
                 self.transient.add(name)
-            node = self.graph.create_node("get_attr", name, name=self._unique(name.replace(".", "_")))
+            node = self.graph.create_node("get_attr", name, name=self._unique(names.node_name(name)))
             sizes = tuple(Size(n) for n in tensor.shape)
             node.meta = {"type": TensorType(sizes, tensor.dtype), "origin": like.meta["origin"]}
             self._attributes[name] = node
@@ -174,13 +180,13 @@ class Builder:
     def mask(self, keep: npt.NDArray[np.bool_], dtype: torch.dtype, like: fx.Node) -> fx.Node:
         """What a tensor of this type is multiplied with to keep some entries; equal masks are one constant."""
         key = b"mask" + str((dtype, keep.shape)).encode() + np.packbits(keep).tobytes()
-        name = self._constants.setdefault(key, f"anytime.constants.mask_{len(self._constants)}")
+        name = self._constants.setdefault(key, f"{names.CONSTANTS}mask_{len(self._constants)}")
         device = next((t.device for t in self.tensors.values()), torch.device("cpu"))
         return self.attribute(name, torch.from_numpy(keep).to(device, dtype), like, transient=True)
 
     def constant(self, values: npt.NDArray[np.int64], like: fx.Node) -> fx.Node:
         """An index table; equal tables are one constant."""
-        name = self._constants.setdefault(values.tobytes(), f"anytime.constants.index_{len(self._constants)}")
+        name = self._constants.setdefault(values.tobytes(), f"{names.CONSTANTS}index_{len(self._constants)}")
         device = next((t.device for t in self.tensors.values()), torch.device("cpu"))
         return self.attribute(name, torch.from_numpy(values.copy()).to(device), like, transient=True)
 

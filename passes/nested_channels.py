@@ -15,19 +15,21 @@ every axis group as it is; triangular connectivity where most of the network wou
 from __future__ import annotations
 
 from collections.abc import Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, ClassVar, Literal, NoReturn
 
 from torch import fx, nn
 
+from anytimeify import names
 from anytimeify.axes import Axes, Widths
 from anytimeify.errors import SchemeError
-from anytimeify.ir import Captured, Program, Rewritten
+from anytimeify.ir import Captured, Program
 from anytimeify.passes.narrow import Builder
 from anytimeify.passes.reorder import reorder
 from anytimeify.passes.triangular import triangular
 from anytimeify.rewriter import Scheme
+from anytimeify.rewritten import Output, Rewritten, numbered
 from anytimeify.rules import Layers, has_kind
 
 __all__ = ["NestedChannels", "PrivateTensors"]
@@ -103,26 +105,33 @@ class NestedChannels(Scheme):
             return self._triangular(captured, axes)
         program = captured.program
         builder = Builder.copying(program)
-        outputs: list[fx.Node] = []
+        outputs: dict[Output, fx.Node] = {}
         heads = self.private_heads(program)
         also = self._always_private(program)
         for level, widths in enumerate(self.kept(axes)[:-1]):
             private = PrivateTensors(program, builder, level, heads, norms=self.norms != "shared")
-            env = builder.clone_narrowed(program, axes, widths, prefix=f"level{level}_", private=private, also=also)
-            outputs.extend(env[node] for node in program.outputs)
-        outputs.extend(builder.shared[node] for node in program.outputs)
-        names = tuple(f"width {width:g}" for width in self.widths)
-        return Rewritten(builder.build(outputs, program.graph.output_node()), names)
+            env = builder.clone_narrowed(
+                program, axes, widths, prefix=names.level_prefix(level), private=private, also=also
+            )
+            outputs[Output("level", level)] = env[program.outputs[0]]
+        outputs[Output("level", len(self.widths) - 1)] = builder.shared[program.outputs[0]]
+        named = builder.build_named(outputs, program.graph.output_node())
+        return Rewritten(*named, numbered("width", self.widths), shared_norms=self.norms == "shared")
 
     def _triangular(self, captured: Captured, axes: Axes) -> Rewritten:
         program = captured.program
         heads, norms = self.private_heads(program), self.norms != "shared"
-        names = tuple(f"width {width:g}" for width in self.widths)
 
         def private(level: int, builder: Builder) -> PrivateTensors:
             return PrivateTensors(program, builder, level, heads, norms=norms)
 
-        return triangular(captured, axes, self.kept(axes), names, private, self._always_private(program))
+        levels = numbered("width", self.widths)
+        found = triangular(captured, axes, self.kept(axes), levels, private, self._always_private(program))
+        return replace(found, shared_norms=self.norms == "shared")
+
+    @property
+    def narrowed(self) -> str | tuple[str, ...]:
+        return self.where
 
     def kept(self, axes: Axes) -> list[Widths]:
         """How much of every narrowed axis each level keeps. Refuses two widths that keep the same."""
@@ -189,15 +198,14 @@ class PrivateTensors:
         if source in self.heads:
             tensor = self.program.tensors[name]
             tied = sum(other is tensor for other in self.program.tensors.values()) > 1
-            return None if tied or name in self.program.transient else f"anytime.{self.level}.{name}"
+            return None if tied or name in self.program.transient else names.of_level(self.level, name)
         if self.norms and all(has_kind(other, "norm") and other in reached for other in source.users):
             self._count_batches(name)
-            return f"anytime.{self.level}.{name}"
+            return names.of_level(self.level, name)
         return None
 
     def _count_batches(self, name: str) -> None:
         """A private batch norm counts its own batches."""
-        path, _, last = name.rpartition(".")
-        counter = f"{path}.num_batches_tracked"
-        if last == "running_mean" and counter in self.program.tensors:
-            self.builder.tensors.setdefault(f"anytime.{self.level}.{counter}", self.program.tensors[counter].clone())
+        counter = names.counter(name)
+        if names.is_mean(name) and counter in self.program.tensors:
+            self.builder.tensors.setdefault(names.of_level(self.level, counter), self.program.tensors[counter].clone())

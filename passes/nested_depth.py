@@ -21,15 +21,17 @@ from typing import Any, ClassVar, Literal, NoReturn
 
 from torch import fx, nn
 
+from anytimeify import names
 from anytimeify.axes import Axes
 from anytimeify.blocks import Block, find_blocks
 from anytimeify.errors import SchemeError
-from anytimeify.ir import Captured, Program, Rewritten
+from anytimeify.ir import Captured, Program
 from anytimeify.passes.narrow import Builder, Private
 from anytimeify.passes.nested_channels import PrivateTensors
 from anytimeify.passes.rest import Rest
 from anytimeify.passes.taxonomy import coarse_heads
 from anytimeify.rewriter import Scheme
+from anytimeify.rewritten import Output, Rewritten, numbered
 
 __all__ = ["Gap", "NestedDepth"]
 
@@ -49,6 +51,7 @@ class NestedDepth(Scheme):
     """
 
     name: ClassVar[str] = "nested-depth"
+    skips: ClassVar[bool] = True
 
     depths: tuple[float, ...] = (0.5, 1.0)
     norms: Literal["private", "shared"] = "private"
@@ -76,12 +79,12 @@ class NestedDepth(Scheme):
         program = captured.program
         builder = Builder.copying(program)
         rest = Rest.behind(captured, axes, find_blocks(program, axes), program.placeholders)
-        outputs: list[fx.Node] = []
+        outputs: dict[Output, fx.Node] = {}
         for level, left_out in enumerate(self.left_out(rest)[:-1]):
-            outputs.append(self._level(builder, rest, left_out, level))
-        outputs.append(builder.shared[program.outputs[0]])
-        names = tuple(f"depth {depth:g}" for depth in self.depths)
-        return Rewritten(builder.build(outputs, program.graph.output_node()), names)
+            outputs[Output("level", level)] = self._level(builder, rest, left_out, level)
+        outputs[Output("level", len(self.depths) - 1)] = builder.shared[program.outputs[0]]
+        named = builder.build_named(outputs, program.graph.output_node())
+        return Rewritten(*named, numbered("depth", self.depths), shared_norms=self.norms == "shared")
 
     def _level(self, builder: Builder, rest: Rest, left_out: list[Block], level: int) -> fx.Node:
         program = rest.captured.program
@@ -89,7 +92,7 @@ class NestedDepth(Scheme):
         private: Private = PrivateTensors(program, builder, level, coarse_heads(program), norms=self.norms == "private")
         env = builder.clone_region(
             *(program, rest.axes, rest.widths({}, left_out), gap.behind, gap.instead),
-            prefix=f"level{level}_",
+            prefix=names.level_prefix(level),
             private=private,
         )
         return env[program.outputs[0]]

@@ -25,9 +25,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, fx, nn
 
+from anytimeify import names
 from anytimeify.axes import Axes
 from anytimeify.errors import SchemeError
-from anytimeify.ir import Captured, Program, Rewritten
+from anytimeify.ir import Captured, Program
 from anytimeify.kept import recount
 from anytimeify.passes.fold import evaluate
 from anytimeify.passes.magnitude import largest, share_of
@@ -36,6 +37,7 @@ from anytimeify.passes.nested_channels import PrivateTensors
 from anytimeify.passes.taxonomy import coarse_heads
 from anytimeify.passes.weights import Weight, find_weights
 from anytimeify.rewriter import Scheme
+from anytimeify.rewritten import Output, Rewritten, numbered
 
 __all__ = ["NestedWeights"]
 
@@ -94,13 +96,18 @@ class NestedWeights(Scheme):
         program = captured.program
         weights, notes = self._chosen(program)
         builder = Builder.copying(program)
-        outputs: list[fx.Node] = []
+        outputs: dict[Output, fx.Node] = {}
         for level, masks in enumerate(self.masks(program)):
-            outputs.extend(_Level(builder, program, level, self).run(weights, masks))
-        outputs.extend(builder.shared[node] for node in program.outputs)
-        joint = builder.build(outputs, program.graph.output_node())
-        names = tuple(f"density {density:g}" for density in self.densities)
-        return Rewritten(recount(joint, joint.tensors), names, notes=tuple(notes))
+            outputs[Output("level", level)] = _Level(builder, program, level, self).run(weights, masks)
+        outputs[Output("level", len(self.densities) - 1)] = builder.shared[program.outputs[0]]
+        joint, called = builder.build_named(outputs, program.graph.output_node())
+        return Rewritten(
+            recount(joint, joint.tensors),
+            called,
+            numbered("density", self.densities),
+            shared_norms=self.norms == "shared",
+            notes=tuple(notes),
+        )
 
     def masks(self, program: Program) -> list[dict[str, Tensor]]:
         """The masks of every level below the full one as its weights are now, by the buffer's name. A weight of which a
@@ -118,7 +125,7 @@ class NestedWeights(Scheme):
             whole = isinstance(counts, tuple)  # with a global scope another refresh may keep less of a weight
             made.append(
                 {
-                    f"anytime.{level}.{prefix}.{weight.name}": mask
+                    names.mask(level, prefix, weight.name): mask
                     for weight, mask in zip(weights, found, strict=True)
                     if not (whole and mask.all())
                 }
@@ -153,8 +160,8 @@ class NestedWeights(Scheme):
             why = "".join(f"\n  - {note}" for note in notes) or "\n  - it has no convolution, linear layer or product"
             raise SchemeError(f"this network has no weights to mask:{why}")
         if not named:
-            names = ", ".join(weight.name for weight in every[:5])
-            raise SchemeError(f"where={self.where!r} names no weight; there are {len(every)}, such as {names}")
+            few = ", ".join(weight.name for weight in every[:5])
+            raise SchemeError(f"where={self.where!r} names no weight; there are {len(every)}, such as {few}")
         raise SchemeError(f"ends='dense' leaves no weight to mask of {len(named)}; use ends='masked'")
 
     def default_loss(self) -> nn.Module:
@@ -191,18 +198,19 @@ class _Level:
         self.region: set[fx.Node] = set()
         self.env: dict[fx.Node, fx.Node] = {}
 
-    def run(self, weights: Sequence[Weight], masks: Mapping[str, Tensor]) -> list[fx.Node]:
-        by_weight = {name.split(".", 3)[3]: (name, mask) for name, mask in masks.items()}
+    def run(self, weights: Sequence[Weight], masks: Mapping[str, Tensor]) -> fx.Node:
+        by_weight = {names.of_mask(name)[1]: (name, mask) for name, mask in masks.items()}
         self.masks = {node: by_weight[one.name] for one in weights if one.name in by_weight for node in one.nodes}
         self.region = _behind(self.program, set(self.masks))
         for node in self.program.graph.nodes:
             if node in self.region:
                 self.env[node] = self.copy(node)
-        return [self.env.get(node, self.builder.shared[node]) for node in self.program.outputs]
+        (prediction,) = self.program.outputs
+        return self.env.get(prediction, self.builder.shared[prediction])
 
     def copy(self, node: fx.Node) -> fx.Node:
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda source: self.read(node, source))
-        return self.builder.call(node.target, args, kwargs, f"level{self.level}_{node.name}", dict(node.meta))
+        return self.builder.call(node.target, args, kwargs, names.level_prefix(self.level) + node.name, dict(node.meta))
 
     def read(self, user: fx.Node, source: fx.Node) -> fx.Node:
         if source in self.masks:
@@ -231,7 +239,7 @@ class _Level:
 
     def call(self, target: Any, args: tuple[Any, ...], source: fx.Node, what: str, **more: bool) -> fx.Node:
         meta = {"type": source.meta["type"], "origin": source.meta["origin"], "kept": 0, **more}  # counted in the end
-        return self.builder.call(target, args, {}, f"level{self.level}_{source.name}_{what}", meta)
+        return self.builder.call(target, args, {}, f"{names.level_prefix(self.level)}{source.name}_{what}", meta)
 
 
 def _copy(program: Program, source: fx.Node) -> Tensor:

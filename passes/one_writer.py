@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from torch import fx
 
-from anytimeify.ir import Rewritten
 from anytimeify.modes import UPDATE_BUFFER
 from anytimeify.passes.project import ancestors
+from anytimeify.rewritten import Output, Rewritten
 from anytimeify.rules import traits
 from anytimeify.schema import bound, rebind
 
@@ -23,7 +23,7 @@ def one_writer(rewritten: Rewritten) -> Rewritten:
     updates = [node for node in program.graph.nodes if traits(node).writes is not None]
     if not updates:
         return rewritten
-    full = ancestors([program.outputs[place] for place in _places(rewritten)])
+    full = ancestors([rewritten.outputs[output] for output in _of_backbones(rewritten)])
     owned = {_buffer(node) for node in updates if node in full}
     silent = {node for node in updates if node not in full and _buffer(node) in owned}
     graph = fx.Graph()
@@ -35,12 +35,12 @@ def one_writer(rewritten: Rewritten) -> Rewritten:
     return replace(rewritten, program=replace(program, graph=graph))
 
 
-def _places(rewritten: Rewritten) -> Iterable[int]:
+def _of_backbones(rewritten: Rewritten) -> Iterable[Output]:
     """The outputs that are a backbone's own prediction: in the joint graph, and alone."""
-    count = len(rewritten.level_names)
-    for level in rewritten.backbones or (rewritten.full,):
-        yield level % count
-        yield rewritten.position(level % count)
+    for level in rewritten.backbones:
+        finest = next(iter(rewritten.granularities("level", level)), None)
+        yield Output("level", level, finest)
+        yield rewritten.form("alone", level)
 
 
 def _buffer(update: fx.Node) -> str:

@@ -8,7 +8,7 @@ from torch import nn
 
 from anytimeify.axes import Axes, analyse
 from anytimeify.errors import SchemeError
-from anytimeify.ir import Captured, Rewritten
+from anytimeify.ir import Captured
 from anytimeify.losses.consensus import ConsensusLoss
 from anytimeify.losses.taxonomy import TaxonomyLoss
 from anytimeify.passes.consensus import Consensus, add_consensus
@@ -16,6 +16,7 @@ from anytimeify.passes.granularities import part_heads
 from anytimeify.passes.one_writer import one_writer
 from anytimeify.passes.taxonomy import add_heads
 from anytimeify.rewriter import Scheme
+from anytimeify.rewritten import Rewritten
 from anytimeify.taxonomy import Taxonomy
 
 __all__ = ["Options"]
@@ -39,13 +40,21 @@ class Options:
 
     def apply(self, scheme: Scheme, captured: Captured, axes: Axes) -> Rewritten:
         """What the scheme makes of a network, with these options."""
+        given = self.before(captured, axes)
+        return self.behind(scheme.apply(*given), captured, given[0])
+
+    def before(self, captured: Captured, axes: Axes) -> tuple[Captured, Axes]:
+        """What the scheme is given of a network: with a taxonomy, one that has a head for every granularity."""
         if self.taxonomy is None:
-            rewritten = scheme.apply(captured, axes)
-        else:
-            several = add_heads(captured, axes, self.taxonomy)
-            rewritten = scheme.apply(several, analyse(several.program))
+            return captured, axes
+        several = add_heads(captured, axes, self.taxonomy)
+        return several, analyse(several.program)
+
+    def behind(self, rewritten: Rewritten, captured: Captured, given: Captured) -> Rewritten:
+        """What is made of a scheme's result; `given` is what the scheme was given of the network."""
+        if self.taxonomy is not None:
             rewritten = part_heads(rewritten, self.taxonomy, captured.program)
-            rewritten = replace(rewritten, notes=(*several.notes[len(captured.notes) :], *rewritten.notes))
+            rewritten = replace(rewritten, notes=(*given.notes[len(captured.notes) :], *rewritten.notes))
         rewritten = one_writer(rewritten)
         return rewritten if self.consensus is None else add_consensus(rewritten, self.consensus)
 

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import fx, nn
 
+from anytimeify import names
 from anytimeify.axes import Axes
 from anytimeify.errors import SchemeError
 from anytimeify.factors import Expr, leaves, resolve
@@ -45,7 +46,7 @@ def pooled_head(builder: Builder, program: Program, axes: Axes, at: fx.Node, lev
 
     def call(target: object, args: tuple[object, ...], shape: tuple[Size, ...], name: str) -> fx.Node:
         meta = {"type": TensorType(shape, kind.dtype), "origin": origin}
-        return builder.call(target, args, {}, f"level{level}_{name}", meta)
+        return builder.call(target, args, {}, names.level_prefix(level) + name, meta)
 
     width = kind.shape[channels[0]]
     node, side = builder.shared[at], 1
@@ -65,7 +66,7 @@ def pooled_head(builder: Builder, program: Program, axes: Axes, at: fx.Node, lev
     for prefix, classes in heads_of_output(program.outputs[0]):
         layer = nn.Linear(width.coefficient * side, classes).to(device, kind.dtype)
         read = [
-            builder.attribute(f"anytime.{level}.{prefix}pooled.{name}", parameter, at)
+            builder.attribute(names.of_level(level, f"{prefix}pooled.{name}"), parameter, at)
             for name, parameter in layer.named_parameters()
         ]
         scores.append(call(aten.linear.default, (node, *read), (batch, Size(classes)), "pooled"))

@@ -9,10 +9,11 @@ from typing import Any
 
 from torch import fx, nn
 
+from anytimeify import names
 from anytimeify.axes import Axes, AxisGroup, Widths
 from anytimeify.blocks import Block, Blocks, Segment
 from anytimeify.errors import SchemeError
-from anytimeify.factors import Factor, leaves, resolve
+from anytimeify.factors import Factor, flat, leaves, resolve
 from anytimeify.ir import Captured, Program, TensorType
 from anytimeify.passes.cuts import Cut
 from anytimeify.passes.frozen import STATISTICS
@@ -230,7 +231,7 @@ class Rest:
             for node in self.captured.program.graph.nodes
             if node.op != "output" and node not in self.region and not (node.op == "get_attr" and node.target in own)
         )
-        return {leaf for node in outside for expr in _flat(self.axes.dims[node]) for leaf in leaves(resolve(expr))}
+        return {leaf for node in outside for expr in flat(self.axes.dims[node]) for leaf in leaves(resolve(expr))}
 
     # Tensors.
 
@@ -285,7 +286,7 @@ def _paths(program: Program, block: Block | Segment) -> Iterator[str]:
     for node in _calls(block):
         for source in node.all_input_nodes:
             if source.op == "get_attr" and program.is_parameter(str(source.target)):
-                yield str(source.target).rpartition(".")[0]
+                yield names.layer(str(source.target))
 
 
 def _longest(name: str, multiples: Mapping[str, float]) -> str | None:
@@ -296,11 +297,3 @@ def _longest(name: str, multiples: Mapping[str, float]) -> str | None:
 
 def _units(group: AxisGroup, multiple: float) -> int:
     return max(1, round(group.size * multiple / group.quantum))
-
-
-def _flat(axes: Any) -> Iterator[Any]:
-    for one in axes:
-        if isinstance(one, tuple):
-            yield from _flat(one)
-        else:
-            yield one

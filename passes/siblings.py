@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import fx
 
+from anytimeify import names
 from anytimeify.axes import Axes
 from anytimeify.ir import Program, Size, result_of
 from anytimeify.passes.layouts import Layout, Layouts, Value
@@ -130,7 +131,7 @@ class Siblings(Layouts):
         for member in range(count):
             own = {source: nodes[member] for source, nodes in sources.items()}
             args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), own.__getitem__)
-            name = f"member{member}_{node.name}"
+            name = names.member_prefix(member) + node.name
             results.append(self.emit(node.target, args, node.meta["type"], name, kwargs=kwargs, exact=True))
         kinds = node.meta["type"]
         if not isinstance(kinds, tuple):
@@ -140,7 +141,13 @@ class Siblings(Layouts):
                 depth,
                 "apart",
                 tuple(
-                    self.emit(operator.getitem, (one, index), kind, f"member{member}_{node.name}_{index}", exact=True)
+                    self.emit(
+                        operator.getitem,
+                        (one, index),
+                        kind,
+                        f"{names.member_prefix(member)}{node.name}_{index}",
+                        exact=True,
+                    )
                     for member, one in enumerate(results)
                 ),
             )

@@ -21,6 +21,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, fx, nn
 
+from anytimeify import names
 from anytimeify.axes import Axes
 from anytimeify.errors import SchemeError
 from anytimeify.factors import Factor
@@ -34,7 +35,6 @@ from anytimeify.taxonomy import Taxonomy
 __all__ = ["add_heads", "coarse_heads", "heads_of_output"]
 
 aten = torch.ops.aten
-_PREFIX = "anytime.taxonomy."
 
 
 def add_heads(captured: Captured, axes: Axes, taxonomy: Taxonomy) -> Captured:
@@ -53,7 +53,7 @@ def add_heads(captured: Captured, axes: Axes, taxonomy: Taxonomy) -> Captured:
             parts.append(_head(builder, program, axes, prediction, factor, region, name, size, fresh, others, made))
         kind = prediction.meta["type"]
         shape = (*kind.shape[:CLASSES], Size(sum(taxonomy.sizes)), *kind.shape[CLASSES + 1 :])
-        prefixes = ("", *(f"{_PREFIX}{name}." for name in taxonomy.granularities[1:]))
+        prefixes = ("", *(names.taxonomy_prefix(name) for name in taxonomy.granularities[1:]))
         meta = {
             "type": kind.with_shape(shape),
             "origin": prediction.meta["origin"],
@@ -153,7 +153,7 @@ def _head(
         source = str(node.target)
         if not has_axis(axes, node, factor) or region.isdisjoint(node.users):
             continue
-        own[node] = f"{_PREFIX}{name}.{source}"
+        own[node] = names.taxonomy_prefix(name) + source
         tensor = program.tensors[source]
         if id(tensor) not in ties:
             shape = tuple(s.coefficient for s in axes.shape(axes.dims[node], node.meta["type"], {factor: size}).shape)

@@ -13,16 +13,18 @@ import numpy as np
 import torch
 from torch import fx
 
+from anytimeify import names
 from anytimeify.axes import Axes, Widths
 from anytimeify.cost import macs_by_node, sizes
 from anytimeify.errors import SchemeError
 from anytimeify.factors import leaves
-from anytimeify.ir import Captured, Program, Rewritten, Size, TensorType, meta_of
+from anytimeify.ir import Captured, Program, Size, TensorType, meta_of
 from anytimeify.passes.block_triangular import use_blocks
 from anytimeify.passes.narrow import Builder, Clone, Private
 from anytimeify.passes.nest import Kind, Nest, Places
 from anytimeify.passes.operands import contraction_of
 from anytimeify.passes.project import project
+from anytimeify.rewritten import LevelData, Output, Rewritten
 from anytimeify.rules import Layers
 from anytimeify.rules.contractions import Contraction
 from anytimeify.rules.op import name_of
@@ -36,7 +38,7 @@ def triangular(
     captured: Captured,
     axes: Axes,
     widths: Sequence[Widths],
-    names: tuple[str, ...],
+    levels: tuple[LevelData, ...],
     private: Callable[[int, Builder], Private],
     stand_apart: Set[fx.Node] = frozenset(),
 ) -> Rewritten:
@@ -52,25 +54,25 @@ def triangular(
     def own(level: int) -> Private | None:
         return private(level, builder) if level < last else None
 
-    joint = Form(nest, builder, last, prefix="joint_", private=own)
-    outputs = [joint.value(program.outputs[0], level) for level in range(last + 1)]
+    joint = Form(nest, builder, last, prefix=names.JOINT, private=own)
+    outputs = {Output("level", level): joint.value(program.outputs[0], level) for level in range(last + 1)}
     below = {joint.value(head, level).name for head in Layers(program).last for level in range(last)}
-    _refuse_cost(captured, nest, builder.build(outputs, program.graph.output_node()), below)
+    _refuse_cost(captured, nest, builder.build(list(outputs.values()), program.graph.output_node()), below)
     for level in range(last + 1):
-        alone = Form(nest, builder, level, prefix=f"level{level}_", private=own)
-        outputs.append(alone.value(program.outputs[0], level))
-    steps = Form(nest, builder, last, prefix="step_", private=own, stepwise=True)
-    outputs.extend(steps.value(program.outputs[0], level) for level in range(last + 1))
-    built = builder.build(outputs, program.graph.output_node())
-    places = [tuple(range(start, start + last + 1)) for start in (last + 1, 2 * (last + 1))]
+        alone = Form(nest, builder, level, prefix=names.level_prefix(level), private=own)
+        outputs[Output("alone", level)] = alone.value(program.outputs[0], level)
+    steps = Form(nest, builder, last, prefix=names.STEP, private=own, stepwise=True)
+    for level in range(last + 1):
+        outputs[Output("step", level)] = steps.value(program.outputs[0], level)
+    built, called = builder.build_named(outputs, program.graph.output_node())
+    full = project(built, [called.index(Output("alone", last))])
     return Rewritten(
         use_blocks(built, range(last + 1)),
-        names,
+        called,
+        levels,
         exact=False,
-        notes=(_note(captured, project(built, [places[0][-1]])),),
         resumable=True,
-        alone=places[0],
-        steps=places[1],
+        notes=(_note(captured, full),),
     )
 
 

@@ -216,7 +216,7 @@ def test_it_is_a_command(shell: Shell) -> None:
     command = [sys.executable, "-m", "anytimeify"]
     version = subprocess.run([*command, "--version"], env=environment, capture_output=True, text=True, check=False)
     assert (version.returncode, version.stderr) == (0, "")
-    assert version.stdout.startswith("anytimeify ")
+    assert version.stdout == f"anytimeify {anytimeify.__version__}\n"
     missing = subprocess.run(
         [*command, "levels", "nowhere"], env=environment, capture_output=True, text=True, check=False
     )
@@ -394,5 +394,5 @@ def test_a_fault_is_one_message_too(shell: Shell, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(cli, "entries", fail)
     message = shell.refuses("papers")
-    assert message.startswith("error: a fault in anytimeify, OverflowError in test_cli.py:")
+    assert message.startswith("error: internal error in anytimeify, OverflowError in test_cli.py:")
     assert message.endswith(": too much")

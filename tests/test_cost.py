@@ -135,7 +135,7 @@ def test_a_wrong_claim_is_found() -> None:
     level = net.levels[0]
     other = replace(level, cost=level.cost._replace(params=level.cost.params + 1))
     wrong = copy.deepcopy(net)
-    object.__setattr__(wrong, "_definition", replace(wrong._definition, levels=(other, *net.levels[1:])))
+    object.__setattr__(wrong, "_compiled", replace(wrong._compiled, levels=(other, *net.levels[1:])))
     with pytest.raises(
         AssertionError, match=rf"level 0 .* claims {level.cost.macs} .* and {level.cost.params + 1} par"
     ):

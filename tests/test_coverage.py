@@ -21,7 +21,7 @@ from anytimeify.axes import analyse
 from anytimeify.capture import capture
 from anytimeify.passes.fuse_siblings import RULES
 from benchmarks.coverage import __main__ as coverage
-from benchmarks.coverage import children, columns, ensembles, page
+from benchmarks.coverage import children, ensembles, page, summaries
 from benchmarks.coverage.selection import Backbone, backbones, read_list
 from benchmarks.coverage.worker import held, measure
 
@@ -281,8 +281,23 @@ def test_a_page_of_several_results_takes_the_last_row_of_a_backbone(tmp_path: Pa
     old = {"backbone": "timm:a", "scheme": SCHEME, "verified": False, "why": "old"}
     first.write_text("".join(json.dumps(row) + "\n" for row in (old, rows()[0])))
     second.write_text(json.dumps(rows()[1]) + "\n")
-    assert coverage.main(["--page-of", str(first), str(second), "--out", str(out)]) == 0
-    assert json.loads(out.with_suffix(".json").read_text()) == [rows()[1], rows()[0]]
+    raw = tmp_path / "rows.json"
+    assert coverage.main(["--page-of", str(first), str(second), "--out", str(out), "--json", str(raw)]) == 0
+    assert json.loads(raw.read_text()) == [rows()[1], rows()[0]]
+
+
+def test_the_suite_is_run_where_nothing_is_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "list.json"
+    file.write_text('["a"]')
+    monkeypatch.setattr(coverage, "SUITE", ((str(file), (SCHEME, ENSEMBLE), True), ("hf:bert", (SCHEME,), False)))
+    monkeypatch.setattr(coverage, "measure", unmeasured)
+    results = tmp_path / "results.jsonl"
+    options = ["--results", str(results), "--out", str(tmp_path / "page.md"), "--torch-pruning"]
+    assert coverage.main(options) == 0
+    assert [(row["backbone"], row["scheme"]) for row in coverage.read_results(results)] == [
+        *(("timm:a", scheme) for scheme in (SCHEME, ENSEMBLE, coverage.PRUNING)),
+        ("hf:bert", SCHEME),
+    ]
 
 
 def test_a_wrong_name_is_bad_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -292,92 +307,63 @@ def test_a_wrong_name_is_bad_usage(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def rows() -> list[dict[str, Any]]:
-    common = {"scheme": SCHEME, "export_seconds": 1.0, "rest_seconds": 2.0, "peak_mib": 500.4, "pinned": 0.01}
-    good = {**common, "verified": True, "analysis_seconds": 0.1, "shares": [0.1, 0.3, 1.0]}
-    dear = {**common, "verified": True, "analysis_seconds": 0.3, "shares": [0.5, 0.6, 1.0]}
+    good = {"scheme": SCHEME, "revision": "abc", "verified": True, "analysis_seconds": 0.1, "shares": [0.1, 0.3, 1.0]}
+    late = "time limit of 60 s in step: prune"
     return [
-        {**good, "backbone": "timm:b", "family": "y", "held": [[0.02, "an input of the model", "input", "", "n"]]},
-        {
-            **dear,
-            "backbone": "timm:a",
-            "family": "x",
-            "held": [[0.4, "a|b", "", "", "n"], [0.0001, "tiny", "", "", "n"]],
-        },
-        {"backbone": "timm:c", "scheme": SCHEME, "verified": False, "why": "CaptureError: two\nlines", "seconds": 3.0},
+        {**good, "backbone": "timm:b"},
+        {**good, "backbone": "timm:a", "revision": "abd+", "analysis_seconds": 0.3, "shares": [0.5, 0.6, 1.0]},
+        {"backbone": "timm:c", "scheme": SCHEME, "verified": False, "why": "CaptureError: two|three\nlines"},
         {"backbone": "timm:a", "scheme": coverage.PRUNING, "verified": True, "shares": [0.25]},
-        {
-            "backbone": "timm:b",
-            "scheme": coverage.PRUNING,
-            "verified": False,
-            "why": "time limit of 60 s in step: prune",
-        },
-        {**good, "backbone": "hf:bert", "family": "text"},
+        {"backbone": "timm:b", "scheme": coverage.PRUNING, "verified": False, "why": late},
+        {**good, "backbone": "hf:bert"},
     ]
 
 
-def test_the_page_has_a_table_for_every_source_and_scheme(tmp_path: Path) -> None:
+def test_the_page_summarises_every_source_and_scheme(tmp_path: Path) -> None:
     file = tmp_path / "docs" / "coverage.md"
     page.write(rows(), file, coverage.PRUNING, "Measured on a Monday.")
     text = file.read_text()
-    assert "\n\nMeasured on a Monday.\n\n## timm" in text
-    assert [line for line in text.splitlines() if line.startswith("## ")] == [
-        f"## timm, `{SCHEME}`",
-        f"## transformers, tiny configurations, `{SCHEME}`",
+    assert "\n\nMeasured on a Monday.\n\n## Summary" in text
+    assert [line for line in text.splitlines() if line.startswith("|")] == [
+        "| backbones | scheme | verified | MACs | analysis s: median, worst | revision |",
+        "| --- | --- | --- | --- | --- | --- |",
+        f"| timm | `{SCHEME}` | 2 of 3 | cheapest level: median 0.300, below 0.20 for 50 % | 0.20, 0.30 | abc, abd+ |",
+        f"| timm | `{coverage.PRUNING}` | 1 of 2 | not finished in time: 1 | - | - |",
+        f"| transformers, tiny configurations | `{SCHEME}` | 1 of 1 "
+        "| cheapest level: median 0.100, below 0.20 for 100 % | 0.10, 0.10 | abc |",
+        "| backbones | backbone | scheme | why |",
+        "| --- | --- | --- | --- |",
+        f"| timm | timm:c | `{SCHEME}` | CaptureError: two\\|three lines |",
     ]
-    assert json.loads(file.with_suffix(".json").read_text()) == rows()
-    table = [line for line in text.splitlines() if line.startswith("|")]
-    assert table[2:5] == [
-        "| c |  | CaptureError: two lines | - | - | - | - | - | - | - | - | - |",
-        "| a | x | yes | 1.0 | 0.300 | 2.0 | 500 | 0.500 | 1.0 % | 40.0 %: a\\|b | 0.600 | 0.250 |",
-        "| b | y | yes | 1.0 | 0.100 | 2.0 | 500 | 0.100 | 1.0 % | 2.0 %: an input of the model (input) | 0.300 "
-        "| time limit of 60 s in step: prune |",
-    ]
-    assert page.summaries(rows(), coverage.PRUNING)[0] == (
-        f"timm, `{SCHEME}`: 2 of 3 verified. MACs of the cheapest level: median 0.300, below 0.20 for 50 % of them. "
-        "Analysis: median 0.20 s, worst 0.30 s. Torch-Pruning: 1 of 2 run after pruning, 1 do not end in time."
+    assert text.endswith("**timm** (3): a, b, c\n\n**transformers, tiny configurations** (1): bert\n")
+    assert page.summaries(rows(), coverage.PRUNING)[1] == (
+        f"timm | `{coverage.PRUNING}` | 1 of 2 | not finished in time: 1 | - | -"
     )
+    assert sorted(path.name for path in file.parent.iterdir()) == ["coverage.md"]
 
 
-def test_columns_depend_on_the_scheme(tmp_path: Path) -> None:
-    agree = {"precision": "float64", "outputs": 2e-15, "stream": 0.0, "gradients": 3e-14}
-    common = {"scheme": ENSEMBLE, "verified": True, "members": 4, "stream": 1.0, "parameter_shares": [1.0, 2.0, 3.125]}
-    one = {
-        **common, "backbone": "timm:a", "shares": [1.0, 1.5, 2.5], "fused": 1.0, "unrolled": [],
-        "fused_equals_unrolled": agree,
-    }  # fmt: skip
-    other = {
-        **common, "backbone": "timm:b", "shares": [1.0, 1.5, 2.75], "fused": 0.5,
-        "unrolled": [["aten.cat.default", 3, 0.0], ["aten.lstm.input", 2, 0.5]],
-        "fused_equals_unrolled": {"precision": "float32", "outputs": 0.0, "stream": 0.0},
-    }  # fmt: skip
+def test_the_summary_depends_on_the_scheme(tmp_path: Path) -> None:
+    common = {"verified": True, "backbone": "timm:a"}
+    ensemble = {**common, "scheme": ENSEMBLE, "shares": [1.0, 1.5, 2.5], "fused": 1.0}
+    other = {**ensemble, "backbone": "timm:b", "shares": [1.0, 1.5, 2.75], "fused": 0.5}
     failed = {"scheme": ENSEMBLE, "backbone": "timm:c", "verified": False, "why": "no cut"}
-    exits = {
-        "scheme": "exits{at=2}",
-        "backbone": "timm:a",
-        "verified": True,
-        "levels": ["x", "y"],
-        "shares": [0.5, 1.0],
-    }
+    triangle = {**common, "scheme": coverage.TRIANGULAR, "once": 0.72, "stream": 0.86}
+    exits = {**common, "scheme": "exits{at=2}", "shares": [0.5, 1.0]}
     file = tmp_path / "coverage.md"
-    page.write([*rows()[:5], one, other, failed, exits], file, coverage.PRUNING)
-    sections = file.read_text().split("\n## ")
-    assert sections[0].count("* **leaves**") == sections[0].count("* **MACs at 0.25**") == 1
-    titles, _, *lines = (line for line in sections[2].splitlines() if line.startswith("|"))
-    assert sections[2].startswith(f"timm, `{ENSEMBLE}`\n\n2 of 3 verified. MACs of all leaves: median 2.62 of the")
-    assert "median 75.0 %, all of them for 1." in sections[2]
-    assert "Torch-Pruning" not in sections[2]
-    assert titles.count("|") == lines[0].count("|") == 15
-    assert lines == [
-        "| a |  | yes | - | - | - | - | 4 | 2.50 | 3.12 | 1.000 | 100.0 % | - | 2e-15, gradients 3e-14 |",
-        "| b |  | yes | - | - | - | - | 4 | 2.75 | 3.12 | 1.000 | 50.0 % | aten.lstm.input (2); aten.cat.default (3) "
-        "| 0 (float32) |",
-        "| c |  | no cut | - | - | - | - | - | - | - | - | - | - | - |",
+    page.write([ensemble, other, failed, triangle, exits], file, coverage.PRUNING)
+    text = file.read_text()
+    assert text.count("* **hierarchical-ensemble**") == text.count("* **connectivity=triangular**") == 1
+    assert "Torch-Pruning" not in text
+    costs = [line.split(" | ")[3] for line in text.splitlines() if line.startswith("| timm | `")]
+    assert costs == [
+        "all leaves: median 2.62 of the backbone; fused share: median 75.0 %, everything for 1",
+        "one pass for all levels: median 0.72 of the backbone; streams: at most 0.860 of the full level",
+        "most expensive level over cheapest: median 2.00",
     ]
-    assert sections[3].startswith("timm, `exits{at=2}`\n\n1 of 1 verified. MACs of the dearest level over the cheapest")
-    assert sections[3].splitlines()[-1] == "| a |  | yes | - | - | - | - | x: 0.500, y: 1.000 |"
 
 
-def test_a_scheme_is_shown_by_its_name() -> None:
-    assert columns.kind_of(SCHEME) is columns.kind_of("nested-channels") is columns.WIDTHS
-    assert columns.kind_of(ENSEMBLE) is columns.LEAVES
-    assert columns.kind_of("other") == columns.Kind()
+def test_a_scheme_is_summarised_by_its_name() -> None:
+    assert summaries.kind_of(SCHEME) is summaries.kind_of("nested-channels") is summaries.WIDTHS
+    assert summaries.kind_of(ENSEMBLE) is summaries.LEAVES
+    assert summaries.kind_of(coverage.TRIANGULAR) is summaries.TRIANGLES
+    assert summaries.kind_of("other") == summaries.Kind()

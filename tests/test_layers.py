@@ -14,17 +14,18 @@ from tests.source_files import ROOT, import_name, sources
 # From the bottom up. A row names modules and packages of anytimeify; a package stands for everything in it that no row
 # names itself. A module imports from its own row and from the rows above it in this table.
 ROWS: tuple[tuple[str, ...], ...] = (
-    ("errors", "process", "_torch"),
+    ("errors", "names", "process", "version", "_torch"),
     ("checksums", "files"),
     ("ir",),
+    ("rewritten",),
     (
         *("schema", "derivatives", "factors", "kernels", "level_names", "modes", "modules", "policies"),
         *("recompute", "stacks", "taxonomy"),
     ),
     ("losses",),  # they read `Outputs` alone, and schemes name their default
-    ("spec",),
     ("rules.notation",),
     ("rules",),
+    ("spec",),
     ("axes", "blocks"),
     ("stored", "kept", "parts"),
     ("cost",),
@@ -37,9 +38,8 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ),
     ("staged",),
     (
-        *("model", "budget", "calibration", "diagnostics", "evaluation", "heads", "masks", "thresholds"),
-        "verification",
-        *("report", "sampling"),
+        *("compiled", "described", "model", "budget", "calibration", "diagnostics", "evaluation", "heads", "masks"),
+        *("report", "sampling", "thresholds", "verification"),
     ),
     ("artifact",),
     ("transform",),

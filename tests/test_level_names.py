@@ -10,16 +10,19 @@ import torch
 
 from anytimeify import AnytimeError, Budget, BudgetError
 from anytimeify.level_names import find_level, parse_level
+from anytimeify.rewritten import LevelData, numbered
 from tests.backbones import images, residual_net
 
-WIDTHS = ("width 0.25", "width 0.333333", "width 1")
-LEAVES = ("1 leaf", "2 leaves", "4 leaves", "consensus")
-BOTH = ("depth 0.5, width 0.5", "depth 1, width 1")
-BRANCHES = ("branch at layer1.0", "branch at 3", "full")
+WIDTHS = numbered("width", (0.25, 1 / 3, 1.0))
+DENSITIES = numbered("density", (1e-5, 1.0))
+LEAVES = (LevelData("1 leaf", 1), LevelData("2 leaves", 2), LevelData("4 leaves", 4), LevelData("consensus"))
+BOTH = (LevelData("depth 0.5, width 0.5"), LevelData("depth 1, width 1"))
+BRANCHES = (LevelData("branch at layer1.0"), LevelData("branch at 3"), LevelData("full"))
+NAMED_ALIKE = (LevelData("width 0.5"), LevelData("any", 0.5))  # a name is not read as a number
 
 
 @pytest.mark.parametrize(
-    ("names", "level", "index"),
+    ("levels", "level", "index"),
     [
         (WIDTHS, 1, 1),
         (WIDTHS, -1, 2),
@@ -32,17 +35,19 @@ BRANCHES = ("branch at layer1.0", "branch at 3", "full")
         (WIDTHS, 1.0, 2),  # a float is a number, the integer 1 an index
         (LEAVES, 2.0, 1),
         (LEAVES, "consensus", 3),
-        (("density 1e-05", "density 1"), 1e-5, 0),
+        (DENSITIES, 1e-5, 0),
         (BOTH, "depth 0.5, width 0.5", 0),
         (BRANCHES, "branch at 3", 1),
+        (WIDTHS, 0.333333, 1),  # as the name has it
+        (NAMED_ALIKE, 0.5, 1),
     ],
 )
-def test_names(names: tuple[str, ...], level: Any, index: int) -> None:
-    assert find_level(names, level) == index
+def test_names(levels: tuple[LevelData, ...], level: Any, index: int) -> None:
+    assert find_level(levels, level) == index
 
 
 @pytest.mark.parametrize(
-    ("names", "level", "message"),
+    ("levels", "level", "message"),
     [
         (WIDTHS, 3, r"there is no level 3: levels are 0 \(width 0.25\), 1 \(width 0.333333\), 2 \(width 1\)"),
         (WIDTHS, -4, "there is no level -4"),
@@ -54,13 +59,13 @@ def test_names(names: tuple[str, ...], level: Any, index: int) -> None:
         (WIDTHS, torch.tensor([0.25, 0.5]), "a level is given as tensor"),
         (BOTH, 0.5, "there is no level 0.5"),  # two numbers a level
         (BRANCHES, 3.0, "there is no level 3.0"),  # the name of a layer is not a number of the scheme
-        (("width 0.5", "width 0.5"), 0.5, "levels 0, 1 are all called 0.5"),
-        ([f"width {k}" for k in range(1, 100)], 0.5, r"5 \(width 6\), \.\.\., 94 \(width 95\)"),
+        (numbered("width", (0.5, 0.5)), 0.5, "levels 0, 1 are all called 0.5"),
+        (numbered("width", range(1, 100)), 0.5, r"5 \(width 6\), \.\.\., 94 \(width 95\)"),
     ],
 )
-def test_what_names_no_level(names: tuple[str, ...], level: Any, message: str) -> None:
+def test_what_names_no_level(levels: tuple[LevelData, ...], level: Any, message: str) -> None:
     with pytest.raises(AnytimeError, match=message):
-        find_level(names, level)
+        find_level(levels, level)
 
 
 def test_levels_as_text() -> None:

@@ -109,6 +109,11 @@ def test_command_is_installed(site: Path, tmp_path: Path) -> None:
     assert run_outside("from anytimeify.cli import main\nprint(callable(main))\n", site, tmp_path) == "True\n"
 
 
+def test_the_version_is_that_of_the_wheel(site: Path, tmp_path: Path) -> None:
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert run_outside("import anytimeify\nprint(anytimeify.__version__)\n", site, tmp_path) == f"{wanted}\n"
+
+
 def test_passes_have_one_name() -> None:
     with pytest.raises(ImportError, match=r"import it as 'anytimeify\.passes'"):
         importlib.import_module("passes")

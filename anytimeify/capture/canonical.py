@@ -9,7 +9,7 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import OutputKind
 
-from anytimeify import spec
+from anytimeify import names, spec
 from anytimeify.capture.constants import free_of_device
 from anytimeify.capture.draft import Draft, fake
 from anytimeify.capture.finish import batch_symbols, finish
@@ -69,7 +69,7 @@ def canonicalise(
         exported.call_spec.in_spec, exported.call_spec.out_spec, positions[0], tuple(draft.constant_inputs)
     )
     # Norms count their batches; nothing but momentum=None, which is no part of a graph, reads that.
-    collected = {name: node for name, node in collected.items() if not name.endswith("num_batches_tracked")}
+    collected = {name: node for name, node in collected.items() if not names.is_counter(name)}
     draft.notes.extend(
         f"'{name}' is written to in training, as in the backbone"
         if updates

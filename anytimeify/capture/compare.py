@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from anytimeify._torch import OpOverload, TreeSpec, flatten, unflatten
+from anytimeify._torch import TreeSpec, flatten, unflatten
 from anytimeify.capture.custom_derivatives import direct_checkpoints
 from anytimeify.capture.inputs import CallInputs
 from anytimeify.capture.modes import in_mode
@@ -20,7 +20,7 @@ from anytimeify.capture.outputs import choose
 from anytimeify.errors import CaptureError
 from anytimeify.ir import Captured, Program
 from anytimeify.lift import lift
-from anytimeify.schema import bound
+from anytimeify.rules.training import draws
 
 __all__ = [
     "Expected",
@@ -28,6 +28,7 @@ __all__ = [
     "difference",
     "expected_from_exported",
     "expected_from_module",
+    "fits",
     "gaps",
     "other_values",
     "plain_attributes",
@@ -108,6 +109,13 @@ def other_values(*programs: Program, names: Iterable[str]) -> Iterator[None]:
             tensor.copy_(value)
 
 
+def fits(tensor: Tensor, place: Tensor) -> bool:
+    """Whether a tensor has the type of another whose sizes may be symbols; a symbol takes any size."""
+    sizes: list[Any] = list(place.shape)  # an int, or a SymInt where the size is dynamic
+    static = all(size == found for size, found in zip(sizes, tensor.shape, strict=False) if isinstance(size, int))
+    return tensor.dtype == place.dtype and tensor.dim() == place.dim() and static
+
+
 def tolerance(dtype: torch.dtype) -> float:
     """Largest difference that is rounding, relative to the largest element."""
     return max(1e-5, 8 * torch.finfo(dtype).eps) if dtype.is_floating_point or dtype.is_complex else 0.0
@@ -141,11 +149,7 @@ def _wide(tensor: Tensor) -> Tensor:
 def randomness(program: Program) -> str | None:
     """The first node, in words, that draws random numbers in eval mode too: then no two runs agree."""
     for node in lift(program, training=False).graph.nodes:
-        if not isinstance(node.target, OpOverload) or torch.Tag.nondeterministic_seeded not in node.target.tags:
-            continue
-        given = bound(node)
-        idle = given.get("train") is False or given.get("training") is False or given.get("dropout_p") == 0
-        if not idle:
+        if draws(node):
             return f"'{node.target}' (node '{node.name}' of {node.meta.get('origin')}) draws random numbers"
     return None
 

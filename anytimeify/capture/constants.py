@@ -12,37 +12,23 @@ An exported graph writes `arange(8, device=cpu)`, and would break on any other d
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from anytimeify._torch import OpOverload, schema
+from anytimeify._torch import OpOverload
 from anytimeify.capture.draft import Draft, fake, insert, replace
 from anytimeify.capture.simplify import eliminate_dead_code
-from anytimeify.schema import bound
+from anytimeify.rules.create import counts_up, filled_with, has_known_values, is_uninitialised, like_form
+from anytimeify.rules.table import has_kind
+from anytimeify.rules.training import is_random
+from anytimeify.schema import bound, is_mutable
 
 __all__ = ["free_of_device"]
 
 aten = torch.ops.aten
 
-_FILLS: dict[object, int | None] = {
-    aten.zeros.default: 0,
-    aten.ones.default: 1,
-    aten.full.default: None,
-    aten.scalar_tensor.default: None,
-}
-_ARANGES = {aten.arange.default, aten.arange.start, aten.arange.start_step}
-_FACTORIES = {
-    *_FILLS, *_ARANGES, aten.linspace.default, aten.eye.default, aten.eye.m, aten.tril_indices.default,
-    aten.triu_indices.default,
-}  # fmt: skip
-_RANDOM: dict[object, OpOverload] = {
-    aten.rand.default: aten.rand_like.default,
-    aten.randn.default: aten.randn_like.default,
-}
-_RECURRENT = {aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input}
 _LARGEST = 2**24  # elements of a constant; what is larger is computed anew each time
 
 
@@ -53,10 +39,9 @@ def free_of_device(draft: Draft) -> None:
     if reference is None:
         return
     for node in list(draft.graph.nodes):
-        rule = _RULES.get(node.target)
-        if rule is not None:
-            rule(node, reference)
-        elif isinstance(node.target, OpOverload) and "device" in node.kwargs and bound(node).get("self") is not None:
+        if node.op == "call_function" and _freed(node, reference):
+            continue
+        if isinstance(node.target, OpOverload) and "device" in node.kwargs and bound(node).get("self") is not None:
             node.kwargs = {name: value for name, value in node.kwargs.items() if name not in ("device", "pin_memory")}
     eliminate_dead_code(draft)
 
@@ -69,7 +54,7 @@ def _fold(draft: Draft) -> None:
             args, kwargs = fx.map_arg((node.args, node.kwargs), lambda inner: known[inner])
             known[node] = node.target(*args, **{**kwargs, **({"device": "cpu"} if kwargs.get("device") else {})})
     for node, value in known.items():
-        if isinstance(value, Tensor) and node.target not in _FILLS and any(user not in known for user in node.users):
+        if isinstance(value, Tensor) and filled_with(node) is None and any(user not in known for user in node.users):
             device = fake(node).device  # type: ignore[union-attr]  # the value is one tensor
             node.replace_all_uses_with(draft.constant(node.name, value.contiguous().to(device)))
     eliminate_dead_code(draft)
@@ -77,15 +62,9 @@ def _fold(draft: Draft) -> None:
 
 def _foldable(node: fx.Node, known: dict[fx.Node, Any]) -> bool:
     inputs = node.all_input_nodes
-    if node.target in _FACTORIES:
-        return not inputs and _elements(node) <= _LARGEST
-    if not inputs or not all(inner in known for inner in inputs):
+    if not (all(inner in known for inner in inputs) if inputs else has_known_values(node)):
         return False
-    if isinstance(node.target, OpOverload) and (
-        torch.Tag.nondeterministic_seeded in node.target.tags or schema(node.target).is_mutable
-    ):
-        return False
-    return _elements(node) <= _LARGEST
+    return not is_random(node.target) and not is_mutable(node.target) and _elements(node) <= _LARGEST
 
 
 def _elements(node: fx.Node) -> int:
@@ -102,18 +81,27 @@ def _reference(draft: Draft) -> fx.Node | None:
     return nodes[0] if nodes else None
 
 
+def _freed(node: fx.Node, reference: fx.Node) -> bool:
+    """Whether the call had another form that names no device, and has got it."""
+    if filled_with(node) is not None:
+        _fill(node, reference)
+    elif counts_up(node):
+        _arange(node, reference)
+    elif (like := like_form(node.target)) is not None:
+        replace(node, insert(node, like, _empty(node, reference)))
+    elif is_uninitialised(node) and not node.all_input_nodes:
+        replace(node, _empty(node, reference))
+    else:
+        return False
+    return True
+
+
 def _fill(node: fx.Node, reference: fx.Node) -> None:
     value = fake(node)
     assert value is not None
-    number = _FILLS.get(node.target)
-    values = bound(node)
-    if node.target is aten.scalar_tensor.default:
-        size, number = [], values["s"]
-    else:
-        size = values["size"]
-        number = values["fill_value"] if number is None else number
+    size, number = bound(node).get("size", []), filled_with(node)
     layer = next(iter(node.users)) if len(node.users) == 1 else node
-    if layer.target in _RECURRENT:
+    if has_kind(layer, "recurrent"):
         for read in (reference, bound(layer)["input"]):
             if getattr(fake(read), "dtype", None) == value.dtype:
                 replace(node, insert(layer, aten.new_full.default, read, size, number, val=value))
@@ -121,17 +109,10 @@ def _fill(node: fx.Node, reference: fx.Node) -> None:
     replace(node, insert(node, aten.new_full.default, reference, size, number, dtype=value.dtype))
 
 
-def _empty(node: fx.Node, reference: fx.Node) -> None:
+def _empty(node: fx.Node, reference: fx.Node) -> fx.Node:
     value = fake(node)
     assert value is not None
-    replace(node, insert(node, aten.new_empty.default, reference, bound(node)["size"], dtype=value.dtype))
-
-
-def _random(node: fx.Node, reference: fx.Node) -> None:
-    value = fake(node)
-    assert value is not None
-    shape = insert(node, aten.new_empty.default, reference, bound(node)["size"], dtype=value.dtype)
-    replace(node, insert(node, _RANDOM[node.target], shape))
+    return insert(node, aten.new_empty.default, reference, bound(node)["size"], dtype=value.dtype)
 
 
 def _arange(node: fx.Node, reference: fx.Node) -> None:
@@ -144,11 +125,3 @@ def _arange(node: fx.Node, reference: fx.Node) -> None:
     ones = insert(node, aten.new_ones.default, reference, [values["end"]], dtype=value.dtype)
     count = insert(node, aten.cumsum.default, ones, 0, dtype=value.dtype)
     replace(node, insert(node, aten.sub.Tensor, count, 1))
-
-
-_RULES: dict[object, Callable[[fx.Node, fx.Node], None]] = {
-    **dict.fromkeys(_FILLS, _fill),
-    **dict.fromkeys(_ARANGES, _arange),
-    **dict.fromkeys(_RANDOM, _random),
-    aten.empty.memory_format: _empty,
-}

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from anytimeify import names
 from anytimeify._torch import OpOverload
 from anytimeify.errors import UnsupportedOpError
 from anytimeify.ir import Origin
@@ -45,10 +46,7 @@ class Draft:
     def constant(self, name: str, value: Tensor) -> fx.Node:
         """A new transient buffer `anytime.constants.<name>` and the node that reads it."""
         name = f"{name}_" if hasattr(nn.Module, name) else name  # `to`, `type`: attributes of every module
-        target, count = f"anytime.constants.{name}", 0
-        while target in self.tensors:
-            count += 1
-            target = f"anytime.constants.{name}_{count}"
+        target = names.fresh(names.CONSTANTS + name, set(self.tensors))
         self.tensors[target] = value
         self.transient.add(target)
         first = next((node for node in self.graph.nodes if node.op not in ("placeholder", "get_attr")), None)

@@ -18,6 +18,7 @@ import sympy
 import torch
 from torch import Tensor, fx
 
+from anytimeify import names
 from anytimeify._torch import OpOverload, expression
 from anytimeify.capture.custom_derivatives import part_of
 from anytimeify.capture.draft import Draft, origin_of
@@ -36,20 +37,18 @@ def finish(draft: Draft, renaming: Renaming) -> Program:
     readers = sorted((node for node in nodes if node.op == "get_attr"), key=lambda node: order[str(node.target)])
     calls = [node for node in nodes if node.op == "call_function"]
     origins = {node: origin_of(node) for node in calls}
-    names = _names(inputs, readers, calls, origins)
+    called = _names(inputs, readers, calls, origins)
     graph = fx.Graph()
     values: dict[fx.Node, fx.Node] = {}
     for node in [*inputs, *readers, *calls]:
         new = graph.create_node(
             node.op,
-            names[node] if node.op == "placeholder" else node.target,
+            called[node] if node.op == "placeholder" else node.target,
             fx.map_arg(node.args, lambda inner: values[inner]),
             fx.map_arg(node.kwargs, lambda inner: values[inner]),
-            name=names[node],
+            name=called[node],
         )
-        new.meta["origin"] = origins.get(node) or Origin(
-            str(node.target).rpartition(".")[0] if node.op == "get_attr" else ""
-        )
+        new.meta["origin"] = origins.get(node) or Origin(names.layer(str(node.target)) if node.op == "get_attr" else "")
         new.meta["type"] = (
             type_of(draft.tensors[str(node.target)], {})
             if node.op == "get_attr"

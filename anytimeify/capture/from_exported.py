@@ -10,15 +10,17 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
-from anytimeify._torch import OpOverload, unflatten
+from anytimeify._torch import unflatten
 from anytimeify.capture.canonical import canonicalise, results_of
-from anytimeify.capture.compare import expected_from_exported, gaps, tolerance
+from anytimeify.capture.compare import expected_from_exported, fits, gaps, tolerance
 from anytimeify.capture.draft import BufferMutation, fake
 from anytimeify.capture.inputs import CallInputs, call_inputs
 from anytimeify.capture.outputs import choose
 from anytimeify.capture.training_form import trains
 from anytimeify.errors import AnytimeError, CaptureError, UnsupportedOpError
 from anytimeify.ir import Captured
+from anytimeify.rules.table import has_kind
+from anytimeify.rules.training import is_random
 
 __all__ = ["from_exported"]
 
@@ -86,7 +88,7 @@ def _check_inputs(exported: ExportedProgram, inputs: CallInputs) -> None:
     expected = {node.name: fake(node) for node in exported.graph.find_nodes(op="placeholder")}
     for leaf, name in zip(leaves, names, strict=True):
         want = expected.get(name)
-        if want is not None and not (isinstance(leaf, Tensor) and _fits(leaf, want)):
+        if want is not None and not (isinstance(leaf, Tensor) and fits(leaf, want)):
             found = f"{list(leaf.shape)} {leaf.dtype}" if isinstance(leaf, Tensor) else type(leaf).__name__
             raise CaptureError(
                 f"The exported program takes '{name}' as {list(want.shape)} {want.dtype}, but the example input is "
@@ -94,16 +96,6 @@ def _check_inputs(exported: ExportedProgram, inputs: CallInputs) -> None:
             )
 
 
-def _fits(tensor: Tensor, want: Tensor) -> bool:
-    sizes: list[Any] = list(want.shape)  # an int, or a SymInt where the size is dynamic
-    static = all(size == found for size, found in zip(sizes, tensor.shape, strict=False) if isinstance(size, int))
-    return tensor.dtype == want.dtype and tensor.dim() == want.dim() and static
-
-
 def _random(captured: Captured) -> bool:
     """Whether the graph draws random numbers, so that two runs in train mode need not agree."""
-    return any(
-        (isinstance(node.target, OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags)
-        or node.target is torch.ops.anytimeify.drop_path.default
-        for node in captured.program.graph.nodes
-    )  # fmt: skip
+    return any(is_random(node.target) or has_kind(node, "stochastic depth") for node in captured.program.graph.nodes)

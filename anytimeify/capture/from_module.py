@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.export import ExportedProgram
 
 from anytimeify import spec
@@ -16,6 +16,7 @@ from anytimeify.capture.compare import (
     Expected,
     difference,
     expected_from_module,
+    fits,
     gaps,
     other_values,
     randomness,
@@ -142,7 +143,7 @@ class _Source:
         if form == self.expected.spec:
             return self.expected.position
         want = self.expected.prediction
-        candidates = [place for place, one in enumerate(results) if one is not None and _alike(one, want)]
+        candidates = [place for place, one in enumerate(results) if one is not None and fits(want, one)]
         if len(candidates) < 2:
             return candidates[0] if candidates else None
         restore = None if training else self.modes.held
@@ -238,13 +239,6 @@ def _told(captured: Captured) -> Captured:
         return captured
     shown = ", ".join(outermost[:3]) + (f" and {len(outermost) - 3} more" if len(outermost) > 3 else "")
     return replace(captured, notes=(*captured.notes, f"in eval mode in training too, as in the backbone: {shown}"))
-
-
-def _alike(found: Tensor, want: Tensor) -> bool:
-    """Whether a result may be the wanted one, as far as types tell; dynamic sizes may be anything."""
-    sizes: list[Any] = list(found.shape)
-    static = all(size == need for size, need in zip(sizes, want.shape, strict=False) if isinstance(size, int))
-    return found.dtype == want.dtype and found.dim() == want.dim() and static
 
 
 def _mutation(collected: Mapping[str, fx.Node]) -> BufferMutation | None:

@@ -25,23 +25,19 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from anytimeify import names
 from anytimeify._torch import OpOverload, expression, functional_overload, schema
 from anytimeify.capture.draft import BufferMutation, Draft, unsupported
 from anytimeify.modes import AFTER, UPDATE_BUFFER
 from anytimeify.passes.project import ancestors
+from anytimeify.rules.op import Call
+from anytimeify.rules.spellings import instead_of, left_by
+from anytimeify.rules.views import copies_where_it_has_to, memory_of, part_put_back, put_back
 from anytimeify.schema import bound, is_mutable, mutated_arguments, rebind
 
 __all__ = ["drop_dead_writes", "functionalise"]
 
 aten = torch.ops.aten
-
-_RESHAPES = {
-    aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.flatten.using_ints, aten.unflatten.int,
-    aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.unsqueeze.default, aten.view_as.default,
-    aten.reshape_as.default,
-}  # fmt: skip
-_SAME = {aten.alias.default, aten.detach.default, aten.contiguous.default, aten.lift_fresh_copy.default}
-_MAY_COPY = {aten.reshape.default, aten.flatten.using_ints, aten.reshape_as.default, aten.unflatten.int}
 
 
 def functionalise(draft: Draft, *, updates: bool = False) -> None:
@@ -88,7 +84,7 @@ def drop_dead_writes(draft: Draft, *, updates: bool = False) -> dict[str, fx.Nod
 
 
 def _counts_batches(node: fx.Node) -> bool:
-    return str(node.target).rpartition(".")[2] == "num_batches_tracked"
+    return names.is_counter(str(node.target))
 
 
 def _memory(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
@@ -210,16 +206,12 @@ class _Functionaliser:
         assert isinstance(node.target, OpOverload)
         values = bound(node)
         self_value = self.value(written)
-        name = schema(node.target).name
-        if name == "aten::copy_":
+        if schema(node.target).name == "aten::copy_":
             source = values["src"]
             return self.copied(node, written, self.value(source) if isinstance(source, fx.Node) else source)
-        if name == "aten::zero_":
-            return self.call(node, aten.zeros_like.default, self_value)
-        if name == "aten::fill_" and not isinstance(values["value"], fx.Node):
-            return self.call(node, aten.full_like.default, self_value, values["value"])
-        if name == "aten::bernoulli_" and "p" in values:
-            return self.call(node, aten.bernoulli.p, self_value, values["p"])
+        left = left_by(node.target, {**values, "self": self_value})
+        if left is not None:
+            return self.call(node, left.target, *rebind(left.target, left.arguments)[0])
         target = functional_overload(node.target)
         if target is None:
             raise unsupported(node, "works in place and has no functional form", "Write it without the underscore.")
@@ -262,39 +254,20 @@ class _Functionaliser:
         value = self.current[view]
         if view.target is operator.getitem:
             return self.write_back_part(view, base, value, before)
-        values = bound(view)
-        like = base
-        if is_mutable(view.target) or view.target in _SAME or _is_conversion(view):
-            return value
-        if view.target is aten.slice.Tensor:
-            where = {name: values[name] for name in ("dim", "start", "end", "step")}
-            args, _ = rebind(aten.slice_scatter.default, {"self": before, "src": value, **where})
-            return self.call(like, aten.slice_scatter.default, *args)
-        if view.target is aten.select.int:
-            return self.call(like, aten.select_scatter.default, before, value, values["dim"], values["index"])
-        if view.target is aten.transpose.int:
-            return self.call(like, aten.transpose.int, value, values["dim0"], values["dim1"])
-        if view.target is aten.permute.default:
-            rank = len(values["dims"])
-            inverse = sorted(range(rank), key=lambda position: values["dims"][position] % rank)
-            return self.call(like, aten.permute.default, value, inverse)
-        if view.target in _RESHAPES:
-            return self.call(like, aten.reshape_as.default, value, before)
-        return None
+        return self.written_back(base, put_back(view, value, before))
 
     def write_back_part(self, view: fx.Node, base: fx.Node, value: fx.Node, before: fx.Node) -> fx.Node | None:
         """`view` is one part of what `chunk`, `split` or `unbind` returned."""
         parts, index = view.args
         assert isinstance(parts, fx.Node)
         assert isinstance(index, int)
-        dim = bound(parts)["dim"]
-        if parts.target is aten.unbind.int:
-            return self.call(base, aten.select_scatter.default, before, value, dim, index)
-        sizes = [part.shape[dim] for part in parts.meta["val"]]
-        if not all(isinstance(size, int) for size in sizes):
-            return None
-        start = sum(sizes[:index])
-        return self.call(base, aten.slice_scatter.default, before, value, dim, start, start + sizes[index])
+        shapes = [part.shape for part in parts.meta["val"]]
+        return self.written_back(base, part_put_back(parts, index, value, before, shapes))
+
+    def written_back(self, base: fx.Node, found: fx.Node | Call | None) -> fx.Node | None:
+        if not isinstance(found, Call):
+            return found
+        return self.call(base, found.target, *rebind(found.target, found.arguments)[0])
 
 
 def _fits(value: Tensor, place: Tensor) -> bool:
@@ -346,14 +319,7 @@ def _base(node: fx.Node) -> fx.Node | None:
         source = node.args[0]
         assert isinstance(source, fx.Node)
         return _base(source)  # a part is a view of the whole, not of the list
-    if not isinstance(node.target, OpOverload):
-        return None
-    returns = schema(node.target).returns
-    if not returns or returns[0].alias_info is None:
-        return None
-    aliased = next(
-        (argument.name for argument in schema(node.target).arguments if argument.alias_info is not None), None
-    )
+    aliased = memory_of(node.target)
     source = bound(node).get(aliased) if aliased else None
     if not isinstance(source, fx.Node):
         return None
@@ -365,12 +331,12 @@ def _shares(node: fx.Node, source: fx.Node) -> bool:
     before, after = source.meta.get("val"), node.meta.get("val")
     if not isinstance(before, Tensor) or not isinstance(after, Tensor):
         return True
-    if _is_conversion(node):
+    if instead_of(node.target) == "conversion":
         return before.dtype == after.dtype and not bound(node).get("copy", False)
     if node.target is aten.contiguous.default:
         layout = bound(node)["memory_format"]  # the schema's default is a number
         return bool(before.is_contiguous(memory_format=torch.contiguous_format if isinstance(layout, int) else layout))
-    if node.target not in _MAY_COPY:
+    if not copies_where_it_has_to(node.target):
         return True
     try:
         torch.empty_strided(_numbers(before.shape), _numbers(before.stride()), device="meta").view(
@@ -388,7 +354,3 @@ def _numbers(sizes: Any) -> list[int]:
         value = expression(size)
         numbers.append(int(value.subs(dict.fromkeys(value.free_symbols, 5))))
     return numbers
-
-
-def _is_conversion(node: fx.Node) -> bool:
-    return isinstance(node.target, OpOverload) and schema(node.target).name in ("aten::to", "aten::type_as")

@@ -1,4 +1,4 @@
-"""Example inputs: how the user may give them, where they are inferred from, which of their sizes is the batch."""
+"""Example inputs: how the user may give them, which of their sizes is the batch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.export import Dim, ShapesCollection
 from anytimeify._torch import TreeSpec, flatten, unflatten
 from anytimeify.errors import CaptureError
 
-__all__ = ["Arguments", "CallInputs", "call_inputs", "in_order", "infer", "owns_storage", "repeated", "shapes_of_batch"]
+__all__ = ["Arguments", "CallInputs", "call_inputs", "image", "in_order", "owns_storage", "repeated", "shapes_of_batch"]
 
 
 @dataclass(frozen=True)
@@ -150,67 +150,9 @@ def repeated(inputs: CallInputs) -> CallInputs:
     return CallInputs(args, kwargs)
 
 
-def infer(model: nn.Module) -> CallInputs:
-    """Inputs for models that say themselves what they take.
-
-    timm: `pretrained_cfg["input_size"]`; transformers: an image of the configured size, or `dummy_inputs`;
-    torchvision: an image of 224 pixels a side (Inception v3: 299), or of the model's own `image_size`. A module of
-    torchvision does not say more; the source `torchvision:NAME` knows the metadata of the weights.
-    """
-    for source in (_timm, _transformers, _torchvision):
-        found = source(model)
-        if found is not None:
-            return found
-    raise CaptureError(
-        f"Nothing tells the input of {type(model).__module__}.{type(model).__qualname__}. "
-        "Pass example_inputs, for instance example_inputs=(torch.randn(2, 3, 224, 224),)."
-    )
-
-
-def _image(model: nn.Module, *size: int) -> CallInputs:
+def image(model: nn.Module, *size: int) -> CallInputs:
+    """Two images of a size, of the type of a model's parameters and on their device."""
     parameter = next(model.parameters(), None)
     generator = torch.Generator().manual_seed(0)  # the caller's random state is left alone
     image = torch.randn(2, *size, generator=generator)
     return CallInputs((image if parameter is None else image.to(parameter.device, parameter.dtype),), {})
-
-
-def _timm(model: nn.Module) -> CallInputs | None:
-    config = getattr(model, "pretrained_cfg", None)
-    size = config.get("input_size") if isinstance(config, Mapping) else getattr(config, "input_size", None)
-    if size is None:
-        return None
-    patches = getattr(model, "patch_embed", None)
-    actual = getattr(patches, "img_size", None)  # create_model(..., img_size=96) does not reach the config
-    if isinstance(actual, (tuple, list)) and len(actual) == len(size) - 1:
-        size = (size[0], *actual)
-    channels = getattr(model, "in_chans", None)
-    return _image(model, int(channels or size[0]), *map(int, size[1:]))
-
-
-def _transformers(model: nn.Module) -> CallInputs | None:
-    if not any(base.__module__.partition(".")[0] == "transformers" for base in type(model).__mro__):
-        return None
-    config = getattr(model, "config", None)
-    if getattr(model, "main_input_name", None) == "pixel_values":
-        size = getattr(config, "image_size", 224)
-        height, width = (size, size) if isinstance(size, int) else tuple(size)
-        image = _image(model, int(getattr(config, "num_channels", 3)), height, width)
-        return CallInputs((), {"pixel_values": image.args[0]})
-    dummies = getattr(model, "dummy_inputs", None)
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    if isinstance(dummies, Mapping) and dummies:
-        # a cache among the results is no tensor, and there is none to fill
-        without = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
-        given = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in dummies.items()}
-        return CallInputs((), {**given, **without})
-    return None
-
-
-def _torchvision(model: nn.Module) -> CallInputs | None:
-    module = type(model).__module__
-    if not module.startswith("torchvision.models.") or module.startswith(
-        ("torchvision.models.detection", "torchvision.models.optical_flow", "torchvision.models.video")
-    ):
-        return None
-    size = getattr(model, "image_size", 299 if module.endswith("inception") else 224)
-    return _image(model, 3, int(size), int(size)) if isinstance(size, int) else None

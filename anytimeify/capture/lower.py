@@ -19,6 +19,7 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind, InputSpec
 
+from anytimeify import names
 from anytimeify._torch import is_higher_order
 from anytimeify.capture.draft import Draft, unsupported
 from anytimeify.errors import CaptureError
@@ -77,20 +78,20 @@ def _is_transient(spec: InputSpec) -> bool:
 
 def _names(exported: ExportedProgram) -> dict[str, str]:
     """Our names by the exporter's: those of the backbone, except for constants that are neither."""
-    names: dict[str, str] = {name: name for name in exported.state_dict}
+    ours: dict[str, str] = {name: name for name in exported.state_dict}
     taken: set[str] = set()
     for spec in _tensor_specs(exported):
         assert spec.target is not None
         if spec.kind is not InputKind.CONSTANT_TENSOR:
-            names[spec.target] = spec.target
+            ours[spec.target] = spec.target
             continue
-        name = base = "anytime.constants." + spec.target.replace(".", "_")
+        name = base = names.CONSTANTS + names.node_name(spec.target)
         while name in taken:
             name += "_"
         assert base
         taken.add(name)
-        names[spec.target] = name
-    return names
+        ours[spec.target] = name
+    return ours
 
 
 def _clone(

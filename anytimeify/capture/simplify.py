@@ -10,38 +10,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor, fx
 
-from anytimeify._torch import OpOverload, schema
+from anytimeify._torch import OpOverload
 from anytimeify.capture.draft import Draft, fake, replace
+from anytimeify.rules.identities import changes_nothing, drops_nothing
+from anytimeify.rules.spellings import instead_of
+from anytimeify.rules.views import memory_of
 from anytimeify.schema import bound
 
 __all__ = ["drop_identities", "eliminate_dead_code", "freeze_unread", "simplify"]
 
 aten = torch.ops.aten
 
-_ASSERTIONS = {
-    "aten::_assert_async", "aten::_assert_scalar", "aten::_assert_tensor_metadata", "aten::sym_constrain_range",
-    "aten::sym_constrain_range_for_size",
-}  # fmt: skip
-_DROPOUTS = {
-    aten.dropout.default, aten.dropout_.default, aten.feature_dropout.default, aten.feature_dropout_.default,
-    aten.alpha_dropout.default, aten.alpha_dropout_.default, aten.feature_alpha_dropout.default,
-}  # fmt: skip
-_CONVERSIONS = {"aten::to", "aten::_to_copy", "aten::type_as", "aten::to_copy"}
-_MEMORY = {"aten::alias", "aten::contiguous", "aten::clone", "aten::lift_fresh_copy", "aten::lift_fresh", "aten::lift"}
-
 
 def drop_identities(draft: Draft) -> None:
     """What returns its very input goes before aliases are looked at: idle dropout, views of everything."""
     for node in list(draft.graph.nodes):
-        idle = node.target in _DROPOUTS and (bound(node)["p"] == 0 or not bound(node)["train"])
-        view = node.target in _WHOLE_VIEWS and _WHOLE_VIEWS[node.target](node)
-        if idle or view:
+        if drops_nothing(node) or (memory_of(node.target) is not None and _changes_nothing(node)):
             replace(node, node.args[0])
 
 
@@ -51,16 +38,16 @@ def simplify(draft: Draft) -> None:
     for node in list(draft.graph.nodes):
         if node.op != "call_function" or not isinstance(node.target, OpOverload):
             continue
-        name = schema(node.target).name
-        if name in _ASSERTIONS:
+        instead = instead_of(node.target)
+        if instead == "nothing":
             draft.graph.erase_node(node)
-        elif name in _MEMORY or (name == "aten::detach" and node.args[0] not in gradients):
-            replace(node, bound(node)["self"] if "self" in bound(node) else node.args[0])
-        elif name in _CONVERSIONS:
+        elif instead == "operand" or (instead == "operand without gradient" and node.args[0] not in gradients):
+            replace(node, bound(node)["self"])
+        elif instead == "conversion":
             _conversion(node)
-        elif node.target in _SPELLINGS:
-            node.target = _SPELLINGS[node.target]
-        elif (rule := _NO_OPERATION.get(node.target)) and rule(node):
+        elif isinstance(instead, OpOverload):
+            node.target = instead
+        elif _changes_nothing(node):
             replace(node, node.args[0])
     eliminate_dead_code(draft)
 
@@ -100,14 +87,14 @@ def _with_gradient(draft: Draft) -> set[fx.Node]:
         elif any(inner in found for inner in node.all_input_nodes):
             value = node.meta.get("val")
             floating = isinstance(value, (list, tuple)) or (isinstance(value, Tensor) and value.dtype.is_floating_point)
-            if floating and node.target is not aten.detach.default:
+            if floating and instead_of(node.target) != "operand without gradient":
                 found.add(node)
     return found
 
 
 def _first(node: fx.Node) -> Tensor | None:
     """What the exporter recorded for the first argument."""
-    source = node.args[0]
+    source = node.args[0] if node.args else None
     return fake(source) if isinstance(source, fx.Node) else None
 
 
@@ -122,64 +109,6 @@ def _conversion(node: fx.Node) -> None:
     node.args, node.kwargs = (node.args[0], after.dtype), {}
 
 
-_SPELLINGS: dict[Any, OpOverload] = {
-    aten.view.default: aten.reshape.default,
-    aten._unsafe_view.default: aten.reshape.default,
-    aten.view_as.default: aten.reshape_as.default,
-    aten.__and__.Tensor: aten.bitwise_and.Tensor,
-    aten.__and__.Scalar: aten.bitwise_and.Scalar,
-    aten.__or__.Tensor: aten.bitwise_or.Tensor,
-    aten.__or__.Scalar: aten.bitwise_or.Scalar,
-    aten.__xor__.Tensor: aten.bitwise_xor.Tensor,
-}
-
-
-def _is_whole(node: fx.Node) -> bool:
-    values, before, after = bound(node), _first(node), fake(node)
-    if before is None or after is None or values["step"] != 1 or values["start"] not in (None, 0):
-        return False
-    dim = values["dim"] % before.dim()
-    return values["end"] is None or (values["end"] == 2**63 - 1) or bool(_equal(before.shape[dim], after.shape[dim]))
-
-
-def _keeps_shape(node: fx.Node) -> bool:
+def _changes_nothing(node: fx.Node) -> bool:
     before, after = _first(node), fake(node)
-    return (
-        before is not None
-        and after is not None
-        and before.dim() == after.dim()
-        and all(map(_equal, before.shape, after.shape))
-    )
-
-
-def _equal(a: int | torch.SymInt, b: int | torch.SymInt) -> bool:
-    return str(a) == str(b)  # never asks the exporter's solver, which would add a guard
-
-
-def _pads_nothing(node: fx.Node) -> bool:
-    return all(amount == 0 for amount in bound(node)["pad"])
-
-
-def _permutes_nothing(node: fx.Node) -> bool:
-    dims = bound(node)["dims"]
-    return [dim % len(dims) for dim in dims] == list(range(len(dims)))
-
-
-_WHOLE_VIEWS: dict[Any, Callable[[fx.Node], bool]] = {
-    aten.slice.Tensor: _is_whole,
-    aten.expand.default: _keeps_shape,
-    aten.expand_as.default: _keeps_shape,
-    aten.reshape.default: _keeps_shape,
-    aten.reshape_as.default: _keeps_shape,
-    aten.flatten.using_ints: _keeps_shape,
-    aten.squeeze.default: _keeps_shape,
-    aten.squeeze.dim: _keeps_shape,
-    aten.view.default: _keeps_shape,
-    aten.view_as.default: _keeps_shape,
-    aten.permute.default: _permutes_nothing,
-}
-_NO_OPERATION: dict[Any, Callable[[fx.Node], bool]] = {
-    **_WHOLE_VIEWS,
-    aten.pad.default: _pads_nothing,
-    aten.constant_pad_nd.default: _pads_nothing,
-}
+    return changes_nothing(node, None if before is None else before.shape, None if after is None else after.shape)

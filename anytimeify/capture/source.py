@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from torch import nn
 from torch.export import ExportedProgram
 
+from anytimeify.capture.inputs import CallInputs
 from anytimeify.errors import ArtifactError
 
 __all__ = ["Source", "SourceKind", "existing_file"]
@@ -26,16 +28,23 @@ class Source:
 
 @dataclass(frozen=True)
 class SourceKind:
-    """One kind of source. `load` gets what follows the prefix, or the whole path, and whether a pickle is trusted."""
+    """One kind of source: what a file `source_*.py` here calls its `KIND`.
+
+    `load` gets what follows the prefix, or the whole path, and whether a pickle is trusted. It has a prefix, suffixes
+    or a pattern."""
 
     example: str  # as help and error messages show it
     load: Callable[[str, bool], Source]
     prefix: str = ""  # "timm" for "timm:NAME"
     suffixes: tuple[str, ...] = ()  # (".pt2",) for files
+    pattern: str = ""  # of what no other kind takes, and no file is called
+    inputs: Callable[[nn.Module], CallInputs | None] | None = None  # of a model that tells by itself what it takes
 
     def matches(self, source: str) -> bool:
         if self.prefix:
             return source.startswith(self.prefix + ":")
+        if self.pattern:
+            return re.fullmatch(self.pattern, source) is not None and not Path(source).exists()
         return source.lower().endswith(self.suffixes)
 
 

@@ -50,4 +50,4 @@ def _load(name: str, trust_pickle: bool) -> Source:
     return Source(model, inputs, name)
 
 
-KIND = SourceKind("package.module:factory", _load)  # has no mark of its own: `resolve` tries it last
+KIND = SourceKind("package.module:factory", _load, pattern=r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")

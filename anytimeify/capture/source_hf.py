@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+
 from anytimeify._torch import prepare_torchvision
+from anytimeify.capture.inputs import CallInputs, image
 from anytimeify.capture.source import Source, SourceKind
 from anytimeify.errors import ArtifactError, CaptureError, MissingExtraError
 
@@ -57,4 +63,24 @@ def _class(transformers: Any, config: Any, file: Path) -> Any:
     raise CaptureError(f'\'{file}\' names no architecture. Add "architectures": ["...ForImageClassification"] to it.')
 
 
-KIND = SourceKind("hf:PATH", _load, prefix="hf")
+def _inputs(model: nn.Module) -> CallInputs | None:
+    """An image of the configured size, or `dummy_inputs`."""
+    if not any(base.__module__.partition(".")[0] == "transformers" for base in type(model).__mro__):
+        return None
+    config = getattr(model, "config", None)
+    if getattr(model, "main_input_name", None) == "pixel_values":
+        size = getattr(config, "image_size", 224)
+        height, width = (size, size) if isinstance(size, int) else tuple(size)
+        images = image(model, int(getattr(config, "num_channels", 3)), height, width)
+        return CallInputs((), {"pixel_values": images.args[0]})
+    dummies = getattr(model, "dummy_inputs", None)
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    if isinstance(dummies, Mapping) and dummies:
+        # a cache among the results is no tensor, and there is none to fill
+        without = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
+        given = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in dummies.items()}
+        return CallInputs((), {**given, **without})
+    return None
+
+
+KIND = SourceKind("hf:PATH", _load, prefix="hf", inputs=_inputs)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
+
+from torch import nn
 
 from anytimeify._torch import prepare_torchvision
+from anytimeify.capture.inputs import CallInputs, image
 from anytimeify.capture.source import Source, SourceKind
 from anytimeify.errors import CaptureError, MissingExtraError
 
@@ -23,4 +27,18 @@ def _load(name: str, trust_pickle: bool) -> Source:
     return Source(timm.create_model(name, pretrained=False), None, name)
 
 
-KIND = SourceKind("timm:NAME", _load, prefix="timm")
+def _inputs(model: nn.Module) -> CallInputs | None:
+    """As `pretrained_cfg` tells."""
+    config = getattr(model, "pretrained_cfg", None)
+    size = config.get("input_size") if isinstance(config, Mapping) else getattr(config, "input_size", None)
+    if size is None:
+        return None
+    patches = getattr(model, "patch_embed", None)
+    actual = getattr(patches, "img_size", None)  # create_model(..., img_size=96) does not reach the config
+    if isinstance(actual, (tuple, list)) and len(actual) == len(size) - 1:
+        size = (size[0], *actual)
+    channels = getattr(model, "in_chans", None)
+    return image(model, int(channels or size[0]), *map(int, size[1:]))
+
+
+KIND = SourceKind("timm:NAME", _load, prefix="timm", inputs=_inputs)

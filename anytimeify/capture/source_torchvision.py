@@ -8,8 +8,10 @@ import warnings
 from typing import Any
 
 import torch
+from torch import nn
 
 from anytimeify._torch import prepare_torchvision
+from anytimeify.capture.inputs import CallInputs, image
 from anytimeify.capture.source import Source, SourceKind
 from anytimeify.errors import CaptureError, MissingExtraError
 from anytimeify.process import ONE_AT_A_TIME
@@ -51,4 +53,16 @@ def _images(size: int) -> tuple[torch.Tensor, ...]:
     return (torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0)),)
 
 
-KIND = SourceKind("torchvision:NAME", _load, prefix="torchvision")
+def _inputs(model: nn.Module) -> CallInputs | None:
+    """An image of 224 pixels a side (Inception v3: 299), or of the model's own `image_size`. A module does not say
+    more; `_load` knows the metadata of the weights."""
+    module = type(model).__module__
+    if not module.startswith("torchvision.models.") or module.startswith(
+        ("torchvision.models.detection", "torchvision.models.optical_flow", "torchvision.models.video")
+    ):
+        return None
+    size = getattr(model, "image_size", 299 if module.endswith("inception") else 224)
+    return image(model, 3, int(size), int(size)) if isinstance(size, int) else None
+
+
+KIND = SourceKind("torchvision:NAME", _load, prefix="torchvision", inputs=_inputs)

@@ -1,4 +1,5 @@
 """`resolve`, which users know as `anytimeify.source`: from the name of a model, the SOURCE of a command line, to it.
+And `infer`: from a model to its inputs.
 
 A kind of source is a file `source_*.py` beside this one with a `KIND`; being there is being registered.
 """
@@ -8,25 +9,26 @@ from __future__ import annotations
 import importlib
 import os
 import pkgutil
-import re
 from functools import cache
 from pathlib import Path
 
-from anytimeify.capture import source_factory
-from anytimeify.capture.source import Source, SourceKind
-from anytimeify.errors import ArgumentError, ArtifactError, refusing
+from torch import nn
 
-__all__ = ["kinds", "resolve"]
+from anytimeify.capture.inputs import CallInputs
+from anytimeify.capture.source import Source, SourceKind
+from anytimeify.errors import ArgumentError, ArtifactError, CaptureError, refusing
+
+__all__ = ["infer", "kinds", "resolve"]
 
 
 @cache
 def kinds() -> tuple[SourceKind, ...]:
-    """All kinds of source, the most general one (a Python factory) last."""
+    """All kinds of source, those that only a pattern tells last."""
     package = __name__.rpartition(".")[0]
-    beside = pkgutil.iter_modules([str(Path(__file__).parent)])
+    beside = pkgutil.iter_modules(importlib.import_module(package).__path__)
     names = sorted(info.name for info in beside if info.name.startswith("source_"))
     found = [importlib.import_module(f"{package}.{name}").KIND for name in names]
-    return tuple(sorted(found, key=lambda kind: kind is source_factory.KIND))
+    return tuple(sorted(found, key=lambda kind: bool(kind.pattern)))
 
 
 def resolve(spec: str | os.PathLike[str], *, trust_pickle: bool = False) -> Source:
@@ -49,8 +51,6 @@ def _load(source: str, trust_pickle: bool) -> Source:
     for kind in kinds():
         if kind.matches(source):
             return kind.load(source.removeprefix(kind.prefix + ":") if kind.prefix else source, trust_pickle)
-    if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", source) and not Path(source).exists():
-        return source_factory.KIND.load(source, trust_pickle)
     known = ", ".join(kind.example for kind in kinds())
     if not Path(source).exists() and not Path(source).suffix:
         raise ArtifactError(f"'{source}' names no model, and there is no such file. A source is one of: {known}.")
@@ -59,3 +59,15 @@ def _load(source: str, trust_pickle: bool) -> Source:
             f"There is no file '{source}', and its extension is none of a model. A source is one of: {known}."
         )
     raise ArtifactError(f"'{source}' does not have the extension of a saved model. A source is one of: {known}.")
+
+
+def infer(model: nn.Module) -> CallInputs:
+    """Inputs for models that say themselves what they take, as those of timm, transformers and torchvision do."""
+    for kind in kinds():
+        found = kind.inputs(model) if kind.inputs is not None else None
+        if found is not None:
+            return found
+    raise CaptureError(
+        f"Nothing tells the input of {type(model).__module__}.{type(model).__qualname__}. "
+        "Pass example_inputs, for instance example_inputs=(torch.randn(2, 3, 224, 224),)."
+    )

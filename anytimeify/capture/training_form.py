@@ -15,24 +15,23 @@ from torch.export import ExportedProgram
 
 from anytimeify._torch import OpOverload, schema
 from anytimeify.capture.draft import Draft, insert, origin_of, replace, update
+from anytimeify.rules.table import has_kind
+from anytimeify.rules.training import training_flag
 from anytimeify.schema import bound
 
 __all__ = ["restore_training_form", "trains"]
 
 aten = torch.ops.aten
-_NORMS = (aten.batch_norm.default, aten.instance_norm.default)
 
 
 def restore_training_form(draft: Draft, *, held: frozenset[str]) -> None:
     """Rewrites every norm with running statistics, for those without have no eval form, and every dropout. Norms of
     the modules `held` in eval mode, by path, stay as they are."""
     for node in list(draft.graph.nodes):
-        if origin_of(node).module_path in held and node.target in _NORMS:
-            continue
-        if node.target is aten.batch_norm.default and bound(node)["running_mean"] is not None:
-            update(node, training=True)
-        elif node.target is aten.instance_norm.default and bound(node)["running_mean"] is not None:
-            update(node, use_input_stats=True)
+        flag = training_flag(node.target)
+        if flag is not None and has_kind(node, "norm"):
+            if bound(node)["running_mean"] is not None and origin_of(node).module_path not in held:
+                update(node, None, **{flag: True})
         elif node.target is aten.dropout.default:
             x, keep = node.args[0], 1 - bound(node)["p"]
             noise = insert(node, aten.bernoulli.p, x, keep)
@@ -47,9 +46,9 @@ def trains(exported: ExportedProgram) -> bool:
         for node in getattr(module, "graph", exported.graph).nodes:
             if not isinstance(node.target, OpOverload):
                 continue
-            values = bound(node)
-            if values.get("train") is True or schema(node.target).name.startswith("aten::bernoulli"):
+            flag, values = training_flag(node.target), bound(node)
+            if flag is not None and values[flag] is True and values.get("running_mean", True) is not None:
                 return True
-            if values.get("training") is True and values.get("running_mean", True) is not None:
+            if schema(node.target).name.startswith("aten::bernoulli"):  # stochastic depth, which has no flag
                 return True
     return False

@@ -18,17 +18,11 @@ from anytimeify.errors import CaptureError
 from anytimeify.ir import Program
 from anytimeify.modes import AFTER, BY_MODE
 from anytimeify.passes.project import project
+from anytimeify.rules.table import has_kind
+from anytimeify.rules.training import is_random, told_by_mode
 from anytimeify.schema import bound
 
 __all__ = ["merge"]
-
-aten = torch.ops.aten
-# In eval mode these are their first operand.
-_IDLE = {
-    aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default, aten.feature_alpha_dropout.default,
-    torch.ops.anytimeify.drop_path.default, AFTER,
-}  # fmt: skip
-_MODE_FLAGS = ("training", "train", "use_input_stats", "momentum", "dropout_p")
 
 
 def merge(training: Program, evaluation: Program) -> Program:
@@ -127,7 +121,7 @@ class _Merger:
 
     def found(self, node: fx.Node) -> fx.Node | None:
         """What computes the same for train mode already, under another name."""
-        if not isinstance(node.target, OpOverload) or torch.Tag.nondeterministic_seeded in node.target.tags:
+        if not isinstance(node.target, OpOverload) or is_random(node.target):
             return None
         args, kwargs = fx.map_arg((node.args, node.kwargs), self.evaluated.__getitem__)
         for user in (user for one in node.all_input_nodes for user in self.evaluated[one].users):
@@ -168,7 +162,8 @@ def _interchangeable(one: fx.Node, other: fx.Node) -> bool:
 
 
 def _idle(node: fx.Node) -> fx.Node:
-    while node.target in _IDLE:
+    """What a node is in eval mode."""
+    while node.target is AFTER or has_kind(node, "dropout", "stochastic depth"):
         node = node.args[0]  # type: ignore[assignment]  # by their schemas
     return node
 
@@ -178,7 +173,7 @@ def _operands(one: fx.Node, other: fx.Node) -> dict[fx.Node, fx.Node] | None:
     found: dict[fx.Node, fx.Node] = {}
     mine, yours = bound(one), bound(other)
     for name, value in mine.items():
-        if name in _MODE_FLAGS:
+        if told_by_mode(name):
             continue
         places: tuple[list[fx.Node], list[fx.Node]] = ([], [])
         forms = [_form(each, place) for each, place in zip((value, yours[name]), places, strict=True)]

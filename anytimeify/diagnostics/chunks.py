@@ -7,29 +7,25 @@ from torch import fx
 from anytimeify.axes import Widths
 from anytimeify.blocks import find_blocks
 from anytimeify.model import AnytimeModel
-from anytimeify.passes.depth_and_width import DepthAndWidth
-from anytimeify.passes.nested_channels import NestedChannels
-from anytimeify.passes.nested_depth import NestedDepth
 
 __all__ = ["leaves_of_levels", "skipped_blocks", "widths_of_levels"]
 
 
 def widths_of_levels(net: AnytimeModel) -> list[Widths]:
     """How much each level keeps of the axes that it narrows; nothing is narrowed by other schemes than widths."""
-    scheme = net.scheme.channels if isinstance(net.scheme, DepthAndWidth) else net.scheme
-    kept = scheme.kept(net.axes) if isinstance(scheme, NestedChannels) else []
+    kept = net.scheme.kept(net.axes)
     return [*kept, *({} for _ in range(len(net.levels) - len(kept)))]
 
 
 def skipped_blocks(net: AnytimeModel) -> dict[fx.Node, fx.Node]:
     """The ends of the blocks that lower levels may skip, and what is read in place of each."""
-    if not isinstance(net.scheme, NestedDepth | DepthAndWidth):
+    if not net.scheme.skips:
         return {}
     blocks = find_blocks(net.captured.program, net.axes).blocks
     return {block.end: block.start for block in blocks if block.start is not None}
 
 
 def leaves_of_levels(net: AnytimeModel) -> list[int]:
-    """How many leaves each level of an ensemble has, as its name says; all of them in a level over all levels."""
-    numbers = [level.name.partition(" ")[0] for level in net.levels]
-    return [int(number) if number.isdigit() else len(net.rewritten.members) for number in numbers]
+    """How many leaves each level of an ensemble has; all of them in a level over all levels."""
+    everything = len(net.rewritten.members)
+    return [everything if level.number is None else int(level.number) for level in net.levels]

@@ -51,7 +51,7 @@ def activation_increments(net: AnytimeModel, inputs: Any, layer: str | None = No
     Raises `ArgumentError` for a layer that there is none of, for two networks side by side, and where no activation has
     both positions and the same meaning in every level.
     """
-    if net.rewritten.backbones:
+    if len(net.backbones) > 1:
         raise ArgumentError("levels of two networks do not add to each other: there are no increments")
     program, axes = net.captured.program, net.axes
     places = _blocks(program, axes) if layer is None else _modules(program, layer)
@@ -77,8 +77,7 @@ def activation_increments(net: AnytimeModel, inputs: Any, layer: str | None = No
     if not found:
         why = "; ".join(f"{name} {reason}" for name, reason in list(left_out.items())[:4])
         raise ArgumentError(f"no activation shows what levels add: {why}; choose another layer")
-    names = net.rewritten.level_names
-    return ActivationIncrements(tuple(names), tuple(found), left_out)
+    return ActivationIncrements(tuple(level.name for level in net.levels), tuple(found), left_out)
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,7 +215,7 @@ def _values(net: AnytimeModel, nodes: list[fx.Node], inputs: tuple[Tensor, ...])
         return [
             {node: torch.stack([leaf[node] for leaf in leaves[:count]]).mean(0) for node in nodes} for count in counts
         ]
-    levels = range(len(rewritten.level_names))
+    levels = range(len(rewritten.levels))
     programs = [extraction.small_program(rewritten.program, one, rewritten.position(one)) for one in levels]
     return [_run(program, nodes, inputs) for program in programs]
 

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from anytimeify import names
 from anytimeify.diagnostics.pictures import drawing, grid
 from anytimeify.errors import ArgumentError
 from anytimeify.ir import PAIR, Level, Program
@@ -214,9 +215,14 @@ def _level(net: AnytimeModel, index: int) -> _Network:
     rewritten = net.rewritten
     program = project(rewritten.program, [rewritten.position(index)])
     # Of two networks side by side, layers have the names that they have in their own network.
-    halves = f"({'|'.join(PAIR)})\\." if rewritten.backbones else ""
-    added = re.compile(rf"(anytime\.{index}\.)?({halves})?")
-    kernels = _read(program, lambda name: added.sub("", name, count=1), lambda name: id(program.tensors[name]))
+    halves = re.compile(rf"({'|'.join(PAIR)})\." if len(rewritten.backbones) > 1 else "")
+
+    def backbone_name(name: str) -> str:
+        plain = names.without_level(name, index)
+        half = halves.match(plain)
+        return plain[half.end() :] if half else plain
+
+    kernels = _read(program, backbone_name, lambda name: id(program.tensors[name]))
     return _Network(f"'{net.levels[index].name}'", kernels)
 
 
@@ -250,15 +256,15 @@ def _read(
         if layer is None:
             continue
         sources = sorted(ancestors([layer.weight]), key=lambda source: source.name)
-        names = [str(source.target) for source in sources if source.op == "get_attr"]
-        names = [name for name in names if program.tensors[name].is_floating_point()]
-        if not names or any(source.op == "placeholder" for source in sources):
+        read = [str(source.target) for source in sources if source.op == "get_attr"]
+        read = [name for name in read if program.tensors[name].is_floating_point()]
+        if not read or any(source.op == "placeholder" for source in sources):
             continue  # kernels that depend on the input are another set for every sample
-        largest = max(names, key=lambda name: program.tensors[name].numel())
+        largest = max(read, key=lambda name: program.tensors[name].numel())
         weight = _value(program, layer.weight).detach().cpu().double()
         kernels = _by_output(weight, layer.groups) if layer.columns == 0 else weight
-        name = backbone_name(largest).removesuffix(".weight")
-        found[name] = _Kernels(kernels.flatten(2), tuple(kernels.shape[2:]), frozenset(map(identity, names)))
+        name = names.without_weight(backbone_name(largest))
+        found[name] = _Kernels(kernels.flatten(2), tuple(kernels.shape[2:]), frozenset(map(identity, read)))
     return found
 
 

@@ -18,11 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from anytimeify import names
 from anytimeify.diagnostics.chunks import leaves_of_levels, widths_of_levels
 from anytimeify.diagnostics.pictures import drawing
 from anytimeify.errors import ArgumentError
 from anytimeify.model import AnytimeModel
-from anytimeify.passes.nested_channels import NestedChannels
 from anytimeify.passes.reorder import units_of
 from anytimeify.report.sheets import Sheet, Sheets
 
@@ -52,7 +52,7 @@ def weight_norms(
     rows = _members(net, norm) if net.rewritten.stacks else _units(net, where, norm)
     if not rows:
         raise ArgumentError("no layer has weights of such units; choose other axis groups in where")
-    return WeightNorms(str(norm), tuple(net.rewritten.level_names), tuple(rows))
+    return WeightNorms(str(norm), tuple(level.name for level in net.levels), tuple(rows))
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,9 +164,7 @@ class _Norm:
 
 
 def _units(net: AnytimeModel, where: str | Sequence[str] | None, norm: _Norm) -> list[UnitNorms]:
-    scheme: Any = getattr(net.scheme, "channels", net.scheme)
-    if where is None:
-        where = scheme.where if isinstance(scheme, NestedChannels) else "all"
+    where = net.scheme.narrowed if where is None else where
     program, axes, widths = net.captured.program, net.axes, widths_of_levels(net)
     weights = net.extract(net.full, dense=True).state_dict()  # what a mask leaves out is zero there
     groups = {group.factor: group for group in axes.chosen(where)}
@@ -185,7 +183,7 @@ def _units(net: AnytimeModel, where: str | Sequence[str] | None, norm: _Norm) ->
                 size = factor.size.coefficient
                 kept = tuple(one.get(factor, size) for one in widths)
                 norms, count = norm(own, dim, of_entry, size)
-                rows.append(UnitNorms(name.removesuffix(".weight"), dim, group.name, norms, count, kept))
+                rows.append(UnitNorms(names.without_weight(name), dim, group.name, norms, count, kept))
     return rows
 
 
@@ -200,7 +198,7 @@ def _members(net: AnytimeModel, norm: _Norm) -> list[UnitNorms]:
         members = rewritten.program.tensors[name].detach().reshape(-1, own.numel())
         kept = tuple(-(-count * len(members) // leaves) for count in counts)
         norms, count = norm(members, 0, torch.arange(len(members)), len(members))
-        rows.append(UnitNorms(name.removesuffix(".weight"), 0, "members", norms, count, kept))
+        rows.append(UnitNorms(names.without_weight(name), 0, "members", norms, count, kept))
     return rows
 
 

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from anytimeify.cost import cost, sizes
-from anytimeify.ir import Captured, Rewritten
+from anytimeify.ir import Captured
 from anytimeify.passes.project import project
 from anytimeify.report.sheets import Sheet, shortened
+from anytimeify.rewritten import Rewritten
 from anytimeify.taxonomy import Taxonomy
 
 __all__ = ["HeadRow", "head_rows", "head_sheet"]
@@ -31,12 +32,12 @@ def head_rows(captured: Captured, rewritten: Rewritten, taxonomy: Taxonomy | Non
     if taxonomy is None:
         return ()
     rows = []
-    for level, served in enumerate(rewritten.served):
-        for place, _ in rewritten.heads[level]:
+    for level, data in enumerate(rewritten.levels):
+        for place in rewritten.granularities("level", level):
             program = project(rewritten.program, [rewritten.position(level, place)])
             macs, params, _ = cost(program, captured.batch, *sizes(captured))
             name, classes = taxonomy.granularities[place], taxonomy.sizes[place]
-            rows.append(HeadRow(level, name, classes, macs, params, place == served))
+            rows.append(HeadRow(level, name, classes, macs, params, place == data.served))
     return tuple(rows)
 
 

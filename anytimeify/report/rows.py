@@ -10,9 +10,10 @@ from typing import Any
 
 from torch import fx
 
+from anytimeify import names
 from anytimeify.axes import Axes, AxisGroup, Pin
 from anytimeify.cost import macs_by_node, sizes
-from anytimeify.factors import Expr, Factor, Product, leaves
+from anytimeify.factors import Factor, Product, flat, leaves
 from anytimeify.ir import Captured, Program
 from anytimeify.passes.project import ancestors
 from anytimeify.report.sheets import Sheet
@@ -83,14 +84,14 @@ class Readers:
     """How much of each tensor one level reads."""
 
     def __init__(self, program: Program, level: int, position: int) -> None:
-        self.prefix = f"anytime.{level}."
+        self.level = level
         self.needed = ancestors([program.outputs[position]])
         reads = program.graph.find_nodes(op="get_attr")
         self.nodes = {str(node.target): node for node in reads if node in self.needed}
 
     def size(self, tensor: str, dim: int) -> int | None:
         """The length of a dimension after the views through which the level reads it; None if it reads none of it."""
-        node = self.nodes.get(self.prefix + tensor, self.nodes.get(tensor))
+        node = self.nodes.get(names.of_level(self.level, tensor), self.nodes.get(tensor))
         waiting, widest = [node] if node is not None else [], 0
         while waiting:
             source = waiting.pop()
@@ -135,7 +136,7 @@ def _reason(node: fx.Node, axes: Axes) -> Pin:
     pins = [
         leaf.pin
         for one in (*parameters, *node.all_input_nodes)
-        for expr in _flat(axes.dims[one])
+        for expr in flat(axes.dims[one])
         for leaf in leaves(expr)
         if leaf.pin is not None
     ]
@@ -151,16 +152,8 @@ def _shares(captured: Captured) -> dict[fx.Node, float]:
 
 def _factors(node: fx.Node, axes: Axes) -> set[Factor]:
     """The factors of an operation's result and operands."""
-    exprs = (expr for one in (node, *node.all_input_nodes) for expr in _flat(axes.dims.get(one, ())))
+    exprs = (expr for one in (node, *node.all_input_nodes) for expr in flat(axes.dims.get(one, ())))
     return {leaf for expr in exprs for leaf in leaves(expr)}
-
-
-def _flat(dims: Any) -> Iterator[Expr]:
-    for one in dims:
-        if isinstance(one, tuple):
-            yield from _flat(one)
-        else:
-            yield one
 
 
 def _place(pin: Pin) -> Place:

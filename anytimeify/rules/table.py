@@ -122,6 +122,11 @@ def contractions(node: fx.Node) -> tuple[Contraction, ...]:
     return tuple(contractions_in(line, tensor_operands(node), kind))
 
 
+def has_rule(name: str) -> bool:
+    """Whether the operation `library.operator.overload` has a rule."""
+    return any(str(target) == name for target in _RULES)
+
+
 def tensor_operands(node: fx.Node) -> list[fx.Node]:
     """The tensors that a call reads, in the order of its schema."""
     return [one for one in flat_nodes(bound(node).values()) if isinstance(one.meta["type"], TensorType)]

@@ -7,13 +7,15 @@ from dataclasses import replace
 
 from torch import fx
 
+from anytimeify import names
 from anytimeify.cost import macs_by_node, sizes
-from anytimeify.ir import Captured, Level, Program, Rewritten, Size, TensorType
+from anytimeify.ir import Captured, Level, Program, Size, TensorType
 from anytimeify.lift import lift
 from anytimeify.passes.fold import fold
 from anytimeify.passes.fold_batch_norms import fold_batch_norms
 from anytimeify.passes.project import project
 from anytimeify.passes.resume import Step, steps
+from anytimeify.rewritten import Rewritten
 from anytimeify.rules import has_kind
 from anytimeify.staged.chain import Chain, Stage
 from anytimeify.staged.network import Staged
@@ -37,7 +39,7 @@ def build(
     input is computed where it is needed; 4. give private parameters of a level the backbone's names; 5. lift every
     step in inference form. Running a stage needs torch and nothing else.
     """
-    positions = [rewritten.step(level.index, granularity) for level in levels]
+    positions = [rewritten.position(level.index, granularity, role="step") for level in levels]
     program = fold(project(rewritten.program, positions))
     program = fold_batch_norms(program) if merge_batch_norms else program
     chain = _only_needed([_local_sizes(one) for one in steps(program.graph, program.outputs, _again(program))])
@@ -127,15 +129,11 @@ def _part(program: Program, step: Step) -> Program:
 
 def _with_backbone_names(program: Program, index: int) -> Program:
     """`anytime.<index>.layer1.weight` -> `layer1.weight`, where that name is free in this stage."""
-    private, taken, names = f"anytime.{index}.", set(program.tensors), {}
-    for name in program.tensors:
-        plain = name.removeprefix(private)
-        names[name] = plain if plain == name or plain not in taken else name
-        taken.add(names[name])
+    plain = names.backbone_names(program.tensors, index)
     for node in program.graph.find_nodes(op="get_attr"):
-        node.target = names[str(node.target)]
-    tensors = {names[name]: tensor for name, tensor in program.tensors.items()}
-    return Program(program.graph, tensors, frozenset(names[name] for name in program.transient))
+        node.target = plain[str(node.target)]
+    tensors = {plain[name]: tensor for name, tensor in program.tensors.items()}
+    return Program(program.graph, tensors, frozenset(plain[name] for name in program.transient))
 
 
 def _lifted(program: Program) -> fx.GraphModule:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from anytimeify import names
 from anytimeify._torch import flatten
 from anytimeify.artifact import load
 from anytimeify.errors import VerificationError
@@ -100,23 +101,23 @@ def assert_sites_nested(net: AnytimeModel) -> None:
     with too many elements to number exactly in their type are compared by shape alone, and so are private ones.
     """
     levels = [level for level in net.levels if not level.training_only]
-    shared = {name: tensor for name, tensor in net.tensors().items() if not name.startswith("anytime.")}
+    shared = {name: tensor for name, tensor in net.tensors().items() if not names.is_added(name)}
     numbered = {name for name, tensor in shared.items() if tensor.numel() < _exact_integers(tensor.dtype)}
     with _replaced([shared[name] for name in numbered], lambda x: torch.arange(1, x.numel() + 1).view(x.shape)):
         held = [dict(_tensors(net.extract(level))) for level in levels]
     for position, (one, other) in enumerate(pairwise(held)):
-        names = f"{_name(levels[position])} and {_name(levels[position + 1])}"
-        for name in (name for name in one.keys() & other.keys() if not name.startswith("anytime.")):
+        which = f"{_name(levels[position])} and {_name(levels[position + 1])}"
+        for name in (name for name in one.keys() & other.keys() if not names.is_added(name)):
             small, large = one[name], other[name]
             larger = [dim for dim in range(small.ndim) if small.shape[dim] > large.shape[dim]]
             assert not larger, (
-                f"{name} has shape {tuple(small.shape)} in the first and {tuple(large.shape)} in the second of {names}"
+                f"{name} has shape {tuple(small.shape)} in the first and {tuple(large.shape)} in the second of {which}"
             )
-            private = any(f"anytime.{level.index}.{name}" in net.tensors() for level in levels)
+            private = any(names.of_level(level.index, name) in net.tensors() for level in levels)
             if name in numbered and not private:
                 extra = set(small.flatten().tolist()) - set(large.flatten().tolist()) - {0}  # which a mask leaves
                 places = [_unravel(int(number) - 1, shared[name].shape) for number in sorted(extra)[:3]]
-                assert not extra, f"of {names}, the first reads {name} at {places} and the second does not"
+                assert not extra, f"of {which}, the first reads {name} at {places} and the second does not"
 
 
 def assert_round_trip(

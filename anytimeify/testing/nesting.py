@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from anytimeify import names
 from anytimeify.model import AnytimeModel
 from anytimeify.passes.nested_channels import NestedChannels
 from anytimeify.testing.checks import evaluating, given_inputs
@@ -22,18 +23,18 @@ def assert_prefixes_nest(net: AnytimeModel, inputs: Sequence[Any] | None = None)
     dtype = next((one.dtype for one in net.parameters() if one.is_floating_point()), torch.get_default_dtype())
     given = [x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in given_inputs(net, inputs)]
     kept = net.scheme.kept(net.axes)
-    names = {str(node.target): node for node in net.captured.program.graph.find_nodes(op="get_attr")}
+    readers = {str(node.target): node for node in net.captured.program.graph.find_nodes(op="get_attr")}
     tensors = net.tensors()
     before = {name: tensor.detach().clone() for name, tensor in tensors.items()}
     with evaluating(net), torch.no_grad():
         expected = [one.clone() for one in net(*given).levels]
         for level in range(len(net.levels) - 1):
             for name, tensor in tensors.items():
-                if not tensor.is_floating_point() or name.startswith("anytime.constants."):
+                if not tensor.is_floating_point() or name.startswith(names.CONSTANTS):
                     continue
-                if name in names:
-                    tensor.copy_(_changed(before[name], net.axes.dims[names[name]], net, kept[level]))
-                elif name.startswith("anytime.") and int(name.split(".")[1]) > level:
+                if name in readers:
+                    tensor.copy_(_changed(before[name], net.axes.dims[readers[name]], net, kept[level]))
+                elif (own := names.level_of(name)) is not None and own > level:
                     tensor.copy_(_other(before[name]))
             found = [one.clone() for one in net(*given).levels]
             for name, tensor in tensors.items():

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
-from anytimeify._torch import OpOverload, flatten
+from anytimeify import names
+from anytimeify._torch import flatten
 from anytimeify.calling import Calling
 from anytimeify.capture.compare import buffers_kept, difference, randomness, seeded, tolerance
 from anytimeify.errors import VerificationError
@@ -25,7 +26,7 @@ from anytimeify.ir import Captured, Program, TensorType
 from anytimeify.lift import lift
 from anytimeify.model import AnytimeModel
 from anytimeify.passes.project import project
-from anytimeify.schema import bound
+from anytimeify.rules.training import draws, trains
 from anytimeify.verification.precision import ADVICE, TOLERANCE, cast_limit, clone, double, in_double, with_batch
 from anytimeify.verification.training import verify_training
 
@@ -83,14 +84,8 @@ def _eval_form(model: nn.Module | ExportedProgram) -> nn.Module | None:
     if isinstance(model, nn.Module):
         return model
     for node in model.graph.nodes:
-        if isinstance(node.target, OpOverload):
-            given = bound(node)
-            if any(given.get(flag) is True for flag in ("training", "train", "use_input_stats")) or given.get(
-                "dropout_p"
-            ):
-                return None
-            if "bernoulli" in str(node.target) or "rand" in str(node.target):
-                return None
+        if trains(node) or draws(node):
+            return None
     return model.module()
 
 
@@ -190,7 +185,7 @@ def _check_level_again(net: AnytimeModel, index: int, granularity: str | None, e
         inputs, limit = doubles, cast_limit(program)
     if error <= limit:
         return
-    node = _first_difference(level, inputs, small, args, kwargs, prefix=f"level{index}_")
+    node = _first_difference(level, inputs, small, args, kwargs, prefix=names.level_prefix(index))
     name = net.levels[index].name + (f", {granularity}" if granularity is not None else "")
     raise VerificationError(
         f"level {index} ({name}) differs by {error:.1e} between the model and its extract, "

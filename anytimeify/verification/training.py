@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from anytimeify import names
 from anytimeify._torch import flatten
 from anytimeify.calling import Calling
 from anytimeify.capture.compare import buffers_kept, difference, plain_attributes, seeded
@@ -217,10 +218,10 @@ def _gap(net: AnytimeModel, model: nn.Module, theirs: Step, ours: Step, place: i
         if found >= gradient:
             gradient, parameter = found, name
     buffer, worst, changed, followed = 0.0, "", 0, 0
-    read = {_owner(str(node.target)) for node in net.captured.program.graph.find_nodes(op="get_attr")}
+    read = {names.layer(str(node.target)) for node in net.captured.program.graph.find_nodes(op="get_attr")}
     for name, value in theirs.buffers.items():
         # What only other outputs depend on (auxiliary heads of training) is no part of the network any more.
-        if prefix + name not in ours.buffers or _owner(prefix + name) not in read:
+        if prefix + name not in ours.buffers or names.layer(prefix + name) not in read:
             continue
         found = _of_buffers(value, ours.buffers[prefix + name], moved=moved)
         changed += name in theirs.changed
@@ -237,11 +238,6 @@ def _gap(net: AnytimeModel, model: nn.Module, theirs: Step, ours: Step, place: i
         followed,
         0.0 if theirs.again is None or ours.again is None else difference(theirs.again, ours.again),
     )
-
-
-def _owner(name: str) -> str:
-    """The path of the module that a tensor belongs to."""
-    return name.rpartition(".")[0]
 
 
 def _same_order(net: AnytimeModel, model: nn.Module, prefix: str) -> bool:

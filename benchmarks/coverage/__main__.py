@@ -1,14 +1,14 @@
 """Does it work on this backbone, and how well?
 
-    python -m benchmarks.coverage                                        the list benchmarks/backbones.json
+    python -m benchmarks.coverage --torch-pruning                        everything that docs/coverage.md shows
     python -m benchmarks.coverage --models 'timm:resnet*' 'torchvision:*' 'hf:*'
     python -m benchmarks.coverage --models list.json --torch-pruning --resume
     python -m benchmarks.coverage --schemes 'hierarchical-ensemble{depth=2}'
     python -m benchmarks.coverage --page-of out/coverage.jsonl more.jsonl
 
 Every backbone runs in a process of its own, under a time limit, once for each scheme. What is found is appended to a
-file of JSON lines (`--results`) as soon as it is known; `--resume` skips what is there. The page (`--out`) and the JSON
-beside it are made from that file.
+file of JSON lines (`--results`) as soon as it is known; `--resume` skips what is there. The page (`--out`) is made from
+that file. Where neither `--models` nor `--schemes` is given, `SUITE` says what is run.
 """
 
 from __future__ import annotations
@@ -23,17 +23,28 @@ from functools import cache
 from itertools import chain
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, TypeAlias
 
 from benchmarks.coverage import children, page
 from benchmarks.coverage.selection import Backbone, backbones
 
-__all__ = ["PRUNING", "main", "measure", "read_results"]
+__all__ = ["PRUNING", "SUITE", "main", "measure", "read_results"]
 
 ROOT = Path(__file__).parents[2]
+LISTS = ROOT / "benchmarks"
 WORKER = "benchmarks.coverage.worker"
 PRUNING = "torch-pruning{ratio=0.5}"
 PRUNING_SECONDS = 60.0
+Task: TypeAlias = tuple[Backbone, str]
+WIDTHS = "nested-channels{widths=0.25,0.5,1}"
+TRIANGULAR = "nested-channels{widths=0.25,0.5,1 connectivity=triangular}"
+# Backbones, the schemes that they are run under, and whether Torch-Pruning runs on them too.
+SUITE: tuple[tuple[str, tuple[str, ...], bool], ...] = (
+    ("hf:*", (WIDTHS,), False),
+    (str(LISTS / "backbones.json"), (WIDTHS, "hierarchical-ensemble{depth=2}", "auxiliary-branches", TRIANGULAR), True),
+    (str(LISTS / "members.json"), (WIDTHS,), False),
+    ("torchvision:*", (WIDTHS,), False),
+)
 
 
 def main(given: Sequence[str] | None = None) -> int:
@@ -43,15 +54,17 @@ def main(given: Sequence[str] | None = None) -> int:
         rows = read_results(*options.page_of)
     else:
         try:
-            chosen, schemes = _ask(options)
+            tasks = _ask(options)
         except ValueError as error:
             print(error, file=sys.stderr)
             return 2
         options.results.parent.mkdir(parents=True, exist_ok=True)
         _begin(options.results, keep=options.resume)
-        _run(chosen, schemes, options)
+        _run(tasks, options)
         rows = read_results(options.results)
     page.write(rows, options.out, PRUNING, options.note)
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1) + "\n")
     print("\n".join(page.summaries(rows, PRUNING)))
     return 0
 
@@ -65,8 +78,9 @@ def _options(given: Sequence[str] | None) -> argparse.Namespace:
         "--models",
         "--list",
         nargs="+",
-        default=[str(ROOT / "benchmarks" / "backbones.json")],
+        default=[],
         metavar="NAME|PATTERN|FILE",
+        help="by default benchmarks/backbones.json",
     )
     add("--schemes", nargs="+", default=[], metavar="SPEC", help="by default every scheme there is")
     add("--torch-pruning", action="store_true", help=f"also {PRUNING}, {PRUNING_SECONDS:.0f} s each")
@@ -75,14 +89,15 @@ def _options(given: Sequence[str] | None) -> argparse.Namespace:
     add("--threads", type=int, default=2, help="threads of each process")
     add("--results", type=Path, default=ROOT / "out" / "coverage.jsonl")
     add("--resume", action="store_true", help="keep the results that there are, and do the rest")
-    add("--out", type=Path, default=ROOT / "docs" / "coverage.md", help="the page; the JSON goes beside it")
+    add("--out", type=Path, default=ROOT / "docs" / "coverage.md", help="the page")
+    add("--json", type=Path, metavar="FILE", help="also write the rows, as one JSON list")
     add("--page-of", nargs="+", type=Path, default=[], metavar="RESULTS", help="run nothing, write the page of these")
     add("--note", default="", metavar="TEXT", help="a paragraph of the page: what was run, on what, what is left out")
     return parser.parse_args(given)
 
 
-def _ask(options: argparse.Namespace) -> tuple[list[Backbone], list[str]]:
-    """Names and schemes; a child is asked where they are not given, so that this process stays small."""
+def _ask(options: argparse.Namespace) -> list[Task]:
+    """Every backbone with every scheme. A child lists what is not given, so that this process stays small."""
 
     def listed(kinds: Sequence[str]) -> dict[str, Any]:
         found, ended = children.ask(WORKER, {"do": "list", "kinds": list(kinds)}, options.seconds)
@@ -90,17 +105,26 @@ def _ask(options: argparse.Namespace) -> tuple[list[Backbone], list[str]]:
             raise ValueError(f"backbones and schemes could not be listed: {ended.last}")
         return found
 
-    chosen = backbones(options.models, lambda kinds: listed(kinds)["names"])
-    schemes = list(options.schemes or listed([])["schemes"])
-    return chosen, [*schemes, *([PRUNING] if options.torch_pruning else [])]
+    def tasks(models: Sequence[str], schemes: Sequence[str], pruning: bool) -> Iterator[Task]:
+        for one in backbones(models, lambda kinds: listed(kinds)["names"]):
+            yield from ((one, scheme) for scheme in (*schemes, *([PRUNING] if pruning else [])))
+
+    if not options.models and not options.schemes:
+        return [
+            task
+            for models, schemes, pruned in SUITE
+            for task in tasks([models], schemes, pruned and options.torch_pruning)
+        ]
+    models = options.models or [str(LISTS / "backbones.json")]
+    return list(tasks(models, options.schemes or listed([])["schemes"], options.torch_pruning))
 
 
-def _run(chosen: Iterable[Backbone], schemes: Sequence[str], options: argparse.Namespace) -> None:
+def _run(tasks: Iterable[Task], options: argparse.Namespace) -> None:
     done = {(row["backbone"], row["scheme"]) for row in read_results(options.results)}
-    tasks = [(one, scheme) for one in chosen for scheme in schemes if (one.name, scheme) not in done]
+    left = [(one, scheme) for one, scheme in tasks if (one.name, scheme) not in done]
     writing = Lock()
 
-    def do(task: tuple[Backbone, str]) -> None:
+    def do(task: Task) -> None:
         row = measure(*task, seconds=options.seconds, threads=options.threads)
         with writing:
             with options.results.open("a") as results:
@@ -108,7 +132,7 @@ def _run(chosen: Iterable[Backbone], schemes: Sequence[str], options: argparse.N
             print(f"{row['backbone']} {row['scheme']}: {page.verdict(row)}, {row['seconds']:.0f} s", flush=True)
 
     with ThreadPoolExecutor(options.jobs) as pool:
-        for _ in pool.map(do, tasks):
+        for _ in pool.map(do, left):
             pass
 
 

@@ -13,7 +13,9 @@ import torch
 from torch import nn
 
 from anytimeify import AnytimeModel, HierarchicalEnsemble
+from anytimeify.compiled import compiled
 from anytimeify.cost import macs_by_node, sizes
+from anytimeify.passes.options import Options
 from anytimeify.passes.project import project
 from anytimeify.passes.resume import steps
 from anytimeify.verification import TOLERANCE
@@ -44,7 +46,9 @@ def ensemble(net: AnytimeModel) -> dict[str, Any]:
             counts[str(node.target)] += node.name.startswith("member0_")
             apart[str(node.target)] += macs.get(node, 0)
     total = sum(one for node, one in macs.items() if node.name not in shared)
-    chain = steps(program.graph, [program.outputs[position] for position in rewritten.steps])
+    chain = steps(
+        program.graph, [program.outputs[rewritten.position(level.index, role="step")] for level in net.levels]
+    )
     streamed = [
         sum(macs_by_node(program, captured.batch, *sizes(captured), nodes=dict.fromkeys(step.graph.nodes)).values())
         for step in chain
@@ -64,7 +68,9 @@ def assert_fused_equals_unrolled(say: Say, net: AnytimeModel, params: int) -> No
     scheme = replace(cast("HierarchicalEnsemble", net.scheme), fuse=False, init="copy")
     net.zero_grad(set_to_none=True)
     captured = net.captured
-    apart = AnytimeModel(captured, net.axes, scheme, scheme.apply(captured, net.axes), nn.Identity())
+    apart = AnytimeModel(
+        compiled(captured, net.axes, scheme, scheme.apply(captured, net.axes), Options()), nn.Identity()
+    )
     comparing.stir(net)
     apart.load_state_dict(net.state_dict())
     small = params < comparing.SMALL["params"] and net.levels[net.full].cost.macs < comparing.SMALL["macs"]

@@ -1,15 +1,14 @@
-"""docs/coverage.md and docs/coverage.json from rows of results."""
+"""docs/coverage.md from rows of results."""
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks.coverage.columns import COMMON, Column, Row, kind_of, share, short, verdict
+from benchmarks.coverage.summaries import Row, kind_of, verdict
 
-__all__ = ["summaries", "table", "verdict", "write"]
+__all__ = ["summaries", "verdict", "write"]
 
 TITLES = {
     "backbones": "timm, one of every family",
@@ -21,33 +20,32 @@ TITLES = {
 
 
 def write(rows: Sequence[Row], file: Path, pruning: str, note: str = "") -> None:
-    """The page, and all numbers beside it as JSON. `note` says what a reader has to know of this run."""
-    revisions = ", ".join(sorted({row["revision"] for row in rows if "revision" in row}))
-    abouts = dict.fromkeys(kind_of(row["scheme"]).about for row in rows if row["scheme"] != pruning)
-    page = "".join([PAGE, *abouts, PEERS])
-    parts = [page, *([f"Measured at {revisions}.\n"] if revisions else []), *([f"{note}\n"] if note else [])]
-    for title, group, peers in _sections(rows, pruning):
-        parts += [f"## {title}\n", summary(group, peers) + "\n", table(group, peers) + "\n"]
+    """The page. `pruning` is the scheme of Torch-Pruning's rows, `note` what a reader has to know of this run."""
+    own = [row for row in rows if row["scheme"] != pruning]
+    abouts = dict.fromkeys(kind_of(row["scheme"]).about for row in own)
+    parts = ["".join([PAGE, *abouts, *([PEERS] if len(own) < len(rows) else [])])]
+    parts += [f"{note}\n"] if note else []
+    parts += ["## Summary\n", _table(SUMMARY, [_line(*one, pruning) for one in _groups(rows)])]
+    failed = [[_title(row), row["backbone"], f"`{row['scheme']}`", verdict(row)] for row in own if not row["verified"]]
+    if failed:
+        parts += ["## Not verified\n", _table(FAILED, sorted(failed))]
+    parts += ["## Backbones\n", *_names(own)]
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("\n".join(parts))
-    file.with_suffix(".json").write_text(json.dumps(list(rows), indent=1) + "\n")
 
 
 def summaries(rows: Sequence[Row], pruning: str) -> list[str]:
-    """One line for every table of the page."""
-    return [f"{title}: {summary(group, peers)}" for title, group, peers in _sections(rows, pruning)]
+    """One line for every line of the summary."""
+    return [" | ".join(_line(*one, pruning)) for one in _groups(rows)]
 
 
-def _sections(rows: Sequence[Row], pruning: str) -> Iterator[tuple[str, list[Row], dict[str, Row]]]:
-    peers = {row["backbone"]: row for row in rows if row["scheme"] == pruning}
-    own = [row for row in rows if row["scheme"] != pruning]
-    for title in dict.fromkeys(map(_title, own)):
-        for scheme in dict.fromkeys(row["scheme"] for row in own):
-            group = [row for row in own if row["scheme"] == scheme and _title(row) == title]
+def _groups(rows: Sequence[Row]) -> Iterator[tuple[str, str, list[Row]]]:
+    """Rows of one list of backbones under one scheme."""
+    for title in dict.fromkeys(map(_title, rows)):
+        for scheme in dict.fromkeys(row["scheme"] for row in rows):
+            group = [row for row in rows if row["scheme"] == scheme and _title(row) == title]
             if group:
-                names = {row["backbone"] for row in group if kind_of(scheme).beside}
-                beside = {name: row for name, row in peers.items() if name in names}
-                yield f"{title}, `{scheme}`", group, beside
+                yield title, scheme, group
 
 
 def _title(row: Row) -> str:
@@ -55,56 +53,48 @@ def _title(row: Row) -> str:
     return TITLES.get(row.get("list", ""), TITLES.get(kind, kind))
 
 
-def summary(group: Sequence[Row], peers: dict[str, Row]) -> str:
-    """Verified of all, what the levels cost, and how long the analysis takes."""
-    text = f"{sum(row['verified'] for row in group)} of {len(group)} verified."
-    text += kind_of(group[0]["scheme"]).summary(group)
+def _line(title: str, scheme: str, group: Sequence[Row], pruning: str) -> list[str]:
+    costs = _late(group) if scheme == pruning else kind_of(scheme).costs(group)
     seconds = [row["analysis_seconds"] for row in group if "analysis_seconds" in row]
-    if seconds:
-        text += f" Analysis: median {statistics.median(seconds):.2f} s, worst {max(seconds):.2f} s."
-    if peers:
-        runs, late = sum(row["verified"] for row in peers.values()), sum(_late(row) for row in peers.values())
-        text += f" Torch-Pruning: {runs} of {len(peers)} run after pruning, {late} do not end in time."
-    return text
+    analysis = f"{statistics.median(seconds):.2f}, {max(seconds):.2f}" if seconds else "-"
+    revisions = ", ".join(sorted({row["revision"] for row in group if "revision" in row}))
+    good = f"{sum(row['verified'] for row in group)} of {len(group)}"
+    return [title, f"`{scheme}`", good, costs or "-", analysis, revisions or "-"]
 
 
-def _late(row: Row) -> bool:
-    return str(row.get("why", "")).startswith("time limit")
+def _late(group: Sequence[Row]) -> str:
+    late = sum(str(row.get("why", "")).startswith("time limit") for row in group)
+    return f"not finished in time: {late}"
 
 
-def table(group: Sequence[Row], peers: dict[str, Row]) -> str:
-    """Markdown, a backbone a line, in the order of the families."""
-    columns = [*COMMON, *kind_of(group[0]["scheme"]).columns]
-    if peers:
-        columns.append(Column("MACs at 0.5", lambda row: share(row.get("shares"), 1)))
-        columns.append(Column("Torch-Pruning at 0.5", lambda row: _peer(peers.get(row["backbone"]))))
-    ordered = sorted(group, key=lambda row: (row.get("family", ""), row["backbone"]))
-    lines = [[column.title for column in columns], ["---"] * len(columns)]
-    lines += [[column.cell(row) for column in columns] for row in ordered]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+def _names(rows: Sequence[Row]) -> Iterator[str]:
+    for title in dict.fromkeys(map(_title, rows)):
+        names = sorted({row["backbone"].partition(":")[2] for row in rows if _title(row) == title})
+        yield f"**{title}** ({len(names)}): {', '.join(names)}\n"
 
 
-def _peer(row: Row | None) -> str:
-    if row is None:
-        return "-"
-    return f"{row['shares'][0]:.3f}" if row["verified"] else short(verdict(row), 60)
+def _table(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Markdown."""
+    cells = [titles, ["---"] * len(titles), *lines]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in cells) + "\n"
 
 
+SUMMARY = ("backbones", "scheme", "verified", "MACs", "analysis s: median, worst", "revision")
+FAILED = ("backbones", "backbone", "scheme", "why")
 PAGE = """# Does it work on my model?
 
-`python -m benchmarks.coverage` writes this page. Every backbone has random weights, a batch of 2 and a process of its
-own with a time limit.
+`python -m benchmarks.coverage --torch-pruning` writes this page; `--json FILE` also writes what was measured for every
+backbone. Every backbone has random weights, a batch of 2 and a process of its own with a time limit.
 
 * **verified**: the full level equals the backbone, every level equals its extract, costs increase strictly, and one
-  training step gives every trainable parameter a gradient that is finite. The loss is the model's own where the
-  prediction is class scores, alone or at every pixel, and the sum of squares otherwise. A gradient of zeros counts:
-  many backbones start with a last norm or a layer scale of zero, and nothing reaches what lies before it in the first
+  training step gives every trainable parameter a finite gradient. The loss is the model's own where the prediction is
+  class scores, for an image or for every pixel, and the sum of squares otherwise. A gradient of zero counts as present:
+  many backbones start with a last norm or a layer scale of zero, so that nothing before it gets a gradient in the first
   step.
-* **export**: `torch.export` alone, in the same process before. **analysis**: finding the axes. **rest**: what
-  `transform` takes besides the two, verification included. **peak**: the largest resident memory of the process.
+* **MACs**: multiply-accumulates; what is compared depends on the scheme. **analysis**: finding the axis groups.
+  **revision**: the commit that was measured; `+` means that files differed from it.
 """
-
 PEERS = """\
-* **Torch-Pruning**: 1.6.1, `BasePruner` with `GroupMagnitudeImportance` at a ratio of 0.5, 60 s: the share of MACs by
-  its own counter where the result still runs on the example input, else why not. Beside it: MACs at width 0.5.
+* **torch-pruning**: Torch-Pruning 1.6.1, `BasePruner` with `GroupMagnitudeImportance` at a ratio of 0.5, limited to
+  60 s. Verified means here that the pruned network still runs on the example input.
 """

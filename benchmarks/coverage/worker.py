@@ -23,11 +23,13 @@ from anytimeify.axes import Axes, Widths, analyse
 from anytimeify.capture import capture
 from anytimeify.capture.front_end import export
 from anytimeify.capture.inputs import CallInputs, call_inputs
+from anytimeify.compiled import compiled
 from anytimeify.cost import macs_by_node, sizes
 from anytimeify.errors import AnytimeError
-from anytimeify.factors import Expr, Pin, leaves
+from anytimeify.factors import Expr, Pin, flat, leaves
 from anytimeify.ir import Captured, Outputs
 from anytimeify.passes.narrow import Builder
+from anytimeify.passes.options import Options
 from anytimeify.rewriter import parse_scheme, schemes
 from anytimeify.testing import assert_costs_increase
 from benchmarks.coverage import ensembles, triangles
@@ -120,7 +122,7 @@ def _measure(say: Say, step: Steps, backbone: str, scheme: str, input_size: list
     chosen = parse_scheme(scheme)
     with step("rewrite"):
         reference, captured = captured.reference, chosen.prepare(captured, axes)
-        net = AnytimeModel(captured, axes, chosen, chosen.apply(captured, axes))
+        net = AnytimeModel(compiled(captured, axes, chosen, chosen.apply(captured, axes), Options()))
     say(_costs(net))
     if isinstance(chosen, NestedChannels):
         say(held(captured, axes))
@@ -238,7 +240,7 @@ def _why(node: fx.Node, axes: Axes, widths: Widths, width: float, kept: float) -
     """Of a layer's own parameters first, then of what it reads: the pin of an axis, or that whole units are kept."""
     sources = node.all_input_nodes
     channels = [expr for source in sources if source.op == "get_attr" for expr in axes.dims[source][:2]]
-    exprs = [*channels, *(expr for one in (*sources, node) for expr in _flat(axes.dims[one]))]
+    exprs = [*channels, *(expr for one in (*sources, node) for expr in flat(axes.dims[one]))]
     narrowed = [expr for expr in exprs if axes.narrowed(expr, widths)]
     for pin in _pins(channels, axes, widths):
         if pin.kind in ("fixed", "input", "output"):
@@ -262,14 +264,6 @@ def _pins(exprs: Iterable[Expr], axes: Axes, widths: Widths) -> Iterator[Pin]:
     for expr in exprs:
         if not axes.narrowed(expr, widths):
             yield from (leaf.pin for leaf in leaves(expr) if leaf.pin is not None)
-
-
-def _flat(dims: Any) -> Iterator[Expr]:
-    for one in dims:
-        if isinstance(one, tuple):
-            yield from _flat(one)
-        else:
-            yield one
 
 
 def _line(error: Exception) -> str:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from anytimeify import capture as package
 from anytimeify.capture import capture, resolve
 from anytimeify.capture.sources import kinds
 from anytimeify.errors import AnytimeError, ArgumentError, ArtifactError, CaptureError, MissingExtraError
@@ -161,11 +163,59 @@ def test_files_that_are_none(source: str, message: str) -> None:
         resolve(source)
 
 
-def test_onnx_has_its_place(tmp_path: Path) -> None:
+def test_an_onnx_file_is_no_source(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"")
-    with pytest.raises(CaptureError, match="ONNX sources are not supported yet"):
+    with pytest.raises(ArtifactError, match=r"model\.onnx' does not have the extension of a saved model.*model\.pt2"):
         resolve(str(tmp_path / "model.onnx"))
-    assert {"model.pt2", "model.onnx", "timm:NAME", "torchvision:NAME", "hf:PATH"} <= {kind.example for kind in kinds()}
+    assert {"model.pt2", "timm:NAME", "torchvision:NAME", "hf:PATH"} <= {kind.example for kind in kinds()}
+
+
+OWN_SOURCE = """
+import torch
+from torch import nn
+from anytimeify.capture.inputs import CallInputs
+from anytimeify.capture.source import Source, SourceKind
+
+class Own(nn.Linear):
+    pass
+
+def load(name, trust_pickle):
+    return Source(Own(int(name), 2), None, name)
+
+def inputs(model):
+    return CallInputs((torch.ones(4, model.in_features),), {}) if isinstance(model, Own) else None
+
+KIND = SourceKind("own:SIZE", load, prefix="own", inputs=inputs)
+"""
+
+
+@pytest.fixture
+def own_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A file beside those of the package, and nothing else."""
+    (tmp_path / "source_own.py").write_text(OWN_SOURCE)
+    monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
+    kinds.cache_clear()
+    yield
+    kinds.cache_clear()
+    sys.modules.pop("anytimeify.capture.source_own", None)
+
+
+@pytest.mark.usefixtures("own_source")
+def test_a_new_kind_of_source_is_one_file() -> None:
+    source = resolve("own:3")
+    assert (type(source.model).__name__, source.name) == ("Own", "3")
+    assert [tuple(one.shape) for one in capture(source.model).example_inputs] == [(4, 3)]
+    assert kinds()[-1].example == "package.module:factory"
+    with pytest.raises(ArtifactError, match=r"A source is one of: .*own:SIZE"):
+        resolve("no_such_model")
+    with pytest.raises(CaptureError, match="Nothing tells the input of"):
+        capture(nn.Linear(3, 2))
+
+
+def test_without_its_file_a_kind_is_unknown() -> None:
+    assert not any(kind.prefix == "own" for kind in kinds())
+    with pytest.raises(CaptureError, match="Cannot import 'own'"):
+        resolve("own:size")
 
 
 FACTORIES = """

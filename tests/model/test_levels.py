@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
+from dataclasses import replace
 
 import pytest
 import torch
 
 from anytimeify import AnytimeModel, Budget, BudgetError, NestedChannels, Outputs, transform
+from anytimeify.compiled import compiled
+from anytimeify.passes.options import Options
 from tests.backbones import Residual, images, residual_net
 from tests.rounding import close
 
@@ -73,8 +75,10 @@ def test_stream_runs_level_after_level() -> None:
 def test_members_and_training_only_levels() -> None:
     made = residual_net()
     rewritten = made.rewritten
-    changed = dataclasses.replace(rewritten, training_only=frozenset({0}), members=(0, 2))
-    net = AnytimeModel(made.captured, made.axes, made.scheme, changed).eval()
+    first, second, last = rewritten.levels
+    levels = replace(first, training_only=True, member=0), second, replace(last, member=1)
+    changed = replace(rewritten, levels=levels)
+    net = AnytimeModel(compiled(made.captured, made.axes, made.scheme, changed, Options())).eval()
     outputs = net(images())
     assert [torch.equal(outputs.members[i], outputs.levels[j]) for i, j in ((0, 0), (1, 2))] == [True, True]
     assert [level.index for level, _ in net.stream(images())] == [1, 2]

@@ -158,6 +158,6 @@ def test_pickling_says_what_to_do_instead(tmp_path: Path) -> None:
 def test_capture_holds_no_memory_twice() -> None:
     net = residual_net()
     live = {id(tensor) for tensor in net.tensors().values()}
-    assert all(tensor.is_meta for tensor in net._definition.captured.program.tensors.values())
+    assert all(tensor.is_meta for tensor in net._compiled.definition.captured.program.tensors.values())
     assert all(id(tensor) in live for tensor in net.captured.program.tensors.values())
     assert capture(Residual(), images()).program.tensors.keys() == net.captured.program.tensors.keys()

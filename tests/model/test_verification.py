@@ -33,7 +33,7 @@ def test_a_level_that_differs_from_its_extract_is_named(monkeypatch: pytest.Monk
 def test_a_full_level_that_differs_from_the_captured_graph_is_named() -> None:
     backbone = Residual().eval()
     net = transform(backbone, NestedChannels((0.5, 1.0)), images())
-    everything = net._everything  # what copies are made from
+    everything = net._compiled.network.graph  # what copies are made from
     for graph in (everything, net.graphs[0].graph, net.graphs[-1].graph):
         for node in graph.nodes:
             if node.name == "add":

@@ -15,12 +15,13 @@ from anytimeify.axes import Axes, analyse
 from anytimeify.capture import capture
 from anytimeify.capture.side_by_side import side_by_side
 from anytimeify.cost import cost
-from anytimeify.ir import Captured, Cost, Program, Rewritten, TensorType
+from anytimeify.ir import Captured, Cost, Program, TensorType
 from anytimeify.papers import Entry, entries
 from anytimeify.papers.recipe import Backbone
 from anytimeify.passes.fold import fold
 from anytimeify.passes.project import project
 from anytimeify.rewriter import Scheme
+from anytimeify.rewritten import Rewritten
 
 ENTRIES = {entry.name: entry for entry in entries()}
 
@@ -71,12 +72,12 @@ class Made:
 
     @property
     def levels(self) -> range:
-        return range(len(self.rewritten.level_names))
+        return range(len(self.rewritten.levels))
 
     @cached_property
     def params(self) -> Counter[str]:
         """Parameters of each level that nothing else reads, by the level's name; those of a backbone as `full`."""
-        names = self.rewritten.level_names
+        names = [level.name for level in self.rewritten.levels]
         counts: Counter[str] = Counter()
         for name, tensor in self.rewritten.program.tensors.items():
             if self.rewritten.program.is_parameter(name):
@@ -88,7 +89,7 @@ class Made:
     def halvings(self) -> dict[str, int]:
         """How often each level halves the size of its features on the way from the input."""
         graphs = (project(self.rewritten.program, [level]) for level in self.levels)
-        return dict(zip(self.rewritten.level_names, map(_halvings, graphs), strict=True))
+        return {level.name: count for level, count in zip(self.rewritten.levels, map(_halvings, graphs), strict=True)}
 
     def widths(self, level: int) -> Mapping[str, int]:
         """Channels behind every convolution and linear layer of a branch that is its own, by the layer's name."""
@@ -137,7 +138,7 @@ class Nested:
         chosen = entry.scheme if scheme is None else scheme
         assert isinstance(chosen, Scheme)
         rewritten = chosen.apply(captured, analyse(captured.program))
-        keep = [rewritten.position(level) for level in range(len(rewritten.level_names))]
+        keep = [rewritten.position(level) for level in range(len(rewritten.levels))]
         alone, together = (project(rewritten.program, places) for places in (keep, range(len(keep))))
         return Nested(alone, together, captured.batch, range(len(keep)))
 

@@ -16,7 +16,6 @@ from anytimeify.papers import recipe
 from anytimeify.papers.anytime import large, levels, small
 from anytimeify.papers.networks import ResNeXt
 from anytimeify.passes.nested_channels import NestedChannels
-from anytimeify.rewriter import parse_scheme
 from anytimeify.train import OneAfterTheOther, Together
 from anytimeify.transform import transform
 from tests.papers.branches import ENTRIES, Nested
@@ -273,13 +272,6 @@ def test_sizes_of_the_larger_backbones(options: dict[str, int], width: int) -> N
 def test_levels_are_equal_steps() -> None:
     assert levels(4) == (0.25, 0.5, 0.75, 1.0)
     assert [ENTRIES[name].scheme for name in NETWORKS] == [slices(8), slices(8), chunked(6), chunked(5), chunked(6)]
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_schemes_can_be_read_and_written(name: str) -> None:
-    scheme = ENTRIES[name].scheme
-    assert isinstance(scheme, NestedChannels)
-    assert parse_scheme(str(scheme)) == scheme
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,6 @@ from anytimeify.papers.networks import CifarResNet, MobileNet
 from anytimeify.passes.auxiliary_branches import AuxiliaryBranches
 from anytimeify.passes.branch import Branch
 from anytimeify.passes.mutual_distillation import MutualDistillation
-from anytimeify.rewriter import parse_scheme
 from anytimeify.transform import transform
 from tests.papers.branches import ENTRIES, Made, Sizes
 
@@ -50,7 +49,7 @@ def made(name: str) -> Made:
 
 def of_network(network: Made, half: str) -> tuple[int, ...]:
     """Parameters of a backbone and of its branches in the order of their forks."""
-    levels = [network.rewritten.level_names[place] for place in network.rewritten.members]
+    levels = [network.rewritten.levels[place].name for _, place in network.rewritten.members]
     *branches, full = (network.params[name] for name in levels if name.startswith(f"{half}/"))
     return (full, *branches)
 
@@ -93,13 +92,6 @@ def test_forks() -> None:
     assert isinstance(scheme, MutualDistillation)
     assert isinstance(scheme.branches, tuple)
     assert [branch.at for branch in scheme.branches if isinstance(branch, Branch)] == ["conv1", "layer1", "layer2"]
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_schemes_can_be_read_and_written(name: str) -> None:
-    scheme = ENTRIES[name].scheme
-    assert isinstance(scheme, MutualDistillation)
-    assert parse_scheme(str(scheme)) == scheme
 
 
 def test_twins_start_apart() -> None:

@@ -27,7 +27,6 @@ from anytimeify.papers.networks import (
 )
 from anytimeify.passes.auxiliary_branches import AuxiliaryBranches
 from anytimeify.passes.branch import Branch
-from anytimeify.rewriter import parse_scheme
 from anytimeify.transform import transform
 from tests.papers.branches import ENTRIES, Made, Sizes
 
@@ -73,7 +72,7 @@ def test_every_network_is_counted() -> None:
 def test_parameters_and_resolutions(name: str) -> None:
     """Those of the backbone, of each branch alone, and of all; each branch halves the size like the backbone does."""
     network = made(name)
-    early, late, full = network.rewritten.level_names
+    early, late, full = (level.name for level in network.rewritten.levels)
     assert network.params == dict(zip((full, early, late), PARAMETERS[name], strict=True))
     assert network.params.total() == TOTALS.get(name, sum(PARAMETERS[name]))
     assert set(network.halvings().values()) == {5 if ENTRIES[name].num_classes == 1000 else 2}
@@ -89,8 +88,12 @@ def test_the_stem_that_is_printed() -> None:
 
 def test_layers_of_the_branches() -> None:
     network = made("dhm/resnet-32")
-    assert network.rewritten.level_names == ("branch at layer1", "branch at layer2", "full")
-    assert network.rewritten.training_only == {1}  # the wide one costs twice the backbone
+    assert [level.name for level in network.rewritten.levels] == ["branch at layer1", "branch at layer2", "full"]
+    assert [level.training_only for level in network.rewritten.levels] == [
+        False,
+        True,
+        False,
+    ]  # the wide one costs twice the backbone
     early = {
         f"{stage}.{block}.{layer}": width
         for stage, width, blocks in [("layer2", 32, 5), ("layer3", 64, 3)]
@@ -123,13 +126,6 @@ def test_a_transition_keeps_the_channels_that_its_branch_has(
 def test_options() -> None:
     assert mobile() == mobile(repeats=3)
     assert mobile(repeats=5)[0] == Branch("layer1", repeats={"layer2.body": 5})
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_schemes_can_be_read_and_written(name: str) -> None:
-    scheme = ENTRIES[name].scheme
-    assert isinstance(scheme, AuxiliaryBranches)
-    assert parse_scheme(str(scheme)) == scheme
 
 
 # A backbone, and twice the same to be changed by hand into its branches.

@@ -15,7 +15,6 @@ from anytimeify.cost import cost, macs_by_node
 from anytimeify.losses import HierarchicalCoDistillation, IndependentLoss
 from anytimeify.papers import recipe
 from anytimeify.papers.hne import Bottleneck, InvertedResidual, MobileNetV2, ResNet50
-from anytimeify.rewriter import parse_scheme, schemes
 
 
 @cache
@@ -154,10 +153,3 @@ def test_other_objectives() -> None:
     alone = recipe("hne/resnet50-cifar-independent").loss
     assert isinstance(alone, IndependentLoss)
     assert alone.reduction == "sum"
-
-
-@pytest.mark.skipif("hierarchical-ensemble" not in schemes(), reason="the scheme is not there yet")
-@pytest.mark.parametrize("name", ["resnet50-cifar", "resnet50-cifar-multibranch", "resnet50-cifar-independent"])
-def test_schemes_can_be_read(name: str) -> None:
-    scheme = recipe(f"hne/{name}").scheme
-    assert parse_scheme(str(parse_scheme(str(scheme)))) == parse_scheme(str(scheme))

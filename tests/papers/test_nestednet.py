@@ -20,7 +20,6 @@ from anytimeify.papers.nestednet import CONSENSUS, DEMO_WEIGHTS, WIDTHS, subtree
 from anytimeify.papers.networks import CifarResNet, PreActivationResNet
 from anytimeify.papers.networks.preactivation import PaddedShortcut
 from anytimeify.passes.nested_channels import NestedChannels
-from anytimeify.rewriter import parse_scheme
 from anytimeify.taxonomy import Taxonomy
 from anytimeify.train import OneAfterTheOther, Together
 from anytimeify.transform import transform
@@ -222,13 +221,6 @@ def test_weights_are_drawn_for_inputs_and_outputs() -> None:
 def test_networks_that_there_are_not(options: dict[str, object], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         PreActivationResNet(10, **options)  # type: ignore[arg-type]  # what is tested
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_schemes_can_be_read_and_written(name: str) -> None:
-    scheme = ENTRIES[name].scheme
-    assert isinstance(scheme, NestedChannels)
-    assert parse_scheme(str(scheme)) == scheme
 
 
 def test_objectives() -> None:

@@ -17,6 +17,7 @@ from anytimeify import AnytimeError, MissingExtraError, NestedChannels, cli, pap
 from anytimeify.losses import JointLoss
 from anytimeify.papers import Optimiser, Schedule, Training, entries, names, recipe
 from anytimeify.papers.networks import imagenet
+from anytimeify.rewriter import parse_scheme
 
 MACHINERY = {"catalogue", "networks", "recipe", "training"}
 # One of every file, and a pair: what is true of small ones is not said of large ones again.
@@ -47,6 +48,12 @@ def test_recipes_are_whole(name: str) -> None:
     assert made.training.learning_rate(0) > made.training.learning_rate(made.training.epochs - 1) >= 0
     with pytest.raises(FrozenInstanceError):
         made.name = ""  # type: ignore[misc]  # what is tested
+
+
+@pytest.mark.parametrize("entry", entries(), ids=lambda entry: entry.name)
+def test_schemes_can_be_read_and_written(entry: papers.Entry) -> None:
+    scheme = parse_scheme(entry.scheme) if isinstance(entry.scheme, str) else entry.scheme
+    assert parse_scheme(str(scheme)) == scheme
 
 
 @pytest.mark.parametrize("entry", [entry for entry in entries() if entry.name in SMALL], ids=lambda entry: entry.name)

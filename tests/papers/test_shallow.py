@@ -13,8 +13,6 @@ from anytimeify.model import AnytimeModel
 from anytimeify.papers import recipe
 from anytimeify.papers.networks import ResNeXt
 from anytimeify.papers.shallow import exits
-from anytimeify.passes.auxiliary_branches import AuxiliaryBranches
-from anytimeify.rewriter import parse_scheme
 from tests.papers.branches import ENTRIES
 
 ENTRY = ENTRIES["shallow/resnext-29"]
@@ -65,11 +63,6 @@ def test_depths() -> None:
         ResNeXt(depth=30)
     captured = capture(ResNeXt(depth=65).eval(), (torch.zeros(2, 3, 32, 32),))
     assert cost(captured.program, captured.batch).macs / 1e6 == pytest.approx(114.6, abs=0.05)
-
-
-def test_the_scheme_can_be_read_and_written() -> None:
-    assert isinstance(ENTRY.scheme, AuxiliaryBranches)
-    assert parse_scheme(str(ENTRY.scheme)) == ENTRY.scheme
 
 
 def test_training_of_the_paper() -> None:

@@ -10,10 +10,11 @@ from anytimeify import spec
 from anytimeify.axes import analyse
 from anytimeify.capture import capture
 from anytimeify.errors import SchemeError
-from anytimeify.ir import Program, Rewritten
+from anytimeify.ir import Program
 from anytimeify.lift import lift
 from anytimeify.passes.nested_channels import NestedChannels
 from anytimeify.rewriter import parse_scheme
+from anytimeify.rewritten import Rewritten
 from anytimeify.transform import transform
 from tests.passes.test_narrow import assert_types_are_true
 

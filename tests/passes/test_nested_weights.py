@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,6 +32,7 @@ from anytimeify.testing import (
 )
 from tests.backbones import Residual, images
 from tests.passes.masked import KINDS, Attention, Tied, TiedLayers, by_hand
+from tests.processes import run_in_two_processes
 from tests.rounding import close
 
 prepare_torchvision()
@@ -319,16 +318,11 @@ def test_extracts_are_written(tmp_path: Path, format: str) -> None:
 
 
 DISTRIBUTED = """
-import sys, torch
-from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 from anytimeify import NestedWeights
 from anytimeify.masks import MaskSchedule
 from tests.backbones import residual_net, images
 
-torch.set_num_threads(1)
-rank = int(sys.argv[1])
-distributed.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=2)
 torch.manual_seed(0)
 net = residual_net(NestedWeights(scope="global"), verify=False).train()
 model = DistributedDataParallel(net)
@@ -340,24 +334,13 @@ for step in range(5):
     schedule.step()
 masks = [b.float().flatten() for n, b in net.named_buffers() if ".masks." in n]
 mine = torch.cat([*(p.detach().flatten() for p in net.parameters()), *masks])
-both = [torch.empty_like(mine) for _ in range(2)]
-distributed.all_gather(both, mine)
 assert len(masks) == 6
-assert torch.equal(*both)
-distributed.destroy_process_group()
 """
 
 
 @pytest.mark.slow
 def test_distributed_processes_keep_the_same_masks(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", DISTRIBUTED]
-    processes = [
-        subprocess.Popen([*command, str(rank), str(tmp_path / "meeting")], stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    for process in processes:
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors
+    run_in_two_processes(DISTRIBUTED, tmp_path)
 
 
 # Masks over time.

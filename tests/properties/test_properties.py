@@ -16,12 +16,14 @@ from hypothesis import HealthCheck, example, given, reject, settings
 from torch import Tensor, nn
 
 from anytimeify import spec
+from anytimeify.compiled import compiled
 from anytimeify.errors import SchemeError
 from anytimeify.model import AnytimeModel
 from anytimeify.passes.fold import fold
 from anytimeify.passes.fold_batch_norms import fold_batch_norms
 from anytimeify.passes.narrow import narrow
 from anytimeify.passes.nested_channels import NestedChannels
+from anytimeify.passes.options import Options
 from anytimeify.passes.project import project
 from anytimeify.passes.reorder import reorder
 from anytimeify.testing import (
@@ -124,7 +126,7 @@ def assert_a_level_is_thin(net: AnytimeModel, backbone: Backbone, model: nn.Modu
     ordered.load_state_dict({name: captured.program.tensors[name] for name in model.state_dict()})
     with refusals():
         rewritten = plain.apply(captured, net.axes)
-    small = AnytimeModel(captured, net.axes, plain, rewritten, None).eval()
+    small = AnytimeModel(compiled(captured, net.axes, plain, rewritten, Options())).eval()
     thin = backbone.thin(width, ordered, multiple_of=rounding).eval()
     assert_exactly_thin(small, 0, thin, inputs(backbone, BATCH), tolerance=TOLERANCE)
 

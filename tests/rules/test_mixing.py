@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 
 from anytimeify.axes import Axes, AxisGroup, Widths, analyse
 from anytimeify.capture import capture
+from anytimeify.factors import flat
 from anytimeify.ir import Program, TensorType
 from anytimeify.rules import axis_rule
 from anytimeify.rules.table import unregister
@@ -117,17 +118,9 @@ def half(group: AxisGroup) -> Widths:
 def checked(node: fx.Node, axes: Axes, operands: dict[fx.Node, Any]) -> Iterator[tuple[bool, bool]]:
     """For every axis group that a node touches: whether its rule says that it mixes there, and whether it leaks."""
     for group in axes.narrowable:
-        exprs = [expr for source in operands for expr in _flat(axes.dims[source])]
+        exprs = [expr for source in operands for expr in flat(axes.dims[source])]
         if any(axes.narrowed(expr, {group.factor: 1}) for expr in exprs) and (widths := half(group)):
             yield axes.mixes(node, group), leaks(node, axes, operands, widths)
-
-
-def _flat(dims: Any) -> Iterator[Any]:
-    for one in dims:
-        if isinstance(one, tuple):
-            yield from _flat(one)
-        else:
-            yield one
 
 
 def check_rule(target: Any, arguments: tuple[Any, ...]) -> list[tuple[bool, bool]]:
