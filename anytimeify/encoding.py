@@ -37,7 +37,7 @@ _NAMESPACES = ("aten", "anytimeify")
 _FORBIDDEN = re.compile(
     r"from_file|from_blob|print|storage|as_strided|resize|data_ptr|record_stream|pin_memory|empty_strided"
 )
-_OTHER_LIBRARY = re.compile(r"(?!operator\.|prims?\.|quantized)[A-Za-z]\w*(\.[A-Za-z]\w*){2}")
+_OTHER_LIBRARY = re.compile(r"(?!operator\.)[A-Za-z]\w*(\.[A-Za-z]\w*){2}")
 _PRIVATE = re.compile(r"_unsafe_index|_fft_\w+")  # besides those that have a rule
 _TENSOR_NAME = re.compile(r"[\w\-+ :/@$]+(\.[\w\-+ :/@$]+)*")
 _DTYPES = {str(value).removeprefix("torch."): value for value in vars(torch).values() if isinstance(value, torch.dtype)}
