@@ -93,13 +93,12 @@ def counts_up(node: fx.Node) -> bool:
     return has_kind(node, "factory") and schema(node.target).name == "aten::arange"  # type: ignore[arg-type]
 
 
+_UNINITIALISED = ("aten::empty", "aten::new_empty", "aten::empty_like")
+
+
 def is_uninitialised(node: fx.Node) -> bool:
     """Whether a call gives memory as it is found."""
-    return has_kind(node, "factory") and schema(node.target).name in (
-        "aten::empty",
-        "aten::new_empty",
-        "aten::empty_like",
-    )  # type: ignore[arg-type]
+    return has_kind(node, "factory") and schema(node.target).name in _UNINITIALISED  # type: ignore[arg-type]
 
 
 def has_known_values(node: fx.Node) -> bool:

@@ -1,4 +1,4 @@
-"""What an operation is stands in its rule: no other module has a table of operations, or asks which one a node calls."""
+"""What an operation is stands in its rule: no other module has a table of operations, or asks which one a node is."""
 
 from __future__ import annotations
 
