@@ -176,8 +176,8 @@ def _function(name: str) -> Callable[..., Any]:
     packet_name, _, overload_name = rest.partition(".")
     if namespace not in _NAMESPACES and _OTHER_LIBRARY.fullmatch(name) and not _allowed(name):
         raise ArtifactError(
-            f"the saved graph calls {name}, which is not allowed here: import the package that defines it and registers "
-            "its rule (axis_rule) before loading"
+            f"the saved graph calls {name}, which is not allowed here: import the package that defines it and "
+            "registers its rule (axis_rule) before loading"
         )
     _check(_allowed(name), f"the operation {name!r} is not allowed")
     target: Any = getattr(getattr(getattr(torch.ops, namespace), packet_name, None), overload_name, None)
