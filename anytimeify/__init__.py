@@ -34,6 +34,7 @@ from anytimeify.passes.hierarchical_ensemble import HierarchicalEnsemble
 from anytimeify.passes.mutual_distillation import MutualDistillation
 from anytimeify.passes.nested_channels import NestedChannels
 from anytimeify.passes.nested_depth import NestedDepth
+from anytimeify.passes.nested_resolution import NestedResolution
 from anytimeify.passes.nested_weights import NestedWeights
 from anytimeify.policies import Confidence, Entropy, Patience
 from anytimeify.rewriter import Scheme, parse_scheme, schemes
@@ -70,6 +71,7 @@ __all__ = [
     "MutualDistillation",
     "NestedChannels",
     "NestedDepth",
+    "NestedResolution",
     "NestedWeights",
     "Outputs",
     "OutputsError",

@@ -6,6 +6,8 @@ What is used, and why nothing public does it:
 * `torch._ops.HigherOrderOperator`: to tell a wrapper around a subgraph from an operation;
 * `torch.utils._pytree`: the trees that `torch.export` itself describes inputs and outputs with;
 * `SymInt.node.expr`: the expression behind a dynamic size;
+* `torch.utils._sympy.functions`: the functions that such expressions are made of;
+* `torch._subclasses.FakeTensorMode`: to run an operation on tensors of dynamic sizes;
 * `torch._export.serde`: an exported program from a document that was read and checked here;
 * `torch._C._dispatch_find_schema_or_throw`: whether a name is an operator of the dispatcher;
 * `torch._C._AutoDispatchBelowAutograd`: what an operator with its own derivatives calls itself under;
@@ -26,25 +28,32 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import sympy
 import torch
 from torch import Tensor, fx, nn
+from torch._dynamo.source import ConstantSource
 from torch._ops import HigherOrderOperator, OpOverload
+from torch._subclasses import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.autograd import function
 from torch.export import ExportedProgram
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from torch.utils import _pytree as pytree
 from torch.utils import checkpoint as checkpointing
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._sympy import functions as sympy_functions
 
 from anytimeify.process import ONE_AT_A_TIME
 
 __all__ = [
+    "VALUES_WANTED",
     "HigherOrderOperator",
     "OpOverload",
+    "SymbolicSizes",
     "TorchDispatchMode",
     "TreeSpec",
     "autograd_calls",
@@ -60,6 +69,7 @@ __all__ = [
     "program_of_parts",
     "quiet_exporter",
     "schema",
+    "size_functions",
     "text_arguments",
     "treespec_dumps",
     "treespec_loads",
@@ -116,6 +126,58 @@ def _alike(one: Sequence[Any], other: Sequence[Any]) -> bool:
 def expression(size: int | torch.SymInt) -> sympy.Expr:
     """The expression of a size, in the symbols of `torch.export`."""
     return size.node.expr if isinstance(size, torch.SymInt) else sympy.Integer(size)
+
+
+def size_functions() -> Mapping[str, Callable[..., Any]]:
+    """The functions that stand in such expressions, by the names that they are printed with."""
+    own = ["CeilDiv", "CeilToInt", "CleanDiv", "FloorDiv", "FloorToInt", "IntTrueDiv", "Max", "Min", "Mod"]
+    own += ["ModularIndexing", "PythonMod", "ToFloat", "TruncToInt"]
+    return {**{name: getattr(sympy_functions, name) for name in own}, "floor": sympy.floor, "ceiling": sympy.ceiling}
+
+
+# What is raised where an operation has no result without values; on the meta device that is a `NotImplementedError`.
+VALUES_WANTED: tuple[type[Exception], ...] = (
+    NotImplementedError,
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+)
+
+
+class SymbolicSizes:
+    """Runs operations on tensors without data whose sizes are expressions of symbols; each symbol has a value that
+    decides where an operation asks about sizes."""
+
+    def __init__(self, values: Mapping[sympy.Symbol, int]) -> None:
+        self._environment = ShapeEnv(allow_scalar_outputs=False, allow_dynamic_output_shape_ops=False)
+        self._mode = FakeTensorMode(shape_env=self._environment, allow_non_fake_inputs=True)
+        self._values = dict(values)
+        self._inner = {
+            symbol: self._environment.create_symbol(
+                value, ConstantSource(str(symbol)), dynamic_dim=DimDynamic.DYNAMIC, constraint_dim=None
+            )
+            for symbol, value in values.items()
+        }
+
+    def size(self, expression: sympy.Expr) -> int | torch.SymInt:
+        if not expression.free_symbols:
+            return int(expression)
+        hint = int(expression.subs(self._values))
+        found = self._environment.create_symintnode(expression.xreplace(self._inner), hint=hint)
+        assert isinstance(found, torch.SymInt)
+        return found
+
+    def empty(self, shape: Sequence[sympy.Expr], dtype: torch.dtype) -> Tensor:
+        with self._mode:
+            return torch.empty([self.size(size) for size in shape], dtype=dtype, device="meta")
+
+    def run(self, target: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        with self._mode, torch.no_grad():
+            return target(*args, **kwargs)
+
+    def expression(self, size: int | torch.SymInt) -> sympy.Expr:
+        """The expression of a size in the symbols that were given."""
+        names = {inner: symbol for symbol, inner in self._inner.items()}
+        return expression(size).xreplace(names)
 
 
 # What the exporter says besides what it raises: tracebacks, symbols without a source line, operations that failed.

@@ -19,7 +19,7 @@ from functools import cache
 from types import NoneType, UnionType
 from typing import Any, ClassVar, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
 
-from torch import nn
+from torch import Tensor, nn
 
 from anytimeify.axes import Axes, Widths
 from anytimeify.errors import SchemeError, refusing
@@ -54,6 +54,11 @@ class Scheme:
         be.
         """
         raise NotImplementedError
+
+    def backbone_inputs(self, captured: Captured, axes: Axes, level: int) -> tuple[Tensor, ...] | None:
+        """Inputs for which the backbone itself gives what a level, not the full one, gives for the example inputs; None
+        where there are none. Verification compares the two."""
+        return None
 
     def kept(self, axes: Axes) -> Sequence[Widths]:
         """How much of every axis each level keeps, cheapest first; nothing for schemes that narrow none."""

@@ -202,12 +202,15 @@ class Clone:
         self.types = _types(program, axes, widths)
         self.reached: Set[fx.Node] = _reached(program, self.types)
         self.instead: Mapping[fx.Node, fx.Node] = {}
+        self.given: Mapping[fx.Node, fx.Node] = {}  # nodes whose copies are there already
         self.env: dict[fx.Node, fx.Node] = {}
         self.views: dict[fx.Node, fx.Node] = {}
 
     def run(self) -> dict[fx.Node, fx.Node]:
         for node in self.program.graph.nodes:
-            if node in self.instead:
+            if node in self.given:
+                self.env[node] = self.given[node]
+            elif node in self.instead:
                 self.env[node] = self.env[self.instead[node]]
             elif node in self.reached and node.op == "call_function":
                 self.env[node] = self.call(node)

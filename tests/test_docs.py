@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -172,3 +173,30 @@ def test_the_first_example_prints_what_the_readme_shows(capsys: pytest.CaptureFi
     exec(blocks("README.md")[0], {})
     printed = capsys.readouterr().out
     assert f"```\n```\n{printed}```\n" in (ROOT / "README.md").read_text()
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.head(self.norm(self.conv(x)).relu().flatten(2).mean(2))
+        return result
+
+
+def test_the_first_scheme_of_the_documentation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    module = ModuleType("half_size")
+    monkeypatch.setitem(sys.modules, "half_size", module)
+    first, second = blocks("docs/first_scheme.md")
+    exec(first, module.__dict__)
+    images = torch.randn(2, 3, 16, 16)
+    namespace: dict[str, Any] = {"torch": torch, "nn": nn, "MyModel": Small, "images": images}
+    exec(second, namespace)
+    assert namespace["same"]
+    full = 3 * 8 * 9 * 16 * 16
+    assert [level.cost.macs for level in namespace["net"].levels] == [full // 4 + 40, full + 40]
+    for one, other in zip(namespace["net"](images).levels, namespace["again"](images).levels, strict=True):
+        torch.testing.assert_close(one, other)
+    check(namespace["net"], namespace["model"], (images,))

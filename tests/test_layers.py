@@ -23,6 +23,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
         *("recompute", "stacks", "taxonomy"),
     ),
     ("losses",),  # they read `Outputs` alone, and schemes name their default
+    ("size_expressions", "infer_types"),
     ("rules.notation",),
     ("rules",),
     ("spec",),

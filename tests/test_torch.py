@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+import sympy
 import torch
 from torch import fx, nn
 from torch.utils.checkpoint import checkpoint
@@ -116,6 +117,17 @@ def test_expressions_and_higher_order_operations() -> None:
     assert [str(symbol) for symbol in _torch.expression(size).free_symbols] == [str(size)]
     assert _torch.expression(3) == 3
     assert sum(map(_torch.is_higher_order, exported.graph.nodes)) == 1
+
+
+def test_operations_run_on_symbolic_sizes() -> None:
+    size = sympy.Symbol("s", integer=True, positive=True)
+    world = _torch.SymbolicSizes({size: 10})
+    x = world.empty([size, sympy.Integer(4), size], torch.float32)
+    assert x.device.type == "meta"
+    pooled = world.run(aten.max_pool2d.default, ([x, [2, 2]]), {})
+    assert [world.expression(one) for one in pooled.shape] == [size, 2, _torch.size_functions()["FloorDiv"](size, 2)]
+    with pytest.raises(_torch.VALUES_WANTED):
+        world.run(aten.nonzero.default, (x,), {})
 
 
 def test_operators_are_those_of_the_dispatcher() -> None:

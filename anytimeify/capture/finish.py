@@ -23,6 +23,7 @@ from anytimeify._torch import OpOverload, expression
 from anytimeify.capture.custom_derivatives import part_of
 from anytimeify.capture.draft import Draft, origin_of
 from anytimeify.ir import Origin, Program, Size, TensorType
+from anytimeify.size_expressions import monomial
 
 __all__ = ["batch_symbols", "finish", "size_of", "type_of"]
 
@@ -106,26 +107,10 @@ def type_of(value: Any, renaming: Renaming) -> Any:
 
 
 def size_of(size: int | torch.SymInt, renaming: Renaming) -> Size:
-    """`64*s0` is the monomial (64, s0); of a sum or a quotient every factor that is no symbol becomes an opaque one."""
+    """A size as the exporter wrote it, its symbols renamed."""
     if isinstance(size, int):
         return Size(size)
-    coefficient, rest = expression(size).xreplace(dict(renaming)).as_coeff_Mul()
-    if not coefficient.is_Integer:
-        return Size(1, (_opaque(coefficient * rest),))
-    symbols: list[str] = []
-    for factor in sympy.Mul.make_args(rest):
-        base, exponent = factor.as_base_exp()
-        if factor == 1:
-            continue
-        if isinstance(base, sympy.Symbol) and exponent.is_Integer and exponent > 0:
-            symbols += [str(base)] * int(exponent)
-        else:
-            symbols.append(_opaque(factor))
-    return Size(int(coefficient), tuple(sorted(symbols)))
-
-
-def _opaque(value: sympy.Expr) -> str:
-    return f"({value})".replace(" ", "").replace("**", "^").replace("*", "·")
+    return monomial(expression(size).xreplace(dict(renaming)))
 
 
 def _names(

@@ -78,7 +78,7 @@ def contractions_in(notation: Notation, operands: Sequence[fx.Node], result: Ten
 
 
 def _bias(
-    operands: Sequence[fx.Node], patterns: Sequence[Sequence[Term]], taken: set[int], rows: set[str]
+    operands: Sequence[fx.Node], patterns: Sequence[Sequence[Term]], taken: Set[int], rows: Set[str]
 ) -> tuple[fx.Node | None, int | None]:
     """The operand that has an element for every row, or one for all, and where it has the rows."""
     for place, (operand, pattern) in enumerate(zip(operands, patterns, strict=True)):

@@ -153,7 +153,7 @@ def axis_rule(
     rule: str | Infer | Sequence[str],
     *,
     literals: Mapping[str, str | Sequence[str]] | Resizer | None = None,
-    macs: str | Sequence[str] | Callable[[fx.Node], Size] = (),
+    macs: str | Sequence[str] | Callable[[fx.Node], Size] | None = (),
     view: bool = False,
     joins: bool = False,
     notation: str | Sequence[str] | Callable[[fx.Node], Notation | None] | None = None,

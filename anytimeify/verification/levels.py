@@ -46,6 +46,7 @@ def verify(
     1. The full level equals the backbone, `models[0]`, or one level each of `models`. A program that was exported in
        training mode cannot be run in eval mode, and is left out.
        It does so for a batch of another size too, where the batch is dynamic.
+       A level that is the backbone on other inputs (smaller ones) equals the backbone on those, if it takes them.
     2. Every level run inside the joint graph equals the same level extracted.
     3. The full level trains as the backbone does: see `anytimeify.verification.training`.
 
@@ -62,6 +63,7 @@ def verify(
                 full = levels[net.backbones[place]]
                 _check_full(net, place, backbone, full if net.taxonomy is None else full[0], inputs, reference)
                 _check_other_batch(net, place, backbone)
+                _check_other_inputs(net, place, backbone)
         for level, granularity, prediction in _predictions(net, levels):
             small = net.extract(level, granularity=granularity)
             args, kwargs = _call(net, inputs)
@@ -113,6 +115,32 @@ def _check_other_batch(net: AnytimeModel, place: int, model: nn.Module) -> None:
             ) from error
         _check_full(net, place, model, prediction, inputs, reference)
         return
+
+
+def _check_other_inputs(net: AnytimeModel, place: int, model: nn.Module) -> None:
+    """Levels that are the backbone on other inputs, against the backbone."""
+    captured = net.captured
+    for level in net.levels[:-1]:
+        inputs = net.scheme.backbone_inputs(captured, net.axes, level.index)
+        if inputs is None:
+            continue
+        try:
+            reference = _run_backbone(model, captured, inputs)
+        except Exception:  # the backbone does not take inputs of this size
+            continue
+        prediction = net.graph(level.index, _finest(net))(*clone(captured.example_inputs))
+        if _agree(reference, prediction):
+            continue
+        error, limit = difference(reference, prediction), _rounding(captured.program)
+        with suppress(Exception):  # a model that cannot be copied or that insists on its own precision
+            reference = _run_backbone(in_double(model), captured, tuple(map(double, inputs)))
+            prediction = in_double(net).graph(level.index, _finest(net))(*map(double, clone(captured.example_inputs)))
+            error, limit = difference(reference, prediction), cast_limit(captured.program)
+        if error > limit:
+            raise VerificationError(
+                f"level {level.index} ({level.name}) differs by {error:.1e} from the backbone on the same inputs: the "
+                "backbone's forward() computes something from their size that the graph holds as a number"
+            )
 
 
 def _other_counts(captured: Captured) -> tuple[int, int]:
