@@ -18,6 +18,8 @@ OUTSIDE = [
 ]
 # Operators of ours beside those that give their gradients; functions of Python on sizes, which are no operations.
 DEFINITIONS = {"anytimeify/kernels/operators.py", "anytimeify/spec.py", "anytimeify/encoding.py"}
+DEFINITIONS |= {"passes/nested_resolution.py", "passes/interpolate.py"}  # which operation resizes, by the dimensions
+DEFINITIONS |= {"anytimeify/infer_types.py"}  # runs operations to see what they give; rules stand on it
 CAPTURE = "anytimeify/capture/"  # reads patterns of operations that the canonical form does not have
 
 
