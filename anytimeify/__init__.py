@@ -5,10 +5,9 @@ small = net.extract(Budget(macs=5e8))
 """
 
 from anytimeify._torch import cope_with_torchvision
-from anytimeify.artifact import load
-from anytimeify.budget import Budget
 from anytimeify.capture import Source
 from anytimeify.capture import resolve as source
+from anytimeify.early_exit.policies import Confidence, Entropy, Patience
 from anytimeify.errors import (
     AnytimeError,
     AnytimeWarning,
@@ -25,20 +24,21 @@ from anytimeify.errors import (
 )
 from anytimeify.ir import Captured, Cost, Level, Outputs
 from anytimeify.losses import HierarchicalCoDistillation, InPlaceDistillation, JointLoss
-from anytimeify.masks import MaskSchedule
-from anytimeify.model import AnytimeModel
-from anytimeify.passes.auxiliary_branches import AuxiliaryBranches
-from anytimeify.passes.branch import Branch
-from anytimeify.passes.consensus import Consensus
-from anytimeify.passes.hierarchical_ensemble import HierarchicalEnsemble
-from anytimeify.passes.mutual_distillation import MutualDistillation
-from anytimeify.passes.nested_channels import NestedChannels
-from anytimeify.passes.nested_depth import NestedDepth
-from anytimeify.passes.nested_resolution import NestedResolution
-from anytimeify.passes.nested_weights import NestedWeights
-from anytimeify.policies import Confidence, Entropy, Patience
-from anytimeify.rewriter import Scheme, parse_scheme, schemes
-from anytimeify.sampling import SandwichSampler
+from anytimeify.passes.rewrites.branch import Branch
+from anytimeify.passes.rewrites.consensus import Consensus
+from anytimeify.passes.scheme import Scheme, parse_scheme, schemes
+from anytimeify.passes.schemes.auxiliary_branches import AuxiliaryBranches
+from anytimeify.passes.schemes.hierarchical_ensemble import HierarchicalEnsemble
+from anytimeify.passes.schemes.mutual_distillation import MutualDistillation
+from anytimeify.passes.schemes.nested_channels import NestedChannels
+from anytimeify.passes.schemes.nested_depth import NestedDepth
+from anytimeify.passes.schemes.nested_resolution import NestedResolution
+from anytimeify.passes.schemes.nested_weights import NestedWeights
+from anytimeify.runtime.budget import Budget
+from anytimeify.runtime.load import load
+from anytimeify.runtime.masks import MaskSchedule
+from anytimeify.runtime.model import AnytimeModel
+from anytimeify.runtime.sampling import SandwichSampler
 from anytimeify.staged import Staged
 from anytimeify.taxonomy import Taxonomy
 from anytimeify.transform import transform

@@ -24,20 +24,20 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 
 from anytimeify import report
-from anytimeify.artifact import load
-from anytimeify.axes import analyse
-from anytimeify.budget import Budget
+from anytimeify.analysis.axes import analyse
 from anytimeify.capture import capture, resolve
 from anytimeify.capture.inputs import CallInputs
-from anytimeify.capture.sources import kinds
-from anytimeify.compressed import save_compressed
+from anytimeify.capture.sources.registry import kinds
 from anytimeify.errors import AnytimeError, BudgetError
-from anytimeify.export import FORMATS, quiet, require
-from anytimeify.files import new_folder, refuse_existing
-from anytimeify.level_names import parse_level
-from anytimeify.model import AnytimeModel
+from anytimeify.io.files import new_folder, refuse_existing
 from anytimeify.papers import entries
-from anytimeify.rewriter import parse_scheme
+from anytimeify.passes.scheme import parse_scheme
+from anytimeify.runtime.budget import Budget
+from anytimeify.runtime.level_names import parse_level
+from anytimeify.runtime.load import load
+from anytimeify.runtime.model import AnytimeModel
+from anytimeify.storage.compressed import save_compressed
+from anytimeify.storage.export import FORMATS, quiet, require
 from anytimeify.taxonomy import Taxonomy
 from anytimeify.transform import transform
 from anytimeify.version import __version__

@@ -12,20 +12,20 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from anytimeify import verification
-from anytimeify.axes import analyse
+from anytimeify.analysis.axes import analyse
 from anytimeify.capture import Source, capture
 from anytimeify.capture.side_by_side import side_by_side
-from anytimeify.compiled import compiled
+from anytimeify.codegen.recompute import part_numbers
+from anytimeify.codegen.to_modules import norms_without_count
+from anytimeify.contract.pass_manager import run_pass
 from anytimeify.errors import AnytimeWarning, SchemeError
 from anytimeify.ir import Captured
-from anytimeify.lift import norms_without_count
-from anytimeify.model import AnytimeModel
-from anytimeify.pass_manager import run_pass
-from anytimeify.passes.consensus import Consensus
 from anytimeify.passes.options import Options
+from anytimeify.passes.rewrites.consensus import Consensus
+from anytimeify.passes.scheme import Scheme, compose
 from anytimeify.process import ONE_AT_A_TIME
-from anytimeify.recompute import part_numbers
-from anytimeify.rewriter import Scheme, compose
+from anytimeify.runtime.compiled import compiled
+from anytimeify.runtime.model import AnytimeModel
 from anytimeify.taxonomy import Taxonomy
 
 __all__ = ["transform"]

@@ -31,13 +31,13 @@ from torch import Tensor, fx, nn
 
 from anytimeify import AnytimeModel, AuxiliaryBranches, Confidence, Staged, transform
 from anytimeify._torch import prepare_torchvision
+from anytimeify.codegen.to_modules import lift
 from anytimeify.ir import Program
-from anytimeify.lift import lift
-from anytimeify.passes.fold import fold
-from anytimeify.passes.fold_batch_norms import fold_batch_norms
-from anytimeify.passes.project import project
-from anytimeify.passes.resume import steps
-from anytimeify.rewritten import Rewritten
+from anytimeify.ir.rewritten import Rewritten
+from anytimeify.passes.rewrites.fold import fold
+from anytimeify.passes.rewrites.fold_batch_norms import fold_batch_norms
+from anytimeify.passes.rewrites.project import project
+from anytimeify.passes.rewrites.resume import steps
 
 HEADS = ("pool", "branch")
 NEVER = Confidence(threshold=2.0)  # of a probability

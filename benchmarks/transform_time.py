@@ -20,10 +20,10 @@ from torch.export import Dim
 
 from anytimeify import AnytimeModel, NestedChannels, verification
 from anytimeify._torch import prepare_torchvision
-from anytimeify.axes import analyse
+from anytimeify.analysis.axes import analyse
 from anytimeify.capture import capture
-from anytimeify.compiled import compiled
 from anytimeify.passes.options import Options
+from anytimeify.runtime.compiled import compiled
 
 BACKBONES = {
     "test_resnet": 160,

@@ -24,7 +24,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import anytimeify
-from anytimeify.export import export_onnx
+from anytimeify.storage.export import export_onnx
 
 SCHEME = "nested-channels{widths=0.25,0.5,0.75,1 order=l1}"
 BUDGET = "macs=4e5"

@@ -20,7 +20,7 @@ from branches_digits import Data, accuracies, arguments, digits, fit, spread, ta
 from torch import Tensor, nn
 
 from anytimeify import NestedChannels, transform
-from anytimeify.calibration import calibrate
+from anytimeify.runtime.calibration import calibrate
 
 TRAINING, EPOCHS, BRANCHES = 300, 40, 4
 WIDTHS = tuple((branch + 1) / BRANCHES for branch in range(BRANCHES))

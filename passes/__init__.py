@@ -1,6 +1,6 @@
-"""The rewrites, one per file, imported as `anytimeify.passes.<name>`.
+"""Schemes, the rewrites that they are composed of, and the fusion of replicas.
 
-Schemes and passes are found by being here: nothing lists them. The folder lies beside the package for readers and is
+A scheme is found by being in `schemes/`: nothing lists them. The folder lies beside the package for readers and is
 mapped into it by pyproject.toml; importing it under a second name would make every class exist twice, and is refused.
 """
 

@@ -6,18 +6,18 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from anytimeify.axes import Axes, analyse
+from anytimeify.analysis.axes import Axes, analyse
+from anytimeify.contract.pass_manager import run_pass
 from anytimeify.errors import SchemeError
 from anytimeify.ir import Captured
+from anytimeify.ir.rewritten import Rewritten
 from anytimeify.losses.consensus import ConsensusLoss
 from anytimeify.losses.taxonomy import TaxonomyLoss
-from anytimeify.pass_manager import run_pass
-from anytimeify.passes.consensus import Consensus, add_consensus
-from anytimeify.passes.granularities import part_heads
-from anytimeify.passes.one_writer import one_writer
-from anytimeify.passes.taxonomy import add_heads
-from anytimeify.rewriter import Scheme
-from anytimeify.rewritten import Rewritten
+from anytimeify.passes.rewrites.consensus import Consensus, add_consensus
+from anytimeify.passes.rewrites.granularities import part_heads
+from anytimeify.passes.rewrites.one_writer import one_writer
+from anytimeify.passes.rewrites.taxonomy import add_heads
+from anytimeify.passes.scheme import Scheme
 from anytimeify.taxonomy import Taxonomy
 
 __all__ = ["Options"]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from anytimeify.ir import Origin, Program, Size, TensorType
-from anytimeify.schema import bound, rebind
+from anytimeify.ir.schema import bound, rebind
 
 __all__ = ["BATCH", "Build", "run"]
 

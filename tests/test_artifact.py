@@ -18,10 +18,10 @@ import torch
 from torch import nn
 
 from anytimeify import AnytimeModel, ArtifactError, JointLoss, NestedChannels, load, transform
-from anytimeify.artifact import save
-from anytimeify.encoding import encode_program
 from anytimeify.ir import Program
-from anytimeify.storage import seal
+from anytimeify.runtime.load import save
+from anytimeify.storage.graphs import encode_program
+from anytimeify.storage.models import seal
 from tests.backbones import Clashing, Keywords, Nested, images, residual_net
 from tests.rounding import close
 
@@ -351,7 +351,7 @@ def test_hostile_files_run_nothing(tmp_path: Path, saved: Path, match: str, chan
 
 
 def test_every_kind_of_argument_survives() -> None:
-    from anytimeify.encoding import _decode, _encode
+    from anytimeify.storage.graphs import _decode, _encode
 
     values: list[Any] = [None, True, 3, 2.5, float("inf"), "tanh", (1, [2, (3,)]), {"a": 1}, slice(1, None, 2)]
     values += [torch.bfloat16, torch.device("cpu"), torch.strided, torch.channels_last]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from anytimeify.axes import Axes, AxisGroup, analyse
+from anytimeify.analysis.axes import Axes, AxisGroup, analyse
 from anytimeify.capture import capture
 from anytimeify.errors import SchemeError
 

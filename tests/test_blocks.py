@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from anytimeify.axes import analyse
-from anytimeify.blocks import Blocks, find_blocks
+from anytimeify.analysis.axes import analyse
+from anytimeify.analysis.blocks import Blocks, find_blocks
 from anytimeify.capture import capture
 from anytimeify.ir import Captured
 

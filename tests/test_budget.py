@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from anytimeify import Budget, BudgetError, transform
-from anytimeify import budget as budgets
-from anytimeify.budget import example_batch, measure_latency
+from anytimeify.runtime import budget as budgets
+from anytimeify.runtime.budget import example_batch, measure_latency
 from tests.backbones import Keywords, Residual, images, residual_net
 
 

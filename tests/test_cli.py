@@ -17,7 +17,7 @@ import torch
 
 import anytimeify
 from anytimeify import cli
-from anytimeify.export import FORMATS
+from anytimeify.storage.export import FORMATS
 from tests.backbones import Residual, images
 
 MODELS = """

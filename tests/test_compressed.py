@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from anytimeify import ArtifactError, NestedWeights, transform
 from anytimeify.cli import app
-from anytimeify.compressed import load_compressed, save_compressed
+from anytimeify.storage.compressed import load_compressed, save_compressed
 from tests.backbones import images, residual_net
 from tests.fuzz.mutations import split_header
 from tests.rounding import close

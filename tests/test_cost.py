@@ -13,9 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from anytimeify import NestedChannels, NestedWeights, transform
 from anytimeify._torch import prepare_torchvision
+from anytimeify.analysis.cost import cost
 from anytimeify.capture import capture
-from anytimeify.cost import cost
-from anytimeify.rewriter import Scheme
+from anytimeify.passes.scheme import Scheme
 from anytimeify.testing.costs import assert_costs_are_found
 from tests.passes.every_scheme import EVERY, TAXONOMY, net_of
 

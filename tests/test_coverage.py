@@ -17,9 +17,9 @@ import torch
 from torch import nn
 
 from anytimeify import HierarchicalEnsemble, transform
-from anytimeify.axes import analyse
+from anytimeify.analysis.axes import analyse
 from anytimeify.capture import capture
-from anytimeify.passes.fuse_siblings import RULES
+from anytimeify.passes.fusion.fuse_replicas import RULES
 from benchmarks.coverage import __main__ as coverage
 from benchmarks.coverage import children, ensembles, page, summaries
 from benchmarks.coverage.selection import Backbone, backbones, read_list

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from anytimeify import AnytimeModel, ArgumentError, NestedChannels, Taxonomy, transform
-from anytimeify.evaluation import accuracy
+from anytimeify.runtime.evaluation import accuracy
 
 TAXONOMY = Taxonomy.from_parents([0, 0, 1, 1])
 

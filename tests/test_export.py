@@ -13,9 +13,10 @@ import safetensors.torch
 import torch
 from torch import Tensor, fx, nn
 
-from anytimeify import ArtifactError, MissingExtraError, VerificationError, export, transform
-from anytimeify.export import FORMATS, export_onnx, export_pt2, export_weights
-from anytimeify.files import new_file, new_folder
+from anytimeify import ArtifactError, MissingExtraError, VerificationError, transform
+from anytimeify.io.files import new_file, new_folder
+from anytimeify.storage import export
+from anytimeify.storage.export import FORMATS, export_onnx, export_pt2, export_weights
 from tests.backbones import Keywords, images, residual_net
 
 

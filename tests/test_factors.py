@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anytimeify.axes import arrangement
-from anytimeify.factors import (
+from anytimeify.analysis.axes import arrangement
+from anytimeify.ir import Size
+from anytimeify.rules.factors import (
     ONE,
     Expr,
     Factor,
@@ -26,7 +27,6 @@ from anytimeify.factors import (
     split,
     unify,
 )
-from anytimeify.ir import Size
 
 HERE = Where("node", "op")
 

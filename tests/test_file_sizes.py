@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from anytimeify import NestedChannels, transform
-from anytimeify.compressed import save_compressed
-from anytimeify.export import export_onnx, export_pt2, export_weights
-from anytimeify.model import AnytimeModel
+from anytimeify.runtime.model import AnytimeModel
+from anytimeify.storage.compressed import save_compressed
+from anytimeify.storage.export import export_onnx, export_pt2, export_weights
 
 TIMES = 1_000  # how much larger the storages are that weights and inputs are views of
 

@@ -24,9 +24,9 @@ import torch
 import anytimeify
 import anytimeify.staged
 from anytimeify import AnytimeModel, ArtifactError, Staged, Taxonomy, cli, load
-from anytimeify.compressed import save_compressed
-from anytimeify.export import export_onnx, export_pt2, export_weights
-from anytimeify.files import new_file, new_folder, refuse_existing, regular_file, replaced_file
+from anytimeify.io.files import new_file, new_folder, refuse_existing, regular_file, replaced_file
+from anytimeify.storage.compressed import save_compressed
+from anytimeify.storage.export import export_onnx, export_pt2, export_weights
 from tests.backbones import Residual, images, residual_net
 from tests.staged.nets import net_with_exits
 
@@ -307,7 +307,7 @@ def check_whole(folder: Path) -> None:
     """Everything that can be seen is whole: all but the temporary folders."""
     for path in folder.glob("[!.]*"):
         if path.name.startswith("stages"):
-            anytimeify.staged.load(path)
+            anytimeify.early_exit.load(path)
         elif path.suffix == ".pt2":
             anytimeify.source(path)
         else:

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim
 
-import anytimeify.derivatives
 import anytimeify.kernels.operators
-import anytimeify.modes  # noqa: F401  # each registers operations that the cases call
+import anytimeify.operators.derivatives
+import anytimeify.operators.modes  # noqa: F401  # each registers operations that the cases call
 from anytimeify.capture import capture
-from anytimeify.infer_types import UNKNOWN, TypeInferenceError, agree, fits, infer_type, inferred_type, retyped
 from anytimeify.ir import Captured, Origin, Program, Size, TensorType
-from anytimeify.size_expressions import expression_of, monomial
+from anytimeify.ir.infer_types import UNKNOWN, TypeInferenceError, agree, fits, infer_type, inferred_type, retyped
+from anytimeify.ir.size_expressions import expression_of, monomial
 
 aten = torch.ops.aten
 ours = torch.ops.anytimeify

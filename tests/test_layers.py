@@ -51,7 +51,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("",),  # anytimeify itself, which only re-exports
 )
 # A registry that fills itself from a package above it imports that package, when asked, to walk through it.
-DISCOVERIES = {("anytimeify.rewriter", "anytimeify.passes")}
+DISCOVERIES = {("anytimeify.passes.scheme", "anytimeify.passes")}
 PRIVATE_TORCH_LIVES_IN = "anytimeify._torch"
 FILES = {import_name(path): path for path in sources()}
 TREES = {name: ast.parse(path.read_text(), filename=str(path)) for name, path in FILES.items()}

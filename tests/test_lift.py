@@ -10,9 +10,9 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from anytimeify.capture import capture
+from anytimeify.codegen.to_modules import lift
 from anytimeify.ir import Origin, Program, Size, TensorType
-from anytimeify.lift import lift
-from anytimeify.modules import Added, AttentionDropout, BatchNormCall, DropPath, Part, TrainingSwitch
+from anytimeify.operators.modules import Added, AttentionDropout, BatchNormCall, DropPath, Part, TrainingSwitch
 from tests.capture.helpers import check
 
 

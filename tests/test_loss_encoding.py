@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from anytimeify import AnytimeWarning, ArtifactError, JointLoss, Outputs, Taxonomy, load, losses
-from anytimeify.loss_encoding import KINDS, decode_loss, encode_loss
+from anytimeify.storage.losses import KINDS, decode_loss, encode_loss
 from tests.backbones import images, residual_net
 from tests.passes.every_scheme import net_of
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
-from anytimeify import names, transform
+from anytimeify import transform
+from anytimeify.ir import names
 from tests.backbones import Residual, images
 
 

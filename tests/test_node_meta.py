@@ -10,9 +10,8 @@ import pytest
 import torch
 from torch import fx
 
-from anytimeify import node_meta
-from anytimeify.ir import Origin, Size, TensorType
-from anytimeify.node_meta import EXPORTED, KEYS, MODULE_KEYS
+from anytimeify.ir import Origin, Size, TensorType, node_meta
+from anytimeify.ir.node_meta import EXPORTED, KEYS, MODULE_KEYS
 from tests.source_files import import_name, sources
 
 FILES = {import_name(path): path for path in sources()}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from anytimeify import AnytimeModel, NestedChannels, transform
-from anytimeify.parts import parts
+from anytimeify.codegen.prefix_slices import parts
 from tests.backbones import Residual, images
 
 SIZES = ((2, 3, 3), (4, 3, 3), (6, 8, 3), (2, 8, 3))

@@ -14,16 +14,16 @@ from torch import fx
 
 import anytimeify.capture.simplify as simplifying
 from anytimeify import NestedChannels, transform
-from anytimeify.axes import analyse
+from anytimeify.analysis.axes import analyse
 from anytimeify.capture import capture
+from anytimeify.contract.pass_manager import rewrite, run_pass
+from anytimeify.contract.spec import SpecError
 from anytimeify.errors import ArtifactError, PassError, SchemeError, refusing
 from anytimeify.ir import Captured, Program, Size, TensorType
-from anytimeify.node_meta import tensor_type, type_of
-from anytimeify.pass_manager import rewrite, run_pass
-from anytimeify.passes.fold import fold
-from anytimeify.passes.narrow import Builder
-from anytimeify.passes.project import project
-from anytimeify.spec import SpecError
+from anytimeify.ir.node_meta import tensor_type, type_of
+from anytimeify.passes.rewrites.fold import fold
+from anytimeify.passes.rewrites.narrow import Builder
+from anytimeify.passes.rewrites.project import project
 from tests.backbones import Residual, images
 
 

@@ -15,7 +15,7 @@ import torch
 
 from anytimeify import NestedChannels, transform
 from anytimeify._torch import quiet_exporter
-from anytimeify.export import quiet
+from anytimeify.storage.export import quiet
 
 
 def state() -> tuple[Any, ...]:

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from anytimeify import MissingExtraError, NestedChannels, transform
-from anytimeify.axes import analyse
+from anytimeify.analysis.axes import analyse
 from anytimeify.capture import capture
 from anytimeify.report import Inspection, Report, inspect
-from anytimeify.report.sheets import in_bytes, shortened
+from anytimeify.report.tables import in_bytes, shortened
 from tests.backbones import Residual, images, residual_net
 
 

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from anytimeify.errors import SchemeError
-from anytimeify.passes.hierarchical_ensemble import HierarchicalEnsemble
-from anytimeify.passes.nested_channels import NestedChannels
-from anytimeify.rewriter import Scheme, _read, _write, parse_scheme, schemes
+from anytimeify.passes.scheme import Scheme, _read, _write, parse_scheme, schemes
+from anytimeify.passes.schemes.hierarchical_ensemble import HierarchicalEnsemble
+from anytimeify.passes.schemes.nested_channels import NestedChannels
 
 
 def test_schemes_are_found_by_being_there() -> None:

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from anytimeify import MutualDistillation, Taxonomy, schemes, transform
-from anytimeify.model import AnytimeModel
-from anytimeify.passes.project import project
-from anytimeify.rewritten import LevelData, Output, Rewritten, numbered
+from anytimeify.ir.rewritten import LevelData, Output, Rewritten, numbered
+from anytimeify.passes.rewrites.project import project
+from anytimeify.runtime.model import AnytimeModel
 from tests.backbones import Residual, images
 
 TAXONOMY = Taxonomy.from_parents([0, 0, 1, 1, 1])

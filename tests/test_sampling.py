@@ -81,10 +81,10 @@ def test_graphs_follow_the_net_to_another_precision_and_mode() -> None:
 
 
 def test_graphs_are_kept_by_channels_and_forgotten_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    from anytimeify import sampling
+    from anytimeify.runtime import sampling
 
     made: list[Any] = []
-    from anytimeify.lift import lift
+    from anytimeify.codegen.to_modules import lift
 
     def counted(program: Any) -> Any:
         made.append(program)

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from anytimeify import ArtifactError, NestedChannels, SchemeError, load, parse_scheme, schemes, transform
-from anytimeify.rewriter import Scheme, compose
-from anytimeify.scheme_encoding import decode_scheme, encode_scheme
+from anytimeify.passes.scheme import Scheme, compose
+from anytimeify.storage.schemes import decode_scheme, encode_scheme
 from tests.backbones import Residual, images
 from tests.source_files import ROOT
 

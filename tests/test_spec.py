@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import fx, nn
 
+from anytimeify.contract.spec import SpecError, verify
 from anytimeify.ir import Origin, Program, Size, TensorType
-from anytimeify.spec import SpecError, verify
 
 aten = torch.ops.aten
 WEIGHT = nn.Parameter(torch.ones(3, 4))

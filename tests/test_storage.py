@@ -23,7 +23,7 @@ from anytimeify import (
     load,
     transform,
 )
-from anytimeify.storage import seal
+from anytimeify.storage.models import seal
 from tests.backbones import Clashing, images, residual_net
 from tests.passes.every_scheme import EVERY, LABELS, TAXONOMY, net_of
 from tests.passes.every_scheme import images as pictures

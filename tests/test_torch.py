@@ -15,7 +15,7 @@ from torch import fx, nn
 from torch.utils.checkpoint import checkpoint
 
 from anytimeify import _torch
-from anytimeify.schema import argument, bound, is_mutable, position, rebind
+from anytimeify.ir.schema import argument, bound, is_mutable, position, rebind
 
 aten = torch.ops.aten
 

@@ -10,9 +10,7 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import OutputKind
 
-from anytimeify import names
 from anytimeify.capture.constants import free_of_device
-from anytimeify.capture.draft import Draft, fake
 from anytimeify.capture.finish import batch_symbols, finish
 from anytimeify.capture.functionalise import drop_dead_writes, functionalise
 from anytimeify.capture.inputs import CallInputs
@@ -21,7 +19,8 @@ from anytimeify.capture.recompose import recompose
 from anytimeify.capture.simplify import drop_identities, freeze_unread, simplify
 from anytimeify.capture.stochastic_depth import recognise_stochastic_depth
 from anytimeify.capture.training_form import restore_training_form
-from anytimeify.ir import Captured, Signature
+from anytimeify.capture.work_graph import Draft, fake
+from anytimeify.ir import Captured, Signature, names
 
 __all__ = ["Canonical", "canonicalise", "results_of"]
 

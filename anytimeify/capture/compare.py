@@ -17,9 +17,9 @@ from anytimeify.capture.custom_derivatives import direct_checkpoints
 from anytimeify.capture.inputs import CallInputs
 from anytimeify.capture.modes import in_mode
 from anytimeify.capture.outputs import choose
+from anytimeify.codegen.to_modules import lift
 from anytimeify.errors import CaptureError
 from anytimeify.ir import Captured, Program
-from anytimeify.lift import lift
 from anytimeify.rules.training import draws
 
 __all__ = [

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, fx
 
 from anytimeify._torch import OpOverload
-from anytimeify.capture.draft import Draft, fake, insert, replace, step
 from anytimeify.capture.simplify import eliminate_dead_code
-from anytimeify.node_meta import value_of
+from anytimeify.capture.work_graph import Draft, fake, insert, replace, step
+from anytimeify.ir.node_meta import value_of
+from anytimeify.ir.schema import bound, is_mutable
 from anytimeify.rules.create import counts_up, filled_with, has_known_values, is_uninitialised, like_form
 from anytimeify.rules.table import has_kind
 from anytimeify.rules.training import is_random
-from anytimeify.schema import bound, is_mutable
 
 __all__ = ["free_of_device"]
 

@@ -3,7 +3,7 @@
 `kept` is around an export. Inside it
 
 1. a call of a `torch.autograd.Function` is traced, and written behind that as the call that it is (see
-   `anytimeify.derivatives`);
+   `anytimeify.operators.derivatives`);
 2. what `torch.utils.checkpoint` runs is run as it is, for reentrant checkpointing computes it without gradients first
    and again in the backward pass; its nodes carry the number of the part (see `part_of`);
 3. a hook on the gradient of an intermediate tensor raises `CaptureError`.
@@ -25,9 +25,9 @@ from torch.fx import traceback
 from torch.utils.checkpoint import CheckpointFunction
 
 from anytimeify._torch import autograd_calls, without_recomputation
-from anytimeify.derivatives import name_of
 from anytimeify.errors import CaptureError
-from anytimeify.node_meta import annotations_of
+from anytimeify.ir.node_meta import annotations_of
+from anytimeify.operators.derivatives import name_of
 
 __all__ = ["direct_checkpoints", "kept", "part_of"]
 

@@ -18,14 +18,13 @@ import sympy
 import torch
 from torch import Tensor, fx
 
-from anytimeify import names
 from anytimeify._torch import OpOverload, expression
 from anytimeify.capture.custom_derivatives import part_of
-from anytimeify.capture.draft import Draft
-from anytimeify.ir import Origin, Program, Size, TensorType
-from anytimeify.node_meta import origin_of, type_of, value_of
-from anytimeify.pass_manager import rewrite
-from anytimeify.size_expressions import monomial
+from anytimeify.capture.work_graph import Draft
+from anytimeify.contract.pass_manager import rewrite
+from anytimeify.ir import Origin, Program, Size, TensorType, names
+from anytimeify.ir.node_meta import origin_of, type_of, value_of
+from anytimeify.ir.size_expressions import monomial
 
 __all__ = ["batch_symbols", "finish", "recorded_type", "size_of"]
 

@@ -13,15 +13,15 @@ from torch.export.graph_signature import InputKind
 from anytimeify._torch import unflatten
 from anytimeify.capture.canonical import canonicalise, results_of
 from anytimeify.capture.compare import expected_from_exported, fits, gaps, tolerance
-from anytimeify.capture.draft import BufferMutation, fake
 from anytimeify.capture.inputs import CallInputs, call_inputs
 from anytimeify.capture.outputs import choose
 from anytimeify.capture.training_form import trains
+from anytimeify.capture.work_graph import BufferMutation, fake
+from anytimeify.contract.spec import SpecError
 from anytimeify.errors import AnytimeError, CaptureError, PassError, UnsupportedOpError
 from anytimeify.ir import Captured
 from anytimeify.rules.table import has_kind
 from anytimeify.rules.training import is_random
-from anytimeify.spec import SpecError
 
 __all__ = ["from_exported"]
 

@@ -22,12 +22,12 @@ from anytimeify.capture.compare import (
     result_of,
     tolerance,
 )
-from anytimeify.capture.draft import BufferMutation
-from anytimeify.capture.front_end import does_not_run, explain, export
+from anytimeify.capture.export import does_not_run, explain, export
 from anytimeify.capture.inputs import Arguments, CallInputs, in_order
 from anytimeify.capture.modes import Modes, refuse_hooks
 from anytimeify.capture.outputs import choose
 from anytimeify.capture.two_modes import merge
+from anytimeify.capture.work_graph import BufferMutation
 from anytimeify.errors import AnytimeError, CaptureError, UnsupportedOpError, VerificationError
 from anytimeify.ir import Captured
 

@@ -25,16 +25,16 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from anytimeify import names
 from anytimeify._torch import OpOverload, expression, functional_overload, schema
-from anytimeify.capture.draft import BufferMutation, Draft, step, unsupported
-from anytimeify.modes import AFTER, UPDATE_BUFFER
-from anytimeify.node_meta import stack_trace_of, value_of
-from anytimeify.passes.project import ancestors
+from anytimeify.capture.work_graph import BufferMutation, Draft, step, unsupported
+from anytimeify.ir import names
+from anytimeify.ir.node_meta import stack_trace_of, value_of
+from anytimeify.ir.schema import bound, is_mutable, mutated_arguments, rebind
+from anytimeify.operators.modes import AFTER, UPDATE_BUFFER
+from anytimeify.passes.rewrites.project import ancestors
 from anytimeify.rules.op import Call
 from anytimeify.rules.spellings import instead_of, left_by
 from anytimeify.rules.views import copies_where_it_has_to, memory_of, part_put_back, put_back
-from anytimeify.schema import bound, is_mutable, mutated_arguments, rebind
 
 __all__ = ["drop_dead_writes", "functionalise"]
 

@@ -19,12 +19,12 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind, InputSpec
 
-from anytimeify import names
 from anytimeify._torch import is_higher_order
-from anytimeify.capture.draft import Draft, unsupported
+from anytimeify.capture.work_graph import Draft, unsupported
+from anytimeify.contract.pass_manager import rewrite
 from anytimeify.errors import CaptureError
-from anytimeify.node_meta import value_of
-from anytimeify.pass_manager import rewrite
+from anytimeify.ir import names
+from anytimeify.ir.node_meta import value_of
 
 __all__ = ["lower"]
 

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from anytimeify.capture.fresh import redrawn
 from anytimeify.capture.from_exported import from_exported
 from anytimeify.capture.from_module import from_module
 from anytimeify.capture.inputs import CallInputs, call_inputs
-from anytimeify.capture.sources import infer
+from anytimeify.capture.reinitialise import redrawn
+from anytimeify.capture.sources.registry import infer
 from anytimeify.errors import CaptureError
 from anytimeify.ir import Captured
 

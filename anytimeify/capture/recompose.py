@@ -15,10 +15,10 @@ import torch
 from torch import fx
 
 from anytimeify._torch import schema
-from anytimeify.capture.draft import Draft, insert, replace, step, unsupported
-from anytimeify.node_meta import value_of
+from anytimeify.capture.work_graph import Draft, insert, replace, step, unsupported
+from anytimeify.ir.node_meta import value_of
+from anytimeify.ir.schema import bound
 from anytimeify.rules.decomposed import NORMS_WITH_STATISTICS, is_decomposed, recomposed
-from anytimeify.schema import bound
 
 __all__ = ["recompose"]
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor, fx
 
+from anytimeify.contract.pass_manager import rewrite
 from anytimeify.errors import CaptureError
 from anytimeify.ir import PAIR, Captured, Origin, Program, Size, TensorType
-from anytimeify.node_meta import origin_of, type_of
-from anytimeify.pass_manager import rewrite
+from anytimeify.ir.node_meta import origin_of, type_of
 
 __all__ = ["renamed", "side_by_side", "symbols_of"]
 

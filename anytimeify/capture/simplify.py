@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, fx
 
 from anytimeify._torch import OpOverload
-from anytimeify.capture.draft import Draft, fake, replace, step
-from anytimeify.node_meta import value_of
+from anytimeify.capture.work_graph import Draft, fake, replace, step
+from anytimeify.ir.node_meta import value_of
+from anytimeify.ir.schema import bound
 from anytimeify.rules.identities import changes_nothing, drops_nothing
 from anytimeify.rules.spellings import instead_of
 from anytimeify.rules.views import memory_of
-from anytimeify.schema import bound
 
 __all__ = ["drop_identities", "eliminate_dead_code", "freeze_unread", "simplify"]
 

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import fx
 
-import anytimeify.modules  # noqa: F401  # registers the operation
-from anytimeify.capture.draft import Draft, fake, insert, replace, step
+import anytimeify.operators.modules  # noqa: F401  # registers the operation
 from anytimeify.capture.simplify import eliminate_dead_code
-from anytimeify.node_meta import value_of
-from anytimeify.schema import bound
+from anytimeify.capture.work_graph import Draft, fake, insert, replace, step
+from anytimeify.ir.node_meta import value_of
+from anytimeify.ir.schema import bound
 
 __all__ = ["recognise_stochastic_depth"]
 

@@ -14,11 +14,11 @@ import torch
 from torch.export import ExportedProgram
 
 from anytimeify._torch import OpOverload, schema
-from anytimeify.capture.draft import Draft, insert, replace, step, update
-from anytimeify.node_meta import origin_of
+from anytimeify.capture.work_graph import Draft, insert, replace, step, update
+from anytimeify.ir.node_meta import origin_of
+from anytimeify.ir.schema import bound
 from anytimeify.rules.table import has_kind
 from anytimeify.rules.training import training_flag
-from anytimeify.schema import bound
 
 __all__ = ["restore_training_form", "trains"]
 

@@ -14,15 +14,15 @@ from torch import Tensor, fx
 
 from anytimeify._torch import OpOverload
 from anytimeify.capture.side_by_side import renamed, symbols_of
+from anytimeify.contract.pass_manager import rewrite
 from anytimeify.errors import CaptureError
 from anytimeify.ir import Program
-from anytimeify.modes import AFTER, BY_MODE
-from anytimeify.node_meta import type_of
-from anytimeify.pass_manager import rewrite
-from anytimeify.passes.project import project
+from anytimeify.ir.node_meta import type_of
+from anytimeify.ir.schema import bound
+from anytimeify.operators.modes import AFTER, BY_MODE
+from anytimeify.passes.rewrites.project import project
 from anytimeify.rules.table import has_kind
 from anytimeify.rules.training import is_random, told_by_mode
-from anytimeify.schema import bound
 
 __all__ = ["merge"]
 

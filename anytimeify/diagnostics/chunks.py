@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import fx
 
-from anytimeify.axes import Widths
-from anytimeify.blocks import find_blocks
-from anytimeify.model import AnytimeModel
+from anytimeify.analysis.axes import Widths
+from anytimeify.analysis.blocks import find_blocks
+from anytimeify.runtime.model import AnytimeModel
 
 __all__ = ["leaves_of_levels", "skipped_blocks", "widths_of_levels"]
 

@@ -16,18 +16,18 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from anytimeify import extraction
-from anytimeify.axes import Axes, Widths
-from anytimeify.blocks import find_blocks, positions
+from anytimeify.analysis.axes import Axes, Widths
+from anytimeify.analysis.blocks import find_blocks, positions
+from anytimeify.codegen.to_modules import lift
 from anytimeify.diagnostics.chunks import leaves_of_levels, skipped_blocks, widths_of_levels
 from anytimeify.diagnostics.kernels import inside, leaf_program
 from anytimeify.diagnostics.pictures import drawing
 from anytimeify.errors import ArgumentError
 from anytimeify.ir import Program, TensorType
-from anytimeify.lift import lift
-from anytimeify.model import AnytimeModel
-from anytimeify.node_meta import origin_of, type_of
-from anytimeify.report.sheets import Sheet, Sheets, in_percent
+from anytimeify.ir.node_meta import origin_of, type_of
+from anytimeify.report.tables import Sheet, Sheets, in_percent
+from anytimeify.runtime import extraction
+from anytimeify.runtime.model import AnytimeModel
 
 __all__ = ["ActivationIncrements", "LayerIncrements", "activation_increments"]
 

@@ -20,14 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from anytimeify import names
 from anytimeify.diagnostics.pictures import drawing, grid
 from anytimeify.errors import ArgumentError
-from anytimeify.ir import PAIR, Level, Program
-from anytimeify.model import AnytimeModel
-from anytimeify.passes.project import ancestors, project
-from anytimeify.report.sheets import Sheet, Sheets
+from anytimeify.ir import PAIR, Level, Program, names
+from anytimeify.passes.rewrites.project import ancestors, project
+from anytimeify.report.tables import Sheet, Sheets
 from anytimeify.rules import Layers, contractions
+from anytimeify.runtime.model import AnytimeModel
 
 __all__ = ["KernelCorrelation", "LayerCorrelation", "inside", "kernel_correlation", "leaf_program"]
 

@@ -18,13 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anytimeify import names
 from anytimeify.diagnostics.chunks import leaves_of_levels, widths_of_levels
 from anytimeify.diagnostics.pictures import drawing
 from anytimeify.errors import ArgumentError
-from anytimeify.model import AnytimeModel
-from anytimeify.passes.reorder import units_of
-from anytimeify.report.sheets import Sheet, Sheets
+from anytimeify.ir import names
+from anytimeify.passes.rewrites.reorder import units_of
+from anytimeify.report.tables import Sheet, Sheets
+from anytimeify.runtime.model import AnytimeModel
 
 __all__ = ["UnitNorms", "WeightNorms", "weight_norms"]
 

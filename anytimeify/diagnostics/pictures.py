@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from anytimeify.errors import ArtifactError, MissingExtraError
-from anytimeify.files import replaced_file
+from anytimeify.io.files import replaced_file
 
 __all__ = ["drawing", "grid"]
 

@@ -28,7 +28,7 @@ from anytimeify.losses.joint import JointLoss
 from anytimeify.papers.networks import ResNeXt
 from anytimeify.papers.recipe import Entry
 from anytimeify.papers.training import Optimiser, Schedule, Training
-from anytimeify.passes.nested_channels import NestedChannels
+from anytimeify.passes.schemes.nested_channels import NestedChannels
 from anytimeify.train import OneAfterTheOther
 
 __all__ = ["ENTRIES", "large", "levels", "small"]

@@ -23,8 +23,8 @@ from anytimeify.papers.networks import CifarResNet, DenseNet, MobileNet, WideRes
 from anytimeify.papers.networks.initialisers import fan_in
 from anytimeify.papers.recipe import Entry
 from anytimeify.papers.training import Optimiser, Schedule, Training
-from anytimeify.passes.branch import Branch
-from anytimeify.passes.mutual_distillation import MutualDistillation
+from anytimeify.passes.rewrites.branch import Branch
+from anytimeify.passes.schemes.mutual_distillation import MutualDistillation
 
 __all__ = ["ENTRIES", "mobile_v2"]
 

@@ -20,8 +20,8 @@ from anytimeify.papers.networks import CifarResNet, DenseNet, MobileNet, WideRes
 from anytimeify.papers.networks.initialisers import fan_out
 from anytimeify.papers.recipe import Entry
 from anytimeify.papers.training import Optimiser, Schedule, Training
-from anytimeify.passes.auxiliary_branches import AuxiliaryBranches
-from anytimeify.passes.branch import Branch
+from anytimeify.passes.rewrites.branch import Branch
+from anytimeify.passes.schemes.auxiliary_branches import AuxiliaryBranches
 
 __all__ = ["ENTRIES", "dense", "mobile", "residual", "residual_imagenet"]
 

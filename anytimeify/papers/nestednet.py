@@ -23,7 +23,7 @@ from anytimeify.losses.joint import JointLoss
 from anytimeify.papers.networks import PreActivationResNet, imagenet
 from anytimeify.papers.recipe import Entry
 from anytimeify.papers.training import Optimiser, Schedule, Training
-from anytimeify.passes.nested_channels import NestedChannels
+from anytimeify.passes.schemes.nested_channels import NestedChannels
 from anytimeify.taxonomy import Taxonomy
 from anytimeify.train import OneAfterTheOther
 

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from anytimeify.errors import MissingExtraError
 from anytimeify.losses.consensus import ConsensusLoss
 from anytimeify.losses.taxonomy import TaxonomyLoss
-from anytimeify.model import AnytimeModel
 from anytimeify.papers.training import Training
-from anytimeify.passes.consensus import Consensus
-from anytimeify.rewriter import Scheme
+from anytimeify.passes.rewrites.consensus import Consensus
+from anytimeify.passes.scheme import Scheme
+from anytimeify.runtime.model import AnytimeModel
 from anytimeify.transform import transform
 
 __all__ = ["Backbone", "Entry", "Recipe"]

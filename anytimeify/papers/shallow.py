@@ -13,8 +13,8 @@ from anytimeify.losses.joint import JointLoss
 from anytimeify.papers.networks import ResNeXt
 from anytimeify.papers.recipe import Entry
 from anytimeify.papers.training import Optimiser, Schedule, Training
-from anytimeify.passes.auxiliary_branches import AuxiliaryBranches
-from anytimeify.passes.branch import Branch
+from anytimeify.passes.rewrites.branch import Branch
+from anytimeify.passes.schemes.auxiliary_branches import AuxiliaryBranches
 
 __all__ = ["CIFAR", "ENTRIES", "exits"]
 

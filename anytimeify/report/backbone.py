@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from anytimeify.axes import Axes
-from anytimeify.blocks import Blocks, find_blocks
-from anytimeify.cost import cost, sizes
+from anytimeify.analysis.axes import Axes
+from anytimeify.analysis.blocks import Blocks, find_blocks
+from anytimeify.analysis.cost import cost, sizes
 from anytimeify.ir import Captured
 from anytimeify.report.rows import AxisRow, Place, axis_rows, axis_sheets, note_sheets, pinned_macs, without_rule
-from anytimeify.report.sheets import Sheet, Sheets, in_bytes, in_percent, shortened
+from anytimeify.report.tables import Sheet, Sheets, in_bytes, in_percent, shortened
 
 __all__ = ["BlockRow", "Inspection", "StageRow", "inspect"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from anytimeify.analysis.mask_density import masks
 from anytimeify.ir import Program
-from anytimeify.kept import masks
-from anytimeify.report.sheets import Sheet, Sheets, in_percent, shortened
+from anytimeify.report.tables import Sheet, Sheets, in_percent, shortened
 
 __all__ = ["Densities", "DensityRow", "density_rows", "density_sheet"]
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from anytimeify.cost import cost, sizes
+from anytimeify.analysis.cost import cost, sizes
 from anytimeify.ir import Captured
-from anytimeify.passes.project import project
-from anytimeify.report.sheets import Sheet, shortened
-from anytimeify.rewritten import Rewritten
+from anytimeify.ir.rewritten import Rewritten
+from anytimeify.passes.rewrites.project import project
+from anytimeify.report.tables import Sheet, shortened
 from anytimeify.taxonomy import Taxonomy
 
 __all__ = ["HeadRow", "head_rows", "head_sheet"]

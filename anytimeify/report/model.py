@@ -7,14 +7,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from anytimeify.axes import Axes
+from anytimeify.analysis.axes import Axes
 from anytimeify.ir import Captured, Level
+from anytimeify.ir.rewritten import Rewritten
 from anytimeify.report.densities import DensityRow, density_rows, density_sheet
 from anytimeify.report.heads import HeadRow, head_rows, head_sheet
 from anytimeify.report.plot import plot
 from anytimeify.report.rows import AxisRow, Place, Readers, axis_rows, axis_sheets, note_sheets, without_rule
-from anytimeify.report.sheets import Sheet, Sheets, in_bytes, in_percent, shortened
-from anytimeify.rewritten import Rewritten
+from anytimeify.report.tables import Sheet, Sheets, in_bytes, in_percent, shortened
 from anytimeify.taxonomy import Taxonomy
 
 __all__ = ["LevelRow", "Report", "report"]

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from anytimeify.errors import ArgumentValueError, ArtifactError, MissingExtraError
-from anytimeify.files import replaced_file
-from anytimeify.report.sheets import shortened
+from anytimeify.io.files import replaced_file
+from anytimeify.report.tables import shortened
 
 __all__ = ["plot"]
 

@@ -10,14 +10,13 @@ from typing import Any
 
 from torch import fx
 
-from anytimeify import names
-from anytimeify.axes import Axes, AxisGroup, Pin
-from anytimeify.cost import macs_by_node, sizes
-from anytimeify.factors import Factor, Product, flat, leaves
-from anytimeify.ir import Captured, Program
-from anytimeify.node_meta import is_part, origin_of, type_of
-from anytimeify.passes.project import ancestors
-from anytimeify.report.sheets import Sheet
+from anytimeify.analysis.axes import Axes, AxisGroup, Pin
+from anytimeify.analysis.cost import macs_by_node, sizes
+from anytimeify.ir import Captured, Program, names
+from anytimeify.ir.node_meta import is_part, origin_of, type_of
+from anytimeify.passes.rewrites.project import ancestors
+from anytimeify.report.tables import Sheet
+from anytimeify.rules.factors import Factor, Product, flat, leaves
 from anytimeify.rules.op import name_of
 
 __all__ = [

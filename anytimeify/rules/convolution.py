@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from anytimeify import factors
-from anytimeify.factors import Pin
+from anytimeify.ir.schema import bound
+from anytimeify.rules import factors
+from anytimeify.rules.factors import Pin
 from anytimeify.rules.lifting import Made, Shapes, Values, of_tensors
 from anytimeify.rules.op import Call, Dims, Op
 from anytimeify.rules.table import Infer, axis_rule, build_rule
 from anytimeify.rules.targets import aten
-from anytimeify.schema import bound
 
 
 def _along_channels(op: Op, rank: int) -> tuple[bool, ...]:

@@ -10,11 +10,11 @@ import torch
 from torch import fx
 
 from anytimeify._torch import OpOverload, schema
-from anytimeify.factors import Pin
+from anytimeify.ir.schema import bound
+from anytimeify.rules.factors import Pin
 from anytimeify.rules.op import Dims, Op, Resize, opaque_results
 from anytimeify.rules.table import axis_rule, has_kind
 from anytimeify.rules.targets import aten
-from anytimeify.schema import bound
 
 __all__ = ["counts_up", "filled_with", "has_known_values", "is_uninitialised", "like_form"]
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from anytimeify.factors import Expr
 from anytimeify.ir import Size
+from anytimeify.rules.factors import Expr
 from anytimeify.rules.op import Dims, Op
 from anytimeify.rules.table import axis_rule
 from anytimeify.rules.targets import aten

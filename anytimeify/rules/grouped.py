@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import fx
 
-from anytimeify import factors
-from anytimeify.factors import Expr
 from anytimeify.ir import Size
+from anytimeify.rules import factors
+from anytimeify.rules.factors import Expr
 from anytimeify.rules.op import Dims, Op
 from anytimeify.rules.table import axis_rule, build_rule
 from anytimeify.rules.targets import aten

@@ -9,9 +9,9 @@ import torch
 from torch import fx
 
 from anytimeify._torch import OpOverload, functional_overload, schema
+from anytimeify.ir.schema import bound, is_mutable
 from anytimeify.rules.table import has_kind, rule_of
 from anytimeify.rules.training import training_flag
-from anytimeify.schema import bound, is_mutable
 
 __all__ = ["changes_nothing", "drops_nothing"]
 

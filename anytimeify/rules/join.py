@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import fx
 
-from anytimeify import factors
-from anytimeify.factors import Expr
 from anytimeify.ir import Size
+from anytimeify.ir.schema import bound
+from anytimeify.rules import factors
+from anytimeify.rules.factors import Expr
 from anytimeify.rules.op import Call, Dims, Op, Resize
 from anytimeify.rules.table import axis_rule
 from anytimeify.rules.targets import aten
-from anytimeify.schema import bound
 
 
 # A concatenation is a sum of its parts. Joined to positions (a class token before the patches) a part is positions too.

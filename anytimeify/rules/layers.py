@@ -14,10 +14,10 @@ from functools import cached_property
 from torch import fx
 
 from anytimeify.ir import Program, Size
-from anytimeify.node_meta import type_of
+from anytimeify.ir.node_meta import type_of
+from anytimeify.ir.schema import bound
 from anytimeify.rules.op import flat_nodes
 from anytimeify.rules.table import contractions, has_kind, tensor_operands, traits
-from anytimeify.schema import bound
 
 __all__ = ["Layers", "may_be_weights"]
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import torch
 from torch import fx, nn
 
-from anytimeify.factors import ONE, resolve
 from anytimeify.ir import Size
-from anytimeify.modules import AttentionDropout
+from anytimeify.ir.schema import bound
+from anytimeify.operators.modules import AttentionDropout
+from anytimeify.rules.factors import ONE, resolve
 from anytimeify.rules.lifting import WEIGHT_BIAS, Made, Shapes, Values, by_mode, of_tensors
 from anytimeify.rules.notation import parse
 from anytimeify.rules.op import Call, Dims, Op, solve
 from anytimeify.rules.table import axis_rule, build_rule
 from anytimeify.rules.targets import aten
-from anytimeify.schema import bound
 
 
 def _linear_module(values: Values, shapes: Shapes) -> Made | None:

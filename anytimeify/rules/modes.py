@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from anytimeify.derivatives import AutogradFunction
-from anytimeify.modes import (
+from anytimeify.operators.derivatives import AutogradFunction
+from anytimeify.operators.modes import (
     AFTER,
     BUFFER_BEFORE,
     BY_MODE,

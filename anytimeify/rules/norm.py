@@ -6,15 +6,15 @@ from typing import Any
 
 from torch import fx, nn
 
-from anytimeify import factors
 from anytimeify.ir import Size
-from anytimeify.modules import CUMULATIVE, BatchNormCall, FrozenBatchNorm
+from anytimeify.ir.schema import bound
+from anytimeify.operators.modules import CUMULATIVE, BatchNormCall, FrozenBatchNorm
+from anytimeify.rules import factors
 from anytimeify.rules.lifting import STATISTICS, WEIGHT_BIAS, Made, Shapes, Values, by_mode, of_tensors
 from anytimeify.rules.notation import Notation, parse
 from anytimeify.rules.op import Dims, Op, Resize
 from anytimeify.rules.table import axis_rule, build_rule
 from anytimeify.rules.targets import aten
-from anytimeify.schema import bound
 
 _per_channel = build_rule("n c ..., c, c, c, c -> n c ...")
 

@@ -9,11 +9,11 @@ from typing import Any, TypeAlias
 
 from torch import fx
 
-from anytimeify import factors
-from anytimeify.factors import ONE, Expr, Factor, Pin, PinKind, Where
 from anytimeify.ir import Origin, Size, TensorType
+from anytimeify.ir.schema import bound
+from anytimeify.rules import factors
+from anytimeify.rules.factors import ONE, Expr, Factor, Pin, PinKind, Where
 from anytimeify.rules.notation import Compound, Concat, Dots, Name, Notation, Pattern, Single, Term
-from anytimeify.schema import bound
 
 __all__ = ["Call", "Dims", "Op", "Resize", "apply", "flat_nodes", "name_of", "opaque_results", "solve"]
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from anytimeify import factors
-from anytimeify.factors import ONE, Expr, resolve
-from anytimeify.modules import DropPath
+from anytimeify.operators.modules import DropPath
+from anytimeify.rules import factors
+from anytimeify.rules.factors import ONE, Expr, resolve
 from anytimeify.rules.lifting import Lifting, Made, Shapes, Values, by_mode, of_tensors, plain, take
 from anytimeify.rules.op import Dims, Op
 from anytimeify.rules.table import axis_rule

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from anytimeify import factors
-from anytimeify.factors import Expr
 from anytimeify.ir import Size
+from anytimeify.rules import factors
+from anytimeify.rules.factors import Expr
 from anytimeify.rules.lifting import Lifting, Values, plain, plain_value, take
 from anytimeify.rules.op import Dims, Op, Resize
 from anytimeify.rules.table import axis_rule

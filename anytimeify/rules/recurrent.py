@@ -12,14 +12,14 @@ from typing import Any
 
 from torch import fx
 
-from anytimeify import factors
 from anytimeify.errors import SchemeError
-from anytimeify.factors import Expr
 from anytimeify.ir import Size, TensorType
+from anytimeify.ir.schema import bound
+from anytimeify.rules import factors
+from anytimeify.rules.factors import Expr
 from anytimeify.rules.op import Dims, Op, Resize
 from anytimeify.rules.table import axis_rule
 from anytimeify.rules.targets import aten
-from anytimeify.schema import bound
 
 
 def _cell(op: Op, weights: Sequence[fx.Node], read: Expr, state: Expr, hidden: Expr) -> list[Expr]:

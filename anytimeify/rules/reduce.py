@@ -6,13 +6,13 @@ from typing import Any
 
 from torch import fx
 
-from anytimeify.factors import ONE, Expr
 from anytimeify.ir import TensorType
+from anytimeify.ir.schema import bound
+from anytimeify.rules.factors import ONE, Expr
 from anytimeify.rules.op import Dims, Op
 from anytimeify.rules.pointwise import pointwise
 from anytimeify.rules.table import axis_rule
 from anytimeify.rules.targets import aten
-from anytimeify.schema import bound
 
 
 def _reduce(op: Op) -> Any:

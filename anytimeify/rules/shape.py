@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from anytimeify import factors
-from anytimeify.factors import ONE, Expr
 from anytimeify.ir import Size
+from anytimeify.ir.schema import bound
+from anytimeify.rules import factors
+from anytimeify.rules.factors import ONE, Expr
 from anytimeify.rules.lifting import plain, take
 from anytimeify.rules.op import Call, Dims, Op, Resize
 from anytimeify.rules.table import axis_rule
 from anytimeify.rules.targets import aten
-from anytimeify.schema import bound
 
 
 def reshape(op: Op, axes: Dims, old: Sequence[Size], new: Sequence[Size]) -> Dims:

@@ -16,14 +16,14 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import fx
 
-from anytimeify import factors
 from anytimeify._torch import OpOverload
 from anytimeify.ir import Size, TensorType
+from anytimeify.ir.schema import bound
+from anytimeify.rules import factors
 from anytimeify.rules.contractions import Contraction, contractions_in
 from anytimeify.rules.lifting import Lifting
 from anytimeify.rules.notation import Dots, Notation, parse
 from anytimeify.rules.op import Call, Op, Resize, apply, flat_nodes, solve
-from anytimeify.schema import bound
 
 __all__ = [
     *("Kind", "Rule", "axis_rule", "build_rule", "contractions", "has_kind", "notation_of", "registered", "rule_of"),

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from anytimeify._torch import schema
-from anytimeify.schema import is_mutable
+from anytimeify.ir.schema import is_mutable
 
 __all__ = ["aten"]
 

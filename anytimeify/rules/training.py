@@ -6,7 +6,7 @@ import torch
 from torch import fx
 
 from anytimeify._torch import OpOverload
-from anytimeify.schema import bound, parameters
+from anytimeify.ir.schema import bound, parameters
 
 __all__ = ["draws", "is_random", "told_by_mode", "training_flag", "trains"]
 

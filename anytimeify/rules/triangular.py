@@ -9,11 +9,11 @@ import torch
 from torch import fx
 
 from anytimeify.ir import Size
+from anytimeify.ir.schema import bound
 from anytimeify.kernels import TriangularConv, TriangularLinear, staircase
 from anytimeify.rules.lifting import Made, Shapes, Values, of_tensors
 from anytimeify.rules.op import Dims, Op
 from anytimeify.rules.table import Infer, axis_rule, build_rule
-from anytimeify.schema import bound
 
 
 def _fixed(line: str) -> Infer:

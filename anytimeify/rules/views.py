@@ -9,10 +9,10 @@ import torch
 from torch import fx
 
 from anytimeify._torch import OpOverload, schema
+from anytimeify.ir.schema import bound, is_mutable
 from anytimeify.rules.op import Call
 from anytimeify.rules.spellings import gives_its_operand
 from anytimeify.rules.table import has_kind
-from anytimeify.schema import bound, is_mutable
 
 __all__ = ["copies_where_it_has_to", "memory_of", "part_put_back", "put_back"]
 

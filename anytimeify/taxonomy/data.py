@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from anytimeify.errors import ArgumentError, ArgumentValueError, ArtifactError, SchemeError, refusing
-from anytimeify.files import regular_file, replaced_file
+from anytimeify.io.files import regular_file, replaced_file
 from anytimeify.taxonomy.fields import (
     check_map,
     checked_classes,

@@ -17,13 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from anytimeify import names
 from anytimeify._torch import flatten
-from anytimeify.artifact import load
+from anytimeify.codegen.stacked_parameters import first_member
 from anytimeify.errors import VerificationError
-from anytimeify.ir import Level
-from anytimeify.model import AnytimeModel
-from anytimeify.stacks import first_member
+from anytimeify.ir import Level, names
+from anytimeify.runtime.load import load
+from anytimeify.runtime.model import AnytimeModel
 from anytimeify.verification import TOLERANCE, difference, verify
 
 __all__ = [

@@ -11,10 +11,10 @@ from torch import Tensor, fx, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from anytimeify.budget import example_batch
+from anytimeify.analysis.mask_density import masks
 from anytimeify.ir import Level
-from anytimeify.kept import masks
-from anytimeify.model import AnytimeModel
+from anytimeify.runtime.budget import example_batch
+from anytimeify.runtime.model import AnytimeModel
 
 __all__ = ["Found", "assert_costs_are_found", "found_costs"]
 

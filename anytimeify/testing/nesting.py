@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anytimeify import names
-from anytimeify.model import AnytimeModel
-from anytimeify.passes.nested_channels import NestedChannels
+from anytimeify.ir import names
+from anytimeify.passes.schemes.nested_channels import NestedChannels
+from anytimeify.runtime.model import AnytimeModel
 from anytimeify.testing.checks import evaluating, given_inputs
 
 __all__ = ["assert_prefixes_nest"]

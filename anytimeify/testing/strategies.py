@@ -17,7 +17,7 @@ from anytimeify.testing import token_blocks as t
 from anytimeify.testing.backbone import Backbone, Stage
 
 if TYPE_CHECKING:
-    from anytimeify.passes.nested_channels import NestedChannels
+    from anytimeify.passes.schemes.nested_channels import NestedChannels
 
 __all__ = ["backbones", "schemes", "widths"]
 
@@ -248,7 +248,7 @@ def widths(max_levels: int = 3) -> st.SearchStrategy[tuple[float, ...]]:
 
 def schemes(**fixed: Any) -> st.SearchStrategy[NestedChannels]:
     """Random `NestedChannels`; fields given by keyword are fixed to that value."""
-    from anytimeify.passes.nested_channels import NestedChannels
+    from anytimeify.passes.schemes.nested_channels import NestedChannels
 
     fields: dict[str, st.SearchStrategy[Any]] = {
         "widths": widths(),

@@ -6,7 +6,7 @@ import tempfile
 
 from torch import nn
 
-from anytimeify.model import AnytimeModel
+from anytimeify.runtime.model import AnytimeModel
 from anytimeify.testing.checks import (
     Inputs,
     assert_costs_increase,

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from anytimeify.errors import ArgumentError, ArgumentValueError
 from anytimeify.losses.ensembles import check_choice
 from anytimeify.losses.objective import cross_entropy, divergence
-from anytimeify.model import AnytimeModel
+from anytimeify.runtime.model import AnytimeModel
 
 __all__ = ["LevelTerms", "OneAfterTheOther", "Order", "Part", "Sandwich", "Together"]
 
@@ -198,7 +198,7 @@ class Sandwich(Order):
             makes of the labels. Otherwise each has its own terms of the loss, which has to be a sum over levels.
         temperature: T of the distillation, on both sides, with T^2.
 
-    For widths that are no levels, and drawn from a range, take `anytimeify.sampling.SandwichSampler`.
+    For widths that are no levels, and drawn from a range, take `anytimeify.runtime.sampling.SandwichSampler`.
     """
 
     random: int = 2

@@ -17,17 +17,16 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
-from anytimeify import names
 from anytimeify._torch import flatten
-from anytimeify.calling import Calling
 from anytimeify.capture.compare import buffers_kept, difference, randomness, seeded, tolerance
+from anytimeify.codegen.call_signature import Calling
+from anytimeify.codegen.to_modules import lift
 from anytimeify.errors import VerificationError
-from anytimeify.ir import Captured, Program, TensorType
-from anytimeify.lift import lift
-from anytimeify.model import AnytimeModel
-from anytimeify.node_meta import origin_of, type_of
-from anytimeify.passes.project import project
+from anytimeify.ir import Captured, Program, TensorType, names
+from anytimeify.ir.node_meta import origin_of, type_of
+from anytimeify.passes.rewrites.project import project
 from anytimeify.rules.training import draws, trains
+from anytimeify.runtime.model import AnytimeModel
 from anytimeify.verification.precision import ADVICE, TOLERANCE, cast_limit, clone, double, in_double, with_batch
 from anytimeify.verification.training import verify_training
 

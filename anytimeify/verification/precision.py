@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from anytimeify.capture.compare import tolerance
 from anytimeify.ir import Captured, Program, TensorType
-from anytimeify.node_meta import type_of
+from anytimeify.ir.node_meta import type_of
 
 __all__ = ["ADVICE", "TOLERANCE", "cast_limit", "clone", "double", "in_double", "with_batch"]
 

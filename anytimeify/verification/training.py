@@ -20,17 +20,16 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from anytimeify import names
 from anytimeify._torch import flatten
-from anytimeify.calling import Calling
 from anytimeify.capture.compare import buffers_kept, difference, plain_attributes, seeded
 from anytimeify.capture.custom_derivatives import direct_checkpoints
 from anytimeify.capture.modes import in_mode
 from anytimeify.capture.training_form import trains
+from anytimeify.codegen.call_signature import Calling
+from anytimeify.codegen.stacked_parameters import first_member
 from anytimeify.errors import AnytimeWarning, VerificationError
-from anytimeify.ir import PAIR, Captured
-from anytimeify.model import AnytimeModel
-from anytimeify.stacks import first_member
+from anytimeify.ir import PAIR, Captured, names
+from anytimeify.runtime.model import AnytimeModel
 from anytimeify.verification.precision import ADVICE, cast_limit, clone, double, in_double, with_batch
 from anytimeify.verification.randomness import WithoutRandomness
 

@@ -13,11 +13,11 @@ import torch
 from torch import nn
 
 from anytimeify import AnytimeModel, HierarchicalEnsemble
-from anytimeify.compiled import compiled
-from anytimeify.cost import macs_by_node, sizes
+from anytimeify.analysis.cost import macs_by_node, sizes
 from anytimeify.passes.options import Options
-from anytimeify.passes.project import project
-from anytimeify.passes.resume import steps
+from anytimeify.passes.rewrites.project import project
+from anytimeify.passes.rewrites.resume import steps
+from anytimeify.runtime.compiled import compiled
 from anytimeify.verification import TOLERANCE
 from benchmarks.coverage import comparing
 

@@ -9,8 +9,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from anytimeify import AnytimeModel, NestedChannels
-from anytimeify.cost import macs_by_node, sizes
-from anytimeify.passes.project import project
+from anytimeify.analysis.cost import macs_by_node, sizes
+from anytimeify.passes.rewrites.project import project
 from anytimeify.testing import assert_prefixes_nest
 from anytimeify.verification import TOLERANCE
 from benchmarks.coverage import comparing

@@ -19,18 +19,18 @@ import torch
 from torch import Tensor, fx, nn
 
 from anytimeify import AnytimeModel, HierarchicalEnsemble, NestedChannels, verification
-from anytimeify.axes import Axes, Widths, analyse
+from anytimeify.analysis.axes import Axes, Widths, analyse
+from anytimeify.analysis.cost import macs_by_node, sizes
 from anytimeify.capture import capture
-from anytimeify.capture.front_end import export
+from anytimeify.capture.export import export
 from anytimeify.capture.inputs import CallInputs, call_inputs
-from anytimeify.compiled import compiled
-from anytimeify.cost import macs_by_node, sizes
 from anytimeify.errors import AnytimeError
-from anytimeify.factors import Expr, Pin, flat, leaves
 from anytimeify.ir import Captured, Outputs
-from anytimeify.passes.narrow import Builder
 from anytimeify.passes.options import Options
-from anytimeify.rewriter import parse_scheme, schemes
+from anytimeify.passes.rewrites.narrow import Builder
+from anytimeify.passes.scheme import parse_scheme, schemes
+from anytimeify.rules.factors import Expr, Pin, flat, leaves
+from anytimeify.runtime.compiled import compiled
 from anytimeify.testing import assert_costs_increase
 from benchmarks.coverage import ensembles, triangles
 from benchmarks.zoo import build, catalogue, family

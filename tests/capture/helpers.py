@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from anytimeify._torch import flatten, unflatten
 from anytimeify.capture import capture
+from anytimeify.codegen.to_modules import lift
 from anytimeify.ir import Captured, Program
-from anytimeify.lift import lift
 
 
 def prediction(model: nn.Module, captured: Captured) -> Tensor:

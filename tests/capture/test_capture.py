@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anytimeify.capture import capture
+from anytimeify.codegen.to_modules import lift
 from anytimeify.errors import CaptureError, UnsupportedOpError
 from anytimeify.ir import Captured, Origin, Size, TensorType
-from anytimeify.lift import lift
-from anytimeify.modes import BY_MODE
+from anytimeify.operators.modes import BY_MODE
 from tests.capture.helpers import check, text
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from anytimeify._torch import prepare_torchvision
-from anytimeify.capture.fresh import redrawn
 from anytimeify.capture.initial_values import looks_drawn
+from anytimeify.capture.reinitialise import redrawn
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from anytimeify import AnytimeModel, AnytimeWarning, HierarchicalEnsemble, NestedChannels, load, transform
-from anytimeify.modules import FrozenBatchNorm
+from anytimeify.operators.modules import FrozenBatchNorm
 from anytimeify.testing import assert_levels_equal_extracts
 
 X = torch.randn(6, 3, 5, 5, generator=torch.Generator().manual_seed(0))

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from anytimeify import spec
 from anytimeify.capture import capture
 from anytimeify.capture.training_form import trains
-from anytimeify.encoding import decode_program, encode_program
+from anytimeify.contract import spec
 from anytimeify.ir import Origin, Program, Size, TensorType
 from anytimeify.rules import spellings
 from anytimeify.rules.training import draws, training_flag
+from anytimeify.storage.graphs import decode_program, encode_program
 from tests.building import run
 from tests.capture.helpers import check, text
 

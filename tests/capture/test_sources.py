@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from anytimeify import capture as package
 from anytimeify.capture import capture, resolve
-from anytimeify.capture.sources import kinds
+from anytimeify.capture.sources.registry import kinds
 from anytimeify.errors import AnytimeError, ArgumentError, ArtifactError, CaptureError, MissingExtraError
 from tests.capture.helpers import text
 
@@ -44,7 +44,7 @@ def save(path: Path, *, training: bool, dynamic: bool = True) -> nn.Module:
 
 
 def agree(model: nn.Module, path: Path) -> list[str]:
-    from anytimeify.lift import lift
+    from anytimeify.codegen.to_modules import lift
 
     captured = capture(resolve(str(path)).model)
     network = lift(captured.program)
@@ -174,7 +174,7 @@ OWN_SOURCE = """
 import torch
 from torch import nn
 from anytimeify.capture.inputs import CallInputs
-from anytimeify.capture.source import Source, SourceKind
+from anytimeify.capture.sources.source import Source, SourceKind
 
 class Own(nn.Linear):
     pass

@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from anytimeify.compressed import load_compressed, save_compressed
+from anytimeify.storage.compressed import load_compressed, save_compressed
 from tests.fuzz.loader import Case, Loader, Results
 from tests.fuzz.mutations import in_order, mutate_bytes, mutate_header, mutate_json, split_header
 

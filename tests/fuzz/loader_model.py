@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import anytimeify
 from anytimeify import AnytimeModel, Consensus, NestedChannels, Taxonomy, transform
-from anytimeify.storage import seal
+from anytimeify.storage.models import seal
 from tests.backbones import residual_net
 from tests.fuzz.loader import Case, Loader, Results
 from tests.fuzz.mutations import CANARY, in_order, mutate_bytes, mutate_header, mutate_json, split_header

@@ -10,7 +10,7 @@ from random import Random
 from typing import Any
 
 from anytimeify import Budget, Taxonomy, parse_scheme
-from anytimeify.axes import Axes, analyse
+from anytimeify.analysis.axes import Axes, analyse
 from anytimeify.capture import capture
 from anytimeify.ir import Captured
 from tests.backbones import Residual, images

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from anytimeify import AnytimeModel, Budget, BudgetError, NestedChannels, Outputs, transform
-from anytimeify.compiled import compiled
 from anytimeify.passes.options import Options
+from anytimeify.runtime.compiled import compiled
 from tests.backbones import Residual, images, residual_net
 from tests.rounding import close
 

@@ -15,11 +15,11 @@ from torch.utils.checkpoint import checkpoint
 
 from anytimeify import AnytimeWarning, NestedChannels, Outputs, SandwichSampler, SchemeError, load, transform
 from anytimeify._torch import prepare_torchvision
-from anytimeify.encoding import decode_program, encode_program
+from anytimeify.codegen.recompute import part_numbers, recomputing
+from anytimeify.contract.spec import SpecError, verify
 from anytimeify.errors import ArtifactError
-from anytimeify.model import AnytimeModel
-from anytimeify.recompute import part_numbers, recomputing
-from anytimeify.spec import SpecError, verify
+from anytimeify.runtime.model import AnytimeModel
+from anytimeify.storage.graphs import decode_program, encode_program
 
 X = torch.randn(16, 6, generator=torch.Generator().manual_seed(0))
 

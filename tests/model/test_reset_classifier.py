@@ -278,7 +278,7 @@ def test_wrappers_and_layers_of_the_same_shape_are_let_in() -> None:
 
 def test_nothing_is_looked_at_where_nothing_was_assigned(monkeypatch: pytest.MonkeyPatch) -> None:
     net, x = copy.deepcopy(net_of("channels", None)), images()
-    monkeypatch.setattr("anytimeify.model.check_shapes", lambda *given: pytest.fail("looked at"))
+    monkeypatch.setattr("anytimeify.runtime.model.check_shapes", lambda *given: pytest.fail("looked at"))
     net.train()(x)
     net.eval()(x)
     net.half().float()(x)

@@ -7,7 +7,8 @@ import copy
 import pytest
 import torch
 
-from anytimeify import NestedChannels, VerificationError, extraction, transform, verification
+from anytimeify import NestedChannels, VerificationError, transform, verification
+from anytimeify.runtime import extraction
 from tests.backbones import Residual, images, residual_net
 
 

@@ -11,17 +11,17 @@ from unittest import mock
 import torch
 from torch import fx, nn
 
-from anytimeify.axes import Axes, analyse
+from anytimeify.analysis.axes import Axes, analyse
+from anytimeify.analysis.cost import cost
 from anytimeify.capture import capture
 from anytimeify.capture.side_by_side import side_by_side
-from anytimeify.cost import cost
 from anytimeify.ir import Captured, Cost, Program, TensorType
+from anytimeify.ir.rewritten import Rewritten
 from anytimeify.papers import Entry, entries
 from anytimeify.papers.recipe import Backbone
-from anytimeify.passes.fold import fold
-from anytimeify.passes.project import project
-from anytimeify.rewriter import Scheme
-from anytimeify.rewritten import Rewritten
+from anytimeify.passes.rewrites.fold import fold
+from anytimeify.passes.rewrites.project import project
+from anytimeify.passes.scheme import Scheme
 
 ENTRIES = {entry.name: entry for entry in entries()}
 
@@ -59,7 +59,10 @@ class Sizes:
 
     def under(self, scheme: Scheme | str) -> Made:
         assert isinstance(scheme, Scheme)
-        blank_of = "anytimeify.passes.branch.resized", lambda values, shape, _: values.new_zeros(()).expand(*shape)
+        blank_of = (
+            "anytimeify.passes.rewrites.branch.resized",
+            lambda values, shape, _: values.new_zeros(()).expand(*shape),
+        )
         with mock.patch(*blank_of):
             return Made(scheme.apply(self.captured, self.axes))
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from anytimeify.losses import JointLoss
-from anytimeify.model import AnytimeModel
 from anytimeify.papers import recipe
 from anytimeify.papers.anytime import large, levels, small
 from anytimeify.papers.networks import ResNeXt
-from anytimeify.passes.nested_channels import NestedChannels
+from anytimeify.passes.schemes.nested_channels import NestedChannels
+from anytimeify.runtime.model import AnytimeModel
 from anytimeify.train import OneAfterTheOther, Together
 from anytimeify.transform import transform
 from tests.papers.branches import ENTRIES, Nested

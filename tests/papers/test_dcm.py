@@ -14,9 +14,9 @@ from anytimeify.losses import CrossLayerMutual
 from anytimeify.papers import recipe
 from anytimeify.papers.dhm import mobile
 from anytimeify.papers.networks import CifarResNet, MobileNet
-from anytimeify.passes.auxiliary_branches import AuxiliaryBranches
-from anytimeify.passes.branch import Branch
-from anytimeify.passes.mutual_distillation import MutualDistillation
+from anytimeify.passes.rewrites.branch import Branch
+from anytimeify.passes.schemes.auxiliary_branches import AuxiliaryBranches
+from anytimeify.passes.schemes.mutual_distillation import MutualDistillation
 from anytimeify.transform import transform
 from tests.papers.branches import ENTRIES, Made, Sizes
 

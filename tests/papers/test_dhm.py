@@ -25,8 +25,8 @@ from anytimeify.papers.networks import (
     mobilenet,
     wide_resnet,
 )
-from anytimeify.passes.auxiliary_branches import AuxiliaryBranches
-from anytimeify.passes.branch import Branch
+from anytimeify.passes.rewrites.branch import Branch
+from anytimeify.passes.schemes.auxiliary_branches import AuxiliaryBranches
 from anytimeify.transform import transform
 from tests.papers.branches import ENTRIES, Made, Sizes
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
+from anytimeify.analysis.cost import cost, macs_by_node
 from anytimeify.capture import capture
-from anytimeify.cost import cost, macs_by_node
 from anytimeify.losses import HierarchicalCoDistillation, IndependentLoss
 from anytimeify.papers import recipe
 from anytimeify.papers.hne import Bottleneck, InvertedResidual, MobileNetV2, ResNet50

@@ -11,15 +11,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from anytimeify.cost import cost
+from anytimeify.analysis.cost import cost
 from anytimeify.losses import JointLoss
 from anytimeify.losses.taxonomy import TaxonomyLoss
-from anytimeify.model import AnytimeModel
 from anytimeify.papers import recipe
 from anytimeify.papers.nestednet import CONSENSUS, DEMO_WEIGHTS, WIDTHS, subtree
 from anytimeify.papers.networks import CifarResNet, PreActivationResNet
 from anytimeify.papers.networks.preactivation import PaddedShortcut
-from anytimeify.passes.nested_channels import NestedChannels
+from anytimeify.passes.schemes.nested_channels import NestedChannels
+from anytimeify.runtime.model import AnytimeModel
 from anytimeify.taxonomy import Taxonomy
 from anytimeify.train import OneAfterTheOther, Together
 from anytimeify.transform import transform

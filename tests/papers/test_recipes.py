@@ -17,7 +17,7 @@ from anytimeify import AnytimeError, MissingExtraError, NestedChannels, cli, pap
 from anytimeify.losses import JointLoss
 from anytimeify.papers import Optimiser, Schedule, Training, entries, names, recipe
 from anytimeify.papers.networks import imagenet
-from anytimeify.rewriter import parse_scheme
+from anytimeify.passes.scheme import parse_scheme
 
 MACHINERY = {"catalogue", "networks", "recipe", "training"}
 # One of every file, and a pair: what is true of small ones is not said of large ones again.

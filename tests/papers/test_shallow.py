@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
+from anytimeify.analysis.cost import cost
 from anytimeify.capture import capture
-from anytimeify.cost import cost
 from anytimeify.losses import JointLoss
-from anytimeify.model import AnytimeModel
 from anytimeify.papers import recipe
 from anytimeify.papers.networks import ResNeXt
 from anytimeify.papers.shallow import exits
+from anytimeify.runtime.model import AnytimeModel
 from tests.papers.branches import ENTRIES
 
 ENTRY = ENTRIES["shallow/resnext-29"]

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from anytimeify import transform
 from anytimeify.capture import capture
-from anytimeify.modes import BUFFER_BEFORE
-from anytimeify.passes.as_before import as_before
+from anytimeify.operators.modes import BUFFER_BEFORE
+from anytimeify.passes.rewrites.as_before import as_before
 
 X = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
 

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from anytimeify import AnytimeModel, AuxiliaryBranches, Branch, Budget, SchemeError, load, parse_scheme, transform
 from anytimeify.losses import JointLoss
-from anytimeify.passes.project import project
+from anytimeify.passes.rewrites.project import project
 from anytimeify.testing import Backbone, assert_costs_increase, assert_levels_equal_extracts, backbones, check
 from tests.passes.branches import KINDS, Dense, Padded, PreActivation, Projected, Staged, images
 from tests.rounding import close

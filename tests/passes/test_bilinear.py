@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 import anytimeify
 from anytimeify import HierarchicalEnsemble, NestedChannels, load, transform
-from anytimeify.lift import lift
-from anytimeify.passes.fold_batch_norms import fold_batch_norms
+from anytimeify.codegen.to_modules import lift
+from anytimeify.passes.rewrites.fold_batch_norms import fold_batch_norms
 from anytimeify.testing import check
 from tests.rounding import close
 from tests.source_files import ROOT

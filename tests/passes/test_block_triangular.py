@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import Tensor, fx
 
-from anytimeify.cost import cost, macs_by_node
+from anytimeify.analysis.cost import cost, macs_by_node
+from anytimeify.codegen.to_modules import lift
+from anytimeify.contract.spec import verify
 from anytimeify.ir import Program
 from anytimeify.kernels import TriangularConv, TriangularLinear
-from anytimeify.lift import lift
-from anytimeify.passes import block_triangular
-from anytimeify.passes.project import project
+from anytimeify.passes.rewrites import block_triangular
+from anytimeify.passes.rewrites.project import project
 from anytimeify.rules import rule_of
-from anytimeify.spec import verify
 from tests.building import BATCH, Build, run
 
 aten = torch.ops.aten

@@ -25,8 +25,8 @@ from anytimeify import (
     load,
     transform,
 )
+from anytimeify.contract.spec import verify
 from anytimeify.losses import ConsensusLoss, InPlaceDistillation, JointLoss
-from anytimeify.spec import verify
 from anytimeify.testing import assert_levels_equal_extracts
 from tests.backbones import Shapes
 from tests.passes.branches import Projected

@@ -11,9 +11,9 @@ from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from anytimeify import NestedChannels, transform
-from anytimeify.cost import cost
+from anytimeify.analysis.cost import cost
 from anytimeify.ir import Program
-from anytimeify.passes.cut_blocks import cut_blocks
+from anytimeify.passes.rewrites.cut_blocks import cut_blocks
 from anytimeify.testing.costs import assert_costs_are_found
 from tests.building import BATCH, Build, run
 

@@ -21,7 +21,7 @@ from anytimeify import (
     schemes,
     transform,
 )
-from anytimeify.passes.depth_and_width import DepthAndWidth
+from anytimeify.passes.schemes.depth_and_width import DepthAndWidth
 from anytimeify.testing import assert_costs_increase, check, randomise
 from tests.passes.branches import KINDS, Dense, Projected, Separable, Staged, images
 from tests.rounding import close

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from anytimeify import AnytimeModel, transform
 from anytimeify.capture import capture
-from anytimeify.lift import lift
-from anytimeify.passes.evaluate import evaluate
+from anytimeify.codegen.to_modules import lift
+from anytimeify.passes.rewrites.evaluate import evaluate
 from tests.capture.helpers import text
 
 X = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from anytimeify.ir import Program
-from anytimeify.passes.fold import fold
-from anytimeify.passes.fold_batch_norms import fold_batch_norms
+from anytimeify.passes.rewrites.fold import fold
+from anytimeify.passes.rewrites.fold_batch_norms import fold_batch_norms
 from tests.building import BATCH, Build, run
 from tests.rounding import close
 

@@ -22,8 +22,8 @@ from anytimeify import (
 )
 from anytimeify._torch import prepare_torchvision
 from anytimeify.capture import capture
-from anytimeify.passes.frozen import frozen
-from anytimeify.rewriter import Scheme
+from anytimeify.passes.rewrites.frozen import frozen
+from anytimeify.passes.scheme import Scheme
 
 TAXONOMY = Taxonomy.from_parents([0, 0, 1, 1, 1])
 BLUR = torch.tensor([1.0, 2.0, 1.0])[:, None] * torch.tensor([1.0, 2.0, 1.0]) / 16

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from anytimeify import AnytimeModel, HierarchicalEnsemble, Outputs, transform
-from anytimeify.axes import analyse
+from anytimeify.analysis.axes import analyse
 from anytimeify.capture import capture
 from anytimeify.ir import Program
-from anytimeify.passes.project import project
+from anytimeify.passes.rewrites.project import project
 
 
 class Body(nn.Module):

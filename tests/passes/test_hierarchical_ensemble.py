@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from anytimeify import AnytimeModel, HierarchicalEnsemble, SchemeError, transform
-from anytimeify.modules import BatchNormCall
-from anytimeify.passes.replicate import Tree
+from anytimeify.operators.modules import BatchNormCall
+from anytimeify.passes.rewrites.replicate import Tree
 from anytimeify.testing import Backbone, assert_costs_increase, assert_levels_equal_extracts, backbones, check
 from tests.passes.ensembles import CUTS, Chain, differences, images, members, net_of, part
 

@@ -5,12 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from anytimeify import spec
-from anytimeify.axes import analyse
+from anytimeify.analysis.axes import analyse
 from anytimeify.capture import capture
+from anytimeify.codegen.to_modules import lift
+from anytimeify.contract import spec
 from anytimeify.ir import Program
-from anytimeify.lift import lift
-from anytimeify.passes.narrow import narrow
+from anytimeify.passes.rewrites.narrow import narrow
 
 
 def narrowed(model: nn.Module, x: Tensor, width: float) -> Program:

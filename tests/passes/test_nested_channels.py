@@ -6,15 +6,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from anytimeify import spec
-from anytimeify.axes import analyse
+from anytimeify.analysis.axes import analyse
 from anytimeify.capture import capture
+from anytimeify.codegen.to_modules import lift
+from anytimeify.contract import spec
 from anytimeify.errors import SchemeError
 from anytimeify.ir import Program
-from anytimeify.lift import lift
-from anytimeify.passes.nested_channels import NestedChannels
-from anytimeify.rewriter import parse_scheme
-from anytimeify.rewritten import Rewritten
+from anytimeify.ir.rewritten import Rewritten
+from anytimeify.passes.scheme import parse_scheme
+from anytimeify.passes.schemes.nested_channels import NestedChannels
 from anytimeify.transform import transform
 from tests.passes.test_narrow import assert_types_are_true
 

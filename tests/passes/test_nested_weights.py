@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from anytimeify import AnytimeModel, ArgumentError, Budget, NestedWeights, SchemeError, load, parse_scheme, transform
 from anytimeify._torch import prepare_torchvision
-from anytimeify.export import FORMATS
-from anytimeify.masks import MaskSchedule, densities, refresh
-from anytimeify.passes.magnitude import largest, share_of
+from anytimeify.passes.rewrites.magnitude import largest, share_of
+from anytimeify.runtime.masks import MaskSchedule, densities, refresh
+from anytimeify.storage.export import FORMATS
 from anytimeify.testing import (
     Backbone,
     assert_costs_increase,
@@ -320,7 +320,7 @@ def test_extracts_are_written(tmp_path: Path, format: str) -> None:
 DISTRIBUTED = """
 from torch.nn.parallel import DistributedDataParallel
 from anytimeify import NestedWeights
-from anytimeify.masks import MaskSchedule
+from anytimeify.runtime.masks import MaskSchedule
 from tests.backbones import residual_net, images
 
 torch.manual_seed(0)

@@ -7,7 +7,7 @@ import torch
 
 from anytimeify.errors import PassError
 from anytimeify.ir import Program
-from anytimeify.passes.project import project
+from anytimeify.passes.rewrites.project import project
 from tests.building import BATCH, Build, run
 from tests.rounding import close
 

@@ -4,10 +4,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from anytimeify.axes import analyse
+from anytimeify.analysis.axes import analyse
 from anytimeify.capture import capture
-from anytimeify.lift import lift
-from anytimeify.passes.reorder import reorder
+from anytimeify.codegen.to_modules import lift
+from anytimeify.passes.rewrites.reorder import reorder
 from tests.passes.test_narrow import Grouped, Heads, Mixed
 
 

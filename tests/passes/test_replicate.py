@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from anytimeify.axes import analyse
-from anytimeify.blocks import find_blocks
+from anytimeify.analysis.axes import analyse
+from anytimeify.analysis.blocks import find_blocks
 from anytimeify.capture import capture
 from anytimeify.ir import Program
-from anytimeify.passes.replicate import Tree, depths, stacked, tensor_depths
+from anytimeify.passes.rewrites.replicate import Tree, depths, stacked, tensor_depths
 
 
 class Net(nn.Module):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from anytimeify.passes.resized import Spread, resized, spreads
+from anytimeify.passes.rewrites.resized import Spread, resized, spreads
 
 
 @pytest.mark.parametrize(

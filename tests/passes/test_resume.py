@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from anytimeify.passes.resume import Step, steps
+from anytimeify.passes.rewrites.resume import Step, steps
 
 
 def graph_of(text: str, outputs: str) -> tuple[fx.Graph, list[fx.Node]]:

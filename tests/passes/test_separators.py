@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from anytimeify import AuxiliaryBranches, HierarchicalEnsemble, transform
 from anytimeify.capture import capture
 from anytimeify.losses import JointLoss
-from anytimeify.passes.separators import separators
+from anytimeify.passes.rewrites.separators import separators
 from anytimeify.testing import assert_levels_equal_extracts, check
 
 

@@ -26,9 +26,9 @@ from anytimeify import (
     load,
     transform,
 )
+from anytimeify.contract.spec import verify
 from anytimeify.losses import JointLoss, TaxonomyLoss
-from anytimeify.passes.resized import resized
-from anytimeify.spec import verify
+from anytimeify.passes.rewrites.resized import resized
 from tests.backbones import Keywords
 from tests.passes.every_scheme import EVERY, LABELS, TAXONOMY, images, net_of
 

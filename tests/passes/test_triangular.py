@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import anytimeify  # noqa: F401  # mends torchvision before it is imported
-from anytimeify import AnytimeModel, NestedChannels, spec, transform
-from anytimeify.axes import analyse
+from anytimeify import AnytimeModel, NestedChannels, transform
+from anytimeify.analysis.axes import analyse
 from anytimeify.capture import capture
+from anytimeify.contract import spec
 from anytimeify.errors import SchemeError
-from anytimeify.passes.nest import Kind, Nest
+from anytimeify.passes.rewrites.block_triangular_dependence import Kind, Nest
 from anytimeify.testing import assert_prefixes_nest, check, randomise
 from anytimeify.verification import difference
 from tests.passes.test_narrow import assert_types_are_true

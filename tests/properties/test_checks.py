@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from anytimeify.ir import Cost, Level
-from anytimeify.model import AnytimeModel
-from anytimeify.passes.nested_channels import NestedChannels
+from anytimeify.passes.schemes.nested_channels import NestedChannels
+from anytimeify.runtime.model import AnytimeModel
 from anytimeify.testing import (
     Backbone,
     Stage,

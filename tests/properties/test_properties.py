@@ -15,17 +15,17 @@ import torch
 from hypothesis import HealthCheck, example, given, reject, settings
 from torch import Tensor, nn
 
-from anytimeify import spec
-from anytimeify.compiled import compiled
+from anytimeify.contract import spec
 from anytimeify.errors import SchemeError
-from anytimeify.model import AnytimeModel
-from anytimeify.passes.fold import fold
-from anytimeify.passes.fold_batch_norms import fold_batch_norms
-from anytimeify.passes.narrow import narrow
-from anytimeify.passes.nested_channels import NestedChannels
 from anytimeify.passes.options import Options
-from anytimeify.passes.project import project
-from anytimeify.passes.reorder import reorder
+from anytimeify.passes.rewrites.fold import fold
+from anytimeify.passes.rewrites.fold_batch_norms import fold_batch_norms
+from anytimeify.passes.rewrites.narrow import narrow
+from anytimeify.passes.rewrites.project import project
+from anytimeify.passes.rewrites.reorder import reorder
+from anytimeify.passes.schemes.nested_channels import NestedChannels
+from anytimeify.runtime.compiled import compiled
+from anytimeify.runtime.model import AnytimeModel
 from anytimeify.testing import (
     Backbone,
     Stage,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from anytimeify import transform
-from anytimeify.axes import analyse
+from anytimeify.analysis.axes import analyse
 from anytimeify.capture import capture
 from tests.robustness.helpers import SCHEME, close
 

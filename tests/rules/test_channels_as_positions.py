@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from anytimeify import NestedChannels, transform
-from anytimeify.axes import Axes, analyse
+from anytimeify.analysis.axes import Axes, analyse
 from anytimeify.capture import capture
 from anytimeify.testing import assert_exactly_thin, check, randomise
 from tests.rules.thin_copy import copy_blocks

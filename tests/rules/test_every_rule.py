@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, fx
 
 from anytimeify._torch import schema
-from anytimeify.axes import analyse
-from anytimeify.derivatives import name_of
+from anytimeify.analysis.axes import analyse
 from anytimeify.ir import Origin, Program, Size, TensorType
-from anytimeify.passes.narrow import Builder
+from anytimeify.operators.derivatives import name_of
+from anytimeify.passes.rewrites.narrow import Builder
 from anytimeify.rules import axis_rule, registered
 from anytimeify.rules.pointwise import pointwise
 from anytimeify.rules.table import unregister

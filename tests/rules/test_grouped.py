@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from anytimeify import NestedChannels, transform
-from anytimeify.axes import analyse
+from anytimeify.analysis.axes import analyse
 from anytimeify.capture import capture
 from anytimeify.rules import axis_rule, rule_of
 from anytimeify.rules.table import of_other_libraries

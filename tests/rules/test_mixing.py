@@ -15,11 +15,11 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor, fx, nn
 
-from anytimeify.axes import Axes, AxisGroup, Widths, analyse
+from anytimeify.analysis.axes import Axes, AxisGroup, Widths, analyse
 from anytimeify.capture import capture
-from anytimeify.factors import flat
 from anytimeify.ir import Program, TensorType
 from anytimeify.rules import axis_rule
+from anytimeify.rules.factors import flat
 from anytimeify.rules.table import unregister
 from anytimeify.testing import Backbone, backbones
 from anytimeify.testing.backbone import randomise

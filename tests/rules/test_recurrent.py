@@ -14,11 +14,11 @@ from torch import Tensor, fx, nn
 from torch.export import Dim
 
 from anytimeify import AnytimeModel, AnytimeWarning, NestedChannels, SchemeError, transform
-from anytimeify.axes import analyse
+from anytimeify.analysis.axes import analyse
 from anytimeify.capture import capture
-from anytimeify.export import export_onnx, export_pt2
-from anytimeify.modules import TrainingSwitch
-from anytimeify.schema import bound
+from anytimeify.ir.schema import bound
+from anytimeify.operators.modules import TrainingSwitch
+from anytimeify.storage.export import export_onnx, export_pt2
 from anytimeify.testing import assert_exactly_thin, check, randomise
 from tests.rules.thin_copy import copy_blocks
 

@@ -13,10 +13,11 @@ import pytest
 import torch
 from torch import nn
 
-from anytimeify import AnytimeWarning, ArgumentError, ArtifactError, Confidence, Staged, VerificationError, checksums
-from anytimeify.staged import load
-from anytimeify.staged.files import FORMATS, OnnxStage
-from anytimeify.staged.manifest import seal
+from anytimeify import AnytimeWarning, ArgumentError, ArtifactError, Confidence, Staged, VerificationError
+from anytimeify.early_exit import load
+from anytimeify.early_exit.files import FORMATS, OnnxStage
+from anytimeify.early_exit.manifest import seal
+from anytimeify.io import checksums
 from tests.staged.nets import TokensFirst, Windows, calls, chosen, close, forked, images, net_with_exits
 
 POLICY = Confidence(threshold=(0.25, 0.35), temperature=(1.5, 1.0, 2.0))
@@ -126,7 +127,7 @@ def test_files_that_compute_something_else_are_not_written(tmp_path: Path, monke
         module.register_forward_hook(lambda module, values, results: (*results[:-1], results[-1] + 0.01))
         return module
 
-    monkeypatch.setattr("anytimeify.staged.write.FORMATS", {"pt2": wrong})
+    monkeypatch.setattr("anytimeify.early_exit.write.FORMATS", {"pt2": wrong})
     with pytest.raises(VerificationError, match=r"'stage-0\.pt2' was not written"):
         net_with_exits().staged().export(tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from anytimeify import ArgumentError, Confidence, Entropy, Patience
-from anytimeify.policies import ExitPolicy, policy_from_dict, policy_to_dict
+from anytimeify.early_exit.policies import ExitPolicy, policy_from_dict, policy_to_dict
 
 
 def logits(*rows: tuple[float, ...]) -> Tensor:

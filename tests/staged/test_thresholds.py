@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from anytimeify import ArgumentError, BudgetError, Confidence, Entropy, Patience
-from anytimeify.policies import Scored
-from anytimeify.thresholds import Recorded, evaluate, for_accuracy, for_budget, record, temperatures
+from anytimeify.early_exit.policies import Scored
+from anytimeify.early_exit.thresholds import Recorded, evaluate, for_accuracy, for_budget, record, temperatures
 from tests.staged.nets import exits_of, images, net_with_exits
 
 POLICIES: tuple[Scored, ...] = (Confidence(), Entropy())

@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from anytimeify.model import AnytimeModel
-from anytimeify.passes.nested_channels import NestedChannels
+from anytimeify.passes.schemes.nested_channels import NestedChannels
+from anytimeify.runtime.model import AnytimeModel
 from anytimeify.testing import assert_exactly_thin, assert_full_equals_backbone, check, randomise
 from anytimeify.transform import transform
 from anytimeify.verification import difference

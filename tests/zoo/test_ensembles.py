@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from anytimeify import AnytimeModel, HierarchicalEnsemble, transform
 from anytimeify.losses import JointLoss
 from anytimeify.papers import names, recipe
-from anytimeify.rewriter import parse_scheme
+from anytimeify.passes.scheme import parse_scheme
 from benchmarks.zoo import build
 
 pytestmark = pytest.mark.zoo

@@ -22,7 +22,7 @@ from anytimeify.capture.pt2.checks import RefusedError, shown
 from anytimeify.capture.pt2.inputs import read_inputs
 from anytimeify.capture.pt2.schema import check_payloads, check_program, without_provenance
 from anytimeify.capture.pt2.tensors import read_tensors
-from anytimeify.node_meta import value_of
+from anytimeify.ir.node_meta import value_of
 
 __all__ = ["read_program"]
 

@@ -1,0 +1,184 @@
+"""The one front end: `torch.export` on the model in train mode, with errors that say what to do.
+
+The model is left as it was: training flags and momenta are set and restored one by one, and nothing is written to its
+tensors.
+"""
+
+from __future__ import annotations
+
+import re
+import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+
+from anytimeify._torch import quiet_exporter
+from anytimeify.capture.custom_derivatives import kept
+from anytimeify.capture.inputs import CallInputs, repeated, shapes_of_batch
+from anytimeify.capture.modes import in_mode
+from anytimeify.errors import CaptureError
+from anytimeify.operators.modules import CUMULATIVE
+
+__all__ = ["does_not_run", "explain", "export"]
+
+
+@contextmanager
+def _cumulative_averages(model: nn.Module) -> Iterator[None]:
+    """Norms with `momentum=None` say so in the graph by the number that stands for it."""
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+    norms = [module for module in model.modules() if isinstance(module, kinds) and module.momentum is None]
+    try:
+        for norm in norms:
+            norm.momentum = CUMULATIVE
+        yield
+    finally:
+        for norm in norms:
+            norm.momentum = None
+
+
+@contextmanager
+def _on_one_device(model: nn.Module) -> Iterator[None]:
+    """`nn.DataParallel` calls its module where that is, instead of scattering the batch over streams of GPUs."""
+    parallel = [module for module in model.modules() if isinstance(module, nn.DataParallel)]
+    devices = [module.device_ids for module in parallel]
+    try:
+        for module in parallel:
+            module.device_ids = []
+        yield
+    finally:
+        for module, ids in zip(parallel, devices, strict=True):
+            module.device_ids = ids
+
+
+def export(
+    model: nn.Module,
+    inputs: CallInputs,
+    dynamic_shapes: Any,
+    *,
+    training: bool,
+    held: frozenset[str] = frozenset(),
+) -> ExportedProgram:
+    """`torch.export`, the batch dynamic where `dynamic_shapes` is None, modules `held` in eval mode in any case.
+
+    Raises whatever `torch.export` raises: see `explain`."""
+    if dynamic_shapes is None:
+        inputs = repeated(inputs)
+        dynamic_shapes = shapes_of_batch(model, inputs)
+    with (
+        in_mode(model, training=training, held=held),
+        _cumulative_averages(model),
+        _on_one_device(model),
+        kept(),
+        torch.enable_grad(),
+        warnings.catch_warnings(),
+        quiet_exporter(),
+    ):
+        warnings.simplefilter("ignore")  # the exporter's advice on its own internals
+        return torch.export.export(
+            model, inputs.args, dict(inputs.kwargs), dynamic_shapes=dynamic_shapes or None, strict=False
+        )
+
+
+_DATA_DEPENDENT = re.compile(
+    r"data.dependent|unbacked|GuardOnDataDependent|DynamicOutputShape|on the value of|aten\.nonzero|_local_scalar"
+)
+_UNKNOWN_TYPE = re.compile(r"(?:Unsupported input type|Found) <class '(?:[\w.<>]+\.)?(\w+)'>")
+_SPECIALISED = re.compile(
+    r"[Cc]onstraints? violated|speciali[sz]ed|marked .* as dynamic|not all values|Suggested fixes", re.S
+)
+
+
+def explain(model: nn.Module, inputs: CallInputs, dynamic_shapes: Any, error: Exception) -> CaptureError:
+    """What went wrong in an export, in words; looks for the reason by running and exporting once more."""
+    name = type(model).__qualname__
+    where = _where(error)
+    own = _runs(model, inputs)
+    if own is not None:
+        return does_not_run(model, inputs, own)
+    if isinstance(error, CaptureError):
+        return error
+    text = f"{type(error).__name__}: {error}"
+    if (unknown := _UNKNOWN_TYPE.search(text)) is not None:
+        return CaptureError(
+            f"{name} takes or returns a {unknown[1]}, whose tensors torch cannot see. If it is a dataclass, call "
+            "torch.export.register_dataclass on it once; else use tuples, lists or dicts of tensors."
+        )
+    if _DATA_DEPENDENT.search(text):
+        return CaptureError(
+            f"{name} has control flow or sizes that depend on the values of tensors{where}: {_first_line(error)}. "
+            "A graph cannot say that: replace the branch by arithmetic (torch.where), or take it out of forward()."
+        )
+    if dynamic_shapes is None and (_SPECIALISED.search(text) or _exports_static(model, inputs)):
+        return CaptureError(
+            f"The batch size of {name} cannot be dynamic{where}: {_reason(error)}. "
+            "Pass dynamic_shapes=... as torch.export takes it; dynamic_shapes={} keeps every size as in the example."
+        )
+    return CaptureError(
+        f"torch.export cannot capture {name}{where}: {_reason(error)}. "
+        "Change that line of the model, or pass an ExportedProgram that you made."
+    )
+
+
+def does_not_run(model: nn.Module, inputs: CallInputs, error: Exception) -> CaptureError:
+    """The model cannot be called in this way at all."""
+    name = type(model).__qualname__
+    given = {tensor.device for tensor in inputs.tensors if tensor.dim() > 0}
+    own = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
+    if given and own and not given & own:
+        return CaptureError(
+            f"{name} is on {_listed(own)}, but the example inputs are on {_listed(given)}. Move one of them: "
+            f"example_inputs that are on {_listed(own)}, or model.to({_listed(given)!r})."
+        )
+    shapes = ", ".join(str(tuple(tensor.shape)) for tensor in inputs.tensors)
+    return CaptureError(
+        f"{name} does not run on the example inputs ({f'shapes {shapes}' if shapes else 'no tensor among them'}): "
+        f"{_first_line(error)}{_where(error)}. Pass example_inputs that the model accepts."
+    )
+
+
+def _listed(devices: set[torch.device]) -> str:
+    return ", ".join(sorted(map(str, devices)))
+
+
+def _runs(model: nn.Module, inputs: CallInputs) -> Exception | None:
+    try:
+        with in_mode(model, training=False), torch.no_grad(), torch.random.fork_rng(devices=[]):
+            model(*inputs.args, **inputs.kwargs)
+    except Exception as error:
+        return error
+    return None
+
+
+def _exports_static(model: nn.Module, inputs: CallInputs) -> bool:
+    try:
+        export(model, repeated(inputs), {}, training=True)
+    except Exception:
+        return False
+    return True
+
+
+def _where(error: BaseException) -> str:
+    """The innermost line of the user's code: outside torch and outside this package."""
+    ours, theirs = __name__.partition(".")[0], "torch"
+    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
+        module = str(frame.f_globals.get("__name__", ""))
+        if module.partition(".")[0] not in (ours, theirs) and frame.f_code.co_filename.endswith(".py"):
+            return f" at {frame.f_code.co_filename.rpartition('/')[2]}:{line} in {frame.f_code.co_name}"
+    return ""
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+def _reason(error: BaseException) -> str:
+    """The line of an exporter's long message that gives the reason."""
+    lines = [line.strip(" -\t") for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if "pecializ" in line or "must be" in line or "Not all values" in line]
+    return ((telling or lines or [type(error).__name__])[0]).rstrip(".")

@@ -1,0 +1,73 @@
+"""`resolve`, which users know as `anytimeify.source`: from the name of a model, the SOURCE of a command line, to it.
+And `infer`: from a model to its inputs.
+
+A kind of source is a file beside this one with a `KIND`; being there is being registered.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pkgutil
+from functools import cache
+from pathlib import Path
+
+from torch import nn
+
+from anytimeify.capture.inputs import CallInputs
+from anytimeify.capture.sources.source import Source, SourceKind
+from anytimeify.errors import ArgumentError, ArtifactError, CaptureError, refusing
+
+__all__ = ["infer", "kinds", "resolve"]
+
+
+@cache
+def kinds() -> tuple[SourceKind, ...]:
+    """All kinds of source, those that only a pattern tells last."""
+    package = __name__.rpartition(".")[0]
+    beside = pkgutil.iter_modules(importlib.import_module(package).__path__)
+    modules = [importlib.import_module(f"{package}.{name}") for name in sorted(info.name for info in beside)]
+    found = [module.KIND for module in modules if hasattr(module, "KIND")]
+    return tuple(sorted(found, key=lambda kind: bool(kind.pattern)))
+
+
+def resolve(spec: str | os.PathLike[str], *, trust_pickle: bool = False) -> Source:
+    """The model that `spec` names: a file, `model.pt2`, or `kind:name`, `timm:resnet50`, as on the command line.
+
+    The result is given to `transform` as it is, or taken apart: its `model`, its `example_inputs` where they are known
+    (else None), and its `name`. `trust_pickle=True` reads pickled modules, which runs the code in them.
+
+    Raises `ArtifactError` for a file that is missing, damaged or not to be trusted, `CaptureError` for a name that
+    nothing stands behind, `MissingExtraError` where a package is needed that is not installed.
+    """
+    text = os.fspath(spec)
+    if not isinstance(text, str):
+        raise ArgumentError(f"a source is given as {spec!r}: expected a text, such as 'timm:resnet50'")
+    with refusing(ArtifactError, f"'{text}'"):
+        return _load(text, trust_pickle)
+
+
+def _load(source: str, trust_pickle: bool) -> Source:
+    for kind in kinds():
+        if kind.matches(source):
+            return kind.load(source.removeprefix(kind.prefix + ":") if kind.prefix else source, trust_pickle)
+    known = ", ".join(kind.example for kind in kinds())
+    if not Path(source).exists() and not Path(source).suffix:
+        raise ArtifactError(f"'{source}' names no model, and there is no such file. A source is one of: {known}.")
+    if not Path(source).exists():
+        raise ArtifactError(
+            f"There is no file '{source}', and its extension is none of a model. A source is one of: {known}."
+        )
+    raise ArtifactError(f"'{source}' does not have the extension of a saved model. A source is one of: {known}.")
+
+
+def infer(model: nn.Module) -> CallInputs:
+    """Inputs for models that say themselves what they take, as those of timm, transformers and torchvision do."""
+    for kind in kinds():
+        found = kind.inputs(model) if kind.inputs is not None else None
+        if found is not None:
+            return found
+    raise CaptureError(
+        f"Nothing tells the input of {type(model).__module__}.{type(model).__qualname__}. "
+        "Pass example_inputs, for instance example_inputs=(torch.randn(2, 3, 224, 224),)."
+    )

@@ -1,0 +1,58 @@
+"""What the name of a model stands for, and the table entry that a kind of source fills."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch.export import ExportedProgram
+
+from anytimeify.capture.inputs import CallInputs
+from anytimeify.errors import ArtifactError
+
+__all__ = ["Source", "SourceKind", "existing_file"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model ready for `capture`, and the inputs that its source tells, if it does."""
+
+    model: nn.Module | ExportedProgram
+    example_inputs: Any = None
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class SourceKind:
+    """One kind of source: what a file here calls its `KIND`.
+
+    `load` gets what follows the prefix, or the whole path, and whether a pickle is trusted. It has a prefix, suffixes
+    or a pattern."""
+
+    example: str  # as help and error messages show it
+    load: Callable[[str, bool], Source]
+    prefix: str = ""  # "timm" for "timm:NAME"
+    suffixes: tuple[str, ...] = ()  # (".pt2",) for files
+    pattern: str = ""  # of what no other kind takes, and no file is called
+    inputs: Callable[[nn.Module], CallInputs | None] | None = None  # of a model that tells by itself what it takes
+
+    def matches(self, source: str) -> bool:
+        if self.prefix:
+            return source.startswith(self.prefix + ":")
+        if self.pattern:
+            return re.fullmatch(self.pattern, source) is not None and not Path(source).exists()
+        return source.lower().endswith(self.suffixes)
+
+
+def existing_file(path: str) -> Path:
+    """`path` as a file that is there; `ArtifactError` otherwise."""
+    file = Path(path)
+    if not file.exists():
+        raise ArtifactError(f"There is no file '{path}'. Check the path.")
+    if not file.is_file():
+        raise ArtifactError(f"'{path}' is a folder, not a file. Name the file in it.")
+    return file

@@ -1,0 +1,1 @@
+"""Modules and operators of our own that networks are made of."""

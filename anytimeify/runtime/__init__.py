@@ -1,0 +1,1 @@
+"""`AnytimeModel` and what it does: levels, budgets, extracts, calibration, masks, new heads, loading."""

@@ -1,0 +1,139 @@
+"""How often every level of a model is right, by granularity where there is a taxonomy.
+
+print(accuracy(net, batches))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anytimeify.codegen.call_signature import batch_arguments
+from anytimeify.errors import ArgumentError, ArgumentValueError
+from anytimeify.report.tables import Sheet, Sheets, in_percent
+from anytimeify.runtime.level_names import LevelName, find_level
+from anytimeify.runtime.model import AnytimeModel
+
+__all__ = ["Accuracies", "AccuracyRow", "accuracy"]
+
+
+@dataclass(frozen=True)
+class AccuracyRow:
+    """One level at one granularity. `head`: which prediction was read: that of the granularity itself, or a finer one,
+    of which the class above counts. Without a taxonomy both are called `labels`."""
+
+    level: int
+    name: str
+    granularity: str
+    head: str
+    accuracy: float
+    number: float | None = None  # of the level, where the scheme has one number a level
+
+
+@dataclass(frozen=True)
+class Accuracies(Sheets):
+    """Accuracies from 0 to 1, over `samples` labels."""
+
+    rows: tuple[AccuracyRow, ...]
+    samples: int
+
+    def of(self, level: LevelName, granularity: str = "labels", head: str | None = None) -> float:
+        """One of them; by default of the prediction that is of this granularity itself. `KeyError` if there is none,
+        `BudgetError` if there is no such level."""
+        levels = {row.level: row for row in self.rows}
+        wanted = (
+            find_level([levels[index] for index in sorted(levels)], level),
+            granularity,
+            granularity if head is None else head,
+        )
+        for row in self.rows:
+            if (row.level, row.granularity, row.head) == wanted:
+                return row.accuracy
+        raise KeyError(wanted)
+
+    def title(self) -> str:
+        return f"Accuracy over {self.samples:,} labels"
+
+    def sheets(self, *, everything: bool) -> Iterator[Sheet]:
+        kinds = list(dict.fromkeys((row.granularity, row.head) for row in self.rows))
+        levels = dict.fromkeys((row.level, row.name) for row in self.rows)
+        known = {(row.level, row.granularity, row.head): in_percent(row.accuracy) for row in self.rows}
+        yield Sheet(
+            "Levels",
+            (">level", "name", *(f">{one if one == head else f'{one} of {head}'}" for one, head in kinds)),
+            tuple((str(level), name, *(known.get((level, *kind), "") for kind in kinds)) for level, name in levels),
+        )
+
+
+def accuracy(net: AnytimeModel, batches: Iterable[Any]) -> Accuracies:
+    """The share of labels that every level predicts right, over batches of inputs and a target, as a data loader gives
+    them, in eval mode. Training flags are afterwards as before.
+
+    With a taxonomy: of every granularity that a level predicts, and of the coarser ones by the class above the finer
+    prediction. The target has the finest labels, or is a tuple of those of every granularity. Negative labels do not
+    count.
+    """
+    modes = [(module, module.training) for module in net.modules()]
+    right: dict[tuple[int, str, str], int] = {}
+    samples = 0
+    try:
+        net.eval()
+        with torch.no_grad():
+            for batch in batches:
+                outputs, target = _run(net, batch)
+                labels = _labels(net, target)
+                samples += int((labels[0] >= 0).sum())
+                for key, found in _found(net, outputs.levels, labels):
+                    right[key] = right.get(key, 0) + found
+    finally:
+        for module, training in modes:
+            module.training = training
+    if not samples:
+        raise ArgumentValueError("accuracy was given no labels: pass batches of inputs and a target")
+    levels = net.levels
+    rows = [
+        AccuracyRow(level, levels[level].name, granularity, head, count / samples, levels[level].number)
+        for (level, granularity, head), count in right.items()
+    ]
+    return Accuracies(tuple(rows), samples)
+
+
+def _run(net: AnytimeModel, batch: Any) -> tuple[Any, Any]:
+    if not isinstance(batch, tuple | list) or len(batch) < 2:
+        raise ArgumentError("a batch is expected to be the inputs, then the target: (inputs, target)")
+    *inputs, target = batch
+    given = inputs[0] if len(inputs) == 1 else tuple(inputs)
+    args, kwargs = batch_arguments(given, len(net.calling.parameters))
+    return net(*args, **kwargs), target
+
+
+def _labels(net: AnytimeModel, target: Any) -> tuple[Tensor, ...]:
+    given = tuple(target) if isinstance(target, tuple | list) else (target,)
+    if any(one.is_floating_point() for one in given):
+        raise ArgumentValueError("the target holds class probabilities: accuracy counts class indices, (N,)")
+    return net.taxonomy.targets(target) if net.taxonomy is not None and isinstance(target, Tensor) else given
+
+
+def _found(
+    net: AnytimeModel, levels: Sequence[Any], labels: Sequence[Tensor]
+) -> Iterator[tuple[tuple[int, str, str], int]]:
+    """How many are right, by level, granularity, and the prediction that was read."""
+    taxonomy = net.taxonomy
+    for index, level in enumerate(levels):
+        if taxonomy is None:
+            yield (index, "labels", "labels"), _right(level.argmax(1), labels[0])
+            continue
+        for name, prediction in zip(net.granularities[index], level, strict=True):
+            classes = prediction.argmax(1)
+            yield (index, name, name), _right(classes, labels[taxonomy.index(name)])
+            for place in range(taxonomy.index(name), len(taxonomy.parents)):
+                classes = torch.tensor(taxonomy.parents[place], device=classes.device)[classes]
+                yield (index, taxonomy.granularities[place + 1], name), _right(classes, labels[place + 1])
+
+
+def _right(classes: Tensor, labels: Tensor) -> int:
+    return int(((classes == labels) & (labels >= 0)).sum())

@@ -1,0 +1,84 @@
+"""One level of a program as a standalone inference graph."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import fx
+
+from anytimeify.codegen.call_signature import Calling
+from anytimeify.codegen.to_modules import lift
+from anytimeify.contract.pass_manager import rewrite
+from anytimeify.ir import Program, names
+from anytimeify.passes.rewrites.cut_blocks import cut_blocks
+from anytimeify.passes.rewrites.evaluate import evaluate
+from anytimeify.passes.rewrites.fold import fold
+from anytimeify.passes.rewrites.fold_batch_norms import fold_batch_norms
+from anytimeify.passes.rewrites.project import project
+
+__all__ = ["as_module", "extract", "small_program"]
+
+
+def extract(
+    program: Program,
+    index: int,
+    calling: Calling,
+    *,
+    position: int | None = None,
+    merge_batch_norms: bool = False,
+    dense: bool = False,
+) -> fx.GraphModule:
+    """Level `index`, the output at `position`, as a plain `fx.GraphModule` in eval mode that owns its tensors.
+
+    1. keep that output alone, as eval mode computes it; 2. turn parameter views into small parameters; 3. give private
+    parameters and nodes of the level the backbone's names; 4. if asked, merge batch norms, and evaluate what else
+    depends on parameters; 5. unless `dense`, cut triangular layers into the blocks that they have; 6. lift in inference
+    form; 7. call it like the backbone. Running the result needs torch and nothing else.
+    """
+    small = small_program(program, index, position, computed=merge_batch_norms)
+    small = fold_batch_norms(small) if merge_batch_norms else small
+    return as_module(small if dense else cut_blocks(small), calling)
+
+
+@rewrite("extract")
+def small_program(program: Program, index: int, position: int | None = None, *, computed: bool = False) -> Program:
+    """Steps 1 to 3. `computed` as in `fold`."""
+    alone = evaluate(project(program, [index if position is None else position]))
+    return _with_backbone_names(_with_counters(fold(alone, computed=computed), program), index)
+
+
+def as_module(program: Program, calling: Calling) -> fx.GraphModule:
+    """Steps 6 and 7, of a program with one output."""
+    module = calling.call_like_backbone(lift(program, training=False))
+    for node in module.graph.nodes:
+        node.meta.clear()  # types of ours, which a copy or a pickle of the graph would drag along
+    return module.eval()
+
+
+def _with_counters(small: Program, program: Program) -> Program:
+    """Batch norms count their batches in a buffer that no graph reads; state dicts hold it all the same."""
+    counters = {}
+    for name in small.tensors:
+        counter = names.counter(name)
+        if names.is_mean(name) and counter in program.tensors:
+            counters[counter] = program.tensors[counter].clone()
+    return replace(small, tensors={**small.tensors, **counters})
+
+
+def _with_backbone_names(program: Program, index: int) -> Program:
+    """`anytime.<index>.layer1.weight` -> `layer1.weight`, `level<index>_add` -> `add`, where that name is free."""
+    plain = names.backbone_names(program.tensors, index)
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in program.graph.nodes:
+        args, kwargs = fx.map_arg((node.args, node.kwargs), copies.__getitem__)
+        target, name = node.target, names.backbone_node(node.name, index)
+        if node.op == "get_attr":
+            target = plain[str(node.target)]
+            name = names.node_name(target)
+        copies[node] = graph.create_node(node.op, target, args, kwargs, name)
+        copies[node].meta = dict(node.meta)
+    tensors = {plain[name]: tensor for name, tensor in program.tensors.items()}
+    return replace(
+        program, graph=graph, tensors=tensors, transient=frozenset(map(plain.__getitem__, program.transient))
+    )

@@ -1,0 +1,256 @@
+"""Extracted levels as files: `.pt2` (torch.export), `.onnx`, and `.safetensors` with the weights alone.
+
+Each function writes one file, whole or not at all, after the result of the file was compared with that of the module.
+The batch is dynamic unless `dynamic_batch=False`. `example_inputs` are those of the module: a tensor, a tuple of
+positional or a mapping of keyword arguments.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+
+from anytimeify._torch import flatten, unflatten
+from anytimeify.capture.inputs import CallInputs, call_inputs, owns_storage, repeated, shapes_of_batch
+from anytimeify.errors import ArtifactError, CaptureError, MissingExtraError, VerificationError
+from anytimeify.io.files import new_file
+from anytimeify.process import ONE_AT_A_TIME
+
+__all__ = [
+    "FORMATS",
+    "compare",
+    "export_onnx",
+    "export_pt2",
+    "export_weights",
+    "exported",
+    "onnx_refusals",
+    "onnx_session",
+    "quiet",
+    "require",
+    "save_onnx",
+]
+
+_TOLERANCE = 1e-4  # of the largest magnitude: other runtimes order their sums otherwise
+_LARGEST_ONNX = 1 << 30  # bytes; a protobuf cannot hold 2 GiB, so larger models keep their tensors in a file beside it
+
+
+def export_pt2(
+    extract: nn.Module, example_inputs: Any, path: str | os.PathLike[str], dynamic_batch: bool = True
+) -> None:
+    """Writes a program that `torch.export.load` reads.
+
+    Raises `ArtifactError` where nothing can be written or the file exists, `CaptureError` where torch.export refuses,
+    `VerificationError` where the file computes something else.
+    """
+    with new_file(path) as temporary, quiet():
+        inputs, program = _export(extract, example_inputs, dynamic_batch)
+        torch.export.save(program, temporary)
+        _compare(extract, inputs, dynamic_batch, _run_program(torch.export.load(temporary)), str(path))
+
+
+def export_onnx(
+    extract: nn.Module, example_inputs: Any, path: str | os.PathLike[str], dynamic_batch: bool = True
+) -> None:
+    """Writes an ONNX model, compared with torch in onnxruntime. Needs the extra `onnx`; raises as `export_pt2` does.
+
+    Weights of more than 1 GiB go into a second file beside it, `NAME.data`.
+    """
+    require("onnx")
+    with new_file(path) as temporary, quiet():
+        inputs, program = _export(extract, example_inputs, dynamic_batch)
+        save_onnx(program, temporary, str(path))
+        _compare(extract, inputs, dynamic_batch, _run_onnx(temporary), str(path))
+
+
+def export_weights(
+    extract: nn.Module, example_inputs: Any, path: str | os.PathLike[str], dynamic_batch: bool = True
+) -> None:
+    """Writes the state dict alone, for a program that builds the small network itself."""
+    with new_file(path) as temporary:
+        tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in extract.state_dict().items()}
+        temporary.write_bytes(safetensors.torch.save(tensors))
+
+
+FORMATS: Mapping[str, Callable[[nn.Module, Any, str | os.PathLike[str], bool], None]] = {
+    "pt2": export_pt2,
+    "onnx": export_onnx,
+    "safetensors": export_weights,
+}
+"""What writes a level, by the file's suffix."""
+
+
+def require(format: str) -> None:
+    """Raises `MissingExtraError` where a format needs a package that is not installed."""
+    for package in ("onnx", "onnxscript", "onnxruntime") if format == "onnx" else ():
+        if find_spec(package) is None:
+            raise MissingExtraError(package, "onnx", "Writing ONNX")
+
+
+def exported(module: nn.Module, inputs: CallInputs, shapes: Any) -> ExportedProgram:
+    """The module as torch.export sees it, holding no more than a file needs. `CaptureError` where it refuses."""
+    owned = inputs.owned()
+    try:
+        with torch.no_grad():
+            program = torch.export.export(module, owned.args, dict(owned.kwargs), dynamic_shapes=shapes)
+    except Exception as error:
+        raise CaptureError(f"torch.export cannot export the extracted level: {_first_line(error)}") from error
+    _keep_own_elements(program)
+    for part in program.graph_module.modules():
+        for node in part.graph.nodes if isinstance(part, fx.GraphModule) else ():
+            node.meta.pop("stack_trace", None)  # lines of torch's own files, by paths of this machine
+    return program
+
+
+def _keep_own_elements(program: ExportedProgram) -> None:
+    """Copies tensors that see a part of a larger storage, all of which would be written; one copy for each view."""
+    copies: dict[Any, Tensor] = {}
+    for tensors in (program.state_dict, program.constants):
+        for name, tensor in tensors.items():
+            if not isinstance(tensor, Tensor) or owns_storage(tensor):
+                continue
+            view = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+            copy = copies.setdefault(view, tensor.detach().clone())
+            parameter = isinstance(tensor, nn.Parameter)
+            tensors[name] = nn.Parameter(copy, tensor.requires_grad) if parameter else copy
+
+
+def save_onnx(
+    program: ExportedProgram, file: Path, name: str, names: tuple[Sequence[str], Sequence[str]] | None = None
+) -> None:
+    """Writes ONNX to `file`; an error calls it `name`. `names`: of the inputs and of the outputs."""
+    reads, gives = names or (None, None)
+    try:
+        written = torch.onnx.export(program, dynamo=True, verbose=False, input_names=reads, output_names=gives)
+    except Exception as error:
+        raise CaptureError(f"torch.onnx.export cannot write {name}: {_first_line(error)}") from error
+    assert written is not None
+    size = sum(tensor.numel() * tensor.element_size() for tensor in program.state_dict.values())
+    written.save(str(file), external_data=size > _LARGEST_ONNX)
+
+
+def _export(extract: nn.Module, example_inputs: Any, dynamic_batch: bool) -> tuple[CallInputs, ExportedProgram]:
+    inputs = call_inputs(example_inputs)
+    shapes = None
+    if dynamic_batch:
+        inputs = repeated(inputs)
+        shapes = shapes_of_batch(extract, inputs)
+    return inputs, exported(extract, inputs, shapes)
+
+
+def _run_program(program: ExportedProgram) -> Callable[[CallInputs], Tensor]:
+    module = program.module()
+
+    def run(inputs: CallInputs) -> Tensor:
+        result = module(*inputs.args, **inputs.kwargs)
+        assert isinstance(result, Tensor)
+        return result
+
+    return run
+
+
+def _run_onnx(path: Path) -> Callable[[CallInputs], Tensor]:
+    with onnx_refusals():
+        session = onnx_session(path)
+    names = [entry.name for entry in session.get_inputs()]
+
+    def run(inputs: CallInputs) -> Tensor:
+        arrays = [tensor.detach().cpu().numpy() for tensor in inputs.tensors]
+        return torch.from_numpy(session.run(None, dict(zip(names, arrays, strict=True)))[0])
+
+    return run
+
+
+@contextmanager
+def onnx_refusals() -> Iterator[None]:
+    """`ArtifactError` where onnxruntime does not take a file that was just made."""
+    try:
+        yield
+    except Exception as error:  # its errors share no class of their own
+        raise ArtifactError(
+            f"ONNX was not written: onnxruntime refuses the file that torch made of this network "
+            f"({_first_line(error)}). Export to pt2 instead"
+        ) from error
+
+
+def onnx_session(path: Path, threads: int | None = None) -> Any:
+    """onnxruntime on the CPU, saying nothing. Raises what onnxruntime does where it does not take the file."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or 0  # 0: as it likes
+    options.log_severity_level = 4  # fatal errors alone: what it raises is enough
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _compare(
+    extract: nn.Module, inputs: CallInputs, dynamic_batch: bool, run: Callable[[CallInputs], Tensor], path: str
+) -> None:
+    """At the exported batch size and, where the batch is dynamic, at one more."""
+    for case in (inputs, _one_more(inputs)) if dynamic_batch else (inputs,):
+        with torch.inference_mode():
+            compare(path, case.tensors, [extract(*case.args, **case.kwargs)], [run(case)])
+
+
+def compare(path: str, inputs: Sequence[Tensor], expected: Sequence[Tensor], found: Sequence[Tensor]) -> None:
+    """`VerificationError` where the results of a file are not those of the module, of which it says that nothing was
+    written."""
+    for one, other in zip(expected, found, strict=True):
+        difference = (
+            float((one.cpu().double() - other.cpu().double()).abs().max())
+            if one.shape == other.shape and one.numel()
+            else 0.0
+        )
+        scale = float(one.detach().double().abs().max()) if one.numel() else 0.0
+        if one.shape != other.shape or not difference <= _TOLERANCE * scale:
+            raise VerificationError(
+                f"'{path}' was not written: at inputs of {[list(tensor.shape) for tensor in inputs]} its result "
+                f"differs from that of the module by {difference:.1e}, the largest value being {scale:.1e}."
+            )
+
+
+def _one_more(inputs: CallInputs) -> CallInputs:
+    """The same inputs with one sample more."""
+    leaves, spec = flatten((inputs.args, dict(inputs.kwargs)))
+    longer = [
+        torch.cat([leaf, leaf[:1]])
+        if isinstance(leaf, Tensor) and leaf.dim() and leaf.shape[0] == inputs.batch
+        else leaf
+        for leaf in leaves
+    ]
+    args, kwargs = unflatten(longer, spec)
+    return CallInputs(args, kwargs)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Exporters print, warn and log what is of no use to whoever wants a file; errors are raised all the same."""
+    with ONE_AT_A_TIME:
+        before = logging.root.manager.disable
+        try:
+            logging.disable(logging.CRITICAL)
+            with (
+                warnings.catch_warnings(),
+                contextlib.redirect_stdout(io.StringIO()),
+                contextlib.redirect_stderr(io.StringIO()),
+            ):
+                warnings.simplefilter("ignore")
+                yield
+        finally:
+            logging.disable(before)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

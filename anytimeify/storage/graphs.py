@@ -1,0 +1,308 @@
+"""A captured backbone as plain data (what JSON can hold), and back.
+
+Decoding never runs what a file says: operations are looked up in an allow-list of functional ATen operations, of our
+own, and of integer arithmetic; names of tensors, inputs and nodes, which end up in generated code, have to look like
+names. Everything else is refused with `ArtifactError`.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import astuple, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from anytimeify._torch import OpOverload, flatten, unflatten
+from anytimeify.codegen.stacked_parameters import first_member
+from anytimeify.contract.spec import INTEGER_FUNCTIONS
+from anytimeify.errors import ArtifactError
+from anytimeify.ir import Origin, Program, Signature, Size, TensorType
+from anytimeify.ir.node_meta import checkpoint_of, origin_of, type_of
+from anytimeify.ir.schema import is_mutable
+from anytimeify.rules.table import has_rule, of_other_libraries
+
+__all__ = ["decode_program", "decode_signature", "dtype_of", "encode_program", "encode_signature"]
+
+_OPERATORS: dict[str, Callable[..., Any]] = {
+    **{function.__name__: function for function in INTEGER_FUNCTIONS},
+    **{name: getattr(operator, name) for name in ("getitem", "eq", "ne", "lt", "le", "gt", "ge")},
+    **{name: getattr(torch, name) for name in ("sym_max", "sym_min", "sym_int", "sym_float")},
+}
+_NAMESPACES = ("aten", "anytimeify")
+# ATen operations that reach outside tensors, or below their bounds checks.
+_FORBIDDEN = re.compile(
+    r"from_file|from_blob|print|storage|as_strided|resize|data_ptr|record_stream|pin_memory|empty_strided"
+)
+_OTHER_LIBRARY = re.compile(r"(?!operator\.)[A-Za-z]\w*(\.[A-Za-z]\w*){2}")
+_PRIVATE = re.compile(r"_unsafe_index|_fft_\w+")  # besides those that have a rule
+_TENSOR_NAME = re.compile(r"[\w\-+ :/@$]+(\.[\w\-+ :/@$]+)*")
+_DTYPES = {str(value).removeprefix("torch."): value for value in vars(torch).values() if isinstance(value, torch.dtype)}
+_LAYOUTS = {str(value): value for value in vars(torch).values() if isinstance(value, torch.layout)}
+_MEMORY_FORMATS = {str(value): value for value in vars(torch).values() if isinstance(value, torch.memory_format)}
+
+
+def encode_program(program: Program) -> dict[str, Any]:
+    """The graph of a program. Tensors are not part of it."""
+    nodes = [
+        {
+            "op": node.op,
+            "name": node.name,
+            "target": _target_name(node),
+            "args": [_encode(value) for value in node.args],
+            "kwargs": {name: _encode(value) for name, value in node.kwargs.items()},
+            "type": _encode_type(type_of(node)),
+            "origin": list(astuple(origin_of(node))),
+            **({"checkpoint": checkpoint_of(node)} if checkpoint_of(node) is not None else {}),
+        }
+        for node in program.graph.nodes
+    ]
+    return {"nodes": nodes, "transient": sorted(program.transient)}
+
+
+def decode_program(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Program:
+    """The inverse of `encode_program`. `ArtifactError` where the data is damaged, or asks for what is not allowed."""
+    for name in tensors:
+        _check(_TENSOR_NAME.fullmatch(name), f"{name!r} is not a name of a tensor")
+    shapes = {
+        entry["target"]: _decode_type(entry["type"]).shape for entry in data["nodes"] if entry["op"] == "get_attr"
+    }
+    for name, shape in shapes.items():
+        _check(name in tensors, f"the tensor {name!r} is missing")
+        _check(all(size.static for size in shape), f"the tensor {name!r} has no fixed size")
+    tensors = {
+        name: first_member(tensor, [size.coefficient for size in shapes[name]]) if name in shapes else tensor
+        for name, tensor in tensors.items()
+    }
+    graph = fx.Graph()
+    nodes: dict[str, fx.Node] = {}
+    for entry in data["nodes"]:
+        op, name = entry["op"], entry["name"]
+        args = tuple(_decode(value, nodes) for value in entry["args"])
+        kwargs = {_identifier(key): _decode(value, nodes) for key, value in entry["kwargs"].items()}
+        _check(name not in nodes, f"there are two nodes {name!r}")
+        node = graph.create_node(op, _target(op, entry["target"], tensors), args, kwargs, _identifier(name))
+        node.meta["type"] = _decode_type(entry["type"])
+        if op == "get_attr":  # a model that was saved in another precision than it was captured in
+            node.meta["type"] = replace(type_of(node), dtype=tensors[entry["target"]].dtype)
+        node.meta["origin"] = Origin(*map(str, entry["origin"]))
+        _check(
+            not origin_of(node).module_path or _TENSOR_NAME.fullmatch(origin_of(node).module_path),
+            "a bad origin",
+        )
+        if "checkpoint" in entry:
+            _check(type(entry["checkpoint"]) is int, f"the part of {name!r} has no number")
+            node.meta["checkpoint"] = entry["checkpoint"]
+        nodes[name] = node
+    _check(bool(nodes) and next(reversed(nodes.values())).op == "output", "the graph has no output")
+    return Program(graph, dict(tensors), frozenset(map(str, data["transient"])))
+
+
+def encode_signature(signature: Signature) -> dict[str, Any]:
+    """How the backbone is called. What else it returned besides its prediction is not part of the model any more."""
+    leaves = signature.in_spec.num_leaves
+    return {
+        "inputs": _encode_tree(unflatten(range(leaves), signature.in_spec)),
+        "constants": [[position, _encode(value)] for position, value in signature.constants],
+        "names": list(signature.names),
+        "positional": signature.positional,
+    }
+
+
+def decode_signature(data: Mapping[str, Any]) -> Signature:
+    """The inverse of `encode_signature`; the result is one tensor, the prediction."""
+    tree = _decode_tree(data["inputs"])
+    leaves, in_spec = flatten(tree)
+    _check(
+        isinstance(tree, tuple) and len(tree) == 2 and isinstance(tree[0], tuple) and isinstance(tree[1], dict),
+        "the signature does not describe a call",
+    )
+    _check(leaves == list(range(len(leaves))), "the signature does not number its inputs in order")
+    constants = tuple((int(position), _decode(value, {})) for position, value in data["constants"])
+    names, positional = data.get("names", []), data.get("positional")
+    _check(positional is None or isinstance(positional, int), "the signature does not say what goes by position")
+    return Signature(
+        in_spec, flatten(0)[1], 0, constants, tuple(_identifier(name or "_") for name in names), positional
+    )
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """`"float32"` -> `torch.float32`."""
+    _check(name in _DTYPES, f"{name!r} is not a type of tensors")
+    return _DTYPES[name]
+
+
+def _check(condition: object, problem: str) -> None:
+    if not condition:
+        raise ArtifactError(f"the saved graph is damaged or not safe to load: {problem}")
+
+
+def _identifier(name: Any) -> str:
+    _check(isinstance(name, str) and name.isidentifier(), f"{name!r} is not a name")
+    return str(name)
+
+
+def _target_name(node: fx.Node) -> str:
+    if isinstance(node.target, OpOverload):
+        if not _allowed(str(node.target)):  # refused here rather than when the file is read
+            raise ArtifactError(f"node {node.name} calls {node.target}, which cannot be saved")
+        return str(node.target)
+    if node.op == "call_function":
+        name = getattr(node.target, "__name__", "")
+        if _OPERATORS.get(name) is not node.target:
+            raise ArtifactError(f"node {node.name} calls {node.target}, which cannot be saved")
+        return f"operator.{name}"
+    return str(node.target)
+
+
+def _target(op: str, name: str, tensors: Mapping[str, Tensor]) -> str | Callable[..., Any]:
+    if op == "get_attr":
+        _check(name in tensors, f"the tensor {name!r} is missing")
+        return name
+    if op == "placeholder" or (op == "output" and name == "output"):
+        return _identifier(name)
+    _check(op == "call_function", f"{op!r} is not a canonical kind of node")
+    return _function(name)
+
+
+def _function(name: str) -> Callable[..., Any]:
+    """The allow-list. Only names that pass it are looked up at all."""
+    namespace, _, rest = name.partition(".")
+    if namespace == "operator" and rest in _OPERATORS:
+        return _OPERATORS[rest]
+    packet_name, _, overload_name = rest.partition(".")
+    if namespace not in _NAMESPACES and _OTHER_LIBRARY.fullmatch(name) and not _allowed(name):
+        raise ArtifactError(
+            f"the saved graph calls {name}, which is not allowed here: import the package that defines it and "
+            "registers its rule (axis_rule) before loading"
+        )
+    _check(_allowed(name), f"the operation {name!r} is not allowed")
+    target: Any = getattr(getattr(getattr(torch.ops, namespace), packet_name, None), overload_name, None)
+    if target is None and name in of_other_libraries():
+        raise ArtifactError(f"the saved graph calls {name}: import {namespace}, which defines it, before loading")
+    _check(isinstance(target, OpOverload) and not is_mutable(target), f"there is no functional operation {name!r}")
+    result: Callable[..., Any] = target
+    return result
+
+
+def _allowed(name: str) -> bool:
+    namespace, _, rest = name.partition(".")
+    packet_name, _, overload_name = rest.partition(".")
+    return name in of_other_libraries() or (
+        namespace in _NAMESPACES
+        and packet_name.isidentifier()
+        and overload_name.isidentifier()
+        and (not packet_name.startswith("_") or _PRIVATE.fullmatch(packet_name) is not None or has_rule(name))
+        and not packet_name.endswith("_")
+        and not overload_name.startswith("_")
+        and not _FORBIDDEN.search(packet_name)
+    )
+
+
+def _encode(value: Any) -> Any:
+    """Arguments of a node; what JSON has no word for is a dict of one entry."""
+    if isinstance(value, fx.Node):
+        return {"node": value.name}
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"float": str(value)}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, tuple):
+        return {"tuple": [_encode(item) for item in value]}
+    if isinstance(value, list):
+        return [_encode(item) for item in value]
+    if isinstance(value, dict):
+        return {"dict": [[_encode(key), _encode(item)] for key, item in value.items()]}
+    if isinstance(value, slice):
+        return {"slice": [_encode(value.start), _encode(value.stop), _encode(value.step)]}
+    if isinstance(value, torch.dtype):
+        return {"dtype": str(value).removeprefix("torch.")}
+    if isinstance(value, (torch.device, torch.layout, torch.memory_format)):
+        return {type(value).__name__: str(value)}
+    raise ArtifactError(f"an argument of type {type(value).__name__} cannot be saved: {value!r}")
+
+
+def _decode(value: Any, nodes: Mapping[str, fx.Node]) -> Any:
+    if isinstance(value, list):
+        return [_decode(item, nodes) for item in value]
+    if not isinstance(value, dict):
+        return value
+    _check(len(value) == 1, f"unknown argument {value!r}")
+    ((kind, held),) = value.items()
+    if kind == "node":
+        _check(held in nodes, f"a node reads {held!r} before it exists")
+        return nodes[held]
+    if kind == "tuple":
+        return tuple(_decode(item, nodes) for item in held)
+    if kind == "dict":
+        return {_decode(key, nodes): _decode(item, nodes) for key, item in held}
+    if kind == "slice":
+        return slice(*(_decode(item, nodes) for item in held))
+    simple: dict[str, Callable[[Any], Any]] = {
+        "float": float,
+        "dtype": dtype_of,
+        "device": torch.device,
+        "layout": _LAYOUTS.__getitem__,
+        "memory_format": _MEMORY_FORMATS.__getitem__,
+    }
+    _check(kind in simple, f"unknown argument {value!r}")
+    return simple[kind](held)
+
+
+def _encode_type(kind: Any) -> Any:
+    if isinstance(kind, TensorType):
+        return {"shape": [_encode_size(size) for size in kind.shape], "dtype": str(kind.dtype).removeprefix("torch.")}
+    if isinstance(kind, Size):
+        return {"size": _encode_size(kind)}
+    return [_encode_type(item) for item in kind] if isinstance(kind, tuple) else None
+
+
+def _decode_type(data: Any) -> Any:
+    if isinstance(data, list):
+        return tuple(_decode_type(item) for item in data)
+    if data is None:
+        return None
+    if "size" in data:
+        return _decode_size(data["size"])
+    return TensorType(tuple(map(_decode_size, data["shape"])), dtype_of(data["dtype"]))
+
+
+def _encode_size(size: Size) -> list[int | str]:
+    return [size.coefficient, *size.symbols]
+
+
+def _decode_size(data: Iterable[Any]) -> Size:
+    coefficient, *symbols = data
+    return Size(int(coefficient), tuple(map(str, symbols)))
+
+
+def _encode_tree(tree: Any) -> Any:
+    """Nested inputs: an integer is a leaf, a list a tuple; others are dicts of one entry."""
+    if type(tree) is tuple:
+        return [_encode_tree(part) for part in tree]
+    if type(tree) is list:
+        return {"list": [_encode_tree(part) for part in tree]}
+    if type(tree) is dict:
+        return {"dict": [[_encode(key), _encode_tree(part)] for key, part in tree.items()]}
+    if type(tree) is int:
+        return tree
+    raise ArtifactError(
+        f"an input of type {type(tree).__name__} cannot be saved: tuples, lists and dicts of tensors can"
+    )
+
+
+def _decode_tree(data: Any) -> Any:
+    if isinstance(data, list):
+        return tuple(_decode_tree(part) for part in data)
+    if isinstance(data, dict):
+        ((kind, held),) = data.items()
+        _check(kind in ("list", "dict"), f"unknown input {kind!r}")
+        if kind == "list":
+            return [_decode_tree(part) for part in held]
+        return {_decode(key, {}): _decode_tree(part) for key, part in held}
+    _check(type(data) is int, f"unknown input {data!r}")
+    return data

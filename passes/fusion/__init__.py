@@ -1,0 +1,1 @@
+"""Replicas of a network's parts computed as one."""

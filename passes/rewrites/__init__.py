@@ -1,0 +1,1 @@
+"""Rewrites of programs, one idea a file, of which schemes are composed."""

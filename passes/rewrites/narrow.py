@@ -1,0 +1,354 @@
+"""Keep the leading part of some axis groups: the one mechanism behind widths, triangular prefixes and fewer leaves.
+
+What is rewritten:
+
+1. a parameter or buffer whose dimensions are narrowed is read through views: `slice` where a prefix is kept,
+   `index_select` where the kept entries are scattered (concatenations, inner parts of products);
+2. arguments that are sizes (`view`, `expand`, `groups`, `split`, normalised shapes) are re-evaluated by the operation's
+   rule;
+3. everything that no narrowed axis reaches is shared with the graph it came from.
+
+A pure selection, so nothing is refused here; what may be narrowed was decided by the analysis.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, fx
+
+from anytimeify.analysis.axes import Axes, Widths
+from anytimeify.contract.pass_manager import rewrite
+from anytimeify.ir import Program, Size, TensorType, meta_of, names, type_text
+from anytimeify.ir.infer_types import TypeInferenceError, fits, inferred_type, result_type
+from anytimeify.ir.node_meta import origin_of, type_of
+from anytimeify.ir.rewritten import Output
+from anytimeify.ir.schema import rebind
+from anytimeify.passes.rewrites.project import ancestors
+from anytimeify.rules import Call, Resize, has_kind, rule_of
+
+__all__ = ["Builder", "Clone", "Private", "narrow", "narrow_tensor", "reached"]
+
+aten = torch.ops.aten
+Private: TypeAlias = Callable[[fx.Node, fx.Node, Set[fx.Node]], str | None]
+
+
+@rewrite("narrow")
+def narrow(program: Program, axes: Axes, widths: Widths) -> Program:
+    """The program with every narrowed axis cut, reading its tensors through views."""
+    builder = Builder.copying(program)
+    env = builder.clone_narrowed(program, axes, widths, prefix="")
+    return builder.build([env[node] for node in program.outputs], program.graph.output_node())
+
+
+def narrow_tensor(tensor: Tensor, axes: tuple[Any, ...], analysis: Axes, widths: Widths) -> Tensor:
+    """A small copy of the part of a tensor that a level reads, parameters staying parameters."""
+    part = tensor.detach()
+    for dim, expr in enumerate(axes):
+        if analysis.narrowed(expr, widths):
+            part = part.index_select(dim, torch.from_numpy(analysis.indices(expr, widths)).to(tensor.device))
+    part = part.clone()
+    return torch.nn.Parameter(part, tensor.requires_grad) if isinstance(tensor, torch.nn.Parameter) else part
+
+
+def reached(program: Program, axes: Axes, widths: Widths) -> Set[fx.Node]:
+    """The calls whose result differs from the full graph's, at some widths."""
+    return _reached(program, _types(program, axes, widths))
+
+
+@dataclass
+class Builder:
+    """A graph under construction: a full copy of one program, and narrowed clones of it."""
+
+    graph: fx.Graph
+    tensors: dict[str, Tensor]
+    transient: set[str]
+    shared: dict[fx.Node, fx.Node] = field(default_factory=dict)  # nodes of the source program -> their full copies
+    notes: list[str] = field(default_factory=list)  # what was decided on the way, for the report
+    _attributes: dict[str, fx.Node] = field(default_factory=dict)
+    _constants: dict[bytes, str] = field(default_factory=dict)
+    _names: dict[str, int] = field(default_factory=dict)  # names given so far, and how often each was asked for
+
+    @staticmethod
+    def copying(program: Program) -> Builder:
+        """A builder that holds a full copy of a program, without its output."""
+        builder = Builder(fx.Graph(), {}, set())
+        builder.add(program)
+        return builder
+
+    def add(self, program: Program, *, without: Set[fx.Node] = frozenset()) -> None:
+        """Append a full copy of a program, without its output; its inputs are those of the programs before it. Nodes in
+        `without` are left out: the caller makes them another way."""
+        given = self.graph.find_nodes(op="placeholder")
+        self.shared.update(zip(program.placeholders, given, strict=False))
+        self.tensors.update(program.tensors)
+        self.transient.update(program.transient)
+        for node in program.graph.nodes:
+            if node.op == "output" or node in self.shared or node in without:
+                continue
+            copy = self.graph.node_copy(node, lambda source: self.shared[source])
+            copy.meta = dict(node.meta)
+            self.shared[node] = copy
+            self._names[copy.name] = 1
+            if node.op == "get_attr":
+                self._attributes[str(node.target)] = copy
+
+    def build(self, outputs: Sequence[fx.Node], like: fx.Node) -> Program:
+        """The program that returns `outputs`: tensors moved to the top, nodes that nothing needs left out. The output
+        node takes its meta from `like`."""
+        needed = ancestors(outputs)
+        graph = fx.Graph()
+        copies: dict[fx.Node, fx.Node] = {}
+        for kinds in (("placeholder",), ("get_attr",), ("call_function",)):
+            for node in self.graph.nodes:
+                if node.op in kinds and (node.op == "placeholder" or node in needed):
+                    copies[node] = graph.node_copy(node, copies.__getitem__)
+        graph.output(tuple(copies[node] for node in outputs)).meta = dict(like.meta)
+        return Program(graph, self.tensors, frozenset(self.transient))
+
+    def build_named(self, outputs: Mapping[Output, fx.Node], like: fx.Node) -> tuple[Program, tuple[Output, ...]]:
+        """The program that returns `outputs`, and what each of them is, as `Rewritten` takes both."""
+        return self.build(list(outputs.values()), like), tuple(outputs)
+
+    def attribute(self, name: str, tensor: Tensor, like: fx.Node, *, transient: bool = False) -> fx.Node:
+        """The one node that reads a tensor, made where it does not exist yet; its origin is that of `like`."""
+        if name not in self._attributes:
+            self.tensors[name] = tensor
+            if transient:
+                self.transient.add(name)
+            node = self.graph.create_node("get_attr", name, name=self._unique(names.node_name(name)))
+            sizes = tuple(Size(n) for n in tensor.shape)
+            node.meta = {"type": TensorType(sizes, tensor.dtype), "origin": origin_of(like)}
+            self._attributes[name] = node
+        return self._attributes[name]
+
+    def _unique(self, name: str) -> str:
+        candidate = name
+        while candidate in self._names:
+            candidate = f"{name}_{self._names[name]}"
+            self._names[name] += 1
+        self._names[candidate] = 1
+        return candidate
+
+    def call(
+        self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str, meta: dict[str, Any]
+    ) -> fx.Node:
+        """Append a call. Its type is inferred; one that `meta` claims has to agree, and stands where none follows from
+        the operands'."""
+        node = self.graph.create_node("call_function", target, args, kwargs, name=self._unique(name))
+        node.meta = meta if "type" in meta else {"type": result_type(target, args, kwargs), **meta}
+        if "type" in meta and not fits(node):
+            raise TypeInferenceError(f"gives {type_text(inferred_type(node))}, and not {type_text(meta['type'])}")
+        return node
+
+    def clone_narrowed(
+        self,
+        program: Program,
+        axes: Axes,
+        widths: Widths,
+        *,
+        prefix: str,
+        private: Private | None = None,
+        also: Set[fx.Node] = frozenset(),
+    ) -> dict[fx.Node, fx.Node]:
+        """Append the narrowed program; nodes that no narrowed axis reaches are those of the full copy, but for those
+        in `also` and what depends on them.
+
+        `private(user, source, reached)` names the tensor of its own that `user` reads in place of `source`, if any;
+        `reached` are the nodes whose values differ from the full ones.
+        """
+        clone = Clone(self, program, axes, widths, prefix, private)
+        clone.reached = _reached(program, clone.types, also)
+        return clone.run()
+
+    def clone_region(
+        self,
+        program: Program,
+        axes: Axes,
+        widths: Widths,
+        region: Set[fx.Node],
+        instead: Mapping[fx.Node, fx.Node],
+        *,
+        prefix: str,
+        private: Private,
+    ) -> dict[fx.Node, fx.Node]:
+        """Append a copy of the calls in `region`, some of its axes at other widths, which may be larger ones. Nodes
+        outside are those of the full copy; each key of `instead` is replaced by the copy of its value."""
+        clone = Clone(self, program, axes, widths, prefix, private)
+        clone.reached, clone.instead = region, instead
+        return clone.run()
+
+    def mask(self, keep: npt.NDArray[np.bool_], dtype: torch.dtype, like: fx.Node) -> fx.Node:
+        """What a tensor of this type is multiplied with to keep some entries; equal masks are one constant."""
+        key = b"mask" + str((dtype, keep.shape)).encode() + np.packbits(keep).tobytes()
+        name = self._constants.setdefault(key, f"{names.CONSTANTS}mask_{len(self._constants)}")
+        device = next((t.device for t in self.tensors.values()), torch.device("cpu"))
+        return self.attribute(name, torch.from_numpy(keep).to(device, dtype), like, transient=True)
+
+    def constant(self, values: npt.NDArray[np.int64], like: fx.Node) -> fx.Node:
+        """An index table; equal tables are one constant."""
+        name = self._constants.setdefault(values.tobytes(), f"{names.CONSTANTS}index_{len(self._constants)}")
+        device = next((t.device for t in self.tensors.values()), torch.device("cpu"))
+        return self.attribute(name, torch.from_numpy(values.copy()).to(device), like, transient=True)
+
+
+class Clone:
+    """One narrowed clone, while it is appended. Subclasses may read operands from elsewhere."""
+
+    def __init__(
+        self, builder: Builder, program: Program, axes: Axes, widths: Widths, prefix: str, private: Private | None
+    ) -> None:
+        self.builder, self.program, self.axes, self.widths = builder, program, axes, widths
+        self.prefix, self.private = prefix, private
+        self.types = _types(program, axes, widths)
+        self.reached: Set[fx.Node] = _reached(program, self.types)
+        self.instead: Mapping[fx.Node, fx.Node] = {}
+        self.given: Mapping[fx.Node, fx.Node] = {}  # nodes whose copies are there already
+        self.env: dict[fx.Node, fx.Node] = {}
+        self.views: dict[fx.Node, fx.Node] = {}
+
+    def run(self) -> dict[fx.Node, fx.Node]:
+        for node in self.program.graph.nodes:
+            if node in self.given:
+                self.env[node] = self.given[node]
+            elif node in self.instead:
+                self.env[node] = self.env[self.instead[node]]
+            elif node in self.reached and node.op == "call_function":
+                self.env[node] = self.call(node)
+            elif node.op != "output":
+                self.env[node] = self.builder.shared[node]  # tensors too: their parts are read where they are used
+        for node in self.program.outputs:
+            if node.op == "get_attr":
+                self.env[node] = self.part(node)
+        return self.env
+
+    def call(
+        self,
+        node: fx.Node,
+        *,
+        types: Mapping[fx.Node, Any] | None = None,
+        instead: Mapping[fx.Node, fx.Node] | None = None,
+    ) -> fx.Node:
+        """Append a call at these widths. `instead` gives operands to read in place of what `read` gives, and `types`
+        are those that follow."""
+        types = self.types if types is None else types
+        target: Any = node.target
+        args, kwargs = node.args, dict(node.kwargs)
+        rule = rule_of(target)
+        if rule is not None and rule.resize is not None:
+            resize = Resize(
+                node,
+                types,
+                lambda expr: self.axes.size(expr, self.widths),
+                self.axes.memo[node],
+                lambda value, new: self.scale(node, value, new),
+            )
+            changed = rule.resize(resize)
+            arguments = changed.arguments if isinstance(changed, Call) else {**resize.arguments, **changed}
+            target = changed.target if isinstance(changed, Call) else target
+            args, kwargs = rebind(target, arguments)
+        given = instead or {}
+        args, kwargs = fx.map_arg(
+            (args, kwargs), lambda source: given[source] if source in given else self.read(node, source)
+        )
+        meta = {**node.meta, "type": types[node]}
+        return self.builder.call(target, args, kwargs, self.prefix + node.name, meta)
+
+    def read(self, user: fx.Node, source: fx.Node) -> fx.Node:
+        """What a clone reads in place of `source`; nodes that resizing has just made stay themselves."""
+        if source not in self.env:
+            return source
+        if source.op != "get_attr":
+            return self.env[source]
+        own = self.private(user, source, self.reached) if self.private is not None else None
+        return self.part(source) if own is None else self.own(source, own)
+
+    def own(self, source: fx.Node, own: str) -> fx.Node:
+        """The node that reads a tensor of the clone's own, which starts as the part of `source` that is kept."""
+        if own not in self.builder.tensors:
+            tensor = self.program.tensors[str(source.target)]
+            small = narrow_tensor(tensor, self.axes.dims[source], self.axes, self.widths)
+            return self.builder.attribute(own, small, source)
+        return self.builder.attribute(own, self.builder.tensors[own], source)
+
+    def part(self, source: fx.Node) -> fx.Node:
+        """The part of a tensor that is kept, as a chain of selections; the tensor itself if nothing is cut."""
+        if source in self.views:
+            return self.views[source]
+        node = self.builder.shared[source]
+        for dim, expr in enumerate(self.axes.dims[source]):
+            if not self.axes.narrowed(expr, self.widths):
+                continue
+            kept = self.axes.indices(expr, self.widths)
+            meta = meta_of(source, part=True)
+            name = f"{self.prefix}{source.name}_part{dim}"
+            if np.array_equal(kept, np.arange(len(kept))):
+                node = self.builder.call(aten.slice.Tensor, (node, dim, 0, len(kept)), {}, name, meta)
+            else:
+                index = self.builder.constant(kept, source)
+                node = self.builder.call(aten.index_select.default, (node, dim, index), {}, name, meta)
+        self.views[source] = node
+        return node
+
+    def scale(self, user: fx.Node, value: Any, new: Size) -> Any:
+        """A size argument at its new value: a number, or the node that computes it (a batch of heads) multiplied."""
+        if not isinstance(value, fx.Node):
+            return new.coefficient
+        now = self.types[value]
+        if now == new:
+            return value
+        node = self.read(user, value)
+        for target, factor in ((operator.mul, new.coefficient), (operator.floordiv, now.coefficient)):
+            if factor != 1:
+                name = f"{self.prefix}{value.name}_{target.__name__}"
+                node = self.builder.call(target, (node, factor), {}, name, meta_of(user))
+        return node
+
+
+def _types(program: Program, axes: Axes, widths: Widths) -> dict[fx.Node, Any]:
+    types = {node: _type_at(node, axes, widths) for node in program.graph.nodes if node.op != "output"}
+    _refresh_sizes(program, types)
+    return types
+
+
+def _type_at(node: fx.Node, axes: Axes, widths: Widths) -> Any:
+    kind, dims = type_of(node), axes.dims.get(node, ())
+    if isinstance(kind, TensorType):
+        return axes.shape(dims, kind, widths)
+    if isinstance(kind, tuple):
+        return tuple(
+            axes.shape(d, k, widths) if isinstance(k, TensorType) else k for d, k in zip(dims, kind, strict=True)
+        )
+    return kind
+
+
+def _reached(program: Program, types: Mapping[fx.Node, Any], also: Set[fx.Node] = frozenset()) -> Set[fx.Node]:
+    """The calls whose result differs from the full graph's: in shape, because something that they read does, or
+    because they are in `also`."""
+    reached: set[fx.Node] = set()
+    for node in program.graph.nodes:
+        if node.op == "call_function" and (
+            node in also
+            or types[node] != type_of(node)
+            or any(source in reached or types[source] != type_of(source) for source in node.all_input_nodes)
+        ):
+            reached.add(node)
+    return reached
+
+
+def _refresh_sizes(program: Program, types: dict[fx.Node, Any]) -> None:
+    """Sizes read off narrowed tensors are narrowed; arithmetic on constants is not."""
+    for node in program.graph.nodes:
+        if not isinstance(type_of(node), Size):
+            continue
+        if has_kind(node, "size"):
+            types[node] = types[node.args[0]].shape[node.args[1]]
+        elif node.target is operator.mul:
+            factors = [types[arg] if isinstance(arg, fx.Node) else Size(int(arg)) for arg in node.args]
+            types[node] = factors[0] * factors[1]

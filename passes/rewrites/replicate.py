@@ -1,0 +1,123 @@
+"""`replicate`: the members of a tree of networks that share a trunk, and the tensors that each of them has.
+
+A backbone is cut at some of its nodes; behind every cut each copy of what lies before it goes on as several siblings
+with parameters of their own. A member's copy of a tensor is one part of a stack: the tensor of the backbone's name
+grows along its first dimension, member after member, and the first member's part is the backbone's own. What lies
+before the first cut, index tables and other constants are shared by all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+
+from anytimeify.ir import Program
+from anytimeify.ir.schema import bound
+from anytimeify.passes.rewrites.frozen import STATISTICS, frozen
+
+__all__ = ["Tree", "depths", "stacked", "tensor_depths"]
+
+Fresh = Callable[[], Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Tree:
+    """How many siblings every copy goes on as, split after split.
+
+    Members of one depth are numbered so that those of one parent are neighbours: child `i` of member `m` is
+    `m * fanout + i`. The first leaves of a tree are then a sub-tree."""
+
+    fanouts: tuple[int, ...]
+
+    @property
+    def leaves(self) -> int:
+        return math.prod(self.fanouts)
+
+    def members(self, depth: int) -> int:
+        """How many copies there are behind `depth` splits."""
+        return math.prod(self.fanouts[:depth])
+
+    def active(self, depth: int, leaves: int) -> int:
+        """How many of them the first `leaves` leaves need."""
+        return -(-leaves * self.members(depth) // self.leaves)
+
+    def parent(self, member: int, depth: int, above: int) -> int:
+        """The member at depth `above` that a member at `depth` descends from."""
+        return member // (self.members(depth) // self.members(above))
+
+    def sub_trees(self) -> tuple[int, ...]:
+        """Numbers of leaves of the sub-trees that begin with the first leaf: 1, 2, 4, ... for a binary tree."""
+        counts = [self.leaves // self.members(depth) for depth in range(len(self.fanouts), -1, -1)]
+        return tuple(dict.fromkeys(counts))
+
+
+def depths(program: Program, cuts: Sequence[Sequence[fx.Node]]) -> dict[fx.Node, int]:
+    """The number of cuts that every node lies behind; nodes that carry no data belong where they are first read."""
+    result: dict[fx.Node, int] = {}
+    for depth, cut in enumerate(cuts, start=1):
+        waiting = [user for node in cut for user in node.users]
+        while waiting:
+            node = waiting.pop()
+            if result.get(node, 0) < depth and node.op != "output":
+                result[node] = depth
+                waiting.extend(node.users)
+    behind_input = set(program.placeholders)
+    for node in program.graph.nodes:
+        if any(source in behind_input for source in node.all_input_nodes):
+            behind_input.add(node)
+    for node in reversed(program.graph.nodes):
+        if node not in behind_input and node.op != "output":
+            result[node] = min((result[user] for user in node.users if user.op != "output"), default=0)
+        else:
+            result.setdefault(node, 0)
+    return result
+
+
+def tensor_depths(program: Program, places: Mapping[fx.Node, int]) -> dict[str, int]:
+    """How many splits the members lie behind that have a tensor each; 0 for what all of them share.
+
+    Parameters and running statistics are replicated. A tensor that is read at several depths, under one name or as a
+    tied one under several, belongs to the members of the least of them."""
+    of_tensor: dict[int, int] = {}
+    for node in program.graph.find_nodes(op="get_attr"):
+        tensor = program.tensors[str(node.target)]
+        statistics = any(node in (bound(user).get(name) for name in STATISTICS) for user in node.users)
+        depth = places[node] if isinstance(tensor, nn.Parameter) or statistics else 0
+        of_tensor[id(tensor)] = min(of_tensor.get(id(tensor), depth), depth)
+    return {name: of_tensor[id(tensor)] for name, tensor in program.tensors.items() if id(tensor) in of_tensor}
+
+
+def stacked(program: Program, tree: Tree, places: Mapping[str, int], fresh: Fresh | None) -> dict[str, Tensor]:
+    """All tensors of a program, those of several members as stacks.
+
+    The first member has the backbone's values, the others those of a call of `fresh` each, or copies without it; of
+    what is frozen all members have copies, and the stack is frozen."""
+    drawn: list[Mapping[str, Tensor]] = []
+    stacks: dict[int, Tensor] = {}
+    result: dict[str, Tensor] = {}
+    still = frozen(program)
+    for name, tensor in program.tensors.items():
+        count = tree.members(places.get(name, 0))
+        if count == 1:
+            result[name] = tensor
+            continue
+        if id(tensor) not in stacks:
+            others = [tensor] * (count - 1)
+            if fresh is not None and name not in still:
+                drawn.extend(fresh() for _ in range(len(drawn), count - 1))
+                others = [values.get(name, tensor) for values in drawn[: count - 1]]
+            parts = [one.detach().to(tensor).reshape(_stackable(tensor)) for one in (tensor, *others)]
+            stack = torch.cat(parts)
+            stacks[id(tensor)] = (
+                nn.Parameter(stack, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else stack
+            )
+        result[name] = stacks[id(tensor)]
+    return result
+
+
+def _stackable(tensor: Tensor) -> tuple[int, ...]:
+    return tuple(tensor.shape) or (1,)

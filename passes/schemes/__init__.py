@@ -1,0 +1,1 @@
+"""Schemes, one a file. A scheme is found by being here; nothing lists them."""

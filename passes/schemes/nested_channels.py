@@ -1,0 +1,210 @@
+"""Nested channels: several widths of one network inside one set of weights (NestedNet, slimmable networks).
+
+The rewrite, for dense connectivity:
+
+1. the full network stays as it is;
+2. for every lower width the graph is cloned, each axis group cut to its share, parameters read through views of the
+   full ones; what no narrowed axis reaches (a stem that is pinned) is computed once for all levels;
+3. with private norms, a normalisation whose input differs between levels gets parameters and statistics of its own per
+   level, which start as the prefix of the full ones; likewise the last layer before the prediction with private heads.
+
+Triangular connectivity is written by `triangular.py`. Refused: a model whose axes are all pinned; widths that leave
+every axis group as it is; triangular connectivity where most of the network would be computed for every level.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any, ClassVar, Literal, NoReturn
+
+from torch import fx, nn
+
+from anytimeify.analysis.axes import Axes, Widths
+from anytimeify.errors import SchemeError
+from anytimeify.ir import Captured, Program, names
+from anytimeify.ir.rewritten import Output, Rewritten, numbered
+from anytimeify.passes.rewrites.narrow import Builder
+from anytimeify.passes.rewrites.reorder import reorder
+from anytimeify.passes.rewrites.triangular import triangular
+from anytimeify.passes.scheme import Scheme
+from anytimeify.rules import Layers, has_kind
+
+__all__ = ["NestedChannels", "PrivateTensors"]
+
+
+@dataclass(frozen=True)
+class NestedChannels(Scheme):
+    """Levels are widths: level k is the same architecture with `widths[k]` of the channels.
+
+    Fields
+        widths: width multipliers, increasing, the last one 1. Beside depths, in a sequence of schemes, neighbours may
+            be equal.
+        where: `"all"` axis groups; only `"inner"` ones (bottlenecks, hidden units, heads; the residual stream stays
+            full); or patterns such as `("blocks.*.mlp.*",)`: an axis group is narrowed if the layer that makes it
+            matches (its name in the report), or if everything that has it does.
+        connectivity: `"dense"`: every level is a pass of its own through its share of the weights. `"triangular"`:
+            the channels that a level adds read those of lower levels, never the reverse, so that one pass computes all
+            levels and a stream computes nothing twice. The full level has fewer weights than the backbone then.
+        norms, heads: `"private"`: parameters and statistics of their own per level; `"shared"`: the prefix of the
+            full ones. Under triangular connectivity channels have the same values at every level, and norms of them
+            are shared whatever this says. With `norms="every"` also norms that read the same values at every level
+            are private: under dense connectivity those that no narrowed axis reaches, and what follows is computed once
+            per level; under triangular connectivity those that only heads read.
+        order: `"l1"` first permutes each axis group by the l1 norm of its weights, the function staying the same, so
+            that the thin levels start from the most important channels.
+        multiple_of: channel counts are rounded up to multiples of this.
+
+    Raises `SchemeError` for fields out of range and for backbones that have nothing to narrow.
+    """
+
+    name: ClassVar[str] = "nested-channels"
+
+    widths: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
+    where: str | tuple[str, ...] = "all"
+    connectivity: Literal["dense", "triangular"] = "dense"
+    norms: Literal["private", "shared", "every"] = "private"
+    heads: Literal["private", "shared"] = "private"
+    order: Literal["index", "l1"] = "index"
+    multiple_of: int = 1
+
+    def __post_init__(self) -> None:
+        given: Any = self.widths
+        widths = given if isinstance(given, tuple | list) else (given,)
+        object.__setattr__(self, "widths", tuple(_as_width(width) for width in widths))
+        if not widths or list(self.widths) != sorted(self.widths) or self.widths[-1] != 1.0:
+            self._refuse_order()
+        where: Any = self.where
+        if not isinstance(where, str):
+            if not isinstance(where, tuple | list) or not all(isinstance(pattern, str) for pattern in where):
+                raise SchemeError(f"where={where!r}: expected all, inner, or names of layers such as blocks.*.mlp.*")
+            object.__setattr__(self, "where", tuple(where))
+        for field, choices in _CHOICES.items():
+            if getattr(self, field) not in choices:
+                raise SchemeError(f"{field}={getattr(self, field)!r}: expected {' or '.join(choices)}")
+        multiple: Any = self.multiple_of
+        if isinstance(multiple, bool) or not isinstance(multiple, int) or multiple < 1:
+            raise SchemeError(f"multiple_of={multiple!r}: expected a whole number, 1 or more")
+
+    def check_alone(self) -> None:
+        if len(set(self.widths)) < len(self.widths):
+            self._refuse_order()
+
+    def _refuse_order(self) -> NoReturn:
+        raise SchemeError(
+            f"widths={_listed(self.widths)}: expected increasing numbers in (0, 1], the last one 1, such as 0.25,0.5,1"
+        )
+
+    def prepare(self, captured: Captured, axes: Axes) -> Captured:
+        return captured if self.order == "index" else reorder(captured, axes, self.where)
+
+    def apply(self, captured: Captured, axes: Axes) -> Rewritten:
+        if self.connectivity == "triangular" and len(self.widths) > 1:
+            return self._triangular(captured, axes)
+        program = captured.program
+        builder = Builder.copying(program)
+        outputs: dict[Output, fx.Node] = {}
+        heads = self.private_heads(program)
+        also = self._always_private(program)
+        for level, widths in enumerate(self.kept(axes)[:-1]):
+            private = PrivateTensors(program, builder, level, heads, norms=self.norms != "shared")
+            env = builder.clone_narrowed(
+                program, axes, widths, prefix=names.level_prefix(level), private=private, also=also
+            )
+            outputs[Output("level", level)] = env[program.outputs[0]]
+        outputs[Output("level", len(self.widths) - 1)] = builder.shared[program.outputs[0]]
+        named = builder.build_named(outputs, program.graph.output_node())
+        return Rewritten(*named, numbered("width", self.widths), shared_norms=self.norms == "shared")
+
+    def _triangular(self, captured: Captured, axes: Axes) -> Rewritten:
+        program = captured.program
+        heads, norms = self.private_heads(program), self.norms != "shared"
+
+        def private(level: int, builder: Builder) -> PrivateTensors:
+            return PrivateTensors(program, builder, level, heads, norms=norms)
+
+        levels = numbered("width", self.widths)
+        found = triangular(captured, axes, self.kept(axes), levels, private, self._always_private(program))
+        return replace(found, shared_norms=self.norms == "shared")
+
+    @property
+    def narrowed(self) -> str | tuple[str, ...]:
+        return self.where
+
+    def kept(self, axes: Axes) -> list[Widths]:
+        """How much of every narrowed axis each level keeps. Refuses two widths that keep the same."""
+        kept = [axes.widths(width, multiple_of=self.multiple_of, where=self.where) for width in self.widths]
+        for (width, other), (few, many) in zip(pairwise(self.widths), pairwise(kept), strict=True):
+            if width != other and few == many:
+                self._refuse_equal(*((other, width) if many else (width, other)), axes)
+        return kept
+
+    def _always_private(self, program: Program) -> set[fx.Node]:
+        """What every level computes for itself, even where it reads what the others read: norms, and what is computed
+        of the tensors of private heads."""
+        norms = {node for node in program.graph.nodes if self.norms == "every" and has_kind(node, "norm")}
+        return norms | {node for node in self.private_heads(program) if node.op == "call_function"}
+
+    def private_heads(self, program: Program) -> Set[fx.Node]:
+        """The tensors of the last layers, and what is computed of them alone, of which every level has its own."""
+        return Layers(program).head_operands if self.heads == "private" else set()
+
+    def _refuse_equal(self, width: float, other: float, axes: Axes) -> None:
+        units = max(group.size // group.quantum for group in axes.chosen(self.where))
+        raise SchemeError(
+            f"widths={_listed(self.widths)}: width {width:g} keeps as many channels as {other:g} everywhere "
+            f"(multiple_of={self.multiple_of}, the largest axis group has {units} units); leave one of them out"
+        )
+
+    def default_loss(self) -> nn.Module:
+        from anytimeify.losses.joint import JointLoss
+
+        return JointLoss()
+
+
+_CHOICES = {
+    "connectivity": ("dense", "triangular"),
+    "norms": ("private", "shared", "every"),
+    "heads": ("private", "shared"),
+    "order": ("index", "l1"),
+}
+
+
+def _as_width(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
+        raise SchemeError(f"widths: {value!r} is not a number in (0, 1]")
+    return float(value)
+
+
+def _listed(widths: Any) -> str:
+    return ",".join(f"{width:g}" if isinstance(width, int | float) else str(width) for width in widths)
+
+
+@dataclass(frozen=True)
+class PrivateTensors:
+    """Which tensors a level has for itself: those of its norms and `heads`, unless something else reads them too (a
+    tied weight, a norm whose other call no narrowed axis reaches)."""
+
+    program: Program
+    builder: Builder
+    level: int
+    heads: Set[fx.Node]
+    norms: bool
+
+    def __call__(self, user: fx.Node, source: fx.Node, reached: Set[fx.Node]) -> str | None:
+        name = str(source.target)
+        if source in self.heads:
+            tensor = self.program.tensors[name]
+            tied = sum(other is tensor for other in self.program.tensors.values()) > 1
+            return None if tied or name in self.program.transient else names.of_level(self.level, name)
+        if self.norms and all(has_kind(other, "norm") and other in reached for other in source.users):
+            self._count_batches(name)
+            return names.of_level(self.level, name)
+        return None
+
+    def _count_batches(self, name: str) -> None:
+        """A private batch norm counts its own batches."""
+        counter = names.counter(name)
+        if names.is_mean(name) and counter in self.program.tensors:
+            self.builder.tensors.setdefault(names.of_level(self.level, counter), self.program.tensors[counter].clone())
