@@ -307,7 +307,7 @@ def check_whole(folder: Path) -> None:
     """Everything that can be seen is whole: all but the temporary folders."""
     for path in folder.glob("[!.]*"):
         if path.name.startswith("stages"):
-            anytimeify.early_exit.load(path)
+            anytimeify.staged.load(path)
         elif path.suffix == ".pt2":
             anytimeify.source(path)
         else:

@@ -107,7 +107,7 @@ class Staged(nn.Module):
 
     def export(self, directory: str | os.PathLike[str], formats: Sequence[str] = ("pt2",)) -> None:
         """Writes a folder with one file per stage and format (`"pt2"`, `"onnx"`) and `stages.json`, which says what
-        they hand on, the levels and the policy; `anytimeify.early_exit.load(directory)` reads it.
+        they hand on, the levels and the policy; `anytimeify.staged.load(directory)` reads it.
 
         Whole or not at all, after every file was compared with its stage. Raises `ArtifactError` where the folder
         exists, `ArgumentError` for a policy that is a function, and otherwise as `anytimeify.storage.export` does.

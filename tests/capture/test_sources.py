@@ -192,12 +192,12 @@ KIND = SourceKind("own:SIZE", load, prefix="own", inputs=inputs)
 @pytest.fixture
 def own_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A file beside those of the package, and nothing else."""
-    (tmp_path / "source_own.py").write_text(OWN_SOURCE)
+    (tmp_path / "own.py").write_text(OWN_SOURCE)
     monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
     kinds.cache_clear()
     yield
     kinds.cache_clear()
-    sys.modules.pop("anytimeify.capture.source_own", None)
+    sys.modules.pop("anytimeify.capture.sources.own", None)
 
 
 @pytest.mark.usefixtures("own_source")

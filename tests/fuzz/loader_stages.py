@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from anytimeify import Confidence, Staged
-from anytimeify.early_exit import load
 from anytimeify.early_exit.manifest import MANIFEST, seal
 from anytimeify.io.checksums import of_file
+from anytimeify.staged import load
 from tests.fuzz.loader import Case, Loader, Results
 from tests.fuzz.mutations import CANARY, mutate_bytes, mutate_json, mutate_text
 from tests.staged.nets import images, net_with_exits

@@ -14,10 +14,10 @@ import torch
 from torch import nn
 
 from anytimeify import AnytimeWarning, ArgumentError, ArtifactError, Confidence, Staged, VerificationError
-from anytimeify.early_exit import load
 from anytimeify.early_exit.files import FORMATS, OnnxStage
 from anytimeify.early_exit.manifest import seal
 from anytimeify.io import checksums
+from anytimeify.staged import load
 from tests.staged.nets import TokensFirst, Windows, calls, chosen, close, forked, images, net_with_exits
 
 POLICY = Confidence(threshold=(0.25, 0.35), temperature=(1.5, 1.0, 2.0))
