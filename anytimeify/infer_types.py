@@ -18,7 +18,7 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import sympy
 import torch
@@ -28,7 +28,7 @@ from anytimeify._torch import VALUES_WANTED, OpOverload, SymbolicSizes, schema
 from anytimeify.derivatives import AUTOGRAD_FUNCTION
 from anytimeify.errors import AnytimeError
 from anytimeify.ir import Program, Size, TensorType, type_text
-from anytimeify.node_meta import Type, origin_of, type_of
+from anytimeify.node_meta import Type, origin_of, tensor_type, type_of
 from anytimeify.size_expressions import expression_of, monomial
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "fits",
     "infer_type",
     "inferred_type",
+    "recast",
     "result_type",
     "retyped",
 ]
@@ -94,21 +95,56 @@ def retyped(program: Program, placeholder_types: Sequence[TensorType]) -> Progra
         raise TypeInferenceError(
             f"the program has {len(placeholders)} inputs; {len(placeholder_types)} types are given"
         )
-    given = dict(zip(placeholders, placeholder_types, strict=True))
+    return _with_types(program, dict(zip(placeholders, placeholder_types, strict=True)), _following)
+
+
+def recast(program: Program) -> Program:
+    """The same program with the types that it has in the precision of its tensors, which may have been cast since types
+    were written; inputs are cast as the tensors of their precision are. The program itself where nothing was cast."""
+    given: dict[fx.Node, Type] = {}
+    cast: dict[torch.dtype, torch.dtype] = {}
+    for node in program.graph.find_nodes(op="get_attr"):
+        kind, now = tensor_type(node), program.tensors[str(node.target)].dtype
+        given[node] = replace(kind, dtype=now)
+        if now != kind.dtype:
+            cast[kind.dtype] = now
+    if not cast:
+        return program
+
+    def in_precision(kind: Type) -> Type:
+        if isinstance(kind, tuple):
+            return tuple(map(in_precision, kind))
+        return replace(kind, dtype=cast.get(kind.dtype, kind.dtype)) if isinstance(kind, TensorType) else kind
+
+    def following(node: fx.Node, types: Mapping[fx.Node, Type]) -> Type:
+        try:
+            found = _infer(node.target, node.args, node.kwargs, types.__getitem__)
+        except TypeInferenceError:  # cast in part, so that it does not run: what runs it will say so
+            found = UNKNOWN
+        return in_precision(type_of(node)) if found is UNKNOWN else found
+
+    given.update({node: in_precision(type_of(node)) for node in program.placeholders})
+    return _with_types(program, given, following)
+
+
+Following: TypeAlias = Callable[[fx.Node, Mapping[fx.Node, Type]], Type]
+
+
+def _with_types(program: Program, given: Mapping[fx.Node, Type], following: Following) -> Program:
+    """A copy of a program with some types given, and those of calls by what they follow from."""
     types: dict[fx.Node, Type] = {}
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     for node in program.graph.nodes:
         copies[node] = graph.node_copy(node, copies.__getitem__)
         copies[node].meta = dict(node.meta)
-        if node.op == "output":
-            continue
-        types[node] = _retyped(node, types) if node.op == "call_function" else given.get(node, type_of(node))
-        copies[node].meta["type"] = types[node]
+        if node.op != "output":
+            types[node] = following(node, types) if node.op == "call_function" else given.get(node, type_of(node))
+            copies[node].meta["type"] = types[node]
     return replace(program, graph=graph)
 
 
-def _retyped(node: fx.Node, types: Mapping[fx.Node, Type]) -> Type:
+def _following(node: fx.Node, types: Mapping[fx.Node, Type]) -> Type:
     if all(types[source] == type_of(source) for source in node.all_input_nodes):
         return type_of(node)
     where = f"node '{node.name}' ({node.target}, {origin_of(node)})"

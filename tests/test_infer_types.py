@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,9 +16,11 @@ import anytimeify.derivatives
 import anytimeify.kernels.operators
 import anytimeify.modes  # noqa: F401  # each registers operations that the cases call
 from anytimeify.capture import capture
-from anytimeify.infer_types import UNKNOWN, TypeInferenceError, agree, fits, infer_type, inferred_type, retyped
+from anytimeify.infer_types import UNKNOWN, TypeInferenceError, agree, fits, infer_type, inferred_type, recast, retyped
 from anytimeify.ir import Captured, Origin, Program, Size, TensorType
+from anytimeify.node_meta import type_of
 from anytimeify.size_expressions import expression_of, monomial
+from anytimeify.spec import verify
 
 aten = torch.ops.aten
 ours = torch.ops.anytimeify
@@ -226,3 +229,16 @@ def test_sizes_that_were_written_down_are_refused() -> None:
         retyped(program, [kind(7, 3, 5)])
     with pytest.raises(TypeInferenceError, match="has 1 inputs; 2 types are given"):
         retyped(program, [X, X])
+
+
+def test_types_follow_the_precision_of_the_tensors() -> None:
+    captured = capture(resnet(), torch.randn(2, 3, 64, 64))
+    program = captured.program
+    assert recast(program) is program
+    double = {
+        name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in program.tensors.items()
+    }
+    cast = recast(replace(program, tensors=double))
+    verify(cast)
+    assert type_of(cast.placeholders[0]).dtype is type_of(cast.outputs[0]).dtype is torch.float64
+    assert type_of(program.outputs[0]).dtype is torch.float32
