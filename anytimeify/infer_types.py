@@ -161,7 +161,8 @@ def fits(node: fx.Node) -> bool:
     """Whether `meta["type"]` of a call is the type that the operation gives, or that type does not follow from the
     operands'. Where sizes are no monomials, numbers are compared. Raises `TypeInferenceError`."""
     if _is_known(node.target):
-        return agree(inferred_type(node), type_of(node))
+        found = inferred_type(node)
+        return found is UNKNOWN or agree(found, type_of(node))
     return _fits(_call(node.target, node.args, node.kwargs, type_of), type_of(node))
 
 
@@ -227,12 +228,16 @@ def _infer(
         return tuple(kind(node) for node in args[0])
     if target in _RECURRENT:
         return _recurrent(args, kind)
+    if target is aten.batch_norm.default:  # run, it divides by the number of samples less one
+        return kind(args[0])
+    if target in _DIFFERENT:
+        return UNKNOWN
     return _inferred(_call(target, args, kwargs, kind))
 
 
 def _is_known(target: object) -> bool:
     """Whether nothing has to be run."""
-    return target in (operator.getitem, AUTOGRAD_FUNCTION) or target in _RECURRENT
+    return target in (operator.getitem, AUTOGRAD_FUNCTION, aten.batch_norm.default) or target in _RECURRENT | _DIFFERENT
 
 
 def _call(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any], kind: Callable[[fx.Node], Type]) -> _Call:
@@ -249,6 +254,9 @@ def _frozen(value: Any, kind: Callable[[fx.Node], Type]) -> Any:
     return _Number(type(value), value) if isinstance(value, bool | int | float | complex) else value
 
 
+# Their kernels for tensors without data differ from the others: `_grouped_mm` takes bfloat16 alone, and of the
+# by-products of `embedding_bag` the sizes are others.
+_DIFFERENT = frozenset({aten._grouped_mm.default, aten.embedding_bag.default, aten.embedding_bag.padding_idx})
 _RECURRENT = frozenset({aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input})
 
 
@@ -263,7 +271,7 @@ def _recurrent(args: Sequence[Any], kind: Callable[[fx.Node], Type]) -> Type:
 
 
 # What torch raises where an operation and its operands do not go together.
-_FAILURES = (NotImplementedError, RuntimeError, ValueError, IndexError, TypeError, OverflowError)
+_FAILURES = (NotImplementedError, RuntimeError, ValueError, IndexError, TypeError, ArithmeticError)
 
 
 @lru_cache(maxsize=8192)
@@ -293,7 +301,7 @@ def _takes_some(call: _Call) -> bool:
 
 def _refused(call: _Call, error: Exception) -> Unknown:
     text = str(error).strip()
-    if isinstance(error, VALUES_WANTED) or "meta tensors" in text:
+    if isinstance(error, VALUES_WANTED) or "meta tensors" in text or "no fake impl" in text:
         return UNKNOWN
     operands = ", ".join(map(type_text, call.types()))
     raise TypeInferenceError(

@@ -80,6 +80,8 @@ CASES: list[tuple[Callable[..., Any], Sequence[Any], Any]] = [
         (kind(5, "s0", 6), [kind(2, "s0", 4), kind(2, "s0", 4)], [], True, 1, 0.0, True, True, False),
         (kind(5, "s0", 8), kind(2, "s0", 4), kind(2, "s0", 4)),
     ),
+    (aten.batch_norm.default, (kind(1, 6), None, None, None, None, True, 0.1, 1e-5, False), kind(1, 6)),
+    (aten.embedding_bag.padding_idx, (MATRIX, INDEX, INDEX, False, 0, False, None, False, None), UNKNOWN),
     (aten.nonzero.default, (MASK,), UNKNOWN),
     (aten.index.Tensor, (X, [MASK]), UNKNOWN),
 ]
