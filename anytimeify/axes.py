@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import fnmatch
 import math
-import operator
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -40,10 +39,10 @@ from anytimeify.factors import (
     pin,
     resolve,
 )
-from anytimeify.ir import Origin, Program, Size, TensorType
+from anytimeify.ir import Origin, Program, Size, TensorType, result_of
 from anytimeify.node_meta import origin_of, type_of
 from anytimeify.pass_manager import rewrite
-from anytimeify.rules import Dims, Op, rule_of
+from anytimeify.rules import Dims, Layers, Op, rule_of
 from anytimeify.rules.op import name_of
 
 __all__ = ["Axes", "AxisGroup", "Pin", "Site", "Widths", "analyse"]
@@ -229,10 +228,11 @@ def analyse(program: Program) -> Axes:
     depth: dict[fx.Node, int] = {}  # layers with parameters on the way from an input, of what depends on one
     joins: list[Expr] = []
     unknown: list[fx.Node] = []
+    layers = Layers(program).weights
     of_tensor: dict[int, Dims] = {}  # tied parameters are one tensor under several names
     for node in program.graph.nodes:
         if node.op == "placeholder" or any(source in depth for source in node.all_input_nodes):
-            depth[node] = max((depth.get(source, 0) for source in node.all_input_nodes), default=0) + _is_layer(node)
+            depth[node] = max((depth.get(source, 0) for source in node.all_input_nodes), default=0) + (node in layers)
         if node.op == "placeholder":
             known[node] = _input_dims(node)
         elif node.op == "get_attr":
@@ -242,8 +242,8 @@ def analyse(program: Program) -> Axes:
             for result in program.outputs:
                 for expr in known[result]:
                     pin(expr, Pin("an output of the model", _where(node), "output"))
-        elif node.target is operator.getitem and isinstance(type_of(node.args[0]), tuple):
-            known[node] = known[node.args[0]][node.args[1]]
+        elif (several := result_of(node)) is not None:
+            known[node] = known[several][node.args[1]]
         elif isinstance(type_of(node), Size):
             known[node] = ()
         else:
@@ -301,12 +301,6 @@ def _tensor_dims(node: fx.Node, tensor: torch.Tensor) -> Dims:
         return tuple(opaque(size, reason) for size in sizes)
     free = isinstance(tensor, torch.nn.Parameter)
     return tuple(ONE if size == Size(1) else Factor(size, free=free) for size in sizes)
-
-
-def _is_layer(node: fx.Node) -> bool:
-    rule = rule_of(node.target) if node.op == "call_function" else None
-    reads = any(source.op == "get_attr" for source in node.all_input_nodes)
-    return rule is not None and rule.macs is not None and reads
 
 
 def _joined(op: Op, depth: Mapping[fx.Node, int]) -> Iterator[Expr]:

@@ -23,17 +23,12 @@ from anytimeify.axes import Axes
 from anytimeify.factors import Expr, Factor, Product
 from anytimeify.ir import Program, TensorType
 from anytimeify.node_meta import type_of
+from anytimeify.rules import has_kind
 from anytimeify.schema import bound
 
 __all__ = ["Block", "Blocks", "Segment", "Stage", "data_nodes", "find_blocks", "positions"]
 
 _LONGEST_PERIOD = 8  # segments in one repeat: 2 for transformers, 4 with shifted windows
-_FILLED = frozenset(
-    f"aten.{name}.default"
-    for name in ["new_zeros", "new_ones", "new_full", "new_empty", "zeros_like", "ones_like", "full_like", "empty_like"]
-)
-# Their rates differ between repeats of one block.
-_STOCHASTIC = frozenset({"aten.dropout.default", "anytimeify.drop_path.default"})
 
 
 @dataclass(frozen=True)
@@ -110,7 +105,7 @@ def data_nodes(program: Program) -> dict[fx.Node, None]:
     what is filled in the type and shape of something else."""
     reached: set[fx.Node] = set()
     for node in program.graph.nodes:
-        carries = isinstance(type_of(node), TensorType | tuple) and str(node.target) not in _FILLED
+        carries = isinstance(type_of(node), TensorType | tuple) and not has_kind(node, "factory")
         if node.op == "placeholder" or (carries and any(source in reached for source in node.all_input_nodes)):
             reached.add(node)
     needed: set[fx.Node] = set()
@@ -244,7 +239,7 @@ class _Signatures:
         for node in segment.nodes:
             if node.op == "placeholder":
                 row: Any = ("input", str(type_of(node)))
-            elif str(node.target) in _STOCHASTIC:
+            elif has_kind(node, "dropout", "stochastic depth"):  # their rates differ between repeats of one block
                 places[node] = places[bound(node)[next(iter(bound(node)))]]
                 continue
             else:

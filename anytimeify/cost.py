@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping
 from typing import Any
 
 from torch import fx
 
-from anytimeify.ir import Captured, Cost, Program, Size, TensorType
+from anytimeify.ir import Captured, Cost, Program, Size, TensorType, result_of
 from anytimeify.node_meta import is_masked, kept_of, kept_weight_of, type_of
-from anytimeify.rules import rule_of
+from anytimeify.rules import traits
 from anytimeify.stored import Stored, identity, needed, stored
 
 __all__ = ["cost", "macs_by_node", "sizes"]
@@ -45,8 +44,8 @@ def macs_by_node(
     count = _Counter(batch, 1 if batch else max(1, batch_size), symbols or {})
     result = {}
     for node in nodes if nodes is not None else needed(program):
-        rule = rule_of(node.target) if node.op == "call_function" else None
-        if rule is not None and rule.macs is not None:
+        rule = traits(node)
+        if rule.macs is not None:
             macs = rule.macs(node)
             if macs != Size(0):
                 result[node] = _left(node, count(macs))
@@ -117,8 +116,7 @@ def _peak(program: Program, known: Stored, count: _Counter) -> int:
     last: dict[fx.Node, int] = {}
     nodes = needed(program)
     for place, node in enumerate(nodes):
-        rule = rule_of(node.target) if node.op == "call_function" else None
-        views = (rule is not None and rule.view) or node.target is operator.getitem
+        views = traits(node).view or result_of(node) is not None
         source = node.all_input_nodes[0] if views and node.all_input_nodes else None
         owner[node] = owner[source] if source is not None else node
         nothing = source is not None or node in known.known

@@ -39,6 +39,7 @@ _NAMESPACES = ("aten", "anytimeify")
 _FORBIDDEN = re.compile(
     r"from_file|from_blob|print|storage|as_strided|resize|data_ptr|record_stream|pin_memory|empty_strided"
 )
+_OTHER_LIBRARY = re.compile(r"(?!operator\.)[A-Za-z]\w*(\.[A-Za-z]\w*){2}")
 _PRIVATE = re.compile(r"_unsafe_index|_fft_\w+")  # besides those that have a rule
 _TENSOR_NAME = re.compile(r"[\w\-+ :/@$]+(\.[\w\-+ :/@$]+)*")
 _DTYPES = {str(value).removeprefix("torch."): value for value in vars(torch).values() if isinstance(value, torch.dtype)}
@@ -174,6 +175,11 @@ def _function(name: str) -> Callable[..., Any]:
     if namespace == "operator" and rest in _OPERATORS:
         return _OPERATORS[rest]
     packet_name, _, overload_name = rest.partition(".")
+    if namespace not in _NAMESPACES and _OTHER_LIBRARY.fullmatch(name) and not _allowed(name):
+        raise ArtifactError(
+            f"the saved graph calls {name}, which is not allowed here: import the package that defines it and "
+            "registers its rule (axis_rule) before loading"
+        )
     _check(_allowed(name), f"the operation {name!r} is not allowed")
     target: Any = getattr(getattr(getattr(torch.ops, namespace), packet_name, None), overload_name, None)
     if target is None and name in of_other_libraries():

@@ -18,6 +18,7 @@ their training form; `anytimeify.lift` turns them into modules, as the last step
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, NoReturn
@@ -30,7 +31,7 @@ from anytimeify.errors import ArgumentError, OutputsError
 __all__ = [
     "PAIR",
     *("Captured", "Cost", "Level", "Origin", "Outputs", "Program", "Signature", "Size", "TensorType"),
-    *("meta_of", "type_text"),
+    *("meta_of", "result_of"),
 ]
 
 PAIR = ("first", "second")  # what two networks side by side are called
@@ -122,6 +123,12 @@ def meta_of(like: fx.Node, *, part: bool = False) -> dict[str, Any]:
     if part:
         return {**meta, "part": True}
     return {**meta, "checkpoint": like.meta["checkpoint"]} if "checkpoint" in like.meta else meta
+
+
+def result_of(node: fx.Node) -> fx.Node | None:
+    """The call that gives several results, of which a node is one; None where it is not one of several."""
+    source = node.args[0] if node.target is operator.getitem else None
+    return source if isinstance(source, fx.Node) and isinstance(source.meta["type"], tuple) else None
 
 
 @dataclass(frozen=True)

@@ -7,23 +7,22 @@ keep now.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor, fx
 
 from anytimeify import names
 from anytimeify.ir import Program, TensorType
-from anytimeify.node_meta import is_masked, type_of
+from anytimeify.node_meta import is_masked, is_through, type_of
 from anytimeify.pass_manager import rewrite
 
 __all__ = ["Mask", "masks", "recount"]
 
-aten = torch.ops.aten
-_MUL = aten.mul.Tensor
-_STRAIGHT_THROUGH = (aten.sub.Tensor, aten.detach.default, aten.add.Tensor)  # of a masked weight: value and gradient
+
+_MASK = re.compile(r"anytime\.\d+\.masks_*\.")
 
 
 @dataclass(frozen=True)
@@ -45,11 +44,10 @@ def masks(program: Program) -> Iterator[Mask]:
 
 def _is_masked(program: Program, node: fx.Node) -> bool:
     """Whether a node multiplies something with a mask that is part of the model's state."""
-    if node.target is not _MUL or not is_masked(node):
+    mask = node.args[1] if is_masked(node) and len(node.args) > 1 else None
+    if not isinstance(mask, fx.Node) or mask.op != "get_attr" or str(mask.target) in program.transient:
         return False
-    mask: Any = node.args[1]
-    name = str(mask.target)
-    return mask.op == "get_attr" and names.is_added(name) and name not in program.transient
+    return _MASK.match(str(mask.target)) is not None
 
 
 @rewrite("recount")
@@ -74,7 +72,7 @@ def recount(program: Program, tensors: Mapping[str, Tensor]) -> Program:
 
 def _of_result(node: fx.Node, entries: Mapping[fx.Node, Any], tensors: Mapping[str, Tensor]) -> dict[fx.Node, Any]:
     """What is kept of a result of masked weights: nothing is said where it is made of inputs of the model too."""
-    if is_masked(node) and node.target in _STRAIGHT_THROUGH:
+    if is_through(node):  # a masked weight with the gradient of the whole
         return {node: next(entries[source] for source in node.all_input_nodes if source in entries)}
     if not all(source in entries or source.op == "get_attr" for source in node.all_input_nodes):
         return {}

@@ -1,8 +1,9 @@
 """Turns operations back into modules: the last step before a graph is run, trained, shown or exported.
 
 1. An operation whose tensors are `<path>.weight`, `<path>.bias`, ... of one path becomes the `torch.nn` module that
-   computes it, under that path (`_PARAMETRIC`). One path used twice is one module called twice.
-2. An operation that came out of a `torch.nn` activation, pooling or flattening module becomes that module (`_PLAIN`).
+   computes it, under that path (`lifted.parametric`). One path used twice is one module called twice.
+2. An operation that came out of a `torch.nn` activation, pooling or flattening module becomes that module
+   (`lifted.plain`).
 3. Operations that training and evaluation compute differently become modules in any case, in training graphs
    (`lift_mode_dependent`): where the backbone has no module of its own for one, below `anytime.calls`. In inference
    graphs they take their evaluation form: dropout and stochastic depth vanish. So do autograd functions: a training
@@ -23,52 +24,16 @@ from torch import Tensor, fx, nn
 
 from anytimeify import names
 from anytimeify._torch import OpOverload
-from anytimeify.derivatives import AutogradFunction
 from anytimeify.ir import Program
-from anytimeify.lift_tables import Call, Instance, parametric, plain
-from anytimeify.modes import AFTER, BUFFER_BEFORE, BY_MODE, UPDATE_BUFFER, After, BufferBefore, BufferUpdate, ByMode
-from anytimeify.modules import CUMULATIVE, Added, AttentionDropout, BatchNormCall, DropPath, Part, TrainingSwitch
+from anytimeify.lifted import Call, Instance, by_mode, parametric, plain
+from anytimeify.modules import CUMULATIVE, Added, BatchNormCall, Part, TrainingSwitch
 from anytimeify.pass_manager import rewrite
 from anytimeify.passes.as_before import as_before
 from anytimeify.passes.evaluate import evaluate
+from anytimeify.rules import has_kind, traits
 from anytimeify.schema import bound, position, rebind
 
 __all__ = ["lift", "norms_without_count"]
-
-aten = torch.ops.aten
-_AUTOGRAD_FUNCTION = torch.ops.anytimeify.autograd_function.default
-_DROP_PATH = torch.ops.anytimeify.drop_path.default
-
-# The argument that says whether an operation trains, for those that no module of `torch.nn` is made from here.
-_TRAINING_FLAG: dict[object, str] = {
-    aten.alpha_dropout.default: "train",
-    aten.dropout.default: "train",
-    aten.feature_alpha_dropout.default: "train",
-    aten.feature_dropout.default: "train",
-    aten.gru.input: "train",
-    aten.instance_norm.default: "use_input_stats",
-    aten.lstm.input: "train",
-    aten.native_dropout.default: "train",
-    aten.rnn_relu.input: "train",
-    aten.rnn_tanh.input: "train",
-    aten.rrelu.default: "training",
-}
-# By the rank of the input, or 0 for any.
-_DROPOUTS: dict[object, dict[int, type[nn.Module]]] = {
-    aten.alpha_dropout.default: {0: nn.AlphaDropout},
-    aten.dropout.default: {0: nn.Dropout},
-    aten.feature_alpha_dropout.default: {0: nn.FeatureAlphaDropout},
-    aten.feature_dropout.default: {3: nn.Dropout1d, 4: nn.Dropout2d, 5: nn.Dropout3d},
-}
-# What is computed by the mode, with the operands that the module reads.
-_MODES: dict[object, tuple[type[nn.Module], tuple[str, ...]]] = {
-    AFTER: (After, ("x", "updates")),
-    BUFFER_BEFORE: (BufferBefore, ("buffer",)),
-    BY_MODE: (ByMode, ("training", "evaluation")),
-    UPDATE_BUFFER: (BufferUpdate, ("buffer", "value")),
-}
-_SELECTIONS = (aten.index_select.default,)
-_LOOKUPS = (aten.embedding.default, aten.embedding_bag.default, aten.embedding_bag.padding_idx)
 
 
 @rewrite("lift")
@@ -88,7 +53,7 @@ def lift(program: Program, *, training: bool = True) -> fx.GraphModule:
 def norms_without_count(program: Program) -> tuple[str, ...]:
     """In words, batch norms that average over all batches and of which nothing counts the batches."""
     for node in program.graph.nodes:
-        values = bound(node) if node.target is aten.batch_norm.default else {}
+        values = bound(node) if has_kind(node, "norm") else {}
         if values.get("momentum") == CUMULATIVE and _counter(program, values["running_mean"]) is None:
             return (
                 "batch norms with momentum=None whose batches nothing counts have a momentum of 0.1 "
@@ -146,14 +111,15 @@ class _Lifter:
             node = waiting.pop()
             if node not in found:
                 found.add(node)
-                waiting += bound(node)["inputs"] if node.target is _AUTOGRAD_FUNCTION else node.all_input_nodes
+                waiting += bound(node)["inputs"] if has_kind(node, "autograd function") else node.all_input_nodes
         return found
 
     def copy(self, node: fx.Node) -> fx.Node:
         new = self.graph.node_copy(node, lambda inner: self.values[inner])
-        if node.target in _LOOKUPS and bound(node)["sparse"] and bound(node)["weight"].op != "get_attr":
+        values = bound(node) if has_kind(node, "lookup") else {}
+        if values.get("sparse") and values["weight"].op != "get_attr":
             # A gradient that is sparse cannot pass through the view of a table.
-            new.args, new.kwargs = rebind(node.target, {**bound(new), "sparse": False})
+            new.args, new.kwargs = rebind(node.target, {**bound(new), "sparse": False})  # type: ignore[arg-type]
         return new
 
     # -- evaluation form -------------------------------------------------------------------------------------------
@@ -162,21 +128,16 @@ class _Lifter:
         """The evaluation form of an operation that is mode-dependent; None for others and in training graphs."""
         if self.training or not isinstance(node.target, OpOverload):
             return None
-        if node.target in _DROPOUTS or node.target in (_DROP_PATH, aten.detach.default):
-            return self.values[node.args[0]]  # type: ignore[index]  # canonical: a node
-        changed: dict[str, object] = {}
-        if node.target is aten.scaled_dot_product_attention.default:
-            changed = {"dropout_p": 0.0}
-        elif node.target is aten.batch_norm.default or node.target is aten.instance_norm.default:
-            if self.lifted_instance(node) is not None or bound(node)["running_mean"] is None:
-                return None
-            changed = {"training" if node.target is aten.batch_norm.default else "use_input_stats": False}
-        elif node.target in _TRAINING_FLAG:
-            changed = {_TRAINING_FLAG[node.target]: False}
-        if not changed:
+        rule, values = traits(node), bound(node)
+        if rule.evaluation is not None:
+            return self.values[values[rule.evaluation]]
+        if rule.training is None:
+            return None
+        if rule.kind == "norm" and (self.lifted_instance(node) is not None or values["running_mean"] is None):
             return None
         new = self.copy(node)
-        new.args, new.kwargs = rebind(node.target, {**bound(new), **changed})
+        never = type(values[rule.training])()  # False, or a probability of 0
+        new.args, new.kwargs = rebind(node.target, {**bound(new), rule.training: never})
         return new
 
     # -- modules ---------------------------------------------------------------------------------------------------
@@ -209,55 +170,40 @@ class _Lifter:
         return call
 
     def lift_mode_dependent(self, node: fx.Node) -> Call | None:
-        values = bound(node) if isinstance(node.target, OpOverload) else {}
-        if node.target in _DROPOUTS and values["train"] and values["p"] > 0:
-            kind = _DROPOUTS[node.target].get(len(node.meta["type"].shape), _DROPOUTS[node.target].get(0))
-            if kind is not None:
-                instance = Instance(kind, (("p", values["p"]),))
-                return Call(self.path(node, instance, "torch.nn.modules.dropout."), instance, (node.args[0],))
-        if node.target is _AUTOGRAD_FUNCTION:
-            instance = Instance(AutogradFunction, (("function", values["function"]),))
-            return Call(self.path(node, instance), instance, (values["inputs"],))
-        if node.target in _MODES:
-            kind, names = _MODES[node.target]
-            instance = Instance(kind, (("write", values["write"]),) if "write" in values else ())
-            return Call(self.path(node, instance), instance, tuple(values[name] for name in names))
-        if node.target is _DROP_PATH:
-            config = tuple((name, values[name]) for name in ("keep_prob", "scale_by_keep", "mode"))
-            instance = Instance(DropPath, config)
-            return Call(self.path(node, instance, "DropPath", "StochasticDepth"), instance, (values["x"],))
-        if node.target is aten.scaled_dot_product_attention.default and values["dropout_p"] > 0:
-            config = tuple((name, values[name]) for name in ("is_causal", "scale", "enable_gqa"))
-            instance = Instance(AttentionDropout, (("p", values["dropout_p"]), *config))
-            args = tuple(values[name] for name in ("query", "key", "value", "attn_mask"))
-            return Call(self.path(node, instance), instance, args)
-        if node.target is aten.batch_norm.default and values["training"] and values["running_mean"] is not None:
-            return self.batch_norm_call(node, values)
-        if node.target in _TRAINING_FLAG and self.depends_on_mode(node, values):
-            return self.switch(node, values)
-        return None
+        found = by_mode(node)
+        if found is None:
+            return self.switch(node) if self.depends_on_mode(node) else None
+        instance, row = found
+        values = bound(node)
+        args = tuple(values[name] for name in row.inputs)
+        if instance.kind is BatchNormCall:
+            args = (*args[:3], *self.statistics(values))
+        return Call(self.path(node, instance, *row.classes), instance, args)
 
-    def switch(self, node: fx.Node, values: dict[str, Any]) -> Call:
+    def depends_on_mode(self, node: fx.Node) -> bool:
+        """Whether a call says that it trains, and does something else then."""
+        training, values = traits(node).training, bound(node)
+        if training is None or not values[training]:
+            return False
+        return values.get("running_mean", True) is not None and values.get("dropout", 1.0) != 0.0
+
+    def switch(self, node: fx.Node) -> Call:
+        training, values = traits(node).training, bound(node)
         assert isinstance(node.target, OpOverload)
-        flag = position(node.target, _TRAINING_FLAG[node.target])
+        assert training is not None
+        flag = position(node.target, training)
         args = tuple(values.values())
         instance = Instance(TrainingSwitch, (("target", node.target), ("position", flag)))
         return Call(self.path(node, instance), instance, (*args[:flag], *args[flag + 1 :]))
 
-    def depends_on_mode(self, node: fx.Node, values: dict[str, Any]) -> bool:
-        if not values[_TRAINING_FLAG[node.target]]:
-            return False
-        if node.target is aten.instance_norm.default:
-            return values["running_mean"] is not None
-        return bool(values.get("dropout", 1.0) != 0.0)
-
-    def batch_norm_call(self, node: fx.Node, values: dict[str, Any]) -> Call:
+    def statistics(self, values: dict[str, Any]) -> tuple[fx.Node | None, ...]:
+        """The running statistics of a norm, what selects a part of them, and what counts the batches."""
         mean, var, index = values["running_mean"], values["running_var"], None
-        if mean.target in _SELECTIONS and var.target in _SELECTIONS and bound(mean)["index"] is bound(var)["index"]:
-            mean, var, index = bound(mean)["self"], bound(var)["self"], bound(mean)["index"]
-        instance = Instance(BatchNormCall, (("momentum", values["momentum"]), ("eps", values["eps"])))
-        args = (values["input"], values["weight"], values["bias"], mean, var, index, self.counter(mean))
-        return Call(self.path(node, instance), instance, args)
+        if has_kind(mean, "selection") and has_kind(var, "selection"):
+            one, other = bound(mean), bound(var)
+            if isinstance(one.get("index"), fx.Node) and one["index"] is other.get("index"):
+                mean, var, index = one["self"], other["self"], one["index"]
+        return mean, var, index, self.counter(mean)
 
     def counter(self, statistics: fx.Node) -> fx.Node | None:
         """What counts the batches of a norm, by one of its statistics or a view of them."""

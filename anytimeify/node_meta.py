@@ -28,6 +28,7 @@ __all__ = [
         "granularities_of",
         "granularity_of",
         "is_masked",
+        "is_through",
         "is_part",
     ),
     *("kept_of", "kept_weight_of", "module_stack_of", "origin_of", "renamed_of", "stack_trace_of", "tensor_type"),
@@ -78,6 +79,7 @@ KEYS: Mapping[str, Key] = MappingProxyType(
             "whether it takes a part of a parameter, and so belongs to no recomputed part", lambda v: v is True
         ),
         "kept": Key("of a masked weight: how many entries are kept; costs count these", _is_count),
+        "through": Key("of a masked weight: whether its gradient is that of the whole weight", lambda v: v is True),
         "kept_weight": Key("of a layer that runs block by block: how many entries of its weight there are", _is_count),
         "blocks": Key(
             "of a block-triangular weight: the rows of every block and the columns that they read", _is_blocks
@@ -134,6 +136,11 @@ def is_part(node: fx.Node) -> bool:
 def is_masked(node: fx.Node) -> bool:
     """Whether there is a `meta["kept"]`."""
     return "kept" in node.meta
+
+
+def is_through(node: fx.Node) -> bool:
+    """`meta["through"]`."""
+    return bool(node.meta.get("through"))
 
 
 def kept_of(node: fx.Node) -> int:

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-__all__ = ["parts", "take_parts_together"]
+from anytimeify.rules import has_kind
 
-aten = torch.ops.aten
+__all__ = ["parts", "take_parts_together"]
 
 
 def parts(whole: Tensor, *sizes: tuple[int, ...]) -> tuple[Tensor, ...]:
@@ -101,9 +101,9 @@ def take_parts_together(graph: fx.Graph, network: nn.Module) -> None:
 def _prefixes(node: fx.Node, size: tuple[int, ...]) -> Iterator[tuple[fx.Node, tuple[int, ...]]]:
     """The slices of a node, and theirs, that read a prefix, with the sizes that they keep."""
     for user in node.users:
-        if user.target is not aten.slice.Tensor or user.kwargs or len(user.args) != 4:
+        if not has_kind(user, "selection") or user.kwargs or len(user.args) != 4:
             continue
-        _, dim, start, end = user.args
+        _, dim, start, end = user.args  # of a slice, or of `narrow`, which says a length: from 0 on they are the same
         if start == 0 and isinstance(dim, int) and isinstance(end, int):
             kept = (*size[:dim], min(end, size[dim]), *size[dim + 1 :])
             yield user, kept

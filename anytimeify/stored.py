@@ -7,7 +7,6 @@ nothing is evaluated beforehand which makes more of parameters than there was, a
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Any
@@ -16,50 +15,13 @@ import torch
 from torch import fx
 
 from anytimeify._torch import OpOverload
-from anytimeify.ir import Program, Size, TensorType
+from anytimeify.ir import Program, Size, TensorType, result_of
 from anytimeify.node_meta import is_masked, type_of
+from anytimeify.rules import has_kind, traits
+from anytimeify.rules.create import is_uninitialised
 from anytimeify.schema import bound, is_mutable
 
 __all__ = ["Stored", "base", "deterministic", "elements", "fits", "identity", "needed", "stored"]
-
-aten = torch.ops.aten
-
-# Operations that select elements of their first argument.
-_SELECTIONS = frozenset(
-    {
-        aten.slice.Tensor,
-        aten.select.int,
-        aten.narrow.default,
-        aten.index_select.default,
-    }
-)
-# Operations that give their first argument, some of its entries zero, where they say how many they keep.
-_MASKED = frozenset({aten.mul.Tensor, aten.add.Tensor})
-# Views of all elements in another shape: they cost nothing when the graph runs.
-_RESHAPES = frozenset(
-    {
-        aten.view.default,
-        aten.reshape.default,
-        aten.flatten.using_ints,
-        aten.unflatten.int,
-        aten.squeeze.dim,
-        aten.squeeze.dims,
-        aten.squeeze.default,
-        aten.unsqueeze.default,
-    }
-)
-_TRANSPOSITIONS = frozenset({aten.permute.default, aten.transpose.int, aten.t.default})
-# Views that repeat elements: evaluating them would store what now costs nothing.
-_GROWING = frozenset(
-    {
-        aten.expand.default,
-        aten.expand_as.default,
-        aten.broadcast_to.default,
-        aten.repeat.default,
-        aten.repeat_interleave.self_int,
-        aten.tile.default,
-    }
-)
 
 
 @dataclass(frozen=True)
@@ -134,9 +96,9 @@ class _Planner:
     def may_be_held(self, node: fx.Node) -> bool:
         if not isinstance(type_of(node), TensorType):
             return not isinstance(type_of(node), tuple)
-        if node.target in _GROWING or _only_reshapes(node):
+        if has_kind(node, "expansion") or _only_reshapes(node):  # what repeats elements costs nothing as it is
             return False
-        part = node.target in _SELECTIONS and base(node) is not None
+        part = has_kind(node, "selection") and base(node) is not None
         return self.computed or node not in self.parameters or part or is_masked(node)
 
     def once(self, chosen: Set[fx.Node]) -> Set[fx.Node]:
@@ -189,13 +151,13 @@ def deterministic(node: fx.Node) -> bool:
     if node.op != "call_function":
         return False
     if not isinstance(node.target, OpOverload):
-        return node.target is operator.getitem
-    if node.target.namespace != "aten" or is_mutable(node.target) or "empty" in str(node.target):
+        return result_of(node) is not None
+    if node.target.namespace != "aten" or is_mutable(node.target) or is_uninitialised(node):
         return False
-    if torch.Tag.nondeterministic_seeded in node.target.tags or node.target is aten.dropout.default:
+    if torch.Tag.nondeterministic_seeded in node.target.tags or has_kind(node, "dropout", "random"):
         return False
-    # Batch norm with running statistics; without them it standardises weights and has one meaning only.
-    return node.target is not aten.batch_norm.default or bound(node)["running_mean"] is None
+    # A norm with running statistics; without them it standardises weights and has one meaning only.
+    return traits(node).training is None or bound(node).get("running_mean") is None
 
 
 def elements(node: fx.Node) -> int:
@@ -208,8 +170,8 @@ def elements(node: fx.Node) -> int:
 def base(node: fx.Node) -> fx.Node | None:
     """The `get_attr` node that a chain of selections, reshapes and masks starts from."""
     while node.op == "call_function":
-        masked = node.target in _MASKED and is_masked(node)
-        if not masked and node.target not in _SELECTIONS and node.target not in _RESHAPES:
+        masked = has_kind(node, "pointwise") and is_masked(node)
+        if not masked and not has_kind(node, "selection", "reshape"):
             return None
         node = node.all_input_nodes[0]
     return node
@@ -236,7 +198,7 @@ class _Named(str):
 
 def _only_reshapes(node: fx.Node) -> bool:
     """Whether a node gives a parameter, or a part of one, another shape: without it the parameter keeps its name."""
-    if node.target in _TRANSPOSITIONS:
+    if has_kind(node, "permutation"):
         return base(node.all_input_nodes[0]) is not None
-    whole = base(node) if node.target in _RESHAPES else None
+    whole = base(node) if has_kind(node, "reshape") else None
     return whole is not None and not fits(type_of(node).shape, type_of(whole).shape)

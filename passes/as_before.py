@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 from torch import fx
 
 from anytimeify.ir import Program
-from anytimeify.modes import BUFFER_BEFORE, BY_MODE, UPDATE_BUFFER
+from anytimeify.modes import BUFFER_BEFORE
 from anytimeify.node_meta import type_of
 from anytimeify.pass_manager import rewrite
 from anytimeify.passes.project import project
+from anytimeify.rules import has_kind, traits
 from anytimeify.schema import bound
 
 __all__ = ["as_before"]
@@ -49,8 +49,8 @@ def as_before(program: Program) -> Program:
         values[node] = graph.node_copy(node, values.__getitem__)
         if node in views:
             memory[node] = graph.node_copy(node, lambda one: memory.get(one, values[one]))
-        elif node.target is UPDATE_BUFFER and bound(node)["buffer"] in memory:
-            values[node].replace_input_with(values[bound(node)["buffer"]], memory[bound(node)["buffer"]])
+        elif (buffer := _buffer(node)) in memory:
+            values[node].replace_input_with(values[buffer], memory[buffer])
     whole = replace(program, graph=graph)
     return project(whole, range(len(whole.outputs)), keep_tensors=True)
 
@@ -59,7 +59,7 @@ def _written(program: Program) -> dict[str, list[fx.Node]]:
     """The updates that write, by the buffer."""
     found: dict[str, list[fx.Node]] = {}
     for node in program.graph.nodes:
-        if node.target is UPDATE_BUFFER and bound(node)["write"]:
+        if _buffer(node) is not None and bound(node)["write"]:
             *_, reader = _views(node)
             found.setdefault(str(reader.target), []).append(node)
     return found
@@ -67,7 +67,8 @@ def _written(program: Program) -> dict[str, list[fx.Node]]:
 
 def _views(update: fx.Node) -> Iterator[fx.Node]:
     """What an update writes to, and what that is a view of; the buffer last."""
-    node: Any = bound(update)["buffer"]
+    node = _buffer(update)
+    assert node is not None
     yield node
     while node.op != "get_attr":
         node = node.all_input_nodes[0]
@@ -95,6 +96,12 @@ def _reached(program: Program, updates: list[fx.Node]) -> set[fx.Node]:
 
 def _operands(node: fx.Node) -> list[fx.Node]:
     """What the value of a node in training is computed from."""
-    if node.target is UPDATE_BUFFER:
-        return [bound(node)["value"]]
-    return [bound(node)["training"]] if node.target is BY_MODE else node.all_input_nodes
+    if not has_kind(node, "choice"):
+        return node.all_input_nodes
+    return [one for name, one in bound(node).items() if isinstance(one, fx.Node) and name != traits(node).evaluation]
+
+
+def _buffer(node: fx.Node) -> fx.Node | None:
+    """What a node writes to in training: a buffer, or a view of one."""
+    name = traits(node).writes
+    return bound(node)[name] if name is not None else None

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import fx
 
 from anytimeify.ir import Program
@@ -15,17 +14,12 @@ from anytimeify.kernels import ends_of, staircase
 from anytimeify.node_meta import kept_of, type_of, weight_blocks_of
 from anytimeify.pass_manager import rewrite
 from anytimeify.passes.project import ancestors
-from anytimeify.schema import bound, rebind
+from anytimeify.rules import Call, has_kind, traits
+from anytimeify.schema import rebind
 
 __all__ = ["use_blocks"]
 
-aten = torch.ops.aten
 SMALLEST = 64  # rows or columns; below, calling an operator of ours takes longer than what blocks save
-_CONVOLUTIONS = {
-    target: rank
-    for rank, name in enumerate(("conv1d", "conv2d", "conv3d"), start=1)
-    for target in (getattr(aten, name).default, getattr(aten, name).padding)
-}
 
 
 @rewrite("use blocks")
@@ -85,22 +79,15 @@ def _reached(program: Program, calls: dict[fx.Node, Any], needed: set[fx.Node]) 
 
 def _fast_call(node: fx.Node, smallest: int) -> tuple[Any, dict[str, Any], int] | None:
     """The operator that a layer becomes, its arguments, and how many entries of its weight exist; None if it stays."""
-    if node.target is not aten.linear.default and node.target not in _CONVOLUTIONS:
-        return None
-    values = bound(node)
-    product = values["weight"]
-    if product.target is not aten.mul.Tensor or not weight_blocks_of(product):
+    form = traits(node).triangular
+    call: Call | None = form(node) if form is not None else None
+    product = call.arguments["weight"] if call is not None else None
+    if call is None or product is None or not has_kind(product, "pointwise") or not weight_blocks_of(product):
         return None
     levels = _levels(product)
     if levels is None or min(size.coefficient for size in type_of(product).shape[:2]) < smallest:
         return None
-    arguments = {"input": values["input"], "weight": product.args[0], "bias": values["bias"], **levels}
-    if node.target is aten.linear.default:
-        return torch.ops.anytimeify.triangular_linear.default, arguments, kept_of(product)
-    window = _window(node, values, _CONVOLUTIONS[node.target])
-    if window is None:
-        return None
-    return torch.ops.anytimeify.triangular_conv.default, {**arguments, **window}, kept_of(product)
+    return call.target, {**call.arguments, "weight": product.args[0], **levels}, kept_of(product)
 
 
 def _levels(product: fx.Node) -> dict[str, Any] | None:
@@ -118,26 +105,6 @@ def _levels(product: fx.Node) -> dict[str, Any] | None:
     if staircase(height, width, *ends, len(rows)).kept * math.prod(kernel) != kept_of(product):
         return None
     return {"rows": list(ends[0]), "columns": list(ends[1]), "levels": len(rows)}
-
-
-def _window(node: fx.Node, values: dict[str, Any], rank: int) -> dict[str, list[int]] | None:
-    """How a convolution slides, a number per dimension."""
-    if values["groups"] != 1 or len(type_of(values["input"]).shape) != rank + 2:
-        return None
-    window = {name: _spread(values[name], rank) for name in ("stride", "dilation")}
-    padding = values["padding"]
-    if isinstance(padding, str):
-        kernel = [size.coefficient for size in type_of(values["weight"]).shape[2:]]
-        reach = [dilation * (size - 1) for dilation, size in zip(window["dilation"], kernel, strict=True)]
-        if padding == "same" and any(one % 2 for one in reach):
-            return None
-        padding = [one // 2 if padding == "same" else 0 for one in reach]
-    return {**window, "padding": _spread(padding, rank)}
-
-
-def _spread(value: Any, rank: int) -> list[int]:
-    values = list(value) if isinstance(value, list | tuple) else [value]
-    return values * rank if len(values) == 1 else values
 
 
 def _without_leftovers(program: Program, graph: fx.Graph) -> Program:

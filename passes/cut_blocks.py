@@ -15,8 +15,8 @@ from anytimeify.ir import Program, TensorType
 from anytimeify.node_meta import origin_of, type_of, weight_blocks_of
 from anytimeify.pass_manager import rewrite
 from anytimeify.passes.narrow import Builder
-from anytimeify.passes.operands import Blocks, Operands, blocks_of, operands_of
-from anytimeify.schema import bound, rebind
+from anytimeify.passes.operands import Blocks, blocks_of, contraction_of
+from anytimeify.rules import Contraction
 
 __all__ = ["cut_blocks"]
 
@@ -49,33 +49,46 @@ def cut_blocks(program: Program) -> Program:
 class _Cut:
     """A layer that is cut: what reads what, and the blocks of its weight."""
 
-    operands: Operands
-    values: dict[str, Any]
-    weight: fx.Node
+    contraction: Contraction
     blocks: Blocks
+
+    @property
+    def weight(self) -> fx.Node:
+        return self.contraction.weight
 
     @property
     def bias(self) -> fx.Node | None:
         """What is added, if it has a value for every row."""
-        node: fx.Node | None = self.values[self.operands.bias] if self.operands.bias else None
-        height = type_of(self.weight).shape[self.operands.rows]
-        return node if node is not None and type_of(node).shape[-1:] == (height,) else None
+        node, dim = self.contraction.bias, self.contraction.bias_rows
+        if node is None or dim is None or type_of(node).shape[dim] != type_of(self.weight).shape[self.rows]:
+            return None
+        return node
+
+    @property
+    def rows(self) -> int:
+        """The dimension of the weight that makes the result's."""
+        assert self.contraction.rows is not None  # by `contraction_of`
+        return self.contraction.rows
+
+    @property
+    def given(self) -> int:
+        """The dimension of the result that has the rows."""
+        assert self.contraction.given is not None
+        return self.contraction.given
 
     def read(self, columns: Places) -> Places:
         """The entries of the input that some columns meet: those of every group."""
-        width = type_of(self.weight).shape[self.operands.columns].coefficient
-        found: Places = (np.arange(self.operands.groups)[:, None] * width + columns).reshape(-1)
+        width = type_of(self.weight).shape[self.contraction.columns].coefficient
+        found: Places = (np.arange(self.contraction.groups)[:, None] * width + columns).reshape(-1)
         return found
 
 
 def _cut(node: fx.Node) -> _Cut | None:
     for weight in node.all_input_nodes:
-        operands = operands_of(node, weight) if weight_blocks_of(weight) else None
-        if operands is not None:
-            rank = len(type_of(weight).shape)
-            dims = (operands.rows % rank, operands.columns % rank)
-            blocks = blocks_of(node, weight, dims, weight_blocks_of(weight))
-            return _Cut(operands, bound(node), weight, blocks) if blocks else None
+        contraction = contraction_of(node, weight) if weight_blocks_of(weight) else None
+        if contraction is not None and contraction.rows is not None:
+            blocks = blocks_of(node, weight, (contraction.rows, contraction.columns), weight_blocks_of(weight))
+            return _Cut(contraction, blocks) if blocks else None
     return None
 
 
@@ -108,7 +121,7 @@ class _Cutter:
         results = [self._block(node, cut, place) for place in range(len(cut.blocks))]
         order = np.argsort(np.concatenate([rows for rows, _ in cut.blocks]), kind="stable")
         ordered = bool((order == np.arange(len(order))).all())
-        dim = cut.operands.given % len(type_of(node).shape)
+        dim = cut.given
         if len(results) == 1:
             return results[0]
         name = node.name if ordered else f"{node.name}_blocks"
@@ -120,15 +133,17 @@ class _Cutter:
 
     def _block(self, node: fx.Node, cut: _Cut, place: int) -> fx.Node:
         _, columns = cut.blocks[place]
-        operands, values = cut.operands, dict(fx.map_arg(cut.values, self.copies.__getitem__))
-        values[operands.weight] = self._weights(cut)[place]
-        values[operands.input] = self._part(values[operands.input], operands.read, cut.read(columns), node)
+        source = cut.contraction.input
+        instead = {
+            cut.weight: self._weights(cut)[place],
+            source: self._part(self.copies[source], cut.contraction.read, cut.read(columns), node),
+        }
         if cut.bias is not None:
-            assert operands.bias is not None
-            values[operands.bias] = self._bias(node, cut, cut.bias, place)
+            instead[cut.bias] = self._bias(node, cut, cut.bias, place)
+        args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda one: instead.get(one) or self.copies[one])
         meta = {key: value for key, value in node.meta.items() if key != "type"}
         name = node.name if len(cut.blocks) == 1 else f"{node.name}_block{place}"
-        return self.builder.call(node.target, *rebind(node.target, values), name, meta)  # type: ignore[arg-type]
+        return self.builder.call(node.target, args, kwargs, name, meta)
 
     # Tensors.
 
@@ -137,11 +152,11 @@ class _Cutter:
         if cut.weight not in self.pieces and cut.weight.op != "get_attr":  # masked when it runs: its source is read too
             whole, like = self.copies[cut.weight.all_input_nodes[0]], cut.weight
             self.pieces[cut.weight] = [
-                self._part(self._part(whole, cut.operands.rows, rows, like), cut.operands.columns, columns, like)
+                self._part(self._part(whole, cut.rows, rows, like), cut.contraction.columns, columns, like)
                 for rows, columns in cut.blocks
             ]
         if cut.weight not in self.pieces:
-            places = [((cut.operands.rows, rows), (cut.operands.columns, columns)) for rows, columns in cut.blocks]
+            places = [((cut.rows, rows), (cut.contraction.columns, columns)) for rows, columns in cut.blocks]
             self.pieces[cut.weight] = self._cut_up(cut.weight, cut, "weight", places)
         return self.pieces[cut.weight]
 
@@ -149,9 +164,11 @@ class _Cutter:
         owners = [self.cuts.get(user) for user in bias.users]
         alone = all(one is not None and one.bias is bias and one.weight is cut.weight for one in owners)
         if bias.op != "get_attr" or not alone:  # read elsewhere too, so that it is here anyway
-            return self._part(self.copies[bias], -1, cut.blocks[place][0], node)
+            return self._part(self.copies[bias], cut.contraction.bias_rows or 0, cut.blocks[place][0], node)
         if bias not in self.pieces:
-            self.pieces[bias] = self._cut_up(bias, cut, "bias", [((-1, rows),) for rows, _ in cut.blocks])
+            self.pieces[bias] = self._cut_up(
+                bias, cut, "bias", [((cut.contraction.bias_rows or 0, rows),) for rows, _ in cut.blocks]
+            )
         return self.pieces[bias][place]
 
     def _cut_up(self, source: fx.Node, cut: _Cut, kind: str, places: list[Any]) -> list[fx.Node]:

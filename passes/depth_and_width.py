@@ -95,7 +95,7 @@ class DepthAndWidth(Composed):
         return Rewritten(*builder.build_named(outputs, program.graph.output_node()), tuple(described))
 
     def _level(
-        self, builder: Builder, rest: Rest, left_out: list[Block], widths: Widths, level: int, heads: set[fx.Node]
+        self, builder: Builder, rest: Rest, left_out: list[Block], widths: Widths, level: int, heads: Set[fx.Node]
     ) -> fx.Node:
         program = rest.captured.program
         gap = Gap.of(program, left_out)
@@ -106,12 +106,13 @@ class DepthAndWidth(Composed):
         if self.depth.norms == "private":
             norms |= gap.behind
         own = PrivateTensors(program, builder, level, heads, norms=True)
+        computed = {node for node in heads if node.op == "call_function"}  # of the tensors of private heads
 
         def private(user: fx.Node, source: fx.Node, region: Set[fx.Node]) -> str | None:
             return own(user, source, norms)
 
         env = builder.clone_region(
-            *(program, rest.axes, rest.widths({}, left_out, widths), narrow | gap.behind, gap.instead),
+            *(program, rest.axes, rest.widths({}, left_out, widths), narrow | gap.behind | computed, gap.instead),
             prefix=names.level_prefix(level),
             private=private,
         )

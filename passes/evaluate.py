@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import operator
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import fx
 
-from anytimeify.ir import Program
-from anytimeify.modes import AFTER, BY_MODE, UPDATE_BUFFER
+from anytimeify.ir import Program, result_of
 from anytimeify.pass_manager import rewrite
 from anytimeify.passes.project import project
+from anytimeify.rules import has_kind, traits
 from anytimeify.schema import bound
 
 __all__ = ["evaluate"]
-
-_AUTOGRAD_FUNCTION = torch.ops.anytimeify.autograd_function.default
-_SAME: dict[Any, str] = {BY_MODE: "evaluation", UPDATE_BUFFER: "buffer", AFTER: "x"}
 
 
 @rewrite("evaluate")
@@ -32,7 +27,7 @@ def evaluate(program: Program) -> Program:
     Dropout, batch norms and their kin keep their training form: they become modules, which follow the mode. A program
     that has none of these is returned as it is.
     """
-    if not any(node.target in _SAME or node.target is _AUTOGRAD_FUNCTION for node in program.graph.nodes):
+    if not any(has_kind(node, "choice", "mode", "autograd function") for node in program.graph.nodes):
         return program
     graph = fx.Graph()
     values: dict[fx.Node, fx.Node] = {}
@@ -45,12 +40,13 @@ def evaluate(program: Program) -> Program:
 
 def _same(node: fx.Node) -> fx.Node | None:
     """The node whose value this one has in eval mode."""
-    if node.target in _SAME:
-        found = bound(node)[_SAME[node.target]]
+    evaluation = traits(node).evaluation if has_kind(node, "choice", "mode") else None
+    if evaluation is not None:
+        found = bound(node)[evaluation]
         assert isinstance(found, fx.Node)
         return found
-    source = node.args[0] if node.target is operator.getitem else None
-    if isinstance(source, fx.Node) and source.target is _AUTOGRAD_FUNCTION:
+    source = result_of(node)
+    if source is not None and has_kind(source, "autograd function"):
         traced: Any = bound(source)["traced"]
         return traced[node.args[1]]  # type: ignore[no-any-return]  # a list of nodes, by the schema
     return None

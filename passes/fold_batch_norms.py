@@ -3,50 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from anytimeify import names
 from anytimeify.ir import Program
-from anytimeify.node_meta import type_of
 from anytimeify.pass_manager import rewrite
 from anytimeify.passes.fold import read_tensor
+from anytimeify.rules import Contraction, contractions, has_kind, notation_of, traits
+from anytimeify.rules.notation import Name
 from anytimeify.schema import bound, rebind
 
 __all__ = ["fold_batch_norms"]
 
-aten = torch.ops.aten
-
-# Convolutions and linear layers, with the weight's dimension that holds the output channels.
-_CONVOLUTIONS: dict[Any, int] = {
-    aten.conv1d.default: 0,
-    aten.conv2d.default: 0,
-    aten.conv3d.default: 0,
-    aten.conv1d.padding: 0,
-    aten.conv2d.padding: 0,
-    aten.conv3d.padding: 0,
-    aten.linear.default: 0,
-    aten.conv_transpose1d.default: 1,
-    aten.conv_transpose2d.input: 1,
-    aten.conv_transpose3d.input: 1,
-}
-
 
 @rewrite("fold batch norms")
 def fold_batch_norms(program: Program) -> Program:
-    """A new program in which batch norms are part of the convolution or linear layer before them.
+    """A new program in which batch norms are part of the layer before them: a convolution, a linear or bilinear layer.
 
-    For a convolution `y = W x + b` with no other reader than a batch norm with statistics (m, v), scale g and shift h:
+    For a layer `y = W x + b` with no other reader than a batch norm with statistics (m, v), scale g and shift h:
 
         W' = W * g / sqrt(v + eps)        b' = (b - m) * g / sqrt(v + eps) + h
 
     along the output channels, in double precision. The weight keeps its name, the bias is called like the
     convolution's bias. Meant for inference: batch statistics are gone.
 
-    Left alone: convolutions with other readers or with computed or shared weights, batch norms without running
-    statistics, and linear layers whose output has positions (batch norm then normalises along those).
+    Left alone: layers with other readers or with computed or shared weights, batch norms without running statistics,
+    and linear layers whose output has positions (batch norm then normalises along those).
     """
     tensors = dict(program.tensors)
     merged = {norm: convolution for norm in program.graph.nodes if (convolution := _foldable(norm)) is not None}
@@ -67,17 +51,16 @@ def fold_batch_norms(program: Program) -> Program:
         for name, tensor in parameters.items()
     }
     for convolution, parameters in folded.items():  # what a masked weight lacks it still lacks
-        masked = bound(convolution)["weight"].meta
+        masked = _contraction(convolution).weight.meta
         reads[next(iter(parameters))].meta |= {key: masked[key] for key in ("kept", "blocks") if key in masked}
     for node in program.graph.nodes:
         if node in merged:
             copies[node] = copies[merged[node]]
         elif node in folded:
             weight, bias = (reads[name] for name in folded[node])
-            given = bound(node)
-            args, kwargs = rebind(
-                node.target, {**given, "input": copies[given["input"]], "weight": weight, "bias": bias}
-            )
+            given = {**bound(node), str(traits(node).bias): bias}
+            new = {**copies, _contraction(node).weight: weight, bias: bias}
+            args, kwargs = fx.map_arg(rebind(node.target, given), new.__getitem__)
             copies[node] = graph.create_node("call_function", node.target, args, kwargs, node.name)
             copies[node].meta = dict(node.meta)
         elif node.op not in ("placeholder", "get_attr"):
@@ -89,24 +72,37 @@ def fold_batch_norms(program: Program) -> Program:
 
 def _foldable(norm: fx.Node) -> fx.Node | None:
     """The convolution that a batch norm can be merged into."""
-    if norm.op != "call_function" or norm.target is not aten.batch_norm.default:
+    if not _normalises_samples(norm):
         return None
     arguments = bound(norm)
-    convolution = arguments["input"]
-    if convolution.op != "call_function" or convolution.target not in _CONVOLUTIONS or len(convolution.users) != 1:
+    convolution: fx.Node = arguments["input"]
+    layer = _layer(convolution)
+    if layer is None or layer.given != 1 or len(convolution.users) != 1 or len(layer.weight.users) != 1:
         return None
     if arguments["running_mean"] is None or arguments["running_var"] is None:
         return None
-    if convolution.target is aten.linear.default and len(type_of(convolution).shape) != 2:
-        return None
-    given = bound(convolution)
-    if not isinstance(given["weight"], fx.Node) or len(given["weight"].users) != 1:
-        return None
-    read = [arguments[name] for name in ("weight", "bias", "running_mean", "running_var")] + [
-        given["weight"],
-        given["bias"],
-    ]
+    read = [arguments[name] for name in ("weight", "bias", "running_mean", "running_var")]
+    read += [layer.weight, layer.bias]
     return convolution if all(node is None or node.op == "get_attr" for node in read) else None
+
+
+def _normalises_samples(node: fx.Node) -> bool:
+    """Whether a node is a batch norm: a norm that takes statistics over the first dimension."""
+    line = notation_of(node) if has_kind(node, "norm") else None
+    return line is not None and any(isinstance(one, Name) and one.mixed for one in line.operands[0][:1])
+
+
+def _layer(node: fx.Node) -> Contraction | None:
+    """How a layer that adds a bias reads a weight that the program holds."""
+    if traits(node).bias is None:
+        return None
+    return next((one for one in contractions(node) if one.weight.op == "get_attr" and one.given is not None), None)
+
+
+def _contraction(convolution: fx.Node) -> Contraction:
+    found = _layer(convolution)
+    assert found is not None  # by `_foldable`
+    return found
 
 
 def _merge(program: Program, convolution: fx.Node, norm: fx.Node, taken: set[str]) -> dict[str, Tensor]:
@@ -117,19 +113,21 @@ def _merge(program: Program, convolution: fx.Node, norm: fx.Node, taken: set[str
             return torch.full_like(mean, default)
         return program.tensors[str(node.target)].detach().double()
 
-    given, arguments = bound(convolution), bound(norm)
-    weight = program.tensors[given["weight"].target]
+    layer, arguments = _contraction(convolution), bound(norm)
+    weight = program.tensors[str(layer.weight.target)]
     mean = program.tensors[arguments["running_mean"].target].detach().double()
     scale = value(arguments["weight"], 1.0) / (value(arguments["running_var"], 1.0) + arguments["eps"]).sqrt()
-    bias = (value(given["bias"], 0.0) - mean) * scale + value(arguments["bias"], 0.0)
-    if _CONVOLUTIONS[convolution.target] == 0:
-        factor = scale.reshape(-1, *[1] * (weight.ndim - 1))
-    else:  # weight (in, out / groups, ...): channels of group j follow one another, in rows and in the output
-        rows = weight.shape[0] // given["groups"]
-        per_group = scale.reshape(given["groups"], 1, -1).expand(-1, rows, -1)
-        factor = per_group.reshape(weight.shape[0], -1, *[1] * (weight.ndim - 2))
-    name = str(given["weight"].target)
-    own_bias = str(given["bias"].target) if given["bias"] is not None and len(given["bias"].users) == 1 else None
+    bias = (value(layer.bias, 0.0) - mean) * scale + value(arguments["bias"], 0.0)
+    rows = layer.rows
+    assert rows is not None
+    if weight.shape[rows] == len(scale):
+        factor = scale.reshape(-1, *[1] * (weight.ndim - 1 - rows))
+    else:  # weight (in, out / groups, ...): channels of group j follow one another, in columns and in the output
+        width = weight.shape[layer.columns] // layer.groups
+        per_group = scale.reshape(layer.groups, 1, -1).expand(-1, width, -1)
+        factor = per_group.reshape(weight.shape[layer.columns], -1, *[1] * (weight.ndim - 2))
+    name = str(layer.weight.target)
+    own_bias = str(layer.bias.target) if layer.bias is not None and len(layer.bias.users) == 1 else None
     bias_name = own_bias or names.fresh(names.bias(name), taken)
     merged = {name: (weight.detach().double() * factor), bias_name: bias}
     return {

@@ -5,12 +5,13 @@
 | convolution | groups times members, depthwise and 1x1 included; siblings of one parent read it without a copy of it |
 | batch, instance and group norm | over stacked channels, groups times members |
 | linear | batched matrix product |
+| other sums of products | one `einsum`, the members an index more |
 | layer and RMS norm | normalised together, then scaled and shifted by each member's own |
 | element-wise, also with parameters | broadcast along the members |
 | what has no parameters | as it is, on a larger batch |
 
 Everything else runs member by member, which is always right. Nothing but speed may change, so a rule gives None
-wherever it is not sure.
+wherever it is not sure. Which of these an operation is follows from its kind and its factor notation.
 """
 
 from __future__ import annotations
@@ -23,26 +24,17 @@ from torch import fx
 
 from anytimeify.ir import Size, TensorType
 from anytimeify.node_meta import type_of
+from anytimeify.passes.fused_products import products
 from anytimeify.passes.layouts import Value, grown_type
-from anytimeify.passes.sample_by_sample import RESHAPES, sample_by_sample
+from anytimeify.passes.sample_by_sample import sample_by_sample
 from anytimeify.passes.siblings import FuseRule, Siblings
-from anytimeify.rules.pointwise import BINARY, DROPOUTS, RANDOM, UNARY
-from anytimeify.rules.targets import aten as targets
+from anytimeify.rules import Contraction, Kind, contractions, has_kind, notation_of, traits
+from anytimeify.rules.notation import Dots
 from anytimeify.schema import bound, rebind
 
 __all__ = ["RULES", "larger_batch"]
 
 aten = torch.ops.aten
-RULES: dict[Any, FuseRule] = {}
-
-
-def as_target(node: fx.Node) -> Any:
-    """The operation of a call."""
-    return node.target
-
-
-def _register(these: Sequence[Any], rule: FuseRule) -> None:
-    RULES.update(dict.fromkeys(these, rule))
 
 
 # Without parameters: the members are more samples.
@@ -80,6 +72,8 @@ def larger_batch(s: Siblings, node: fx.Node) -> Any:
 
 def per_channel(s: Siblings, node: fx.Node) -> Any:
     """An operation that treats every channel for itself, where its operand lies by channels; else on a larger batch."""
+    if not isinstance(type_of(node), TensorType):
+        return None
     depth = s.deepest(node)
     kind, first = type_of(node), node.all_input_nodes[0]
     tensors = [source for source in node.all_input_nodes if isinstance(type_of(source), TensorType)]
@@ -93,27 +87,18 @@ def per_channel(s: Siblings, node: fx.Node) -> Any:
 
 def _worked_along(node: fx.Node) -> Sequence[int]:
     """The dimensions that a pooling, a padding or a reduction does not leave alone."""
-    rank = len(type_of(node.all_input_nodes[0]).shape)
-    if node.target in _REDUCTIONS:
-        dims = bound(node)["dim"]
+    rank, given = len(type_of(node.all_input_nodes[0]).shape), bound(node)
+    if has_kind(node, "reduction"):
+        dims = given.get("dim")
+        dims = [dims] if isinstance(dims, int) else dims
         return [int(dim) % rank for dim in dims] if dims else range(rank)
-    given = bound(node)
-    pads = given.get("pad", given.get("padding")) if node.target in _PADS else None
-    count = len(pads) // 2 if pads is not None else _SPATIAL[node.target]
-    return range(rank - count, rank)
-
-
-_SPATIAL = {
-    target: count
-    for count, upsample in ((1, ("nearest", "linear")), (2, ("nearest", "bilinear", "bicubic")), (3, ("nearest",)))
-    for target in targets(
-        *(f"{kind}_pool{count}d" for kind in ("max", "avg", "adaptive_avg")),
-        *(f"upsample_{kind}{count}d" for kind in upsample),
-    )
-}
-_REDUCTIONS = targets("mean.dim", "sum.dim_IntList", "amax.default", "amin.default")
-_PADS = targets("pad.default", "constant_pad_nd.default", "reflection_pad2d.default", "replication_pad2d.default")
-_register([*_SPATIAL, *_REDUCTIONS, *_PADS], per_channel)
+    if has_kind(node, "padding"):
+        pads: Sequence[int] = given["pad"] if "pad" in given else given["padding"]
+        return range(rank - len(pads) // 2, rank)
+    line = notation_of(node)
+    if line is None:
+        return range(rank)
+    return [dim for dim, term in enumerate(line.operands[0]) if term not in line.results[0]]
 
 
 def reshape(s: Siblings, node: fx.Node) -> Any:
@@ -124,16 +109,18 @@ def reshape(s: Siblings, node: fx.Node) -> Any:
         grown = grown_type(kind, 0, s.count(depth))
         args = (s.form(first, "stack", depth), [size.coefficient for size in grown.shape])
         return Value(depth, "stack", (s.emit(aten.reshape.default, args, node.name),))
-    if node.target not in _CHANNEL_RESHAPES or s.values[first].layout != "channel" or len(kind.shape) < 2:
+    if s.values[first].layout != "channel" or len(kind.shape) < 2 or s.find_batch(node) != 0:
         return None
-    if s.find_batch(node) != 0 or kind.shape[0] != type_of(first).shape[0]:
+    if kind.shape[0] != type_of(first).shape[0] or not _says_sizes(node):
         return None
     sources = {first: s.form(first, "channel", depth)}
     return s.written(node, depth, "channel", sources, grown_type(kind, 1, s.count(depth)))
 
 
-_CHANNEL_RESHAPES = targets("view.default", "reshape.default", "flatten.using_ints", "unflatten.int")
-_register(RESHAPES, reshape)
+def _says_sizes(node: fx.Node) -> bool:
+    """Whether a reshape has arguments that are sizes, or merges dimensions whatever their sizes are."""
+    given = bound(node)
+    return any(name in given for name in ("size", "sizes", "shape", "start_dim"))
 
 
 # Element by element, with parameters of members or without.
@@ -141,6 +128,8 @@ _register(RESHAPES, reshape)
 
 def pointwise(s: Siblings, node: fx.Node) -> Any:
     """Operands of one layout as they are; otherwise a dimension of members is set beside the batch of each operand."""
+    if not isinstance(type_of(node), TensorType) or traits(node).resize is not None:
+        return None
     depth = s.deepest(node)
     tensors = [source for source in node.all_input_nodes if isinstance(type_of(source), TensorType)]
     if len(tensors) == 1 and s.values[tensors[0]].layout == "stack" and type_of(tensors[0]).shape:
@@ -220,38 +209,49 @@ def _beside_batch(s: Siblings, source: fx.Node, node: fx.Node, place: int, layou
     return node_
 
 
-_register(targets(*UNARY, *BINARY, *RANDOM, *DROPOUTS, "add", "sub", "mul", "div"), pointwise)
-
-
 # Convolutions and norms over stacked channels.
 
 
-def convolution(s: Siblings, node: fx.Node) -> Any:
+def layer(s: Siblings, node: fx.Node) -> Any:
+    """With weights of members: groups of channels where the operation has groups, otherwise products."""
+    for one in contractions(node):
+        if s.values[one.weight].layout != "one" and not s.has_batch(one.weight):
+            return grouped(s, node, one) if traits(node).groups is not None else products(s, node, one)
+    return None
+
+
+def grouped(s: Siblings, node: fx.Node, layer: Contraction) -> Any:
     depth = s.deepest(node)
-    given = bound(node)
-    x, weight, bias = given["input"], given["weight"], given["bias"]
-    rank = len(type_of(node).shape)
-    if s.find_batch(x) != 0 or s.find_batch(node) != 0 or rank != len(type_of(weight).shape):
+    given, argument = bound(node), traits(node).groups
+    x, weight, bias = layer.input, layer.weight, layer.bias
+    if s.find_batch(x) != 0 or s.find_batch(node) != 0 or layer.read != 1 or layer.given != 1 or argument is None:
         return None
-    if s.values[weight].layout == "one" or s.has_batch(weight):
-        return None
-    groups, members = given["groups"], s.count(depth)
+    groups, members = given[argument], s.count(depth)
     parents = s.count(s.values[x].depth)
-    shared = groups == 1 and "transpose" not in str(node.target) and members % parents == 0
+    shared = groups == 1 and layer.columns != 0 and members % parents == 0
     if shared and s.values[x].layout == "one":
         source, groups = s.values[x].node, 1
     elif shared and s.tree.members(depth) // s.tree.members(s.values[x].depth) == members // parents:
         source, groups = s.form(x, "channel", s.values[x].depth), parents
     else:
         source, groups = s.form(x, "channel", depth), groups * members
-    arguments = {**given, "input": source, "weight": s.form(weight, "stack", depth), "groups": groups}
+    own = {x: source, weight: s.form(weight, "stack", depth)}
     if bias is not None:
-        arguments["bias"] = s.form(bias, "stack", depth)
-    args, kwargs = rebind(as_target(node), arguments)
+        own[bias] = s.form(bias, "stack", depth)
+    args, kwargs = fx.map_arg(rebind(_target(node), {**given, argument: groups}), own.__getitem__)
     return Value(depth, "channel", (s.emit(node.target, args, node.name, kwargs=kwargs),))
 
 
-_register(targets(*(f"conv{kind}{n}d" for kind in ("", "_transpose") for n in (1, 2, 3))), convolution)
+def _target(node: fx.Node) -> Any:
+    return node.target
+
+
+def norm(s: Siblings, node: fx.Node) -> Any:
+    """Of channels, or of the last dimensions."""
+    line = notation_of(node)
+    if line is None:
+        return None
+    return (last_dimensions_norm if line.operands[0][:1] == (Dots(),) else channel_norm)(s, node)
 
 
 def channel_norm(s: Siblings, node: fx.Node) -> Any:
@@ -264,71 +264,11 @@ def channel_norm(s: Siblings, node: fx.Node) -> Any:
     members = s.count(depth)
     arguments = {**given, "input": s.form(given["input"], "channel", depth)}
     arguments.update({name: s.form(one, "stack", depth) for name, one in read.items()})
-    if "num_groups" in given:
-        arguments["num_groups"] = given["num_groups"] * members
-    args, kwargs = rebind(as_target(node), arguments)
+    groups = traits(node).groups
+    if groups is not None:
+        arguments[groups] = given[groups] * members
+    args, kwargs = rebind(_target(node), arguments)
     return Value(depth, "channel", (s.emit(node.target, args, node.name, kwargs=kwargs),))
-
-
-_register(targets("batch_norm.default", "instance_norm.default", "group_norm.default"), channel_norm)
-
-
-# Linear layers as batched matrix products.
-
-
-def linear(s: Siblings, node: fx.Node) -> Any:
-    depth = s.deepest(node)
-    given = bound(node)
-    x, weight, bias = given["input"], given["weight"], given["bias"]
-    place, members = s.find_batch(x), s.count(depth)
-    kind = type_of(node)
-    if place is None or place == len(kind.shape) - 1 or len(type_of(weight).shape) != 2:
-        return None
-    if s.values[weight].layout == "one" or s.has_batch(weight):
-        return None
-    if any(not size.static for dim, size in enumerate(kind.shape) if dim != place):
-        return None
-    rows = s.unflatten(s.form(x, "batch", depth), place, members, x.name)
-    for dim in range(place, 0, -1):
-        rows = s.transpose(rows, dim - 1, dim, x.name)
-    middle = type_of(rows).shape[1:-1]
-    rows = s.flatten_all(rows, 1, -2, x.name)
-    matrix = s.transpose(s.unflatten(s.form(weight, "stack", depth), 0, members, weight.name), 1, 2, weight.name)
-    if bias is None:
-        result = s.emit(aten.bmm.default, (rows, matrix), f"{node.name}_product")
-    else:
-        shift = s.unflatten(s.form(bias, "stack", depth), 0, members, bias.name)
-        shift = s.unsqueeze(shift, 1, bias.name)
-        result = s.emit(aten.baddbmm.default, (shift, rows, matrix), f"{node.name}_product")
-    if len(middle) > 1:
-        inner = [size.coefficient if size.static else -1 for size in middle]
-        result = s.emit(aten.unflatten.int, (result, 1, inner), f"{node.name}_rows")
-    for dim in range(place):
-        result = s.transpose(result, dim, dim + 1, node.name)
-    return Value(depth, "batch", (s.flatten(result, place, node.name),))
-
-
-_register(targets("linear.default"), linear)
-
-
-def addmm(s: Siblings, node: fx.Node) -> Any:
-    """`bias + x @ weight`, as some write a linear layer."""
-    depth = s.deepest(node)
-    given = bound(node)
-    x, weight, bias = given["mat1"], given["mat2"], given["self"]
-    members = s.count(depth)
-    if s.find_batch(x) != 0 or given["beta"] != 1 or given["alpha"] != 1 or len(type_of(bias).shape) != 1:
-        return None
-    if any(s.values[one].layout == "one" or s.has_batch(one) for one in (weight, bias)):
-        return None
-    rows = s.unflatten(s.form(x, "batch", depth), 0, members, x.name)
-    matrix = s.unflatten(s.form(weight, "stack", depth), 0, members, weight.name)
-    shift = s.unsqueeze(s.unflatten(s.form(bias, "stack", depth), 0, members, bias.name), 1, bias.name)
-    result = s.emit(aten.baddbmm.default, (shift, rows, matrix), f"{node.name}_product")
-    return Value(depth, "batch", (s.flatten(result, 0, node.name),))
-
-
-_register(targets("addmm.default"), addmm)
 
 
 # Norms over the last dimensions: the affine part is each member's own.
@@ -345,7 +285,7 @@ def last_dimensions_norm(s: Siblings, node: fx.Node) -> Any:
     if any(one is not None and (s.values[one].layout == "one" or s.has_batch(one)) for one in parameters):
         return None
     arguments = {**given, "input": s.form(x, "batch", depth), "weight": None, "bias": None}
-    args, kwargs = rebind(as_target(node), {name: value for name, value in arguments.items() if name in given})
+    args, kwargs = rebind(_target(node), {name: value for name, value in arguments.items() if name in given})
     members = s.count(depth)
     result = s.emit(node.target, args, f"{node.name}_plain", kwargs=kwargs)
     if any(one is not None for one in parameters):
@@ -360,9 +300,6 @@ def last_dimensions_norm(s: Siblings, node: fx.Node) -> Any:
     return Value(depth, "batch", (result,))
 
 
-_register(targets("layer_norm.default", "rms_norm.default"), last_dimensions_norm)
-
-
 # Joining and parting along channels.
 
 
@@ -370,6 +307,8 @@ def cat(s: Siblings, node: fx.Node) -> Any:
     depth = s.deepest(node)
     tensors: list[fx.Node] = list(bound(node)["tensors"])
     dim = int(bound(node)["dim"]) % len(type_of(node).shape)
+    if len(type_of(tensors[0]).shape) != len(type_of(node).shape):  # a stack: a dimension more
+        return None
     if dim == 0 or any(s.find_batch(one) != 0 for one in tensors):
         return None
     if not any(s.values[one].layout == "channel" for one in tensors):
@@ -382,4 +321,17 @@ def cat(s: Siblings, node: fx.Node) -> Any:
     return Value(depth, "channel", (s.flatten(result, 1, node.name),))
 
 
-_register(targets("cat.default"), cat)
+RULES: dict[Kind, FuseRule] = {
+    "pooling": per_channel,
+    "reduction": per_channel,
+    "padding": per_channel,
+    "reshape": reshape,
+    "pointwise": pointwise,
+    "cast": pointwise,
+    "dropout": pointwise,
+    "random": pointwise,
+    "factory": pointwise,
+    "layer": layer,
+    "norm": norm,
+    "join": cat,
+}

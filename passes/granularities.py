@@ -9,24 +9,23 @@ its tensors, and heads are named after the level that has them.
 from __future__ import annotations
 
 import itertools
-import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import fx
 
 from anytimeify import names
-from anytimeify._torch import OpOverload
 from anytimeify.errors import SchemeError
-from anytimeify.ir import Program, Size
+from anytimeify.ir import Program, Size, result_of
 from anytimeify.node_meta import origin_of, type_of
 from anytimeify.pass_manager import rewrite
 from anytimeify.passes.classes import CLASSES
 from anytimeify.passes.narrow import Builder
 from anytimeify.passes.project import ancestors
 from anytimeify.rewritten import Output, Rewritten
+from anytimeify.rules import has_kind, traits
 from anytimeify.schema import bound
 from anytimeify.taxonomy import Taxonomy
 
@@ -89,70 +88,6 @@ def _served(taxonomy: Taxonomy, level: int, chosen: Mapping[Output, Sequence[int
     return chosen[Output("level", level)][0] if taxonomy.serve is None else taxonomy.index(taxonomy.serve[level])
 
 
-# Where the classes of a result lie in what an operation reads: by operand, for the operations that do not mix classes.
-# `given`: the arguments; `dim`: the dimension of classes, of `rank`. None where they are not all in one place.
-
-Sources: TypeAlias = dict[fx.Node, int] | None
-
-
-def _joined(given: Mapping[str, Any], dim: int, rank: int) -> Sources:
-    return None if given["dim"] % rank == dim else dict.fromkeys(given["tensors"], dim)
-
-
-def _stacked(given: Mapping[str, Any], dim: int, rank: int) -> Sources:
-    at = given["dim"] % rank
-    return None if at == dim else dict.fromkeys(given["tensors"], dim - (at < dim))
-
-
-def _selected(given: Mapping[str, Any], dim: int, rank: int) -> Sources:
-    return {given["self"]: dim + (given["dim"] % (rank + 1) <= dim)}
-
-
-def _averaged(given: Mapping[str, Any], dim: int, rank: int) -> Sources:
-    wide = len(type_of(given["self"]).shape)
-    gone = {one % wide for one in given["dim"] or range(wide)}
-    kept = [one for one in range(wide) if one not in gone]
-    return None if given["keepdim"] else {given["self"]: kept[dim]}
-
-
-def _sliced(given: Mapping[str, Any], dim: int, rank: int) -> Sources:
-    return None if given["dim"] % rank == dim else {given["self"]: dim}
-
-
-def _unflattened(given: Mapping[str, Any], dim: int, rank: int) -> Sources:
-    more = len(given["sizes"]) - 1
-    at = given["dim"] % (rank - more)
-    return None if at <= dim <= at + more else {given["self"]: dim - more * (dim > at)}
-
-
-def _flattened(given: Mapping[str, Any], dim: int, rank: int) -> Sources:
-    wide = len(type_of(given["self"]).shape)
-    first, last = given["start_dim"] % wide, given["end_dim"] % wide
-    return None if dim == first else {given["self"]: dim + (last - first) * (dim > first)}
-
-
-def _transposed(given: Mapping[str, Any], dim: int, rank: int) -> Sources:
-    one, other = given["dim0"] % rank, given["dim1"] % rank
-    return {given["self"]: {one: other, other: one}.get(dim, dim)}
-
-
-def _chunked(given: Mapping[str, Any], dim: int, rank: int) -> Sources:
-    return None if given["dim"] % rank == dim else {given["self"]: dim}
-
-
-_READ_FROM: dict[Any, Callable[[Mapping[str, Any], int, int], Sources]] = {
-    aten.cat.default: _joined,
-    aten.stack.default: _stacked,
-    aten.select.int: _selected,
-    aten.mean.dim: _averaged,
-    aten.slice.Tensor: _sliced,
-    aten.unflatten.int: _unflattened,
-    aten.flatten.using_ints: _flattened,
-    aten.transpose.int: _transposed,
-    aten.chunk.default: _chunked,
-}
-
-
 @dataclass
 class _Parts:
     """Selections of one granularity, appended to a graph."""
@@ -175,17 +110,17 @@ class _Parts:
 
     def operand(self, node: fx.Node, dim: int, granularity: int) -> fx.Node | None:
         """What a concatenation of the granularities read."""
-        if node.target is not aten.cat.default:
+        tensors: list[fx.Node] = list(bound(node)["tensors"]) if has_kind(node, "join") else []
+        if not tensors or len(type_of(tensors[0]).shape) != len(type_of(node).shape):
             return None
-        tensors: list[fx.Node] = list(bound(node)["tensors"])
         sizes = [type_of(one).shape[dim] for one in tensors]
         together = bound(node)["dim"] % len(type_of(node).shape) == dim
         return tensors[granularity] if together and sizes == list(map(Size, self.taxonomy.sizes)) else None
 
     def moved(self, node: fx.Node, dim: int, granularity: int) -> fx.Node | None:
         """The operation on parts of what it reads, where it does not mix classes; None where that is not known."""
-        if node.target is operator.getitem:
-            source = node.all_input_nodes[0]
+        source = result_of(node)
+        if source is not None:
             if self.sources(source, dim) is None:
                 return None
             return self.again(node, {source: self.of(source, dim, granularity)}, dim, granularity)
@@ -195,12 +130,10 @@ class _Parts:
         own = {source: self.of(source, place, granularity) for source, place in found.items()}
         return self.again(node, own, dim, granularity)
 
-    def sources(self, node: fx.Node, dim: int) -> Sources:
-        if not isinstance(node.target, OpOverload) or node.target not in _READ_FROM:
-            return None
-        kind = type_of(node)
-        rank = len((kind[0] if isinstance(kind, tuple) else kind).shape)
-        return _READ_FROM[node.target](bound(node), dim, rank)
+    def sources(self, node: fx.Node, dim: int) -> dict[fx.Node, int] | None:
+        """Where the classes of a result lie in what an operation reads, if it does not mix them."""
+        found = traits(node).sources
+        return found(node, dim) if found is not None else None
 
     def again(self, node: fx.Node, own: Mapping[fx.Node, fx.Node], dim: int, granularity: int) -> fx.Node:
         args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda source: own.get(source, source))

@@ -31,7 +31,7 @@ from anytimeify.node_meta import origin_of, type_of
 from anytimeify.pass_manager import rewrite
 from anytimeify.passes.project import ancestors
 from anytimeify.rewritten import Output
-from anytimeify.rules import Call, Resize, rule_of
+from anytimeify.rules import Call, Resize, has_kind, rule_of
 from anytimeify.schema import rebind
 
 __all__ = ["Builder", "Clone", "Private", "narrow", "narrow_tensor", "reached"]
@@ -348,7 +348,7 @@ def _refresh_sizes(program: Program, types: dict[fx.Node, Any]) -> None:
     for node in program.graph.nodes:
         if not isinstance(type_of(node), Size):
             continue
-        if node.target is aten.sym_size.int:
+        if has_kind(node, "size"):
             types[node] = types[node.args[0]].shape[node.args[1]]
         elif node.target is operator.mul:
             factors = [types[arg] if isinstance(arg, fx.Node) else Size(int(arg)) for arg in node.args]

@@ -16,7 +16,7 @@ chunks so far.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
@@ -24,7 +24,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import fx
 
 from anytimeify.axes import Axes, Widths
@@ -33,35 +32,11 @@ from anytimeify.ir import Program, Size, TensorType
 from anytimeify.node_meta import type_of
 from anytimeify.passes.narrow import reached
 from anytimeify.passes.operands import Blocks, blocks_of
-from anytimeify.rules import rule_of
-from anytimeify.rules.targets import aten
-from anytimeify.schema import bound
+from anytimeify.rules import Layers, contractions, notation_of, traits
 
 __all__ = ["Kind", "Layer", "Nest", "Places"]
 
 Places: TypeAlias = npt.NDArray[np.int64]
-
-# Of layers: the argument that holds weights, and the dimension of it that is contracted.
-_CONVOLUTIONS = (f"conv{n}d.{overload}" for n in (1, 2, 3) for overload in ("default", "padding"))
-_TRANSPOSED = ("conv_transpose1d.default", "conv_transpose2d.input", "conv_transpose3d.input")
-_LAYERS: dict[Any, tuple[tuple[str, int], ...]] = {
-    target: places
-    for names, places in (
-        (_CONVOLUTIONS, (("weight", 1),)),
-        (_TRANSPOSED, (("weight", 0),)),
-        (("linear.default",), (("weight", -1),)),
-        (("addmm.default",), (("mat2", 0),)),
-        (("mm.default",), (("mat2", 0), ("self", 1))),
-        (("bmm.default",), (("mat2", 1), ("self", 2))),
-        (("matmul.default",), (("other", -2), ("self", -1))),
-    )
-    for target in aten(*names)
-}
-
-
-def _is_layer(node: fx.Node) -> bool:
-    rule = rule_of(node.target)
-    return rule is not None and rule.macs is not None
 
 
 class Kind(Enum):
@@ -81,25 +56,10 @@ class Kind(Enum):
 
 @dataclass(frozen=True)
 class Layer:
-    """The weights of a layer, and the dimension of them that is contracted."""
+    """The weights of a layer, and the dimensions of them that are contracted."""
 
     weight: fx.Node
-    dim: int
-
-
-def _weights(node: fx.Node) -> Iterator[tuple[fx.Node, int]]:
-    """The operands of a layer that may be its weights, with the dimension of each that is contracted."""
-    given = bound(node) if node.target in _LAYERS or node.target is torch.ops.aten.einsum.default else {}
-    for argument, dim in _LAYERS.get(node.target, ()):
-        rank = len(type_of(given[argument]).shape)
-        if rank > 1:
-            yield given[argument], dim % rank
-    if node.target is torch.ops.aten.einsum.default and "." not in given["equation"]:
-        terms, _, result = given["equation"].replace(" ", "").partition("->")
-        for letters, operand in zip(terms.split(","), given["tensors"], strict=True):
-            for dim, letter in enumerate(letters):
-                if letter not in result and "->" in given["equation"]:
-                    yield operand, dim
+    dims: tuple[int, ...]
 
 
 class Nest:
@@ -122,12 +82,8 @@ class Nest:
             for level in range(len(widths))
         ]
         differs = {node for one in widths[:-1] for node in reached(program, axes, one)}
-        self.parameters: set[fx.Node] = set()  # what depends on tensors of the program alone
+        self.parameters = Layers(program).constant.keys()  # what depends on tensors of the program alone
         for node in program.graph.nodes:
-            if node.op == "get_attr" or (
-                node.op == "call_function" and self.parameters.issuperset(node.all_input_nodes)
-            ):
-                self.parameters.add(node)
             if node.op == "get_attr":
                 self.kinds[node] = Kind.WHOLE if self.narrowed_dims(node) else Kind.SAME
             elif node.op != "output":
@@ -140,10 +96,12 @@ class Nest:
         last: set[fx.Node] = set()  # with nothing behind that makes a value for all levels of it but by channels alone
         for node in reversed(self.program.graph.nodes):
             kind = self.kinds[node] if node.op == "call_function" else Kind.SAME
-            cheap = kind is Kind.WHOLE and not _is_layer(node)
+            cheap = kind is Kind.WHOLE and traits(node).macs is None
             if (cheap or kind is Kind.APART) and all(user.op == "output" or user in last for user in node.users):
                 last.add(node)
         for node in self.program.graph.nodes:
+            if node in alone and node in self.parameters:
+                self.kinds[node] = Kind.APART
             sources = (one for one in node.all_input_nodes if one in last)
             if node in last and (node in alone or any(self.kinds[one] is Kind.APART for one in sources)):
                 self.kinds[node] = Kind.APART
@@ -171,11 +129,15 @@ class Nest:
 
     def _layer(self, node: fx.Node) -> Layer | None:
         mixed = self.axes.mixed[node] & self.chunk_of.keys()
-        for weight, dim in _weights(node):
-            rest = [one for one in node.all_input_nodes if one is not weight and one not in self.parameters]
-            contracted = set(leaves(self.axes.dims[weight][dim]))
-            if weight in self.parameters and len(rest) == 1 and mixed <= contracted:
-                return Layer(weight, dim)
+        line = notation_of(node)
+        for one in contractions(node):
+            expressions, dims = self.axes.dims[one.weight], (one.columns, *one.others)
+            if one.weight not in self.parameters or one.input in self.parameters or len(expressions) < 2:
+                continue
+            # What the operands have in common they have in common with the weight: then entries of it can be masked.
+            met = {leaf for dim in dims for leaf in leaves(expressions[dim])}
+            if line is not None and len(line.contracted) == len(dims) and mixed <= met:
+                return Layer(one.weight, dims)
         return None
 
     def _wide(self, node: fx.Node) -> bool:
@@ -241,10 +203,11 @@ class Nest:
         layer = self.layers.get(node)
         if layer is None or not self.is_flat(node):
             return False
-        contracted = [leaf for leaf in leaves(self.axes.dims[layer.weight][layer.dim]) if leaf in self.chunk_of]
+        dims = self.axes.dims[layer.weight]
+        contracted = [leaf for dim in layer.dims for leaf in leaves(dims[dim]) if leaf in self.chunk_of]
         others = [one for one in node.all_input_nodes if one is not layer.weight and self.narrowed_dims(one)]
         return (
-            len([dim for dim in self.narrowed_dims(layer.weight) if dim != layer.dim]) == 1
+            len([dim for dim in self.narrowed_dims(layer.weight) if dim not in layer.dims]) == 1
             and all(leaf in self.axes.mixed[node] for leaf in contracted)
             and all(self.is_flat(one) for one in others)
         )
@@ -258,8 +221,8 @@ class Nest:
             read = write = np.zeros(1, dtype=np.int64)
             if self.is_narrowed(expr):
                 kept = self.kept(expr, level)
-                read = self.chunks(expr, lambda f, dim=dim: dim == layer.dim and f in mixed)[kept]  # type: ignore[misc]
-                write = self.chunks(expr, lambda f, dim=dim: dim != layer.dim or f not in mixed)[kept]  # type: ignore[misc]
+                read = self.chunks(expr, lambda f, dim=dim: dim in layer.dims and f in mixed)[kept]  # type: ignore[misc]
+                write = self.chunks(expr, lambda f, dim=dim: dim not in layer.dims or f not in mixed)[kept]  # type: ignore[misc]
             reads, writes = np.maximum(reads[..., None], read), np.maximum(writes[..., None], write)
         result: npt.NDArray[np.bool_] = reads <= writes
         return result
@@ -267,11 +230,12 @@ class Nest:
     def blocks(self, node: fx.Node, level: int) -> Blocks:
         """Of every level up to one, the rows of a layer's weights that it adds and the columns that these read; empty
         where these are not products that the layer can be cut into."""
-        if not self.has_rows(node):
+        layer = self.layers.get(node)
+        if layer is None or len(layer.dims) > 1 or not self.has_rows(node):
             return ()
-        layer = self.layers[node]
         dims = self.axes.dims[layer.weight]
-        (row,) = (dim for dim in self.narrowed_dims(layer.weight) if dim != layer.dim)
-        rows, columns = (self.chunks(dims[dim])[self.kept(dims[dim], level)] for dim in (row, layer.dim))
+        (column,) = layer.dims
+        (row,) = (dim for dim in self.narrowed_dims(layer.weight) if dim != column)
+        rows, columns = (self.chunks(dims[dim])[self.kept(dims[dim], level)] for dim in (row, column))
         blocks = tuple((np.flatnonzero(rows == one), np.flatnonzero(columns <= one)) for one in range(level + 1))
-        return blocks if blocks_of(node, layer.weight, (row, layer.dim), blocks) else ()
+        return blocks if blocks_of(node, layer.weight, (row, column), blocks) else ()

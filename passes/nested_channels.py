@@ -25,19 +25,14 @@ from anytimeify import names
 from anytimeify.axes import Axes, Widths
 from anytimeify.errors import SchemeError
 from anytimeify.ir import Captured, Program
-from anytimeify.passes.heads import heads_of
 from anytimeify.passes.narrow import Builder
 from anytimeify.passes.reorder import reorder
 from anytimeify.passes.triangular import triangular
 from anytimeify.rewriter import Scheme
 from anytimeify.rewritten import Output, Rewritten, numbered
-from anytimeify.rules.targets import aten
+from anytimeify.rules import Layers, has_kind
 
 __all__ = ["NestedChannels", "PrivateTensors"]
-
-NORMS = frozenset(
-    aten("batch_norm.default", "layer_norm.default", "group_norm.default", "instance_norm.default", "rms_norm.default")
-)
 
 
 @dataclass(frozen=True)
@@ -147,12 +142,14 @@ class NestedChannels(Scheme):
         return kept
 
     def _always_private(self, program: Program) -> set[fx.Node]:
-        """The norms of which every level has its own, even where it reads what the others read."""
-        return {node for node in program.graph.nodes if self.norms == "every" and node.target in NORMS}
+        """What every level computes for itself, even where it reads what the others read: norms, and what is computed
+        of the tensors of private heads."""
+        norms = {node for node in program.graph.nodes if self.norms == "every" and has_kind(node, "norm")}
+        return norms | {node for node in self.private_heads(program) if node.op == "call_function"}
 
-    def private_heads(self, program: Program) -> set[fx.Node]:
-        """The layers before the prediction of which every level has its own."""
-        return set(heads_of(program)) if self.heads == "private" else set()
+    def private_heads(self, program: Program) -> Set[fx.Node]:
+        """The tensors of the last layers, and what is computed of them alone, of which every level has its own."""
+        return Layers(program).head_operands if self.heads == "private" else set()
 
     def _refuse_equal(self, width: float, other: float, axes: Axes) -> None:
         units = max(group.size // group.quantum for group in axes.chosen(self.where))
@@ -187,22 +184,22 @@ def _listed(widths: Any) -> str:
 
 @dataclass(frozen=True)
 class PrivateTensors:
-    """Which tensors a level has for itself: those of its norms and heads, unless something else reads them too (a tied
-    weight, a norm whose other call no narrowed axis reaches)."""
+    """Which tensors a level has for itself: those of its norms and `heads`, unless something else reads them too (a
+    tied weight, a norm whose other call no narrowed axis reaches)."""
 
     program: Program
     builder: Builder
     level: int
-    heads: set[fx.Node]
+    heads: Set[fx.Node]
     norms: bool
 
     def __call__(self, user: fx.Node, source: fx.Node, reached: Set[fx.Node]) -> str | None:
         name = str(source.target)
-        if user in self.heads:
+        if source in self.heads:
             tensor = self.program.tensors[name]
-            tied = len(source.users) > 1 or sum(other is tensor for other in self.program.tensors.values()) > 1
-            return None if tied else names.of_level(self.level, name)
-        if self.norms and all(other.target in NORMS and other in reached for other in source.users):
+            tied = sum(other is tensor for other in self.program.tensors.values()) > 1
+            return None if tied or name in self.program.transient else names.of_level(self.level, name)
+        if self.norms and all(has_kind(other, "norm") and other in reached for other in source.users):
             self._count_batches(name)
             return names.of_level(self.level, name)
         return None

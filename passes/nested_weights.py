@@ -151,7 +151,7 @@ class NestedWeights(Scheme):
         """The weights that are masked, and notes on others."""
         found, notes = find_weights(program)
         coarse = coarse_heads(program)  # every level has its own of these
-        every = [one for one in found if all(coarse.isdisjoint(node.users) for node in one.nodes)]
+        every = [one for one in found if coarse.isdisjoint(one.nodes)]
         patterns = (self.where,) if isinstance(self.where, str) else self.where
         named = every if self.where == "all" else [weight for weight in every if weight.named(patterns)]
         chosen = [one for one in named if self.ends == "masked" or not (one.first or one.last)]
@@ -232,14 +232,14 @@ class _Level:
         mask = self.builder.attribute(name, tensor, source)
         result = self.call(aten.mul.Tensor, (weight, mask), source, "masked")
         if self.straight_through:  # the value of the product, the gradient of the whole
-            missing = self.call(aten.sub.Tensor, (result, weight), source, "missing")
-            fixed = self.call(aten.detach.default, (missing,), source, "fixed")
-            result = self.call(aten.add.Tensor, (weight, fixed), source, "through")
+            missing = self.call(aten.sub.Tensor, (result, weight), source, "missing", through=True)
+            fixed = self.call(aten.detach.default, (missing,), source, "fixed", through=True)
+            result = self.call(aten.add.Tensor, (weight, fixed), source, "through", through=True)
         self.masked[name] = result
         return result
 
-    def call(self, target: Any, args: tuple[Any, ...], source: fx.Node, what: str) -> fx.Node:
-        meta = {"origin": origin_of(source), "kept": 0}  # counted in the end
+    def call(self, target: Any, args: tuple[Any, ...], source: fx.Node, what: str, **more: bool) -> fx.Node:
+        meta = {"origin": origin_of(source), "kept": 0, **more}  # counted in the end
         return self.builder.call(target, args, {}, f"{names.level_prefix(self.level)}{source.name}_{what}", meta)
 
 

@@ -28,9 +28,9 @@ from anytimeify.ir import Captured, Program, TensorType
 from anytimeify.node_meta import origin_of, type_of
 from anytimeify.pass_manager import rewrite
 from anytimeify.passes.classes import CLASSES, class_axis, class_region, has_axis
-from anytimeify.passes.heads import LAYERS
 from anytimeify.passes.narrow import Builder, reached
 from anytimeify.passes.resized import resized
+from anytimeify.rules import Layers, has_kind
 from anytimeify.schema import bound
 
 __all__ = ["with_classes"]
@@ -101,6 +101,7 @@ def _check(
 
 def _drawn(program: Program, axes: Axes, sizes: dict[Factor, int], readers: list[fx.Node]) -> dict[str, Tensor]:
     """The tensors of a new head by name; tied ones stay tied."""
+    layers = Layers(program)
     ties: dict[int, Tensor] = {}
     result = {}
     for node in readers:
@@ -109,21 +110,21 @@ def _drawn(program: Program, axes: Axes, sizes: dict[Factor, int], readers: list
         if id(old) not in ties:
             kind = axes.shape(axes.dims[node], type_of(node), sizes)
             with torch.no_grad():
-                value = _value(program, node, old.detach(), tuple(size.coefficient for size in kind.shape))
+                value = _value(layers, node, old.detach(), tuple(size.coefficient for size in kind.shape))
             ties[id(old)] = nn.Parameter(value) if isinstance(old, nn.Parameter) else value
         result[name] = ties[id(old)]
     return result
 
 
-def _value(program: Program, node: fx.Node, old: Tensor, shape: tuple[int, ...]) -> Tensor:
+def _value(layers: Layers, node: fx.Node, old: Tensor, shape: tuple[int, ...]) -> Tensor:
     for user in node.users:
         given: Mapping[str, object] = bound(user)
-        if user.target in LAYERS:
-            read = [program.tensors[str(one.target)] for one in user.all_input_nodes if one.op == "get_attr"]
-            fan_in = max(map(Tensor.numel, read)) // type_of(program.outputs[0]).shape[CLASSES].coefficient
+        if user in layers.weights:
+            read = [type_of(one).size.coefficient for one in user.all_input_nodes if one in layers.constant]
+            fan_in = max(read) // type_of(layers.program.outputs[0]).shape[CLASSES].coefficient
             most = 1 / math.sqrt(max(fan_in, 1))
             return torch.empty(shape, dtype=old.dtype, device=old.device).uniform_(-most, most)
-        if "running_mean" in given or "normalized_shape" in given or "num_groups" in given:
+        if has_kind(user, "norm"):
             place = next((name for name in _NORMAL if given.get(name) is node), None)
             if place is not None:
                 return old.new_full(shape, _NORMAL[place])

@@ -11,6 +11,7 @@ from anytimeify.modes import UPDATE_BUFFER
 from anytimeify.pass_manager import rewrite
 from anytimeify.passes.project import ancestors
 from anytimeify.rewritten import Output, Rewritten
+from anytimeify.rules import traits
 from anytimeify.schema import bound, rebind
 
 __all__ = ["one_writer"]
@@ -21,7 +22,7 @@ def one_writer(rewritten: Rewritten) -> Rewritten:
     """Levels that share a buffer each compute what training would write to it, from channels of their own. Where the
     level that equals the backbone is among them, the others go on with their value, and do not write it."""
     program = rewritten.program
-    updates = [node for node in program.graph.nodes if node.target is UPDATE_BUFFER]
+    updates = [node for node in program.graph.nodes if traits(node).writes is not None]
     if not updates:
         return rewritten
     full = ancestors([rewritten.outputs[output] for output in _of_backbones(rewritten)])

@@ -1,77 +1,33 @@
-"""Where layers have their operands: which dimension of a weight meets which of the input, and which of the result."""
+"""The blocks of a layer whose weight is block-triangular, and how the layer reads it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import fx
 
 from anytimeify.node_meta import type_of
-from anytimeify.schema import bound
+from anytimeify.rules import Contraction, contractions
 
-__all__ = ["Blocks", "Operands", "blocks_of", "operands_of"]
+__all__ = ["Blocks", "blocks_of", "contraction_of"]
 
-aten = torch.ops.aten
 Places: TypeAlias = npt.NDArray[np.int64]
 Blocks: TypeAlias = tuple[tuple[Places, Places], ...]
 """Of every block, the rows of a weight and the columns that these read."""
 
 
-@dataclass(frozen=True)
-class Operands:
-    """`result[rows] = weight[rows, columns] @ input[columns] + bias[rows]`: the arguments by name, and for each the
-    dimensions that stand here; negative ones count from the end. The bias has its rows last, or one for all."""
-
-    weight: str
-    rows: int  # of the weight
-    columns: int
-    input: str
-    read: int  # the dimension of the input that has the columns
-    given: int  # the dimension of the result that has the rows
-    bias: str | None = None
-    groups: int = 1
-
-
-def _convolution(positions: int, rows: int) -> tuple[Operands, ...]:
-    channels = -(positions + 1)
-    return (Operands("weight", rows, 1 - rows, "input", channels, channels, "bias"),)
-
-
-def _products(left: str, right: str) -> tuple[Operands, ...]:
-    """The weight on the right, and on the left."""
-    return Operands(right, -1, -2, left, -1, -1), Operands(left, -2, -1, right, -2, -2)
-
-
-_OPERANDS: dict[Any, tuple[Operands, ...]] = {
-    aten.linear.default: (Operands("weight", 0, 1, "input", -1, -1, "bias"),),
-    **{getattr(aten, f"conv{n}d").default: _convolution(n, rows=0) for n in (1, 2, 3)},
-    **{getattr(aten, f"conv{n}d").padding: _convolution(n, rows=0) for n in (1, 2, 3)},
-    aten.conv_transpose1d.default: _convolution(1, rows=1),
-    aten.conv_transpose2d.input: _convolution(2, rows=1),
-    aten.conv_transpose3d.input: _convolution(3, rows=1),
-    aten.mm.default: _products("self", "mat2"),
-    aten.bmm.default: _products("self", "mat2"),
-    aten.matmul.default: _products("self", "other"),
-    aten.addmm.default: (Operands("mat2", -1, -2, "mat1", -1, -1, "self"),),
-}
-
-
-def operands_of(node: fx.Node, weight: fx.Node) -> Operands | None:
-    """How a layer reads a weight; None where this is not known, and for transposed convolutions with groups."""
-    for operands in _OPERANDS.get(node.target, ()):
-        values = bound(node)
-        other = values[operands.input]
-        if values[operands.weight] is not weight or other is weight:
-            continue
-        groups = values.get("groups", 1)
-        if (groups > 1 and operands.rows) or min(len(type_of(one).shape) for one in (weight, other)) < 2:
-            return None
-        return replace(operands, groups=groups)
-    return None
+def contraction_of(node: fx.Node, weight: fx.Node) -> Contraction | None:
+    """How a layer reads a weight, where this meets one input along one dimension, and groups are parts of the rows."""
+    found = [one for one in contractions(node) if one.weight is weight]
+    if len(found) != 1 or found[0].rows is None:
+        return None
+    one = found[0]
+    width, read = (type_of(source).shape[dim] for source, dim in ((weight, one.columns), (one.input, one.read)))
+    if len(type_of(one.input).shape) < 2 or read.coefficient != one.groups * width.coefficient:
+        return None
+    return one
 
 
 def blocks_of(node: fx.Node, weight: fx.Node, dims: tuple[int, int], blocks: Blocks) -> Blocks:
@@ -80,8 +36,8 @@ def blocks_of(node: fx.Node, weight: fx.Node, dims: tuple[int, int], blocks: Blo
 
     Empty where the layer is not known, where rows read nothing, and where groups have unequal parts of the rows.
     """
-    operands, rank = operands_of(node, weight), len(type_of(weight).shape)
-    if operands is None or dims != (operands.rows % rank, operands.columns % rank):
+    contraction = contraction_of(node, weight)
+    if contraction is None or dims != (contraction.rows, contraction.columns):
         return ()
     joined: list[tuple[Places, Places]] = []
     for rows, columns in blocks:
@@ -89,8 +45,8 @@ def blocks_of(node: fx.Node, weight: fx.Node, dims: tuple[int, int], blocks: Blo
             joined[-1] = (np.union1d(joined[-1][0], rows), columns)
         elif len(rows):
             joined.append((rows, columns))
-    per_group = sum(len(rows) for rows, _ in joined) // operands.groups
-    if any(not len(columns) or not _even(rows // per_group, operands.groups) for rows, columns in joined):
+    per_group = sum(len(rows) for rows, _ in joined) // contraction.groups
+    if any(not len(columns) or not _even(rows // per_group, contraction.groups) for rows, columns in joined):
         return ()
     return tuple(joined)
 

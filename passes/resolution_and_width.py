@@ -76,14 +76,16 @@ class ResolutionAndWidth(Composed):
         program = captured.program
         builder = Builder.copying(program)
         heads = self.channels.private_heads(program)
+        computed = {node for node in heads if node.op == "call_function"}  # of the tensors of private heads
         norms = self.channels.norms != "shared" or self.resolution.norms == "private"
         outputs: dict[Output, fx.Node] = {}
         levels = zip(self.resolution.levels(captured, axes)[:-1], self.channels.kept(axes), strict=False)
         for level, (smaller, widths) in enumerate(levels):
             own = PrivateTensors(program, builder, level, heads, norms=norms)
             prefix = names.level_prefix(level)
-            env = Resized(builder, program, axes, smaller, widths, prefix, own, self.resolution.mode).run()
-            outputs[Output("level", level)] = env[program.outputs[0]]
+            clone = Resized(builder, program, axes, smaller, widths, prefix, own, self.resolution.mode)
+            clone.reached = clone.reached | computed
+            outputs[Output("level", level)] = clone.run()[program.outputs[0]]
         full = len(self.channels.widths) - 1
         outputs[Output("level", full)] = builder.shared[program.outputs[0]]
         pairs = zip(self.resolution.sizes, self.channels.widths, strict=True)

@@ -11,10 +11,10 @@ from torch import fx
 from anytimeify.ir import Size, TensorType
 from anytimeify.node_meta import type_of
 from anytimeify.passes.layouts import Layouts, is_batch
-from anytimeify.rules.targets import aten as targets
+from anytimeify.rules import has_kind, traits
 from anytimeify.schema import bound
 
-__all__ = ["RESHAPES", "sample_by_sample"]
+__all__ = ["sample_by_sample"]
 
 
 def sample_by_sample(s: Layouts, node: fx.Node) -> bool:
@@ -29,7 +29,7 @@ def sample_by_sample(s: Layouts, node: fx.Node) -> bool:
         return False
     results = s.axes.dims[node] if isinstance(type_of(node), tuple) else (s.axes.dims[node],)
     tensors = [source for source in node.all_input_nodes if isinstance(type_of(source), TensorType)]
-    if node.target in RESHAPES:
+    if has_kind(node, "reshape"):
         return all(_elements_before(s, one) == _elements_before(s, node) is not None for one in tensors)
     known = {s.batch_factor(s.axes.dims[source]) for source in tensors} - {None}
     if not all(s.batch_factor(dims) in known for dims in results):
@@ -47,24 +47,11 @@ def _elements_before(s: Layouts, node: fx.Node) -> Size | None:
 def _by_place(s: Layouts, node: fx.Node, given: Mapping[str, Any], rank: int) -> Sequence[int]:
     """The dimensions of the first operand whose entries are told apart by where they stand, though the result has them
     too: those that something is written to or gathered from at an index."""
-    if node.target in _TRIANGLES:
-        return range(rank - 2, rank)
-    if node.target in _INDEXINGS:
-        indices = given["indices"]
-        if any(one is not None and s.has_batch(one) for one in indices):
-            return range(rank)
-        return [dim for dim, one in enumerate(indices) if one is not None]
-    if node.target in _LOOKUPS:  # a table of embeddings
+    indices = given["indices"] if has_kind(node, "gather") else ()
+    if any(one is not None and s.has_batch(one) for one in indices):
         return range(rank)
+    placed = traits(node).placed
+    if placed is not None:
+        return placed(node)
     along = given.get("dim")
-    return [along % rank] if isinstance(along, int) and node.target not in _TRANSPARENT and rank else []
-
-
-RESHAPES = targets(
-    *("view.default", "_unsafe_view.default", "reshape.default", "flatten.using_ints", "unflatten.int"),
-    *("reshape_as.default", "view_as.default", "unsqueeze.default", "squeeze.default", "squeeze.dim", "squeeze.dims"),
-)
-_TRIANGLES = targets("tril.default", "triu.default")
-_INDEXINGS = targets("index.Tensor", "index_put.default")
-_LOOKUPS = targets("embedding.default")
-_TRANSPARENT = targets("stack.default", "repeat_interleave.self_int")  # with a batch that stays as it is
+    return [along % rank] if isinstance(along, int) and rank else []

@@ -14,12 +14,12 @@ from torch import fx
 
 from anytimeify import names
 from anytimeify.axes import Axes
-from anytimeify.ir import Program, Size
+from anytimeify.ir import Program, Size, result_of
 from anytimeify.node_meta import type_of
 from anytimeify.passes.layouts import Layout, Layouts, Value
 from anytimeify.passes.narrow import Builder
 from anytimeify.passes.replicate import Tree
-from anytimeify.rules import Call, Resize, rule_of
+from anytimeify.rules import Call, Kind, Resize, has_kind, rule_of, traits
 from anytimeify.schema import bound, rebind
 
 __all__ = ["FuseRule", "Siblings"]
@@ -31,7 +31,8 @@ FuseRule: TypeAlias = "Callable[[Siblings, fx.Node], Value | tuple[Value, ...] |
 class Siblings(Layouts):
     """One graph for the first `leaves` leaves of a tree, appended to a builder whose tensors are stacks.
 
-    `rules` fuse; a node that they do not take, or give None for, runs member by member and is counted in `apart`."""
+    `rules` fuse operations of a kind; a node that they do not take, or give None for, runs member by member and is
+    counted in `apart`."""
 
     def __init__(
         self,
@@ -42,7 +43,7 @@ class Siblings(Layouts):
         tensors: Mapping[str, int],
         leaves_wanted: int,
         prefix: str,
-        rules: Mapping[Any, FuseRule],
+        rules: Mapping[Kind, FuseRule],
         otherwise: FuseRule | None,
     ) -> None:
         super().__init__(builder, program, axes, tree, leaves_wanted, prefix)
@@ -76,14 +77,15 @@ class Siblings(Layouts):
         return Value(depth, "stack", (read,))
 
     def call(self, node: fx.Node) -> Any:
-        if node.target is operator.getitem and isinstance(parts := self.values[node.all_input_nodes[0]], tuple):
-            return parts[node.args[1]]  # type: ignore[index]  # canonical: an integer
+        several = result_of(node)
+        if several is not None:
+            return self.values[several][node.args[1]]
         if isinstance(type_of(node), Size):
             return self.integer(node)
         depth = self.deepest(node)
         if self.count(depth) == 1:
             return self.single(node, depth)
-        rule = self.rules.get(node.target)
+        rule = self.rules.get(traits(node).kind)
         fused = rule(self, node) if rule is not None else None
         if fused is None and self.otherwise is not None:
             fused = self.otherwise(self, node)
@@ -91,7 +93,7 @@ class Siblings(Layouts):
 
     def integer(self, node: fx.Node) -> Value:
         """Sizes are those of one member, so they are the same for all of them."""
-        if node.target is aten.sym_size.int:
+        if has_kind(node, "size"):
             source, dim = self.values[node.all_input_nodes[0]], node.args[1]
             whole = type_of(source.nodes[0]).shape[dim]
             size = self.emit(aten.sym_size.int, (source.nodes[0], dim), node.name)

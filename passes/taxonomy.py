@@ -89,18 +89,18 @@ def _drawn(captured: Captured) -> Mapping[str, Tensor]:
 
 
 def coarse_heads(program: Program) -> set[fx.Node]:
-    """The nodes that `add_heads` made and that read tensors: what every level should have for itself."""
-    return {node for node in program.graph.nodes if granularity_of(node) is not None and _reads_tensors(node)}
+    """The nodes that `add_heads` made, and the tensors that these alone read: what every level should have for
+    itself."""
+    made = {node for node in program.graph.nodes if granularity_of(node) is not None}
+    return made | {
+        node for node in program.graph.find_nodes(op="get_attr") if node.users and made.issuperset(node.users)
+    }
 
 
 def heads_of_output(prediction: fx.Node) -> tuple[tuple[str, int], ...]:
     """What each granularity of a prediction prefixes its tensors with, and its number of classes."""
     parts: tuple[tuple[str, int], ...] = granularities_of(prediction)
     return parts or (("", type_of(prediction).shape[CLASSES].coefficient),)
-
-
-def _reads_tensors(node: fx.Node) -> bool:
-    return any(source.op == "get_attr" for source in node.all_input_nodes)
 
 
 def _fresh(

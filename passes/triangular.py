@@ -21,12 +21,13 @@ from anytimeify.factors import leaves
 from anytimeify.ir import Captured, Program, Size, TensorType, meta_of
 from anytimeify.node_meta import origin_of, type_of
 from anytimeify.passes.block_triangular import use_blocks
-from anytimeify.passes.heads import heads_of
 from anytimeify.passes.narrow import Builder, Clone, Private
 from anytimeify.passes.nest import Kind, Nest, Places
-from anytimeify.passes.operands import Operands, operands_of
+from anytimeify.passes.operands import contraction_of
 from anytimeify.passes.project import project
 from anytimeify.rewritten import LevelData, Output, Rewritten
+from anytimeify.rules import Layers
+from anytimeify.rules.contractions import Contraction
 from anytimeify.rules.op import name_of
 
 __all__ = ["Form", "triangular"]
@@ -56,7 +57,7 @@ def triangular(
 
     joint = Form(nest, builder, last, prefix=names.JOINT, private=own)
     outputs = {Output("level", level): joint.value(program.outputs[0], level) for level in range(last + 1)}
-    below = {joint.value(head, level).name for head in heads_of(program) for level in range(last)}
+    below = {joint.value(head, level).name for head in Layers(program).last for level in range(last)}
     _refuse_cost(captured, nest, builder.build(list(outputs.values()), program.graph.output_node()), below)
     for level in range(last + 1):
         alone = Form(nest, builder, level, prefix=names.level_prefix(level), private=own)
@@ -127,7 +128,7 @@ class Form:
         self.chunks = [_Chunk(self, level) for level in range(top + 1)] if stepwise else []
         self.values: dict[tuple[fx.Node, int], fx.Node] = {}
         self.added: dict[tuple[fx.Node, int], fx.Node | None] = {}
-        self.weights: dict[tuple[fx.Node, fx.Node, Operands | None], fx.Node] = {}  # those with masks
+        self.weights: dict[tuple[Any, ...], fx.Node] = {}  # those with masks
         for level in range(top + 1) if stepwise else (top,):  # in order, so that nothing is asked for too deeply
             for node in nest.program.graph.nodes:
                 if node.op == "call_function":
@@ -277,7 +278,7 @@ class Form:
                 continue
             for dim in nest.narrowed_dims(source):
                 expr = nest.axes.dims[source][dim]
-                if dim != layer.dim if source is layer.weight else source in nest.parameters:
+                if dim not in layer.dims if source is layer.weight else source in nest.parameters:
                     value, part = at.unmasked(node, source), source.op == "get_attr"
                     instead[source] = self.pick(value, source, dim, nest.new(expr, level), f"new{level}", part=part)
                     types[source] = type_of(instead[source])
@@ -293,7 +294,7 @@ class Form:
         if keep.all():
             return value
         mask, blocks = self.builder.mask(keep, type_of(value).dtype, node), self.nest.blocks(node, level)
-        key = value, mask, operands_of(node, self.nest.layers[node].weight)
+        key = value, mask, _way(contraction_of(node, self.nest.layers[node].weight))
         if key in self.weights:  # a layer that is called twice
             return self.weights[key]
         meta = {**value.meta}
@@ -372,6 +373,17 @@ class _Chunk(Clone):
                 places = np.flatnonzero(nest.chunks(nest.axes.dims[source][dim]) == self.level)
                 value = self.form.pick(value, source, dim, places, "chunk", part=True)
         return value
+
+
+def _way(contraction: Contraction | None) -> Any:
+    """How a layer reads its weight, but for what it reads besides."""
+    return contraction and (
+        contraction.rows,
+        contraction.columns,
+        contraction.read,
+        contraction.given,
+        contraction.groups,
+    )
 
 
 def _several(node: fx.Node) -> bool:

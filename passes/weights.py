@@ -1,6 +1,6 @@
 """The weights of a program: what its layers multiply their inputs with.
 
-A layer is an operation that multiplies and accumulates, other than attention. Its weight is
+Of a layer (`anytimeify.rules.layers`) the weight is
 
 1. a parameter that reaches it as it is, or through views (a transposition, one of the parts of a packed projection);
 2. or what is computed of parameters alone (a standardised or normalised weight): then the result is the weight, for a
@@ -18,29 +18,14 @@ from fnmatch import fnmatchcase
 
 from torch import fx
 
-from anytimeify.ir import Program, Size, TensorType
+from anytimeify.ir import Program, Size, TensorType, result_of
 from anytimeify.node_meta import type_of
 from anytimeify.passes.project import ancestors
-from anytimeify.rules import rule_of
-from anytimeify.rules.op import flat_nodes
-from anytimeify.rules.targets import aten
-from anytimeify.schema import bound
+from anytimeify.rules import Layers, traits
+from anytimeify.rules.layers import may_be_weights
 from anytimeify.stored import deterministic
 
 __all__ = ["Weight", "find_weights"]
-
-_ATTENTION = frozenset(aten("scaled_dot_product_attention"))
-# Operands of layers that are no weights: what is multiplied, what is added, the state of a recurrent layer.
-_OTHERS = frozenset({"bias", "b_ih", "b_hh", "hx", "cx"})
-_INPUTS = {
-    **dict.fromkeys(aten("linear", *(f"conv{n}d" for n in (1, 2, 3))), "input"),
-    **dict.fromkeys(aten(*(f"conv_transpose{n}d" for n in (1, 2, 3))), "input"),
-    **dict.fromkeys(aten("lstm", "gru", "rnn_tanh", "rnn_relu"), "input"),
-    **dict.fromkeys(aten("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"), "input"),
-    **dict.fromkeys(aten("addmm", "baddbmm", "addmv", "addbmm"), "self"),
-}
-# Other ways to read a tensor, or a part of it, than what the rules call a view.
-_PARTS = frozenset(aten("chunk", "split", "split_with_sizes", "unbind", "index_select", "to.dtype", "unflatten"))
 
 
 @dataclass(frozen=True)
@@ -82,7 +67,7 @@ class _Finder:
         for node in program.graph.nodes:
             if node.op == "get_attr" or (deterministic(node) and self.constant.issuperset(node.all_input_nodes)):
                 self.constant.add(node)
-        self.layers = [node for node in program.graph.nodes if self.is_layer(node)]
+        self.layers = tuple(Layers(program).weights)
         self.after = _reached(program, self.layers)
         self.before = ancestors([source for layer in self.layers for source in layer.all_input_nodes])
 
@@ -109,7 +94,7 @@ class _Finder:
         """The layers that read what may be a weight, by the node that gives it."""
         readers: dict[fx.Node, list[fx.Node]] = {}
         for layer in self.layers:
-            for operand in _operands(layer):
+            for operand in may_be_weights(layer):
                 if operand in self.constant and _is_matrix(operand):
                     readers.setdefault(self.root(operand), []).append(layer)
         return readers
@@ -122,12 +107,6 @@ class _Finder:
                 of = self.program.tensors[str(node.target)] if node.op == "get_attr" else node
                 groups.setdefault(id(of), []).append(node)
         return (nodes for nodes in groups.values() if any(node in readers for node in nodes))
-
-    def is_layer(self, node: fx.Node) -> bool:
-        if node.op != "call_function" or node.target in _ATTENTION or node in self.constant:
-            return False
-        rule = rule_of(node.target)
-        return rule is not None and rule.macs is not None
 
     def root(self, node: fx.Node) -> fx.Node:
         """What a chain of views starts from."""
@@ -151,8 +130,8 @@ class _Finder:
                     return False
             elif (
                 user.op != "call_function"
-                or not self.is_layer(user)
-                or node in (set(user.all_input_nodes) - set(_operands(user)))
+                or user not in self.layers
+                or node in (set(user.all_input_nodes) - set(may_be_weights(user)))
             ):
                 return False
         return True
@@ -160,11 +139,11 @@ class _Finder:
 
 def _is_part(node: fx.Node) -> bool:
     """Whether a node gives entries of its first operand, and nothing else."""
-    rule = rule_of(node.target)
-    if node.target in _PARTS or (rule is not None and rule.view):
+    rule = traits(node)
+    if rule.view or rule.kind in ("selection", "split", "cast"):
         return True
-    source = node.args[0] if node.args else None
-    return isinstance(source, fx.Node) and isinstance(type_of(source), tuple) and source.target in _PARTS
+    source = result_of(node)
+    return source is not None and _is_part(source)
 
 
 def _is_matrix(node: fx.Node) -> bool:
@@ -174,14 +153,7 @@ def _is_matrix(node: fx.Node) -> bool:
     return bool(kind.dtype.is_floating_point or kind.dtype.is_complex)
 
 
-def _operands(layer: fx.Node) -> Iterator[fx.Node]:
-    """What may be a weight of a layer."""
-    for name, value in bound(layer).items():
-        if name not in _OTHERS and name != _INPUTS.get(layer.target):
-            yield from flat_nodes([value])
-
-
-def _reached(program: Program, sources: list[fx.Node]) -> set[fx.Node]:
+def _reached(program: Program, sources: Sequence[fx.Node]) -> set[fx.Node]:
     """Everything that depends on some nodes, these left out."""
     start, found = set(sources), set[fx.Node]()
     for node in program.graph.nodes:

@@ -215,10 +215,14 @@ def test_a_wrong_fusion_is_found_behind_a_gain_of_zero(monkeypatch: pytest.Monke
             result: torch.Tensor = x + self.gain * self.body(x).relu()
             return result
 
-    def forgets(siblings: Any, node: Any) -> Any:
-        return siblings.values[node.args[0]]
+    pointwise = RULES["pointwise"]
 
-    monkeypatch.setitem(RULES, torch.ops.aten.relu.default, forgets)
+    def forgets(siblings: Any, node: Any) -> Any:
+        return (
+            siblings.values[node.args[0]] if node.target is torch.ops.aten.relu.default else pointwise(siblings, node)
+        )
+
+    monkeypatch.setitem(RULES, "pointwise", forgets)
     net = transform(Gated(), HierarchicalEnsemble(cuts=("stem",)), (torch.randn(2, 6),))  # a gain of zero hides it
     found: dict[str, Any] = {}
     with pytest.raises(AssertionError, match="fused and unrolled differ"):

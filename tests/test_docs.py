@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +13,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from anytimeify import NestedChannels, SchemeError, cli, transform
+from anytimeify import AnytimeModel, HierarchicalEnsemble, NestedChannels, SchemeError, cli, load, transform
+from anytimeify._torch import OpOverload
+from anytimeify.passes.project import ancestors
 from anytimeify.rules.table import registered, unregister
 from anytimeify.testing import check
+from tests.rounding import close
 
 ROOT = Path(__file__).parent.parent
 
@@ -23,39 +27,107 @@ def blocks(page: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
 
 
-class Bilinear(nn.Module):
+OP, RULE, *REST = blocks("docs/first_op_rule.md")
+
+
+class Gated(nn.Module):
+    """A hidden layer and a head that are operations of another package."""
+
     def __init__(self) -> None:
         super().__init__()
-        self.left, self.right = nn.Linear(8, 12), nn.Linear(6, 10)
-        self.both, self.head = nn.Bilinear(12, 10, 16), nn.Linear(16, 5)
+        self.stem, self.hidden = nn.Linear(8, 12), nn.Linear(12, 10)
+        self.first, self.head = (nn.Parameter(torch.randn(shape) / 3) for shape in ((12, 12), (5, 10)))
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        result: Tensor = self.head(self.both(self.left(x), self.right(y)).relu())
+    def forward(self, x: Tensor) -> Tensor:
+        op = torch.ops.mylib.gated_linear
+        x = self.stem(x).relu()
+        x = self.hidden(op(x, x.sigmoid(), self.first).relu()).relu()
+        result: Tensor = op(x, x.sigmoid(), self.head)
         return result
 
 
+@pytest.fixture(scope="module")
+def target() -> OpOverload:
+    namespace: dict[str, object] = {}
+    exec(OP, namespace)
+    LIBRARIES.append(namespace)  # the operation lives as long as what defines it
+    return torch.ops.mylib.gated_linear.default
+
+
 @pytest.fixture
-def bilinear_rule() -> Iterator[dict[str, object]]:
+def rule(target: OpOverload) -> Iterator[dict[str, object]]:
     """The blocks of the page, run one after the other, and what they define."""
-    target = torch.ops.aten.bilinear.default
     assert target not in registered()
-    namespace: dict[str, object] = {"torch": torch, "MyModel": Bilinear}
-    for text in blocks("docs/first_op_rule.md"):
+    namespace: dict[str, object] = {"torch": torch, "MyModel": Gated}
+    for text in (RULE, *REST):
         exec(text, namespace)
     yield namespace
     unregister(target)
 
 
+LIBRARIES: list[dict[str, object]] = []
+INPUTS = (torch.randn(4, 8),)
+
+
+def own(net: AnytimeModel) -> set[str]:
+    return {name for name in net.state_dict() if name.startswith("anytime.")}
+
+
+@pytest.mark.usefixtures("target")
 def test_without_its_rule_the_operation_pins_and_is_named() -> None:
-    with pytest.raises(SchemeError, match=r"no axis rule for this operation: aten\.bilinear"):
-        transform(Bilinear(), NestedChannels((0.5, 1.0)), (torch.randn(4, 8), torch.randn(4, 6)))
+    with pytest.raises(SchemeError, match=r"no axis rule for this operation: mylib\.gated_linear"):
+        transform(Gated(), NestedChannels((0.5, 1.0), where=("first",)), INPUTS)
 
 
-def test_the_first_op_rule_of_the_documentation(bilinear_rule: dict[str, object]) -> None:
-    net = transform(Bilinear(), NestedChannels((0.5, 1.0)), (torch.randn(4, 8), torch.randn(4, 6)))
-    assert {group.name for group in net.axes.narrowable} == {"left", "right", "both"}
-    assert net.levels[0].cost.macs == 8 * 6 + 6 * 5 + 6 * 5 * 8 + 8 * 5
-    bilinear_rule["test_bilinear"]()  # type: ignore[operator]  # a function of the page
+def test_the_first_op_rule_narrows_and_finds_the_head(rule: dict[str, object]) -> None:
+    rule["test_gated_linear"]()  # type: ignore[operator]  # a function of the page
+    model = Gated()
+    net = transform(model, NestedChannels((0.5, 1.0)), INPUTS)
+    assert {group.name for group in net.axes.narrowable} == {"stem", "first", "hidden"}
+    check(net, model, INPUTS)
+    assert net.levels[0].cost.macs == 8 * 6 + 6 * 6 + 6 * 5 + 5 * 5
+    assert own(net) == {"anytime.0.head"}
+
+
+@pytest.mark.usefixtures("rule")
+def test_the_first_op_rule_has_a_triangular_form() -> None:
+    model = Gated()
+    net = transform(model, NestedChannels((0.5, 1.0), connectivity="triangular"), INPUTS)
+    check(net, model, INPUTS)
+    assert own(net) == {"anytime.0.head"}
+    before = net.eval()(*INPUTS).levels[0]
+    with torch.no_grad():
+        weight = net.get_parameter("first")
+        weight[6:] += 1  # rows that the full level adds
+        weight[:6, 6:] += 1  # what lower rows would read of its columns
+    assert torch.equal(net(*INPUTS).levels[0], before)
+
+
+@pytest.mark.usefixtures("rule")
+def test_the_first_op_rule_fuses() -> None:
+    model = Gated()
+    net = transform(model, HierarchicalEnsemble(cuts=("stem", "hidden")), INPUTS)
+    check(net, model, INPUTS)
+    joint = ancestors([net.rewritten.outputs[one] for one in net.rewritten.joint])
+    assert not [node for node in joint if "mylib" in str(node.target)]
+    assert len([node for node in joint if node.target is torch.ops.aten.einsum.default]) == 2
+
+
+@pytest.mark.usefixtures("rule")
+def test_a_model_with_the_first_op_is_saved_and_loaded(tmp_path: Path, target: OpOverload) -> None:
+    net, path = transform(Gated(), NestedChannels((0.5, 1.0)), INPUTS).eval(), tmp_path / "net.safetensors"
+    net.save(path)
+    again = load(path).eval()
+    for one, other in zip(again(*INPUTS).levels, net(*INPUTS).levels, strict=True):
+        assert close(one, other)
+    exec(RULE, {})  # as when a notebook's cell runs twice
+    assert target in registered()
+    code = f"import anytimeify; anytimeify.load({str(path)!r})"
+    alone = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "ArtifactError: the saved graph calls mylib.gated_linear.default, which is not allowed here" in alone.stderr
+    (tmp_path / "ops.py").write_text(f"{OP}\n{RULE}")
+    code = f"exec(open({str(tmp_path / 'ops.py')!r}).read()); {code}"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def tiny(name: str, num_classes: int = 1000, pretrained: bool = False) -> nn.Module:

@@ -20,7 +20,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("node_meta",),
     ("rewritten",),
     (
-        *("schema", "derivatives", "factors", "kernels", "level_names", "modes", "modules", "parts", "policies"),
+        *("schema", "derivatives", "factors", "kernels", "level_names", "modes", "modules", "policies"),
         *("recompute", "stacks", "taxonomy"),
     ),
     ("losses",),  # they read `Outputs` alone, and schemes name their default
@@ -30,11 +30,11 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("spec",),
     ("pass_manager",),
     ("axes", "blocks"),
-    ("stored", "kept"),
+    ("stored", "kept", "parts"),
     ("cost",),
     ("rewriter",),
     ("passes",),
-    ("lift", "lift_tables", "capture"),
+    ("lift", "lifted", "capture"),
     (
         *("calling", "definition", "extraction", "export"),
         *("encoding", "loss_encoding", "scheme_encoding", "storage", "compressed"),

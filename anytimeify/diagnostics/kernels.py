@@ -27,13 +27,10 @@ from anytimeify.ir import PAIR, Level, Program
 from anytimeify.model import AnytimeModel
 from anytimeify.passes.project import ancestors, project
 from anytimeify.report.sheets import Sheet, Sheets
-from anytimeify.rules.targets import aten
-from anytimeify.schema import bound
+from anytimeify.rules import Layers, contractions
 
 __all__ = ["KernelCorrelation", "LayerCorrelation", "inside", "kernel_correlation", "leaf_program"]
 
-_TRANSPOSED = frozenset(aten("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"))
-_CONVOLUTIONS = _TRANSPOSED | frozenset(aten("conv1d", "conv2d", "conv3d"))
 _LEAST = 3  # weights of a kernel: two numbers always correlate perfectly, one not at all
 _SHARED = "shared by both"
 _SUMMARY = ("weights", "averaged", "mean", "best", "by_chance", "likeness", "mutual")
@@ -252,18 +249,20 @@ def _read(
     program: Program, backbone_name: Callable[[str], str], identity: Callable[[str], Hashable]
 ) -> dict[str, _Kernels]:
     found: dict[str, _Kernels] = {}
+    constant = Layers(program).constant
     for node in program.graph.nodes:
-        if node.target not in _CONVOLUTIONS:
+        ways = (one for one in contractions(node) if one.weight in constant)
+        layer = next((one for one in ways if one.kernel and one.rows is not None), None)
+        if layer is None:
             continue
-        given = bound(node)
-        sources = sorted(ancestors([given["weight"]]), key=lambda source: source.name)
+        sources = sorted(ancestors([layer.weight]), key=lambda source: source.name)
         read = [str(source.target) for source in sources if source.op == "get_attr"]
         read = [name for name in read if program.tensors[name].is_floating_point()]
         if not read or any(source.op == "placeholder" for source in sources):
             continue  # kernels that depend on the input are another set for every sample
         largest = max(read, key=lambda name: program.tensors[name].numel())
-        weight = _value(program, given["weight"]).detach().cpu().double()
-        kernels = _by_output(weight, given["groups"]) if node.target in _TRANSPOSED else weight
+        weight = _value(program, layer.weight).detach().cpu().double()
+        kernels = _by_output(weight, layer.groups) if layer.columns == 0 else weight
         name = names.without_weight(backbone_name(largest))
         found[name] = _Kernels(kernels.flatten(2), tuple(kernels.shape[2:]), frozenset(map(identity, read)))
     return found

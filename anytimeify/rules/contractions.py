@@ -27,7 +27,9 @@ class Contraction:
 
     `columns`, `rows`, `read` and `given` are dimensions, counted from the front. `rows` and `given` are None where the
     weight has no dimension of its own in the result (a product with a vector). With `groups`, rows and columns fall
-    into so many parts, and each part of the rows meets its own part of the columns.
+    into so many parts, and each part of the rows meets its own part of the columns. Where the operands meet along
+    several dimensions, or the weight meets further operands, `others` are the dimensions of the weight that are
+    contracted besides. `kernel` are those that nothing else has: the offsets of a convolution.
     """
 
     weight: fx.Node
@@ -37,48 +39,52 @@ class Contraction:
     read: int
     given: int | None
     bias: fx.Node | None = None
+    bias_rows: int | None = None
     groups: int = 1
+    others: tuple[int, ...] = ()
+    kernel: tuple[int, ...] = ()
 
 
 def contractions_in(notation: Notation, operands: Sequence[fx.Node], result: TensorType) -> Iterator[Contraction]:
-    """Every way to see a call as a layer: each operand that may be the weight, with each that it may meet.
-
-    Operands that meet along several dimensions at once (an attention over positions and channels) are left out.
-    """
+    """Every way to see a call as a layer: each operand that may be the weight, with each that it may meet, and each
+    dimension along which it does."""
     shapes = [operand.meta["type"].shape for operand in operands]
     patterns = [_per_dimension(one, len(shape)) for one, shape in zip(notation.operands, shapes, strict=False)]
     output = _per_dimension(notation.results[0], len(result.shape))
     sizes = solve(notation, shapes, result.shape)
     for place, (weight, own) in enumerate(zip(operands, patterns, strict=True)):
         for other, (read, met) in enumerate(zip(operands, patterns, strict=True)):
-            shared = notation.contracted & _names(own) & _names(met)
-            columns, meets = _dims(own, shared), _dims(met, shared)
-            if weight is read or len(columns) != 1 or len(meets) != 1:
-                continue
-            outer = _names([met[meets[0]]]) - shared  # g, in (g i)
-            written = _names(own) & _names(output) - _names(met) - outer
-            rows, given = _dims(own, written), _dims(output, written)
-            single = len(rows) == len(given) == 1
-            yield Contraction(
-                weight,
-                columns[0],
-                rows[0] if single else None,
-                read,
-                meets[0],
-                given[0] if single else None,
-                _bias(operands, patterns, {place, other}, written | outer),
-                math.prod((sizes[name] for name in outer), start=Size(1)).coefficient,
-            )
+            for name in sorted(notation.contracted & _names(own) & _names(met)) if weight is not read else ():
+                columns, meets = _dims(own, {name}), _dims(met, {name})
+                if len(columns) != 1 or len(meets) != 1:
+                    continue
+                outer = _names([met[meets[0]]]) - {name}  # g, in (g i)
+                written = _names(own) & _names(output) - _names(met) - outer
+                rows, given = _dims(own, written), _dims(output, written)
+                single = len(rows) == len(given) == 1
+                bias = _bias(operands, patterns, {place, other}, written | outer)
+                yield Contraction(
+                    weight,
+                    columns[0],
+                    rows[0] if single else None,
+                    read,
+                    meets[0],
+                    given[0] if single else None,
+                    *bias,
+                    math.prod((sizes[name] for name in outer), start=Size(1)).coefficient,
+                    tuple(dim for dim in _dims(own, notation.contracted) if dim != columns[0]),
+                    tuple(_dims(own, notation.positions)),
+                )
 
 
 def _bias(
     operands: Sequence[fx.Node], patterns: Sequence[Sequence[Term]], taken: Set[int], rows: Set[str]
-) -> fx.Node | None:
-    """The operand that has an element for every row, or one for all."""
+) -> tuple[fx.Node | None, int | None]:
+    """The operand that has an element for every row, or one for all, and where it has the rows."""
     for place, (operand, pattern) in enumerate(zip(operands, patterns, strict=True)):
-        if place not in taken and _names(pattern) & rows:
-            return operand
-    return None
+        if place not in taken and (dims := _dims(pattern, rows)):
+            return operand, dims[0]
+    return None, None
 
 
 def _per_dimension(pattern: Pattern, rank: int) -> list[Term]:

@@ -39,6 +39,7 @@ def _counted(op: Op) -> Any:
 COUNTED = "arange linspace logspace eye tril_indices triu_indices scalar_tensor hann_window"
 axis_rule(aten(*COUNTED.split()), _counted, kind="factory")
 axis_rule(aten("randint", "randperm"), _counted, kind="random")
+axis_rule(torch.ops.aten.sym_size.int, _counted, kind="size")
 
 
 # the grid of positions, and triangular masks
@@ -59,7 +60,12 @@ def _triangle(op: Op) -> Dims:
     return x
 
 
-axis_rule(aten("tril.default", "triu.default"), _triangle)
+def _last_two(node: fx.Node) -> range:
+    rank = len(node.meta["type"].shape)
+    return range(rank - 2, rank)
+
+
+axis_rule(aten("tril.default", "triu.default"), _triangle, placed=_last_two)
 
 
 # the argument that says what a tensor is filled with, or the number
@@ -87,9 +93,12 @@ def counts_up(node: fx.Node) -> bool:
     return has_kind(node, "factory") and schema(node.target).name == "aten::arange"  # type: ignore[arg-type]
 
 
+_UNINITIALISED = ("aten::empty", "aten::new_empty", "aten::empty_like")
+
+
 def is_uninitialised(node: fx.Node) -> bool:
     """Whether a call gives memory as it is found."""
-    return has_kind(node, "factory") and schema(node.target).name in ("aten::empty", "aten::new_empty")  # type: ignore[arg-type]
+    return has_kind(node, "factory") and schema(node.target).name in _UNINITIALISED  # type: ignore[arg-type]
 
 
 def has_known_values(node: fx.Node) -> bool:

@@ -29,7 +29,14 @@ def _by_runs(op: Op) -> Dims:
     return result
 
 
-axis_rule("transformers.grouped_mm_fallback.default", _by_runs, macs=_runs.macs, later=True)
+axis_rule(
+    "transformers.grouped_mm_fallback.default",
+    _by_runs,
+    macs=_runs.macs or (),
+    notation=_runs.notation,
+    kind="layer",
+    later=True,
+)
 
 
 def _grouped_mm(op: Op) -> Dims:
@@ -57,4 +64,10 @@ def _grouped_mm_macs(node: fx.Node) -> Size:
     return rule.macs(node)
 
 
-axis_rule(aten("_grouped_mm.default"), _grouped_mm, macs=_grouped_mm_macs)
+axis_rule(
+    aten("_grouped_mm.default"),
+    _grouped_mm,
+    macs=_grouped_mm_macs,
+    notation=["t i, e i o, e -> t o", "e t i, e i o -> e t o"],
+    kind="layer",
+)

@@ -14,6 +14,7 @@ from anytimeify.ir import Size
 from anytimeify.rules.op import Call, Dims, Op, Resize
 from anytimeify.rules.table import axis_rule
 from anytimeify.rules.targets import aten
+from anytimeify.schema import bound
 
 
 # A concatenation is a sum of its parts. Joined to positions (a class token before the patches) a part is positions too.
@@ -40,7 +41,12 @@ def joined(op: Op, parts: Sequence[Expr], sizes: Sequence[Size]) -> Expr:
     return factors.resolve(factors.Sum(tuple(parts)))
 
 
-axis_rule(aten("cat.default", "concat.default", "concatenate.default"), _cat, kind="join")
+def _joined(node: fx.Node, dim: int) -> dict[fx.Node, int] | None:
+    given = bound(node)
+    return None if given["dim"] % len(node.meta["type"].shape) == dim else dict.fromkeys(given["tensors"], dim)
+
+
+axis_rule(aten("cat.default", "concat.default", "concatenate.default"), _cat, kind="join", sources=_joined)
 
 
 def _stack(op: Op) -> Dims:
@@ -53,7 +59,14 @@ def _stack(op: Op) -> Dims:
     return (*result[:dim], op.pinned(Size(len(tensors)), "stacked tensors"), *result[dim:])
 
 
-axis_rule(aten("stack.default"), _stack)
+def _stacked(node: fx.Node, dim: int) -> dict[fx.Node, int] | None:
+    given = bound(node)
+    at = given["dim"] % len(node.meta["type"].shape)
+    return None if at == dim else dict.fromkeys(given["tensors"], dim - (at < dim))
+
+
+# with a batch that stays as it is
+axis_rule(aten("stack.default"), _stack, kind="join", placed=lambda node: (), sources=_stacked)
 
 
 # split, chunk: the parts of a sum
@@ -77,6 +90,12 @@ def _split_sizes(r: Resize) -> Call | dict[str, Any]:
     return Call(torch.ops.aten.split_with_sizes.default, arguments)
 
 
+def _elsewhere(node: fx.Node, dim: int) -> dict[fx.Node, int] | None:
+    """Along all other dimensions than the one that is cut."""
+    given = bound(node)
+    return None if given["dim"] % len(given["self"].meta["type"].shape) == dim else {given["self"]: dim}
+
+
 axis_rule(
     aten(
         "split.Tensor",
@@ -88,6 +107,8 @@ axis_rule(
     ),
     _split,
     literals=_split_sizes,
+    kind="split",
+    sources=_elsewhere,
 )
 
 
@@ -104,8 +125,13 @@ def _select(op: Op) -> Dims:
     return (*x[:dim], *x[dim + 1 :])
 
 
-axis_rule(aten("unbind.int"), _unbind)
-axis_rule(aten("select.int"), _select, view=True)
+def _selected(node: fx.Node, dim: int) -> dict[fx.Node, int]:
+    given = bound(node)
+    return {given["self"]: dim + (given["dim"] % len(given["self"].meta["type"].shape) <= dim)}
+
+
+axis_rule(aten("unbind.int"), _unbind, kind="split", sources=_selected)
+axis_rule(aten("select.int"), _select, view=True, kind="selection", sources=_selected)
 
 
 # slice, narrow: a sum of what lies before, the slice, and what lies after
@@ -149,7 +175,9 @@ def _bounds(r: Resize) -> dict[str, Any]:
     return {"start": start, "length": length} if "length" in r.arguments else {"start": start, "end": start + length}
 
 
-axis_rule(aten("slice.Tensor", "narrow.default"), _slice, literals=_bounds, view=True, kind="selection")
+axis_rule(
+    aten("slice.Tensor", "narrow.default"), _slice, literals=_bounds, view=True, kind="selection", sources=_elsewhere
+)
 
 
 # indexing: indexed dimensions are pinned; the others pass. The result's indexed dimensions stand where the first index
@@ -174,7 +202,13 @@ def _index(op: Op) -> Dims:
     return (*rest[:at], *made, *rest[at:])
 
 
-axis_rule(aten("index.Tensor"), _index)
+# Where the batch is among the indices, all dimensions are told apart.
+def _indexed(node: fx.Node) -> Sequence[int]:
+    given = bound(node)
+    return [dim for dim, one in enumerate(given["indices"]) if one is not None]
+
+
+axis_rule(aten("index.Tensor"), _index, kind="gather", placed=_indexed)
 
 
 def _index_select(op: Op) -> Dims:
@@ -184,7 +218,7 @@ def _index_select(op: Op) -> Dims:
     return tuple(x)
 
 
-axis_rule(aten("index_select.default"), _index_select)
+axis_rule(aten("index_select.default"), _index_select, kind="selection")
 
 
 # gather, top-k and the like: only dimensions that both keep pass
@@ -277,7 +311,7 @@ def _index_put(op: Op) -> Dims:
     return x
 
 
-axis_rule(aten("index_put.default"), _index_put)
+axis_rule(aten("index_put.default"), _index_put, kind="gather", placed=_indexed)
 
 
 # a histogram counts all entries, whatever their place

@@ -3,29 +3,114 @@
 from __future__ import annotations
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from anytimeify.factors import ONE, resolve
 from anytimeify.ir import Size
+from anytimeify.modules import AttentionDropout
+from anytimeify.rules.lifting import WEIGHT_BIAS, Made, Shapes, Values, by_mode, of_tensors
 from anytimeify.rules.notation import parse
-from anytimeify.rules.op import Dims, Op, solve
+from anytimeify.rules.op import Call, Dims, Op, solve
 from anytimeify.rules.table import axis_rule, build_rule
 from anytimeify.rules.targets import aten
 from anytimeify.schema import bound
 
-axis_rule(aten("linear.default"), ["... i, o i, o -> ... o", "... i, i ->"], macs="... i o")
+
+def _linear_module(values: Values, shapes: Shapes) -> Made | None:
+    if len(shapes.sizes["weight"]) != 2:
+        return None
+    outputs, inputs = shapes.sizes["weight"]
+    return nn.Linear, {"in_features": inputs, "out_features": outputs, "bias": values["bias"] is not None}
+
+
+def _triangular_linear(node: fx.Node) -> Call:
+    given = bound(node)
+    arguments = {name: given[name] for name in ("input", "weight", "bias")}
+    return Call(torch.ops.anytimeify.triangular_linear.default, arguments)
+
+
+axis_rule(
+    aten("linear.default"),
+    ["... i, o i, o -> ... o", "... i, i ->"],
+    macs="... i o",
+    bias="bias",
+    products=True,
+    triangular=_triangular_linear,
+    module=of_tensors(_linear_module),
+)
 axis_rule(
     aten("matmul.default"),
     ["... i k, ... k j -> ... i j", "... i k, k -> ... i", "k, ... k j -> ... j", "k, k ->"],
     macs="... i k j",
+    products=True,
 )
-axis_rule(aten("mm.default"), "i k, k j -> i j", macs="i k j")
-axis_rule(aten("bmm.default"), "b i k, b k j -> b i j", macs="b i k j")
-axis_rule(aten("mv.default"), "i k, k -> i", macs="i k")
-axis_rule(aten("addmm.default"), ["j, i k, k j -> i j", "i j, i k, k j -> i j"], macs="i k j")
-axis_rule(aten("baddbmm.default"), ["b i j, b i k, b k j -> b i j", "... i j, b i k, b k j -> b i j"], macs="b i k j")
-axis_rule(aten("embedding.default"), "v e, ... -> ... e")
+axis_rule(aten("mm.default"), "i k, k j -> i j", macs="i k j", products=True)
+axis_rule(aten("bmm.default"), "b i k, b k j -> b i j", macs="b i k j", products=True)
+axis_rule(aten("mv.default"), "i k, k -> i", macs="i k", products=True)
+
+
+def _unscaled(node: fx.Node) -> bool:
+    return bool(bound(node)["beta"] == 1 and bound(node)["alpha"] == 1)
+
+
+axis_rule(
+    aten("addmm.default"),
+    ["j, i k, k j -> i j", "i j, i k, k j -> i j"],
+    macs="i k j",
+    bias="self",
+    products=_unscaled,
+)
+axis_rule(
+    aten("baddbmm.default"),
+    ["b i j, b i k, b k j -> b i j", "... i j, b i k, b k j -> b i j"],
+    macs="b i k j",
+    bias="self",
+    products=_unscaled,
+)
+
+
+# a table of embeddings: its indices are no places of the batch
+def _all_dims(node: fx.Node) -> range:
+    return range(len(bound(node)["weight"].meta["type"].shape))
+
+
+def _embedding_module(values: Values, shapes: Shapes) -> Made:
+    count, width = shapes.sizes["weight"]
+    padding = values["padding_idx"]
+    return nn.Embedding, {
+        "num_embeddings": count,
+        "embedding_dim": width,
+        "padding_idx": None if padding < 0 else padding,
+        "scale_grad_by_freq": values["scale_grad_by_freq"],
+        "sparse": values["sparse"],
+    }
+
+
+axis_rule(
+    aten("embedding.default"),
+    "v e, ... -> ... e",
+    kind="lookup",
+    placed=_all_dims,
+    module=of_tensors(_embedding_module, {"weight": "weight"}, "indices"),
+)
 axis_rule(aten("outer.default"), "i, j -> i j")
+
+
+# two inputs, and a weight that meets both
+def _bilinear_module(values: Values, shapes: Shapes) -> Made:
+    outputs, first, second = shapes.sizes["weight"]
+    sizes = {"in1_features": first, "in2_features": second, "out_features": outputs}
+    return nn.Bilinear, {**sizes, "bias": values["bias"] is not None}
+
+
+axis_rule(
+    aten("bilinear.default"),
+    "... i, ... j, o i j, o -> ... o",
+    macs="... i j o",
+    bias="bias",
+    products=True,
+    module=of_tensors(_bilinear_module, WEIGHT_BIAS, "input1", "input2"),
+)
 
 
 # An attended position is normalised over, so it keeps its size. Heads are cut whole: `e` and `v` stay as they are
@@ -52,8 +137,18 @@ def _attention_macs(node: fx.Node) -> Size:
     return rule.macs(node)
 
 
+def _attention_module(values: Values, shapes: Shapes) -> Made | None:
+    config = {name: values[name] for name in ("is_causal", "scale", "enable_gqa")}
+    return (AttentionDropout, {"p": values["dropout_p"], **config}) if values["dropout_p"] > 0 else None
+
+
 axis_rule(
-    aten("scaled_dot_product_attention.default"), _scaled_dot_product_attention, macs=_attention_macs, kind="attention"
+    aten("scaled_dot_product_attention.default"),
+    _scaled_dot_product_attention,
+    macs=_attention_macs,
+    kind="attention",
+    training="dropout_p",
+    module=by_mode(_attention_module, "query", "key", "value", "attn_mask"),
 )
 
 
@@ -92,4 +187,5 @@ axis_rule(
     macs=_einsum_macs,
     notation=lambda node: parse(_line(bound(node)["equation"])),
     kind="layer",
+    products=True,
 )

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import fx, nn
+
 from anytimeify import factors
 from anytimeify.ir import Size
+from anytimeify.modules import CUMULATIVE, BatchNormCall, FrozenBatchNorm
+from anytimeify.rules.lifting import STATISTICS, WEIGHT_BIAS, Made, Shapes, Values, by_mode, of_tensors
+from anytimeify.rules.notation import Notation, parse
 from anytimeify.rules.op import Dims, Op, Resize
 from anytimeify.rules.table import axis_rule, build_rule
 from anytimeify.rules.targets import aten
+from anytimeify.schema import bound
 
 _per_channel = build_rule("n c ..., c, c, c, c -> n c ...")
 
@@ -25,8 +31,61 @@ def _batch_norm(op: Op) -> Dims:
     return _instance_norm(op)
 
 
-axis_rule(aten("instance_norm.default"), _instance_norm, kind="norm", training="use_input_stats")
-axis_rule(aten("batch_norm.default"), _batch_norm, kind="norm", training="training")
+def _batch_norm_module(values: Values, shapes: Shapes) -> Made | None:
+    kind = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}.get(shapes.rank)
+    if kind is None or (values["weight"] is None) != (values["bias"] is None):
+        return None
+    affine = values["weight"] is not None
+    if not values["training"] and shapes.training:
+        return FrozenBatchNorm, {"num_features": shapes.first_size, "eps": values["eps"], "affine": affine}
+    return kind, {
+        "num_features": shapes.first_size,
+        "eps": values["eps"],
+        "momentum": None if values["momentum"] == CUMULATIVE else values["momentum"],
+        "affine": affine,
+        "track_running_stats": values["running_mean"] is not None,
+    }
+
+
+def _batch_norm_call(values: Values, shapes: Shapes) -> Made | None:
+    if not values["training"] or values["running_mean"] is None:
+        return None
+    return BatchNormCall, {"momentum": values["momentum"], "eps": values["eps"]}
+
+
+def _instance_norm_module(values: Values, shapes: Shapes) -> Made | None:
+    kind = {3: nn.InstanceNorm1d, 4: nn.InstanceNorm2d, 5: nn.InstanceNorm3d}.get(shapes.rank)
+    if kind is None or not values["use_input_stats"] or (values["weight"] is None) != (values["bias"] is None):
+        return None
+    return kind, {
+        "num_features": shapes.first_size,
+        "eps": values["eps"],
+        "momentum": values["momentum"],
+        "affine": values["weight"] is not None,
+        "track_running_stats": values["running_mean"] is not None,
+    }
+
+
+_TENSORS = {**WEIGHT_BIAS, **STATISTICS}
+axis_rule(
+    aten("instance_norm.default"),
+    _instance_norm,
+    notation="n c ..., c, c, c, c -> n c ...",
+    kind="norm",
+    training="use_input_stats",
+    module=of_tensors(_instance_norm_module, _TENSORS),
+)
+axis_rule(
+    aten("batch_norm.default"),
+    _batch_norm,
+    notation="n~ c ..., c, c, c, c -> n c ...",
+    kind="norm",
+    training="training",
+    module=[
+        of_tensors(_batch_norm_module, _TENSORS),
+        by_mode(_batch_norm_call, "input", "weight", "bias", "running_mean", "running_var"),
+    ],
+)
 
 
 # layer norm and RMS norm: the last k dimensions, each with its own factor
@@ -46,7 +105,31 @@ def _normalized_shape(r: Resize) -> dict[str, Any]:
     return {"normalized_shape": [size.coefficient for size in shape[len(shape) - count :]]}
 
 
-axis_rule(aten("layer_norm.default", "rms_norm.default"), _last_dimensions, literals=_normalized_shape, kind="norm")
+def _last_line(node: fx.Node) -> Notation:
+    names = [f"c{dim}" for dim in range(len(bound(node)["normalized_shape"]))]
+    own, mixed = " ".join(names), " ".join(f"{name}~" for name in names)
+    return parse(f"... {mixed}, {own}, {own} -> ... {own}")
+
+
+def _layer_norm_module(values: Values, shapes: Shapes) -> Made | None:
+    if values["weight"] is None:
+        return None
+    return nn.LayerNorm, {
+        "normalized_shape": tuple(values["normalized_shape"]),
+        "eps": values["eps"],
+        "bias": values["bias"] is not None,
+    }
+
+
+def _rms_norm_module(values: Values, shapes: Shapes) -> Made:
+    return nn.RMSNorm, {"normalized_shape": tuple(values["normalized_shape"]), "eps": values["eps"]}
+
+
+for name, module in (
+    ("layer_norm.default", of_tensors(_layer_norm_module)),
+    ("rms_norm.default", of_tensors(_rms_norm_module, {"weight": "weight"})),
+):
+    axis_rule(aten(name), _last_dimensions, literals=_normalized_shape, notation=_last_line, kind="norm", module=module)
 
 
 # group norm: (g c~), groups outermost, so that whole groups are cut
@@ -67,11 +150,21 @@ def _group_norm(op: Op) -> Dims:
     return x
 
 
+def _group_norm_module(values: Values, shapes: Shapes) -> Made | None:
+    if values["weight"] is None or values["bias"] is None:
+        return None
+    channels = shapes.sizes["weight"][0]
+    return nn.GroupNorm, {"num_groups": values["num_groups"], "num_channels": channels, "eps": values["eps"]}
+
+
 axis_rule(
     aten("group_norm.default"),
     _group_norm,
     literals=lambda r: {"num_groups": r.size(r.memo["groups"]).coefficient} if "groups" in r.memo else {},
+    notation="n c~ ..., c, c -> n c ...",
     kind="norm",
+    groups="num_groups",
+    module=of_tensors(_group_norm_module),
 )
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 
-import anytimeify.modules  # noqa: F401  # registers torch.ops.anytimeify
 from anytimeify import factors
 from anytimeify.factors import ONE, Expr, resolve
+from anytimeify.modules import DropPath
+from anytimeify.rules.lifting import Lifting, Made, Shapes, Values, by_mode, of_tensors, plain, take
 from anytimeify.rules.op import Dims, Op
 from anytimeify.rules.table import axis_rule
 from anytimeify.rules.targets import aten
@@ -40,16 +42,14 @@ def pointwise(op: Op) -> Dims:
 UNARY = [
     "real", "imag", "conj_physical", "resolve_conj", "resolve_neg",
     "abs", "acos", "acosh", "angle", "asin", "asinh", "atan", "atanh", "bitwise_not", "ceil", "celu", "clamp",
-    "clamp_max", "clamp_min", "clip", "clone", "conj", "cos", "cosh", "deg2rad", "detach", "digamma",
-    "elu", "erf", "erfc", "erfinv", "exp", "exp2", "expm1", "fix", "floor", "frac", "gelu",
-    "hardshrink", "hardsigmoid", "hardswish",
-    "hardtanh", "isfinite", "isinf", "isnan", "leaky_relu", "lgamma", "log", "log10", "log1p", "log2",
-    "log_sigmoid", "logical_not", "logit", "mish", "nan_to_num", "neg", "negative",
-    "positive", "rad2deg", "reciprocal", "relu", "relu6", "round", "rrelu", "rsqrt", "selu", "sgn", "sigmoid",
-    "sign", "signbit", "silu", "sin", "sinc", "sinh", "softplus", "softshrink", "softsign", "sqrt", "square",
-    "tan", "tanh", "tanhshrink", "threshold", "to", "trunc", "_to_copy", "type_as", "zeros_like", "ones_like",
-    "full_like", "empty_like", "contiguous", "lift_fresh_copy",
-    "masked_fill", "fill", "where", "pow", "float_power", "addcmul", "addcdiv", "lerp",
+    "clamp_max", "clamp_min", "clip", "clone", "conj", "cos", "cosh", "deg2rad", "digamma",
+    "elu", "erf", "erfc", "erfinv", "exp", "exp2", "expm1", "fix", "floor", "frac", "gelu", "hardshrink",
+    "hardsigmoid", "hardswish", "hardtanh", "isfinite", "isinf", "isnan", "leaky_relu", "lgamma", "log", "log10",
+    "log1p", "log2", "log_sigmoid", "logical_not", "logit", "mish", "nan_to_num", "neg", "negative",
+    "positive", "rad2deg", "reciprocal", "relu", "relu6", "round", "rsqrt", "selu", "sgn", "sigmoid",
+    "sign", "signbit", "silu", "sin", "sinc", "sinh", "softplus", "softshrink", "sqrt", "square",
+    "tan", "tanh", "threshold", "trunc", "contiguous", "lift_fresh_copy",
+    "masked_fill", "fill", "pow", "float_power", "addcmul", "addcdiv", "lerp",
 ]
 # fmt: on
 # fmt: off
@@ -60,14 +60,65 @@ BINARY = [
     "copysign", "xlogy",
 ]
 # fmt: on
-RANDOM = ["rand_like", "randn_like", "bernoulli"]
-DROPOUTS = ["dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"]
-axis_rule(
-    [target for target in aten(*UNARY, *BINARY) if target not in aten("where.default")], pointwise, kind="pointwise"
-)
+
+
+def _elu_config(values: Values) -> dict[str, Any] | None:
+    return {"alpha": values["alpha"]} if values["scale"] == 1 and values["input_scale"] == 1 else None
+
+
+def _relu6_config(values: Values) -> dict[str, Any] | None:
+    return {} if (values["min_val"], values["max_val"]) == (0, 6) else None
+
+
+MODULES: dict[str, tuple[Lifting, ...]] = {
+    "relu": (plain(nn.ReLU),),
+    "relu6": (plain(nn.ReLU6),),
+    "hardtanh": (plain(nn.ReLU6, _relu6_config), plain(nn.Hardtanh, take(min_val="min_val", max_val="max_val"))),
+    "gelu": (plain(nn.GELU, take(approximate="approximate")),),
+    "silu": (plain(nn.SiLU),),
+    "mish": (plain(nn.Mish),),
+    "selu": (plain(nn.SELU),),
+    "tanh": (plain(nn.Tanh),),
+    "sigmoid": (plain(nn.Sigmoid),),
+    "hardswish": (plain(nn.Hardswish),),
+    "hardsigmoid": (plain(nn.Hardsigmoid),),
+    "log_sigmoid": (plain(nn.LogSigmoid),),
+    "leaky_relu": (plain(nn.LeakyReLU, take(negative_slope="negative_slope")),),
+    "elu": (plain(nn.ELU, _elu_config),),
+    "celu": (plain(nn.CELU, take(alpha="alpha")),),
+    "softplus": (plain(nn.Softplus, take(beta="beta", threshold="threshold")),),
+    "hardshrink": (plain(nn.Hardshrink, take(lambd="lambd")),),
+    "softshrink": (plain(nn.Softshrink, take(lambd="lambd")),),
+    "threshold": (plain(nn.Threshold, take(threshold="threshold", value="value")),),
+}
+for name in (*UNARY, *BINARY):
+    axis_rule(aten(name), pointwise, kind="pointwise", module=MODULES.get(name, ()))
+axis_rule([target for target in aten("where") if target not in aten("where.default")], pointwise, kind="pointwise")
 axis_rule(aten("add", "sub", "subtract"), pointwise, joins=True, kind="pointwise")
-axis_rule(aten(*RANDOM), pointwise, kind="random")
-axis_rule(aten(*DROPOUTS), pointwise, kind="dropout", training="train")
+axis_rule(aten("rrelu"), pointwise, kind="pointwise", training="training")
+axis_rule(aten("detach"), pointwise, kind="pointwise", evaluation="self")  # of an extract, which has no gradients
+axis_rule(aten("to", "_to_copy", "type_as"), pointwise, kind="cast")
+axis_rule(aten("zeros_like", "ones_like", "full_like", "empty_like"), pointwise, kind="factory")
+axis_rule(aten("rand_like", "randn_like", "bernoulli"), pointwise, kind="random")
+
+
+def _dropout(*kinds: type[nn.Module]) -> Lifting:
+    """One class for any rank, or those of inputs of three, four and five dimensions."""
+
+    def read(values: Values, shapes: Shapes) -> Made | None:
+        kind = kinds[0] if len(kinds) == 1 else dict(zip((3, 4, 5), kinds, strict=True)).get(shapes.rank)
+        return (kind, {"p": values["p"]}) if kind is not None and values["train"] and values["p"] > 0 else None
+
+    return by_mode(read, "input", classes=("torch.nn.modules.dropout.",))
+
+
+for name, kinds in (
+    ("alpha_dropout", (nn.AlphaDropout,)),
+    ("dropout", (nn.Dropout,)),
+    ("feature_alpha_dropout", (nn.FeatureAlphaDropout,)),
+    ("feature_dropout", (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)),
+):
+    axis_rule(aten(name), pointwise, kind="dropout", training="train", evaluation="input", module=_dropout(*kinds))
 
 
 # the result and the mask
@@ -87,18 +138,27 @@ def _prelu(op: Op) -> Dims:
     return x
 
 
-axis_rule(aten("prelu.default"), _prelu)
+def _prelu_module(values: Values, shapes: Shapes) -> Made | None:
+    size = shapes.sizes["weight"]
+    return (nn.PReLU, {"num_parameters": size[0]}) if len(size) == 1 else None
+
+
+axis_rule(aten("prelu.default"), _prelu, module=of_tensors(_prelu_module, {"weight": "weight"}, "self"))
 
 
 def _drop_path(op: Op) -> Dims:
     return op.axes(op["x"])
 
 
+def _drop_path_module(values: Values, shapes: Shapes) -> Made | None:
+    return DropPath, {name: values[name] for name in ("keep_prob", "scale_by_keep", "mode")}
+
+
 def _like_other(op: Op) -> Dims:
     return broadcast(op, [op["other"], op["self"]])
 
 
-axis_rule(aten("expand_as.default"), _like_other)
+axis_rule(aten("expand_as.default"), _like_other, kind="expansion")
 
 
 # softmax normalises along its dimension: its entries compete, so leaving some out changes what it means
@@ -109,7 +169,13 @@ def _softmax(op: Op) -> Dims:
     return x
 
 
-axis_rule(aten("softmax.int", "log_softmax.int", "_softmax.default", "_log_softmax.default", "softmin"), _softmax)
+def _softmax_config(values: Values) -> dict[str, Any] | None:
+    return {"dim": values["dim"]} if values["dtype"] is None else None
+
+
+axis_rule(aten("softmax.int"), _softmax, module=plain(nn.Softmax, _softmax_config))
+axis_rule(aten("log_softmax.int"), _softmax, module=plain(nn.LogSoftmax, _softmax_config))
+axis_rule(aten("_softmax.default", "_log_softmax.default"), _softmax)
 
 
 # running sums and rotations depend on the order along their dimension
@@ -142,5 +208,11 @@ def _glu(op: Op) -> Dims:
     return (*x[:dim], halves[0], *x[dim + 1 :])
 
 
-axis_rule(aten("glu.default"), _glu)
-axis_rule(torch.ops.anytimeify.drop_path.default, _drop_path, kind="stochastic depth")
+axis_rule(aten("glu.default"), _glu, module=plain(nn.GLU, take(dim="dim")))
+axis_rule(
+    torch.ops.anytimeify.drop_path.default,
+    _drop_path,
+    kind="stochastic depth",
+    evaluation="x",
+    module=by_mode(_drop_path_module, "x", classes=("DropPath", "StochasticDepth")),
+)

@@ -2,15 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
+
+from torch import nn
 
 from anytimeify import factors
 from anytimeify.factors import Expr
 from anytimeify.ir import Size
+from anytimeify.rules.lifting import Lifting, Values, plain, plain_value, take
 from anytimeify.rules.op import Dims, Op, Resize
 from anytimeify.rules.table import axis_rule
 from anytimeify.rules.targets import aten
 
+
+def _window(*more: str) -> Callable[[Values], dict[str, Any] | None]:
+    def read(values: Values) -> dict[str, Any]:
+        stride = plain_value(values["stride"])
+        config = {"kernel_size": plain_value(values["kernel_size"]), "stride": stride or None}
+        return {**config, **{name: plain_value(values[name]) for name in ("padding", "ceil_mode", *more)}}
+
+    return read
+
+
+AVERAGE = ("count_include_pad", "divisor_override")
+MODULES: dict[str, Lifting] = {
+    "max_pool1d": plain(nn.MaxPool1d, _window("dilation")),
+    "max_pool2d": plain(nn.MaxPool2d, _window("dilation")),
+    "max_pool3d": plain(nn.MaxPool3d, _window("dilation")),
+    "avg_pool1d": plain(nn.AvgPool1d, _window("count_include_pad")),
+    "avg_pool2d": plain(nn.AvgPool2d, _window(*AVERAGE)),
+    "avg_pool3d": plain(nn.AvgPool3d, _window(*AVERAGE)),
+    "adaptive_avg_pool1d": plain(nn.AdaptiveAvgPool1d, take(output_size="output_size")),
+    "adaptive_avg_pool2d": plain(nn.AdaptiveAvgPool2d, take(output_size="output_size")),
+    "adaptive_avg_pool3d": plain(nn.AdaptiveAvgPool3d, take(output_size="output_size")),
+}
 for spatial, out, names in (
     ("h", "p", "max_pool1d avg_pool1d adaptive_avg_pool1d upsample_nearest1d upsample_linear1d"),
     (
@@ -18,7 +44,7 @@ for spatial, out, names in (
         "p q",
         "max_pool2d avg_pool2d adaptive_avg_pool2d _adaptive_avg_pool2d upsample_nearest2d upsample_bilinear2d "
         "upsample_bicubic2d "
-        "_upsample_bilinear2d_aa _upsample_bicubic2d_aa _upsample_nearest_exact2d lp_pool2d",
+        "_upsample_bilinear2d_aa _upsample_bicubic2d_aa _upsample_nearest_exact2d",
     ),
     (
         "h w d",
@@ -26,13 +52,16 @@ for spatial, out, names in (
         "max_pool3d avg_pool3d adaptive_avg_pool3d _adaptive_avg_pool3d upsample_nearest3d upsample_trilinear3d",
     ),
 ):
-    axis_rule(aten(*names.split()), [f"n c {spatial} -> n c {out}", f"c {spatial} -> c {out}"])
+    for name in names.split():
+        lines = [f"n c {spatial} -> n c {out}", f"c {spatial} -> c {out}"]
+        axis_rule(aten(name), lines, kind="pooling", module=MODULES.get(name, ()))
 for spatial, out, names in (
     ("h", "p", "max_pool1d_with_indices adaptive_max_pool1d"),
     ("h w", "p q", "max_pool2d_with_indices adaptive_max_pool2d"),
     ("h w d", "p q r", "max_pool3d_with_indices adaptive_max_pool3d"),
 ):
-    axis_rule(aten(*names.split()), [f"n c {spatial} -> n c {out}, n c {out}", f"c {spatial} -> c {out}, c {out}"])
+    lines = [f"n c {spatial} -> n c {out}, n c {out}", f"c {spatial} -> c {out}, c {out}"]
+    axis_rule(aten(*names.split()), lines, kind="pooling")
 
 
 axis_rule(aten("grid_sampler.default", "grid_sampler_2d.default"), "n c h w, n p q xy -> n c p q")
@@ -74,7 +103,7 @@ def _pads(r: Resize) -> dict[str, Any]:
     return {"pad": pads}
 
 
-axis_rule(aten("pad.default", "constant_pad_nd.default"), _pad, literals=_pads)
+axis_rule(aten("pad.default", "constant_pad_nd.default"), _pad, literals=_pads, kind="padding")
 
 
 def _pad_positions(op: Op) -> Dims:
@@ -87,7 +116,9 @@ def _pad_positions(op: Op) -> Dims:
 
 
 axis_rule(
-    aten(*(f"{kind}_pad{n}d.default" for kind in ("reflection", "replication") for n in (1, 2, 3))), _pad_positions
+    aten(*(f"{kind}_pad{n}d.default" for kind in ("reflection", "replication") for n in (1, 2, 3))),
+    _pad_positions,
+    kind="padding",
 )
 
 
@@ -112,8 +143,16 @@ def _pixel_unshuffle(op: Op) -> Dims:
     return (*rest, factors.product([c, r, r]), op.pinned(p, kind="position"), op.pinned(q, kind="position"))
 
 
-axis_rule(aten("pixel_shuffle.default"), _pixel_shuffle)
-axis_rule(aten("pixel_unshuffle.default"), _pixel_unshuffle)
+axis_rule(
+    aten("pixel_shuffle.default"),
+    _pixel_shuffle,
+    module=plain(nn.PixelShuffle, take(upscale_factor="upscale_factor")),
+)
+axis_rule(
+    aten("pixel_unshuffle.default"),
+    _pixel_unshuffle,
+    module=plain(nn.PixelUnshuffle, take(downscale_factor="downscale_factor")),
+)
 
 
 # (g c) -> (c g): the groups keep their number, the channels inside them are cut

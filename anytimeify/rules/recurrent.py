@@ -121,6 +121,7 @@ axis_rule(
     macs=_sequence_macs,
     kind="recurrent",
     training="train",
+    weights=("params",),
 )
 
 
@@ -150,4 +151,5 @@ axis_rule(
     _step,
     macs=_step_macs,
     kind="recurrent",
+    weights=("w_ih", "w_hh"),
 )

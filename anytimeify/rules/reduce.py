@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import fx
+
 from anytimeify.factors import ONE, Expr
 from anytimeify.ir import TensorType
 from anytimeify.rules.op import Dims, Op
 from anytimeify.rules.pointwise import pointwise
 from anytimeify.rules.table import axis_rule
 from anytimeify.rules.targets import aten
+from anytimeify.schema import bound
 
 
 def _reduce(op: Op) -> Any:
@@ -31,7 +34,17 @@ def _reduce(op: Op) -> Any:
 NAMES = (
     "mean sum amax amin prod any all var std var_mean std_mean logsumexp linalg_vector_norm norm nansum count_nonzero"
 )
-axis_rule(aten(*NAMES.split()), _reduce)
+axis_rule([one for one in aten(*NAMES.split()) if one not in aten("mean.dim")], _reduce, kind="reduction")
+
+
+def _averaged(node: fx.Node, dim: int) -> dict[fx.Node, int] | None:
+    given = bound(node)
+    wide = len(given["self"].meta["type"].shape)
+    gone = {one % wide for one in given["dim"] or range(wide)}
+    return None if given["keepdim"] else {given["self"]: [one for one in range(wide) if one not in gone][dim]}
+
+
+axis_rule(aten("mean.dim"), _reduce, kind="reduction", sources=_averaged)
 
 
 # the index of an extremum names an entry, so the dimension is pinned; its value alone does not
@@ -42,6 +55,10 @@ def _extremum(op: Op) -> Any:
     return _reduce(op)
 
 
-axis_rule(aten("max.dim", "min.dim", "argmax.default", "argmin.default", "median.dim", "mode.default"), _extremum)
-axis_rule(aten("max.default", "min.default", "median.default"), _reduce)
-axis_rule(aten("max.other", "min.other"), pointwise)
+axis_rule(
+    aten("max.dim", "min.dim", "argmax.default", "argmin.default", "median.dim", "mode.default"),
+    _extremum,
+    kind="reduction",
+)
+axis_rule(aten("max.default", "min.default", "median.default"), _reduce, kind="reduction")
+axis_rule(aten("max.other", "min.other"), pointwise, kind="pointwise")

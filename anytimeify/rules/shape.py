@@ -6,13 +6,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import fx, nn
 
 from anytimeify import factors
 from anytimeify.factors import ONE, Expr
 from anytimeify.ir import Size
+from anytimeify.rules.lifting import plain, take
 from anytimeify.rules.op import Call, Dims, Op, Resize
 from anytimeify.rules.table import axis_rule
 from anytimeify.rules.targets import aten
+from anytimeify.schema import bound
 
 
 def reshape(op: Op, axes: Dims, old: Sequence[Size], new: Sequence[Size]) -> Dims:
@@ -63,11 +66,33 @@ def _shape_argument(name: str) -> Any:
     return resize
 
 
+# where a dimension of the result lies in what is read, for the views of which it is told
+def _flattened(node: fx.Node, dim: int) -> dict[fx.Node, int] | None:
+    given = bound(node)
+    wide = len(given["self"].meta["type"].shape)
+    first, last = given["start_dim"] % wide, given["end_dim"] % wide
+    return None if dim == first else {given["self"]: dim + (last - first) * (dim > first)}
+
+
+def _unflattened(node: fx.Node, dim: int) -> dict[fx.Node, int] | None:
+    given = bound(node)
+    more = len(given["sizes"]) - 1
+    at = given["dim"] % (len(node.meta["type"].shape) - more)
+    return None if at <= dim <= at + more else {given["self"]: dim - more * (dim > at)}
+
+
 axis_rule(
     aten("view.default", "_unsafe_view.default"), _view, literals=_shape_argument("size"), view=True, kind="reshape"
 )
 axis_rule(aten("reshape.default"), _view, literals=_shape_argument("shape"), view=True, kind="reshape")
-axis_rule(aten("flatten.using_ints"), _view, view=True, kind="reshape")
+axis_rule(
+    aten("flatten.using_ints"),
+    _view,
+    view=True,
+    kind="reshape",
+    sources=_flattened,
+    module=plain(nn.Flatten, take(start_dim="start_dim", end_dim="end_dim")),
+)
 
 
 def _unflatten(r: Resize) -> dict[str, Any]:
@@ -77,7 +102,7 @@ def _unflatten(r: Resize) -> dict[str, Any]:
     return {"sizes": r.shape_argument(r.arguments["sizes"], old, new)}
 
 
-axis_rule(aten("unflatten.int"), _view, literals=_unflatten, view=True, kind="reshape")
+axis_rule(aten("unflatten.int"), _view, literals=_unflatten, view=True, kind="reshape", sources=_unflattened)
 
 
 def _view_as(op: Op) -> Dims:
@@ -127,12 +152,22 @@ def _movedim(op: Op) -> Dims:
     return tuple(x[dim] for dim in order)
 
 
-axis_rule(aten("permute.default"), _permute, view=True)
-axis_rule(aten("transpose.int", "swapaxes.default", "swapdims.default"), _transpose, view=True)
+def _transposed(node: fx.Node, dim: int) -> dict[fx.Node, int]:
+    given, rank = bound(node), len(node.meta["type"].shape)
+    one, other = given["dim0"] % rank, given["dim1"] % rank
+    return {given["self"]: {one: other, other: one}.get(dim, dim)}
+
+
+axis_rule(aten("permute.default"), _permute, view=True, kind="permutation")
+axis_rule(aten("transpose.int"), _transpose, view=True, kind="permutation", sources=_transposed)
+axis_rule(aten("swapaxes.default", "swapdims.default"), _transpose, view=True, kind="permutation")
 axis_rule(
-    aten("t.default", "numpy_T.default", "mT.default", "matrix_H.default", "adjoint.default"), _reverse_last, view=True
+    aten("t.default", "numpy_T.default", "mT.default", "matrix_H.default", "adjoint.default"),
+    _reverse_last,
+    view=True,
+    kind="permutation",
 )
-axis_rule(aten("movedim", "moveaxis"), _movedim, view=True)
+axis_rule(aten("movedim", "moveaxis"), _movedim, view=True, kind="permutation")
 
 
 # expand makes axes that have one entry long: their length is open, and follows whatever they meet
@@ -145,7 +180,13 @@ def _expand(op: Op) -> Dims:
     )
 
 
-axis_rule(aten("expand.default", "broadcast_to.default"), _expand, literals=_shape_argument("size"), view=True)
+axis_rule(
+    aten("expand.default", "broadcast_to.default"),
+    _expand,
+    literals=_shape_argument("size"),
+    view=True,
+    kind="expansion",
+)
 
 
 # repeat: (times c); repeat_interleave: (c times)
@@ -161,7 +202,7 @@ def _repeat(op: Op) -> Dims:
     )
 
 
-axis_rule(aten("repeat.default", "tile.default"), _repeat)
+axis_rule(aten("repeat.default", "tile.default"), _repeat, kind="expansion")
 
 
 def _repeat_interleave(op: Op) -> Dims:
@@ -174,4 +215,6 @@ def _repeat_interleave(op: Op) -> Dims:
     return tuple(x)
 
 
-axis_rule(aten("repeat_interleave.self_int"), _repeat_interleave)
+axis_rule(
+    aten("repeat_interleave.self_int"), _repeat_interleave, kind="expansion", placed=lambda node: ()
+)  # with a batch that stays as it is

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -20,14 +20,19 @@ from anytimeify import factors
 from anytimeify._torch import OpOverload
 from anytimeify.ir import Size, TensorType
 from anytimeify.rules.contractions import Contraction, contractions_in
+from anytimeify.rules.lifting import Lifting
 from anytimeify.rules.notation import Dots, Notation, parse
 from anytimeify.rules.op import Call, Op, Resize, apply, flat_nodes, solve
 from anytimeify.schema import bound
 
-__all__ = ["Kind", "Rule", "axis_rule", "build_rule", "contractions", "has_kind", "registered", "rule_of", "unregister"]
+__all__ = [
+    *("Kind", "Rule", "axis_rule", "build_rule", "contractions", "has_kind", "notation_of", "registered", "rule_of"),
+    *("traits", "unregister"),
+]
 
 Infer: TypeAlias = Callable[[Op], Any]
 Resizer: TypeAlias = Callable[[Resize], dict[str, Any] | Call]
+Sources: TypeAlias = "Callable[[fx.Node, int], dict[fx.Node, int] | None]"
 Kind: TypeAlias = Literal[
     "layer",  # multiplies what it reads with weights, and adds up
     "recurrent",  # a layer with a state
@@ -35,6 +40,7 @@ Kind: TypeAlias = Literal[
     "norm",
     "lookup",  # rows of a table
     "pointwise",
+    "cast",  # the same elements in another type or place
     "dropout",  # elements or whole channels, in training alone
     "stochastic depth",  # whole samples, in training alone
     "random",  # draws numbers
@@ -48,6 +54,11 @@ Kind: TypeAlias = Literal[
     "pooling",
     "padding",
     "factory",  # made of sizes and numbers
+    "gather",  # elements read from, or written to, places that indices say
+    "size",  # of a tensor
+    "choice",  # one operand in training, another in eval mode
+    "mode",  # what else training does besides
+    "autograd function",
     "other",
 ]
 
@@ -64,8 +75,19 @@ class Rule:
     notation: Callable[[fx.Node], Notation | None] | None = None  # the line that fits a call
     kind: Kind = "other"
     training: str | None = None  # the argument that says whether it trains
+    evaluation: str | None = None  # the operand that is the result in eval mode
+    writes: str | None = None  # the buffer that a forward pass in training writes to
+    bias: str | None = None  # the argument that a layer adds
+    weights: tuple[str, ...] = ()  # arguments that hold weights, where no notation says so
+    groups: str | None = None  # the argument that is the number of groups of channels
+    products: Callable[[fx.Node], bool] | None = None  # whether a call is nothing but the sum that its notation says
+    triangular: Callable[[fx.Node], Call | None] | None = None  # the same with a block-triangular weight
+    placed: Callable[[fx.Node], Sequence[int]] | None = None  # dimensions of the first operand told apart by place
+    sources: Sources | None = None  # where a dimension of the result lies in the operands, if nothing mixes along it
+    modules: tuple[Lifting, ...] = ()  # the modules that compute it
 
 
+_UNKNOWN = Rule(lambda op: op.give_up("no axis rule for this operation"))
 _RULES: dict[Any, Rule] = {}  # by overload, or by name where the operator's library may be imported later
 _OUTSIDE: set[Any] = set()  # those that were registered outside of this package
 
@@ -76,17 +98,25 @@ def rule_of(target: Any) -> Rule | None:
     return _RULES.get(str(target)) if rule is None and isinstance(target, OpOverload) else rule
 
 
+def traits(node: fx.Node) -> Rule:
+    """What is known of the operation that a node calls; nothing of other nodes, and of operations without a rule."""
+    return (rule_of(node.target) if node.op == "call_function" else None) or _UNKNOWN
+
+
 def has_kind(node: fx.Node, *kinds: Kind) -> bool:
     """Whether a node calls an operation of one of some kinds."""
-    rule = rule_of(node.target) if node.op == "call_function" else None
-    return rule is not None and rule.kind in kinds
+    return traits(node).kind in kinds
+
+
+def notation_of(node: fx.Node) -> Notation | None:
+    """The line of factor notation that fits a call."""
+    line = traits(node).notation
+    return line(node) if line is not None else None
 
 
 def contractions(node: fx.Node) -> tuple[Contraction, ...]:
     """Every way to see a call as a layer; none where its rule has no notation, or does not contract."""
-    rule = rule_of(node.target) if node.op == "call_function" else None
-    line = rule.notation(node) if rule is not None and rule.notation is not None else None
-    kind = node.meta["type"]
+    line, kind = notation_of(node), node.meta.get("type")
     if line is None or not line.contracted or not isinstance(kind, TensorType):
         return ()
     return tuple(contractions_in(line, tensor_operands(node), kind))
@@ -129,6 +159,16 @@ def axis_rule(
     notation: str | Sequence[str] | Callable[[fx.Node], Notation | None] | None = None,
     kind: Kind | None = None,
     training: str | None = None,
+    evaluation: str | None = None,
+    writes: str | None = None,
+    bias: str | None = None,
+    weights: Sequence[str] = (),
+    groups: str | None = None,
+    products: bool | Callable[[fx.Node], bool] = False,
+    triangular: Callable[[fx.Node], Call | None] | None = None,
+    placed: Callable[[fx.Node], Sequence[int]] | None = None,
+    sources: Sources | None = None,
+    module: Lifting | Sequence[Lifting] = (),
     later: bool = False,
 ) -> None:
     """Register the rule of one operation (or of a list of them).
@@ -144,12 +184,39 @@ def axis_rule(
         them.
     kind: what the operation is; where not given, a layer if something is contracted and multiplied.
     training: the argument that says whether it trains.
+    evaluation: the operand that is the result in eval mode, as of a dropout.
+    writes: the argument that is a buffer which a forward pass in training writes to.
+    bias: the argument that a layer adds.
+    weights: the arguments that hold weights of a layer, where no line says so.
+    groups: the argument that is the number of groups of channels: members of an ensemble are more groups.
+    products: whether the result is the sum of products that the line says, as `torch.einsum` computes it, and the bias
+        besides: members of an ensemble are another index. A function of the node where arguments decide.
+    triangular: a function of the node that gives the call of an operation of ours which leaves out what a
+        block-triangular weight does not have.
+    placed: a function of the node that gives the dimensions of the first operand whose entries are told apart by where
+        they stand, though the result has them too; where not given, the argument `dim`.
+    sources: a function of the node and a dimension of its result that says in which operands, and which dimension of
+        each, the same entries lie; None where they do not, or where they are not all in one place.
+    module: the modules that compute it, the first that fits is taken.
 
     What is registered outside of this package may be registered again, as when a notebook's cell runs twice. Raises
     `ValueError` for names that torch does not know, operations of ours that have a rule, and malformed lines.
     """
-    built = build_rule(
-        rule, literals=literals, macs=macs, view=view, joins=joins, notation=notation, kind=kind, training=training
+    built = replace(
+        build_rule(rule, literals=literals, macs=macs, notation=notation, kind=kind),
+        view=view,
+        joins=joins,
+        training=training,
+        evaluation=evaluation,
+        writes=writes,
+        bias=bias,
+        weights=tuple(weights),
+        groups=groups,
+        products=products if callable(products) else _always if products else None,
+        triangular=triangular,
+        placed=placed,
+        sources=sources,
+        modules=(module,) if isinstance(module, Lifting) else tuple(module),
     )
     for one in target if isinstance(target, list | tuple) else [target]:
         key = one if not isinstance(one, str) else one if later else overload(one)
@@ -187,16 +254,13 @@ def build_rule(
     *,
     literals: Any = None,
     macs: Any = (),
-    view: bool = False,
-    joins: bool = False,
     notation: Any = None,
     kind: Kind | None = None,
-    training: str | None = None,
 ) -> Rule:
     """The `Rule` that `axis_rule` would register; for rules that choose between several at run time."""
     if callable(rule):
         line = _line_of(_parsed(notation)) if isinstance(notation, str | list | tuple) else notation
-        return Rule(rule, literals, macs or None, view, joins, line, kind or "other", training)
+        return Rule(rule, literals, macs or None, notation=line, kind=kind or "other")
     lines = _parsed(rule)
     counted = [item.split() for item in ([macs] if isinstance(macs, str) else macs)]
     sizes = tuple(literals) if isinstance(literals, Mapping) else ()
@@ -236,12 +300,13 @@ def build_rule(
         infer,
         literals if callable(literals) else resize if literals else None,
         count if counted else None,
-        view,
-        joins,
-        line_of,
-        kind or ("layer" if contracts else "other"),
-        training,
+        notation=line_of,
+        kind=kind or ("layer" if contracts else "other"),
     )
+
+
+def _always(node: fx.Node) -> bool:
+    return True
 
 
 def _parsed(lines: str | Sequence[str]) -> tuple[Notation, ...]:

@@ -9,24 +9,31 @@ import torch
 from anytimeify._torch import schema
 from anytimeify.schema import is_mutable
 
+__all__ = ["aten"]
+
+NOT_IN_EVERY_TORCH = frozenset[str]()  # names that an older or newer torch lacks
+
 
 def aten(*names: str) -> list[Any]:
-    """All functional overloads of ATen operations; `name.overload` picks one. Names that this torch lacks are
-    skipped.
-    """
+    """All functional overloads of ATen operations; `name.overload` picks one. Raises `ValueError` for names that torch
+    does not have, but for those of which it is known that some versions lack them."""
     found: list[Any] = []
     for name in names:
-        packet_name, _, overload = name.partition(".")
-        packet = getattr(torch.ops.aten, packet_name, None)
-        if packet is None:
-            continue
-        for one in [overload] if overload else packet.overloads():
-            target = getattr(packet, one, None)
-            if _names_dimensions(one):
-                continue
-            if target is not None and _gives_tensors(target) and not is_mutable(target) and target not in found:
-                found.append(target)
+        targets = _overloads(name)
+        if not targets and name not in NOT_IN_EVERY_TORCH:
+            raise ValueError(f"torch has no functional operation aten.{name}")
+        found += [target for target in targets if target not in found]
     return found
+
+
+def _overloads(name: str) -> list[Any]:
+    packet_name, _, overload = name.partition(".")
+    packet = getattr(torch.ops.aten, packet_name, None)
+    if packet is None:
+        return []
+    named = [one for one in ([overload] if overload else packet.overloads()) if not _names_dimensions(one)]
+    targets = [getattr(packet, one, None) for one in named]
+    return [one for one in targets if one is not None and _gives_tensors(one) and not is_mutable(one)]
 
 
 def _gives_tensors(target: Any) -> bool:

@@ -9,7 +9,8 @@ import torch
 from torch import fx
 
 from anytimeify.ir import Size
-from anytimeify.kernels import staircase
+from anytimeify.kernels import TriangularConv, TriangularLinear, staircase
+from anytimeify.rules.lifting import Made, Shapes, Values, of_tensors
 from anytimeify.rules.op import Dims, Op
 from anytimeify.rules.table import Infer, axis_rule, build_rule
 from anytimeify.schema import bound
@@ -50,5 +51,38 @@ def _convolution(op: Op) -> Dims:
 
 _BY_RANK = {rank: _fixed(line) for rank, line in _CONVOLUTIONS.items()}
 
-axis_rule(torch.ops.anytimeify.triangular_conv.default, _convolution, macs=_macs)
-axis_rule(torch.ops.anytimeify.triangular_linear.default, _fixed("... i, o i, o -> ... o"), macs=_macs)
+
+def _conv_module(values: Values, shapes: Shapes) -> Made:
+    outputs, inputs, *kernel = shapes.sizes["weight"]
+    window = {name: tuple(values[name]) for name in ("stride", "padding", "dilation")}
+    sizes = {"in_channels": inputs, "out_channels": outputs, "kernel_size": tuple(kernel)}
+    return TriangularConv, {**sizes, **_levels(values), **window}
+
+
+def _linear_module(values: Values, shapes: Shapes) -> Made:
+    outputs, inputs = shapes.sizes["weight"]
+    return TriangularLinear, {"in_features": inputs, "out_features": outputs, **_levels(values)}
+
+
+def _levels(values: Values) -> dict[str, Any]:
+    ends = {name: tuple(values[name]) for name in ("rows", "columns")}
+    return {**ends, "levels": values["levels"], "bias": values["bias"] is not None}
+
+
+_LINEAR = "... i, o i, o -> ... o"
+axis_rule(
+    torch.ops.anytimeify.triangular_conv.default,
+    _convolution,
+    macs=_macs,
+    notation=list(_CONVOLUTIONS.values()),
+    kind="layer",
+    module=of_tensors(_conv_module),
+)
+axis_rule(
+    torch.ops.anytimeify.triangular_linear.default,
+    _fixed(_LINEAR),
+    macs=_macs,
+    notation=_LINEAR,
+    kind="layer",
+    module=of_tensors(_linear_module),
+)

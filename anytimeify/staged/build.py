@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-import torch
 from torch import fx
 
 from anytimeify import names
@@ -19,12 +18,11 @@ from anytimeify.passes.fold_batch_norms import fold_batch_norms
 from anytimeify.passes.project import project
 from anytimeify.passes.resume import Step, steps
 from anytimeify.rewritten import Rewritten
+from anytimeify.rules import has_kind
 from anytimeify.staged.chain import Chain, Stage
 from anytimeify.staged.network import Staged
 
 __all__ = ["build"]
-
-aten = torch.ops.aten
 
 
 def build(
@@ -84,8 +82,8 @@ def _local_sizes(step: Step) -> Step:
     Rewrites the step's own graph."""
     graph = step.graph
     placeholders = graph.find_nodes(op="placeholder")
-    read = [node for node in placeholders if any(user.target is not aten.sym_size.int for user in node.users)]
-    for node in graph.find_nodes(op="call_function", target=aten.sym_size.int):
+    read = [node for node in placeholders if any(not has_kind(user, "size") for user in node.users)]
+    for node in [node for node in graph.nodes if has_kind(node, "size")]:
         if node.all_input_nodes[0] in read:
             continue
         found = next(((one, dim) for one, dim in _dimensions(read) if type_of(one).shape[dim] == type_of(node)), None)
