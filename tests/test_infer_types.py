@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,8 +16,19 @@ import anytimeify.kernels.operators
 import anytimeify.operators.derivatives
 import anytimeify.operators.modes  # noqa: F401  # each registers operations that the cases call
 from anytimeify.capture import capture
+from anytimeify.contract.spec import verify
 from anytimeify.ir import Captured, Origin, Program, Size, TensorType
-from anytimeify.ir.infer_types import UNKNOWN, TypeInferenceError, agree, fits, infer_type, inferred_type, retyped
+from anytimeify.ir.infer_types import (
+    UNKNOWN,
+    TypeInferenceError,
+    agree,
+    fits,
+    infer_type,
+    inferred_type,
+    recast,
+    retyped,
+)
+from anytimeify.ir.node_meta import type_of
 from anytimeify.ir.size_expressions import expression_of, monomial
 
 aten = torch.ops.aten
@@ -77,6 +89,8 @@ CASES: list[tuple[Callable[..., Any], Sequence[Any], Any]] = [
         (kind(5, "s0", 6), [kind(2, "s0", 4), kind(2, "s0", 4)], [], True, 1, 0.0, True, True, False),
         (kind(5, "s0", 8), kind(2, "s0", 4), kind(2, "s0", 4)),
     ),
+    (aten.batch_norm.default, (kind(1, 6), None, None, None, None, True, 0.1, 1e-5, False), kind(1, 6)),
+    (aten.embedding_bag.padding_idx, (MATRIX, INDEX, INDEX, False, 0, False, None, False, None), UNKNOWN),
     (aten.nonzero.default, (MASK,), UNKNOWN),
     (aten.index.Tensor, (X, [MASK]), UNKNOWN),
 ]
@@ -226,3 +240,16 @@ def test_sizes_that_were_written_down_are_refused() -> None:
         retyped(program, [kind(7, 3, 5)])
     with pytest.raises(TypeInferenceError, match="has 1 inputs; 2 types are given"):
         retyped(program, [X, X])
+
+
+def test_types_follow_the_precision_of_the_tensors() -> None:
+    captured = capture(resnet(), torch.randn(2, 3, 64, 64))
+    program = captured.program
+    assert recast(program) is program
+    double = {
+        name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in program.tensors.items()
+    }
+    cast = recast(replace(program, tensors=double))
+    verify(cast)
+    assert type_of(cast.placeholders[0]).dtype is type_of(cast.outputs[0]).dtype is torch.float64
+    assert type_of(program.outputs[0]).dtype is torch.float32

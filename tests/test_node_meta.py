@@ -70,6 +70,7 @@ VALUES = [
     ("checkpoint", 0, [None, True]),
     ("part", True, [False, 1]),
     ("kept", 3, [-1, "all"]),
+    ("through", True, [False, 1]),
     ("kept_weight", 3, [None]),
     ("blocks", ((ROWS, ROWS),), [(ROWS, ROWS), [(ROWS, ROWS)]]),
     ("granularity", "coarse", [1]),

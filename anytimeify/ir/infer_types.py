@@ -18,7 +18,7 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import sympy
 import torch
@@ -27,7 +27,7 @@ from torch import Tensor, fx
 from anytimeify._torch import VALUES_WANTED, OpOverload, SymbolicSizes, schema
 from anytimeify.errors import AnytimeError
 from anytimeify.ir import Program, Size, TensorType, type_text
-from anytimeify.ir.node_meta import Type, origin_of, type_of
+from anytimeify.ir.node_meta import Type, origin_of, tensor_type, type_of
 from anytimeify.ir.size_expressions import expression_of, monomial
 from anytimeify.operators.derivatives import AUTOGRAD_FUNCTION
 
@@ -39,6 +39,7 @@ __all__ = [
     "fits",
     "infer_type",
     "inferred_type",
+    "recast",
     "result_type",
     "retyped",
 ]
@@ -94,21 +95,56 @@ def retyped(program: Program, placeholder_types: Sequence[TensorType]) -> Progra
         raise TypeInferenceError(
             f"the program has {len(placeholders)} inputs; {len(placeholder_types)} types are given"
         )
-    given = dict(zip(placeholders, placeholder_types, strict=True))
+    return _with_types(program, dict(zip(placeholders, placeholder_types, strict=True)), _following)
+
+
+def recast(program: Program) -> Program:
+    """The same program with the types that it has in the precision of its tensors, which may have been cast since types
+    were written; inputs are cast as the tensors of their precision are. The program itself where nothing was cast."""
+    given: dict[fx.Node, Type] = {}
+    cast: dict[torch.dtype, torch.dtype] = {}
+    for node in program.graph.find_nodes(op="get_attr"):
+        kind, now = tensor_type(node), program.tensors[str(node.target)].dtype
+        given[node] = replace(kind, dtype=now)
+        if now != kind.dtype:
+            cast[kind.dtype] = now
+    if not cast:
+        return program
+
+    def in_precision(kind: Type) -> Type:
+        if isinstance(kind, tuple):
+            return tuple(map(in_precision, kind))
+        return replace(kind, dtype=cast.get(kind.dtype, kind.dtype)) if isinstance(kind, TensorType) else kind
+
+    def following(node: fx.Node, types: Mapping[fx.Node, Type]) -> Type:
+        try:
+            found = _infer(node.target, node.args, node.kwargs, types.__getitem__)
+        except TypeInferenceError:  # cast in part, so that it does not run: what runs it will say so
+            found = UNKNOWN
+        return in_precision(type_of(node)) if found is UNKNOWN else found
+
+    given.update({node: in_precision(type_of(node)) for node in program.placeholders})
+    return _with_types(program, given, following)
+
+
+Following: TypeAlias = Callable[[fx.Node, Mapping[fx.Node, Type]], Type]
+
+
+def _with_types(program: Program, given: Mapping[fx.Node, Type], following: Following) -> Program:
+    """A copy of a program with some types given, and those of calls by what they follow from."""
     types: dict[fx.Node, Type] = {}
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     for node in program.graph.nodes:
         copies[node] = graph.node_copy(node, copies.__getitem__)
         copies[node].meta = dict(node.meta)
-        if node.op == "output":
-            continue
-        types[node] = _retyped(node, types) if node.op == "call_function" else given.get(node, type_of(node))
-        copies[node].meta["type"] = types[node]
+        if node.op != "output":
+            types[node] = following(node, types) if node.op == "call_function" else given.get(node, type_of(node))
+            copies[node].meta["type"] = types[node]
     return replace(program, graph=graph)
 
 
-def _retyped(node: fx.Node, types: Mapping[fx.Node, Type]) -> Type:
+def _following(node: fx.Node, types: Mapping[fx.Node, Type]) -> Type:
     if all(types[source] == type_of(source) for source in node.all_input_nodes):
         return type_of(node)
     where = f"node '{node.name}' ({node.target}, {origin_of(node)})"
@@ -125,7 +161,8 @@ def fits(node: fx.Node) -> bool:
     """Whether `meta["type"]` of a call is the type that the operation gives, or that type does not follow from the
     operands'. Where sizes are no monomials, numbers are compared. Raises `TypeInferenceError`."""
     if _is_known(node.target):
-        return agree(inferred_type(node), type_of(node))
+        found = inferred_type(node)
+        return found is UNKNOWN or agree(found, type_of(node))
     return _fits(_call(node.target, node.args, node.kwargs, type_of), type_of(node))
 
 
@@ -191,12 +228,16 @@ def _infer(
         return tuple(kind(node) for node in args[0])
     if target in _RECURRENT:
         return _recurrent(args, kind)
+    if target is aten.batch_norm.default:  # run, it divides by the number of samples less one
+        return kind(args[0])
+    if target in _DIFFERENT:
+        return UNKNOWN
     return _inferred(_call(target, args, kwargs, kind))
 
 
 def _is_known(target: object) -> bool:
     """Whether nothing has to be run."""
-    return target in (operator.getitem, AUTOGRAD_FUNCTION) or target in _RECURRENT
+    return target in (operator.getitem, AUTOGRAD_FUNCTION, aten.batch_norm.default) or target in _RECURRENT | _DIFFERENT
 
 
 def _call(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any], kind: Callable[[fx.Node], Type]) -> _Call:
@@ -213,6 +254,9 @@ def _frozen(value: Any, kind: Callable[[fx.Node], Type]) -> Any:
     return _Number(type(value), value) if isinstance(value, bool | int | float | complex) else value
 
 
+# Their kernels for tensors without data differ from the others: `_grouped_mm` takes bfloat16 alone, and of the
+# by-products of `embedding_bag` the sizes are others.
+_DIFFERENT = frozenset({aten._grouped_mm.default, aten.embedding_bag.default, aten.embedding_bag.padding_idx})
 _RECURRENT = frozenset({aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input})
 
 
@@ -227,7 +271,7 @@ def _recurrent(args: Sequence[Any], kind: Callable[[fx.Node], Type]) -> Type:
 
 
 # What torch raises where an operation and its operands do not go together.
-_FAILURES = (NotImplementedError, RuntimeError, ValueError, IndexError, TypeError, OverflowError)
+_FAILURES = (NotImplementedError, RuntimeError, ValueError, IndexError, TypeError, ArithmeticError)
 
 
 @lru_cache(maxsize=8192)
@@ -257,7 +301,7 @@ def _takes_some(call: _Call) -> bool:
 
 def _refused(call: _Call, error: Exception) -> Unknown:
     text = str(error).strip()
-    if isinstance(error, VALUES_WANTED) or "meta tensors" in text:
+    if isinstance(error, VALUES_WANTED) or "meta tensors" in text or "no fake impl" in text:
         return UNKNOWN
     operands = ", ".join(map(type_text, call.types()))
     raise TypeInferenceError(

@@ -8,10 +8,11 @@ from typing import Any
 
 from torch import Size, Tensor, nn
 
-from anytimeify.analysis.axes import Axes
+from anytimeify.analysis.axes import Axes, analyse
 from anytimeify.codegen.stacked_parameters import first_member
 from anytimeify.errors import ArgumentError
 from anytimeify.ir import Captured, Program
+from anytimeify.ir.infer_types import recast
 from anytimeify.ir.rewritten import Rewritten, Role
 from anytimeify.passes.options import Options
 from anytimeify.passes.scheme import Scheme
@@ -57,6 +58,7 @@ class Definition:
         return {name: self.captured.program.tensors[name].shape for name in self.rewritten.stacks}
 
     def captured_with(self, tensors: Mapping[str, Tensor]) -> Captured:
+        """The backbone as `axes` know it: where tensors have been cast, types say the precision before."""
         shapes = {name: tensor.shape for name, tensor in self.captured.program.tensors.items()}
         parts: dict[int, Tensor] = {}  # tied stacks have tied parts
         own = {
@@ -68,8 +70,15 @@ class Definition:
         }
         return replace(self.captured, program=_with(self.captured.program, own))
 
+    def recast_with(self, captured: Captured) -> tuple[Captured, Axes]:
+        """A backbone of `captured_with` and its axes, for a scheme: in the precision of its tensors."""
+        program = recast(captured.program)
+        if program is captured.program:
+            return captured, self.axes
+        return replace(captured, program=program), analyse(program)
+
     def rewritten_with(self, tensors: Mapping[str, Tensor]) -> Rewritten:
-        return replace(self.rewritten, program=_with(self.rewritten.program, tensors))
+        return replace(self.rewritten, program=recast(_with(self.rewritten.program, tensors)))
 
     # Its granularities, by name.
 

@@ -94,6 +94,10 @@ class Described(Watched):
         """The backbone in canonical form, with the tensors of this model as they are now."""
         return self._definition.captured_with(self.tensors())
 
+    def _recast(self) -> tuple[Captured, Axes]:
+        """The backbone and its axes in the precision of its tensors."""
+        return self._definition.recast_with(self.captured)
+
     @property
     def rewritten(self) -> Rewritten:
         """The joint graph in canonical form, with the tensors of this model as they are now."""

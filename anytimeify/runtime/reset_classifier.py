@@ -62,7 +62,7 @@ def new_heads(module: nn.Module, compiled: Compiled, live: Mapping[str, Tensor],
 def _made(definition: Definition, captured: Captured, classes: int) -> tuple[Captured, Axes, Rewritten]:
     """The backbone with a new head, and what the scheme makes of it."""
     with torch.inference_mode(False):
-        made = with_classes(captured, definition.axes, classes)
+        made = with_classes(*definition.recast_with(captured), classes)
         axes = analyse(made.program)
         return made, axes, definition.options.apply(definition.scheme, made, axes)
 

@@ -139,7 +139,7 @@ class SandwichSampler(nn.Module):
         scheme = NestedChannels(
             (width, 1.0), where=self.where, norms="shared", heads="shared", multiple_of=self.multiple_of
         )
-        return run_pass(scheme.name, scheme.apply, self.net.captured, self.net.axes).program, 0
+        return run_pass(scheme.name, scheme.apply, *self.net._recast()).program, 0
 
     def _kept(self, width: float) -> tuple[Program, list[int]]:
         program, index = self._program(width)

@@ -11,7 +11,7 @@ import math
 import operator
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import astuple, replace
+from dataclasses import astuple
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from anytimeify.codegen.stacked_parameters import first_member
 from anytimeify.contract.spec import INTEGER_FUNCTIONS
 from anytimeify.errors import ArtifactError
 from anytimeify.ir import Origin, Program, Signature, Size, TensorType
+from anytimeify.ir.infer_types import recast
 from anytimeify.ir.node_meta import checkpoint_of, origin_of, type_of
 from anytimeify.ir.schema import is_mutable
 from anytimeify.rules.table import has_rule, of_other_libraries
@@ -87,8 +88,6 @@ def decode_program(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Pr
         _check(name not in nodes, f"there are two nodes {name!r}")
         node = graph.create_node(op, _target(op, entry["target"], tensors), args, kwargs, _identifier(name))
         node.meta["type"] = _decode_type(entry["type"])
-        if op == "get_attr":  # a model that was saved in another precision than it was captured in
-            node.meta["type"] = replace(type_of(node), dtype=tensors[entry["target"]].dtype)
         node.meta["origin"] = Origin(*map(str, entry["origin"]))
         _check(
             not origin_of(node).module_path or _TENSOR_NAME.fullmatch(origin_of(node).module_path),
@@ -99,7 +98,8 @@ def decode_program(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Pr
             node.meta["checkpoint"] = entry["checkpoint"]
         nodes[name] = node
     _check(bool(nodes) and next(reversed(nodes.values())).op == "output", "the graph has no output")
-    return Program(graph, dict(tensors), frozenset(map(str, data["transient"])))
+    # A model may have been saved in another precision than it was captured in.
+    return recast(Program(graph, dict(tensors), frozenset(map(str, data["transient"]))))
 
 
 def encode_signature(signature: Signature) -> dict[str, Any]:

@@ -349,5 +349,5 @@ def test_a_number_that_is_none_is_refused() -> None:
     with pytest.raises(ArtifactError, match="has no number"):
         decode_program(data, program.tensors)
     next(node for node in program.graph.nodes if "checkpoint" in node.meta).meta["checkpoint"] = None
-    with pytest.raises(SpecError, match="no number of a part"):
+    with pytest.raises(SpecError, match="the number of the recomputed part"):
         verify(program, after="a test")
