@@ -8,7 +8,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def import_name(source: Path) -> str:
-    """`passes/narrow.py` -> `anytimeify.passes.rewrites.narrow`; a package goes by the name of its folder."""
+    """`passes/rewrites/narrow.py` -> `anytimeify.passes.rewrites.narrow`; a package goes by the name of its folder."""
     parts = list(source.relative_to(ROOT).with_suffix("").parts)
     if parts[0] == "passes":
         parts.insert(0, "anytimeify")

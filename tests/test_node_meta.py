@@ -52,7 +52,7 @@ def keys(tree: ast.AST) -> Iterator[str]:
 @pytest.mark.parametrize("module", sorted(name for name in FILES if not name.startswith(OTHER_META)))
 def test_no_key_is_undeclared(module: str) -> None:
     declared = {*KEYS, *EXPORTED, *MODULE_KEYS}
-    assert set(keys(ast.parse(FILES[module].read_text()))) <= declared, "declare it in anytimeify/node_meta.py"
+    assert set(keys(ast.parse(FILES[module].read_text()))) <= declared, "declare it in anytimeify/ir/node_meta.py"
 
 
 def test_undeclared_keys_are_found() -> None:
