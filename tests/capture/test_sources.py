@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from anytimeify.capture import sources as package
 from anytimeify.capture import capture, resolve
+from anytimeify.capture import sources as package
 from anytimeify.capture.sources.registry import kinds
 from anytimeify.errors import AnytimeError, ArgumentError, ArtifactError, CaptureError, MissingExtraError
 from tests.capture.helpers import text
