@@ -58,7 +58,9 @@ class Layers:
         """The layers in graph order, each with its weights."""
         found = {}
         for node in self.program.graph.nodes:
-            if node.op == "call_function" and node not in self.constant:
+            if node in self.constant or not any(map(self.constant.get, node.all_input_nodes)):
+                continue
+            if node.op == "call_function":
                 own = tuple(one for one in may_be_weights(node) if self.constant.get(one, False))
                 if own:
                     found[node] = own
