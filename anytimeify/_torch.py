@@ -35,7 +35,6 @@ from typing import Any
 import sympy
 import torch
 from torch import Tensor, fx, nn
-from torch._dynamo.source import ConstantSource
 from torch._ops import HigherOrderOperator, OpOverload
 from torch._subclasses import FakeTensorMode
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
@@ -148,6 +147,8 @@ class SymbolicSizes:
     decides where an operation asks about sizes."""
 
     def __init__(self, values: Mapping[sympy.Symbol, int]) -> None:
+        from torch._dynamo.source import ConstantSource  # takes as long to import as all of this package
+
         self._environment = ShapeEnv(allow_scalar_outputs=False, allow_dynamic_output_shape_ops=False)
         self._mode = FakeTensorMode(shape_env=self._environment, allow_non_fake_inputs=True)
         self._values = dict(values)

@@ -14,7 +14,7 @@ import importlib
 import itertools
 import pkgutil
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from types import NoneType, UnionType
 from typing import Any, ClassVar, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from anytimeify.analysis.axes import Axes, Widths
 from anytimeify.errors import SchemeError, refusing
-from anytimeify.ir import Captured
+from anytimeify.ir import Captured, Program
 from anytimeify.ir.rewritten import Rewritten
 
 __all__ = ["Composed", "Scheme", "compose", "parse_scheme", "schemes"]
@@ -55,10 +55,10 @@ class Scheme:
         """
         raise NotImplementedError
 
-    def backbone_inputs(self, captured: Captured, axes: Axes, level: int) -> tuple[Tensor, ...] | None:
-        """Inputs for which the backbone itself gives what a level, not the full one, gives for the example inputs; None
-        where there are none. Verification compares the two."""
-        return None
+    def on_other_inputs(self, captured: Captured, axes: Axes) -> Iterator[tuple[str, Program, tuple[Tensor, ...]]]:
+        """Programs that are the backbone on other inputs, each with its name: for the example inputs it gives, as its
+        one output, what the backbone gives for the inputs beside it. Verification compares the two."""
+        return iter(())
 
     def kept(self, axes: Axes) -> Sequence[Widths]:
         """How much of every axis each level keeps, cheapest first; nothing for schemes that narrow none."""

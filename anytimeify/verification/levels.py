@@ -9,6 +9,7 @@ Infinities and NaNs agree with themselves.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -21,7 +22,7 @@ from anytimeify._torch import flatten
 from anytimeify.capture.compare import buffers_kept, difference, randomness, seeded, tolerance
 from anytimeify.codegen.call_signature import Calling
 from anytimeify.codegen.to_modules import lift
-from anytimeify.errors import VerificationError
+from anytimeify.errors import AnytimeWarning, VerificationError
 from anytimeify.ir import Captured, Program, TensorType, names
 from anytimeify.ir.node_meta import origin_of, type_of
 from anytimeify.passes.rewrites.project import project
@@ -46,7 +47,7 @@ def verify(
     1. The full level equals the backbone, `models[0]`, or one level each of `models`. A program that was exported in
        training mode cannot be run in eval mode, and is left out.
        It does so for a batch of another size too, where the batch is dynamic.
-       A level that is the backbone on other inputs (smaller ones) equals the backbone on those, if it takes them.
+       What is the backbone on other inputs (smaller ones) equals the backbone on those, if it takes them.
     2. Every level run inside the joint graph equals the same level extracted.
     3. The full level trains as the backbone does: see `anytimeify.verification.training`.
 
@@ -63,7 +64,7 @@ def verify(
                 full = levels[net.backbones[place]]
                 _check_full(net, place, backbone, full if net.taxonomy is None else full[0], inputs, reference)
                 _check_other_batch(net, place, backbone)
-                _check_other_inputs(net, place, backbone)
+                _check_other_inputs(net, backbone)
         for level, granularity, prediction in _predictions(net, levels):
             small = net.extract(level, granularity=granularity)
             args, kwargs = _call(net, inputs)
@@ -117,29 +118,33 @@ def _check_other_batch(net: AnytimeModel, place: int, model: nn.Module) -> None:
         return
 
 
-def _check_other_inputs(net: AnytimeModel, place: int, model: nn.Module) -> None:
-    """Levels that are the backbone on other inputs, against the backbone."""
+def _check_other_inputs(net: AnytimeModel, model: nn.Module) -> None:
+    """What is the backbone on other inputs, against the backbone. Warns of what the backbone does not take."""
     captured = net.captured
-    for level in net.levels[:-1]:
-        inputs = net.scheme.backbone_inputs(captured, net.axes, level.index)
-        if inputs is None:
-            continue
+    for name, program, inputs in net.scheme.on_other_inputs(captured, net.axes):
         try:
             reference = _run_backbone(model, captured, inputs)
-        except Exception:  # the backbone does not take inputs of this size
+        except Exception as error:
+            warnings.warn(
+                f"{name} was not compared with the backbone, which does not take these inputs ({error}); the level "
+                "was compared with its extract alone",
+                AnytimeWarning,
+                stacklevel=4,
+            )
             continue
-        prediction = net.graph(level.index, _finest(net))(*clone(captured.example_inputs))
+        small = lift(program, training=False)
+        (prediction,) = small(*clone(captured.example_inputs))
         if _agree(reference, prediction):
             continue
-        error, limit = difference(reference, prediction), _rounding(captured.program)
+        gap, limit = difference(reference, prediction), _rounding(captured.program)
         with suppress(Exception):  # a model that cannot be copied or that insists on its own precision
             reference = _run_backbone(in_double(model), captured, tuple(map(double, inputs)))
-            prediction = in_double(net).graph(level.index, _finest(net))(*map(double, clone(captured.example_inputs)))
-            error, limit = difference(reference, prediction), cast_limit(captured.program)
-        if error > limit:
+            (prediction,) = in_double(small)(*map(double, clone(captured.example_inputs)))
+            gap, limit = difference(reference, prediction), cast_limit(captured.program)
+        if gap > limit:
             raise VerificationError(
-                f"level {level.index} ({level.name}) differs by {error:.1e} from the backbone on the same inputs: the "
-                "backbone's forward() computes something from their size that the graph holds as a number"
+                f"{name} differs by {gap:.1e} from the backbone on the same inputs: the backbone's forward() computes "
+                "something from their size that the graph holds as a number"
             )
 
 

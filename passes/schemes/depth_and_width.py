@@ -17,19 +17,17 @@ from __future__ import annotations
 
 from collections.abc import Set
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import ClassVar
 
-from torch import fx, nn
+from torch import fx
 
 from anytimeify.analysis.axes import Axes, Widths
 from anytimeify.analysis.blocks import Block, find_blocks
-from anytimeify.errors import SchemeError
 from anytimeify.ir import Captured, names
-from anytimeify.ir.rewritten import LevelData, Output, Rewritten
+from anytimeify.ir.rewritten import Output, Rewritten
 from anytimeify.passes.rewrites.downstream import Rest
 from anytimeify.passes.rewrites.narrow import Builder, reached
-from anytimeify.passes.scheme import Composed
+from anytimeify.passes.schemes.beside_widths import BesideWidths
 from anytimeify.passes.schemes.nested_channels import NestedChannels, PrivateTensors
 from anytimeify.passes.schemes.nested_depth import Gap, NestedDepth
 
@@ -37,7 +35,7 @@ __all__ = ["DepthAndWidth"]
 
 
 @dataclass(frozen=True)
-class DepthAndWidth(Composed):
+class DepthAndWidth(BesideWidths):
     """What `transform(model, (NestedDepth(...), NestedChannels(...)))` applies. Raises `SchemeError` where the levels
     of the two do not pair up."""
 
@@ -48,32 +46,9 @@ class DepthAndWidth(Composed):
     channels: NestedChannels
 
     def __post_init__(self) -> None:
-        depths, widths = self.depth.depths, self.channels.widths
-        if len(depths) != len(widths):
-            raise SchemeError(
-                f"depths has {len(depths)} levels and widths {len(widths)}: level k has the k-th of both, so give as "
-                "many of one as of the other, such as depths=0.5,0.5,1 and widths=0.5,1,1"
-            )
-        if self.channels.connectivity != "dense":
-            raise SchemeError(
-                f"connectivity={self.channels.connectivity!r}: together with nested-depth it has to be 'dense', for a "
-                "level that skips blocks is no part of the one above"
-            )
-        for level, (one, other) in enumerate(pairwise(zip(depths, widths, strict=True))):
-            if one == other:
-                raise SchemeError(
-                    f"levels {level} and {level + 1} both have depth {one[0]:g} and width {one[1]:g}; leave one out"
-                )
-
-    @property
-    def narrowed(self) -> str | tuple[str, ...]:
-        return self.channels.where
-
-    def kept(self, axes: Axes) -> list[Widths]:
-        return self.channels.kept(axes)
-
-    def prepare(self, captured: Captured, axes: Axes) -> Captured:
-        return self.channels.prepare(captured, axes)
+        self.check_pairs(
+            self.depth, "depth", self.depth.depths, "a level that skips blocks is no part of the one above"
+        )
 
     def apply(self, captured: Captured, axes: Axes) -> Rewritten:
         program = captured.program
@@ -86,12 +61,8 @@ class DepthAndWidth(Composed):
             outputs[Output("level", level)] = self._level(builder, rest, left_out, widths, level, heads)
         full = len(levels) - 1
         outputs[Output("level", full)] = builder.shared[program.outputs[0]]
-        pairs = zip(self.depth.depths, self.channels.widths, strict=True)
-        described = [
-            LevelData(f"depth {depth:g}, width {width:g}", backbone=0 if level == full else None)
-            for level, (depth, width) in enumerate(pairs)
-        ]
-        return Rewritten(*builder.build_named(outputs, program.graph.output_node()), tuple(described))
+        named = builder.build_named(outputs, program.graph.output_node())
+        return Rewritten(*named, self.described("depth", self.depth.depths))
 
     def _level(
         self, builder: Builder, rest: Rest, left_out: list[Block], widths: Widths, level: int, heads: Set[fx.Node]
@@ -116,6 +87,3 @@ class DepthAndWidth(Composed):
             private=private,
         )
         return env[program.outputs[0]]
-
-    def default_loss(self) -> nn.Module:
-        return self.channels.default_loss()

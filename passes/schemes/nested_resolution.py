@@ -16,7 +16,7 @@ indices and masks that are made for one size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar, Literal
@@ -32,6 +32,7 @@ from anytimeify.ir.rewritten import Output, Rewritten, numbered
 from anytimeify.passes.rewrites.input_sizes import Positions, positions_at
 from anytimeify.passes.rewrites.interpolate import interpolated, tables
 from anytimeify.passes.rewrites.narrow import Builder, Clone
+from anytimeify.passes.rewrites.project import project
 from anytimeify.passes.rewrites.taxonomy import coarse_heads
 from anytimeify.passes.scheme import Scheme
 from anytimeify.passes.schemes.nested_channels import PrivateTensors
@@ -101,7 +102,20 @@ class NestedResolution(Scheme):
             outputs[Output("level", level)] = env[program.outputs[0]]
         outputs[Output("level", len(self.sizes) - 1)] = builder.shared[program.outputs[0]]
         named = builder.build_named(outputs, program.graph.output_node())
-        return Rewritten(*named, numbered("size", self.sizes), shared_norms=self.norms == "shared")
+        shared = self.norms == "shared"
+        notes = self.notes(captured, axes)
+        return Rewritten(*named, numbered("size", self.sizes), shared_norms=shared, notes=notes)
+
+    def notes(self, captured: Captured, axes: Axes) -> tuple[str, ...]:
+        """In words, what is interpolated."""
+        found = dict.fromkeys(
+            str(table.target)
+            for smaller in self.levels(captured, axes)
+            for table in tables(captured.program, axes, smaller.positions)
+        )
+        if not found:
+            return ()
+        return (f"read at interpolated positions by levels of smaller inputs: {', '.join(found)}",)
 
     def levels(self, captured: Captured, axes: Axes) -> list[Smaller]:
         """The input sizes of every level. Refuses neighbours that round to the same."""
@@ -111,15 +125,17 @@ class NestedResolution(Scheme):
                 raise SchemeError(f"sizes: {size:g} and {other:g} give inputs of the same size; leave one of them out")
         return found
 
-    def backbone_inputs(self, captured: Captured, axes: Axes, level: int) -> tuple[Tensor, ...] | None:
-        smaller = Smaller.of(captured.program, axes, self.sizes[level])
-        if tables(captured.program, axes, smaller.positions):
-            return None  # the backbone may read other sizes in a way of its own
-        placeholders = captured.program.placeholders
-        return tuple(
-            _resize(self.mode, smaller.inputs[node], value) if node in smaller.inputs else value
-            for node, value in zip(placeholders, captured.example_inputs, strict=True)
-        )
+    def on_other_inputs(self, captured: Captured, axes: Axes) -> Iterator[tuple[str, Program, tuple[Tensor, ...]]]:
+        rewritten = self.apply(captured, axes)
+        for level, smaller in enumerate(self.levels(captured, axes)[:-1]):
+            if tables(captured.program, axes, smaller.positions):
+                continue  # the backbone may read them at other positions in a way of its own
+            inputs = tuple(
+                _resize(self.mode, smaller.inputs[node], value) if node in smaller.inputs else value
+                for node, value in zip(captured.program.placeholders, captured.example_inputs, strict=True)
+            )
+            name = rewritten.levels[level].name
+            yield name, project(rewritten.program, [rewritten.position(level)]), inputs
 
     def default_loss(self) -> nn.Module:
         from anytimeify.losses.joint import JointLoss

@@ -15,18 +15,17 @@ either scheme refuses.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from torch import fx, nn
+from torch import Tensor, fx
 
-from anytimeify.analysis.axes import Axes, Widths
-from anytimeify.errors import SchemeError
-from anytimeify.ir import Captured, names
-from anytimeify.ir.rewritten import LevelData, Output, Rewritten
+from anytimeify.analysis.axes import Axes
+from anytimeify.ir import Captured, Program, names
+from anytimeify.ir.rewritten import Output, Rewritten
 from anytimeify.passes.rewrites.narrow import Builder
-from anytimeify.passes.scheme import Composed
+from anytimeify.passes.schemes.beside_widths import BesideWidths
 from anytimeify.passes.schemes.nested_channels import NestedChannels, PrivateTensors
 from anytimeify.passes.schemes.nested_resolution import NestedResolution, Resized
 
@@ -34,7 +33,7 @@ __all__ = ["ResolutionAndWidth"]
 
 
 @dataclass(frozen=True)
-class ResolutionAndWidth(Composed):
+class ResolutionAndWidth(BesideWidths):
     """What `transform(model, (NestedResolution(...), NestedChannels(...)))` applies. Raises `SchemeError` where the
     levels of the two do not pair up."""
 
@@ -44,32 +43,7 @@ class ResolutionAndWidth(Composed):
     channels: NestedChannels
 
     def __post_init__(self) -> None:
-        sizes, widths = self.resolution.sizes, self.channels.widths
-        if len(sizes) != len(widths):
-            raise SchemeError(
-                f"sizes has {len(sizes)} levels and widths {len(widths)}: level k has the k-th of both, so give as "
-                "many of one as of the other, such as sizes=0.5,0.5,1 and widths=0.5,1,1"
-            )
-        if self.channels.connectivity != "dense":
-            raise SchemeError(
-                f"connectivity={self.channels.connectivity!r}: together with nested-resolution it has to be 'dense', "
-                "for levels see different inputs"
-            )
-        for level, (one, other) in enumerate(pairwise(zip(sizes, widths, strict=True))):
-            if one == other:
-                raise SchemeError(
-                    f"levels {level} and {level + 1} both have size {one[0]:g} and width {one[1]:g}; leave one out"
-                )
-
-    @property
-    def narrowed(self) -> str | tuple[str, ...]:
-        return self.channels.where
-
-    def kept(self, axes: Axes) -> list[Widths]:
-        return self.channels.kept(axes)
-
-    def prepare(self, captured: Captured, axes: Axes) -> Captured:
-        return self.channels.prepare(captured, axes)
+        self.check_pairs(self.resolution, "size", self.resolution.sizes, "levels see different inputs")
 
     def apply(self, captured: Captured, axes: Axes) -> Rewritten:
         program = captured.program
@@ -87,12 +61,11 @@ class ResolutionAndWidth(Composed):
             outputs[Output("level", level)] = clone.run()[program.outputs[0]]
         full = len(self.channels.widths) - 1
         outputs[Output("level", full)] = builder.shared[program.outputs[0]]
-        pairs = zip(self.resolution.sizes, self.channels.widths, strict=True)
-        described = [
-            LevelData(f"size {size:g}, width {width:g}", backbone=0 if level == full else None)
-            for level, (size, width) in enumerate(pairs)
-        ]
-        return Rewritten(*builder.build_named(outputs, program.graph.output_node()), tuple(described))
+        named = builder.build_named(outputs, program.graph.output_node())
+        return Rewritten(
+            *named, self.described("size", self.resolution.sizes), notes=self.resolution.notes(captured, axes)
+        )
 
-    def default_loss(self) -> nn.Module:
-        return self.channels.default_loss()
+    def on_other_inputs(self, captured: Captured, axes: Axes) -> Iterator[tuple[str, Program, tuple[Tensor, ...]]]:
+        sizes = tuple(dict.fromkeys(self.resolution.sizes))  # at full width: neighbours may be equal beside widths
+        return replace(self.resolution, sizes=sizes).on_other_inputs(captured, axes)

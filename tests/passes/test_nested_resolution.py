@@ -10,7 +10,15 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 import anytimeify
-from anytimeify import AnytimeModel, NestedChannels, NestedResolution, SchemeError, VerificationError, transform
+from anytimeify import (
+    AnytimeModel,
+    AnytimeWarning,
+    NestedChannels,
+    NestedResolution,
+    SchemeError,
+    VerificationError,
+    transform,
+)
 from anytimeify.testing.costs import found_costs
 
 SIZES = (0.5, 0.75, 1.0)
@@ -186,9 +194,31 @@ def test_refused(model: nn.Module, x: Tensor, scheme: str, message: str) -> None
         transform(model, scheme, x)
 
 
-def test_a_number_of_positions_in_the_graph_is_noticed() -> None:
+@pytest.mark.parametrize("scheme", ["nested-resolution", "nested-resolution nested-channels{widths=0.25,0.5,1}"])
+def test_a_number_of_positions_in_the_graph_is_noticed(scheme: str) -> None:
     with pytest.raises(VerificationError, match="computes something from their size"):
-        transform(CountsPositions(), NestedResolution(), IMAGES)
+        transform(CountsPositions(), scheme, IMAGES)
+
+
+class Strict(Convolutional):
+    """Takes images of one size."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1] != 32:
+            raise ValueError("an image has 32 pixels")
+        return super().forward(x)
+
+
+def test_what_was_not_compared_is_said() -> None:
+    with pytest.warns(AnytimeWarning, match=r"size 0\.5 was not compared with the backbone.*an image has 32 pixels"):
+        transform(Strict(), "nested-resolution{sizes=0.5,1}", IMAGES)
+
+
+def test_the_report_says_what_is_interpolated() -> None:
+    for scheme in ("nested-resolution{sizes=0.5,1}", "nested-resolution{sizes=0.5,1} nested-channels{widths=0.5,1}"):
+        assert "interpolated positions by levels of smaller inputs: positions" in str(
+            transform(Tokens(), scheme, IMAGES).report()
+        )
 
 
 @pytest.mark.zoo

@@ -42,7 +42,7 @@ def masked(backbone: Backbone, width: float) -> nn.Module:
     return model
 
 
-@settings(max_examples=60)
+@settings(max_examples=100)
 @given(backbones(), WIDTHS)
 def test_thin_network_is_the_full_one_with_zeros(backbone: Backbone, width: float) -> None:
     assume(not any(text in repr(backbone) for text in MIXING))
@@ -50,7 +50,7 @@ def test_thin_network_is_the_full_one_with_zeros(backbone: Backbone, width: floa
     torch.testing.assert_close(forward(thin, backbone), forward(masked(backbone, width), backbone))
 
 
-@settings(max_examples=30)
+@settings(max_examples=50)
 @given(backbones())
 def test_copying_at_full_width_is_the_identity(backbone: Backbone) -> None:
     full = backbone.build()
@@ -59,7 +59,7 @@ def test_copying_at_full_width_is_the_identity(backbone: Backbone) -> None:
     assert close(forward(full, backbone, 7), forward(copy, backbone, 7))
 
 
-@settings(max_examples=30)
+@settings(max_examples=50)
 @given(backbones(), WIDTHS)
 def test_backbones_are_data(backbone: Backbone, width: float) -> None:
     """They compare by value, print as what builds them, build the same weights again, and train."""
