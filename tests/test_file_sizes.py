@@ -71,7 +71,8 @@ def test_views_are_no_larger_than_what_they_see(artifact: str, tmp_path: Path) -
         files = sorted(target.rglob("*")) if target.is_dir() else [target]
         contents.append([file.read_bytes() for file in files])
     plain, seen = (sum(map(len, one)) for one in contents)
-    assert abs(plain - seen) <= 128  # torch pads members, and names of things differ
+    padding = 64 if torch.__version__ >= "2.13" else 128
+    assert abs(plain - seen) <= padding  # torch pads members, and names of things differ
     for data in contents[1]:
         assert os.fsencode(Path(torch.__file__).parent.parent) not in data
         assert os.fsencode(Path(__file__).parent) not in data

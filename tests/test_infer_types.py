@@ -25,10 +25,9 @@ from anytimeify.ir.infer_types import (
     fits,
     infer_type,
     inferred_type,
-    recast,
-    retyped,
 )
 from anytimeify.ir.node_meta import type_of
+from anytimeify.ir.recast import recast
 from anytimeify.ir.size_expressions import expression_of, monomial
 
 aten = torch.ops.aten
@@ -223,30 +222,6 @@ def test_sizes_that_are_no_monomials_are_written_as_capture_writes_them() -> Non
     program = dynamic().program
     conv = next(iter(program.graph.find_nodes(op="call_function", target=aten.conv2d.default)))
     assert inferred_type(conv) == conv.meta["type"]
-
-
-def test_a_network_takes_smaller_images() -> None:
-    torch.manual_seed(0)
-    backbone = resnet()
-    large = capture(backbone, torch.randn(2, 3, 128, 128)).program
-    small = capture(backbone, torch.randn(2, 3, 64, 64)).program
-    result = retyped(large, [one.meta["type"] for one in small.placeholders])
-    assert [(one.name, one.meta) for one in result.graph.nodes] == [(one.name, one.meta) for one in small.graph.nodes]
-    assert str(retyped(result, [one.meta["type"] for one in large.placeholders])) == str(large)
-
-
-def test_sizes_that_were_written_down_are_refused() -> None:
-    class Flat(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return x.view(-1, 12).relu()
-
-    program = capture(Flat(), torch.randn(2, 3, 4)).program
-    with pytest.raises(TypeInferenceError, match=r"node 'reshape' \(aten.reshape.default, .* does not follow from"):
-        retyped(program, [kind("s0", 3, 5)])
-    with pytest.raises(TypeInferenceError, match=r"node 'reshape' \(aten.reshape.default, .* cannot be applied to"):
-        retyped(program, [kind(7, 3, 5)])
-    with pytest.raises(TypeInferenceError, match="has 1 inputs; 2 types are given"):
-        retyped(program, [X, X])
 
 
 def test_types_follow_the_precision_of_the_tensors() -> None:

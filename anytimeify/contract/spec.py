@@ -63,7 +63,7 @@ def _reader(program: Program, node: fx.Node) -> Iterator[str]:
     tensor, kind = program.tensors[str(node.target)], type_of(node)
     if not isinstance(kind, TensorType):
         return
-    cast = kind.dtype.is_floating_point and tensor.is_floating_point()  # a model may be: see `infer_types.recast`
+    cast = kind.dtype.is_floating_point and tensor.is_floating_point()  # a model may be: see `ir.recast`
     if kind.shape != tuple(map(Size, tensor.shape)) or (kind.dtype != tensor.dtype and not cast):
         yield f"says it is {_show(kind)}, and the tensor is {tuple(tensor.shape)} of {tensor.dtype}"
 

@@ -16,9 +16,9 @@ import enum
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple
 
 import sympy
 import torch
@@ -26,8 +26,8 @@ from torch import Tensor, fx
 
 from anytimeify._torch import VALUES_WANTED, OpOverload, SymbolicSizes, schema
 from anytimeify.errors import AnytimeError
-from anytimeify.ir import Program, Size, TensorType, type_text
-from anytimeify.ir.node_meta import Type, origin_of, tensor_type, type_of
+from anytimeify.ir import Size, TensorType, type_text
+from anytimeify.ir.node_meta import Type, type_of
 from anytimeify.ir.size_expressions import expression_of, monomial
 from anytimeify.operators.derivatives import AUTOGRAD_FUNCTION
 
@@ -39,9 +39,7 @@ __all__ = [
     "fits",
     "infer_type",
     "inferred_type",
-    "recast",
     "result_type",
-    "retyped",
 ]
 
 aten = torch.ops.aten
@@ -82,79 +80,6 @@ def result_type(target: Callable[..., Any], args: Sequence[Any], kwargs: Mapping
 def inferred_type(node: fx.Node) -> Type | Unknown:
     """The type that a call has by the types of its operands; `meta["type"]` of the node itself is not read."""
     return _infer(node.target, node.args, node.kwargs, type_of)
-
-
-def retyped(program: Program, placeholder_types: Sequence[TensorType]) -> Program:
-    """The same program for inputs of other sizes: the types of all nodes follow from `placeholder_types`, one per
-    placeholder in order. Nothing else changes: sizes that were written into arguments stay.
-
-    Raises `TypeInferenceError`, from what torch says, where an operation cannot be applied to the new sizes, or where
-    its type does not follow from them."""
-    placeholders = program.placeholders
-    if len(placeholder_types) != len(placeholders):
-        raise TypeInferenceError(
-            f"the program has {len(placeholders)} inputs; {len(placeholder_types)} types are given"
-        )
-    return _with_types(program, dict(zip(placeholders, placeholder_types, strict=True)), _following)
-
-
-def recast(program: Program) -> Program:
-    """The same program with the types that it has in the precision of its tensors, which may have been cast since types
-    were written; inputs are cast as the tensors of their precision are. The program itself where nothing was cast."""
-    given: dict[fx.Node, Type] = {}
-    cast: dict[torch.dtype, torch.dtype] = {}
-    for node in program.graph.find_nodes(op="get_attr"):
-        kind, now = tensor_type(node), program.tensors[str(node.target)].dtype
-        given[node] = replace(kind, dtype=now)
-        if now != kind.dtype:
-            cast[kind.dtype] = now
-    if not cast:
-        return program
-
-    def in_precision(kind: Type) -> Type:
-        if isinstance(kind, tuple):
-            return tuple(map(in_precision, kind))
-        return replace(kind, dtype=cast.get(kind.dtype, kind.dtype)) if isinstance(kind, TensorType) else kind
-
-    def following(node: fx.Node, types: Mapping[fx.Node, Type]) -> Type:
-        try:
-            found = _infer(node.target, node.args, node.kwargs, types.__getitem__)
-        except TypeInferenceError:  # cast in part, so that it does not run: what runs it will say so
-            found = UNKNOWN
-        return in_precision(type_of(node)) if found is UNKNOWN else found
-
-    given.update({node: in_precision(type_of(node)) for node in program.placeholders})
-    return _with_types(program, given, following)
-
-
-Following: TypeAlias = Callable[[fx.Node, Mapping[fx.Node, Type]], Type]
-
-
-def _with_types(program: Program, given: Mapping[fx.Node, Type], following: Following) -> Program:
-    """A copy of a program with some types given, and those of calls by what they follow from."""
-    types: dict[fx.Node, Type] = {}
-    graph = fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {}
-    for node in program.graph.nodes:
-        copies[node] = graph.node_copy(node, copies.__getitem__)
-        copies[node].meta = dict(node.meta)
-        if node.op != "output":
-            types[node] = following(node, types) if node.op == "call_function" else given.get(node, type_of(node))
-            copies[node].meta["type"] = types[node]
-    return replace(program, graph=graph)
-
-
-def _following(node: fx.Node, types: Mapping[fx.Node, Type]) -> Type:
-    if all(types[source] == type_of(source) for source in node.all_input_nodes):
-        return type_of(node)
-    where = f"node '{node.name}' ({node.target}, {origin_of(node)})"
-    try:
-        found = _infer(node.target, node.args, node.kwargs, types.__getitem__)
-    except TypeInferenceError as error:
-        raise TypeInferenceError(f"{where} {error}") from error
-    if found is UNKNOWN:
-        raise TypeInferenceError(f"{where} has a type that does not follow from those of its operands")
-    return found
 
 
 def fits(node: fx.Node) -> bool:

@@ -12,7 +12,7 @@ from anytimeify.analysis.axes import Axes, analyse
 from anytimeify.codegen.stacked_parameters import first_member
 from anytimeify.errors import ArgumentError
 from anytimeify.ir import Captured, Program
-from anytimeify.ir.infer_types import recast
+from anytimeify.ir.recast import recast
 from anytimeify.ir.rewritten import Rewritten, Role
 from anytimeify.passes.options import Options
 from anytimeify.passes.scheme import Scheme

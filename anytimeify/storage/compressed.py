@@ -11,9 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
-import zlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,13 +22,14 @@ from torch import Tensor, nn
 
 from anytimeify.errors import ArtifactError
 from anytimeify.io.files import new_file, reading, regular_file
+from anytimeify.storage.documents import CHECKSUM, crc_of_text, crc_of_values, open_document
 from anytimeify.storage.graphs import dtype_of
 
 __all__ = ["FORMAT", "load_compressed", "save_compressed"]
 
 FORMAT = 1  # raised when a file can no longer be read by the code before
 _MOST, _SMALL = 1024, 1 << 16  # how much larger a tensor may be than what is stored of it, unless it has few bytes
-_KEY, _CHECKSUM = "anytimeify.compressed", "anytimeify.checksum"
+_KEY = "anytimeify.compressed"
 
 
 def save_compressed(weights: nn.Module | Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
@@ -53,10 +52,10 @@ def save_compressed(weights: nn.Module | Mapping[str, Tensor], path: str | os.Pa
             "form": form,
             "shape": list(data.shape),
             "dtype": str(data.dtype).removeprefix("torch."),
-            "checksum": _checksum(data),
+            "checksum": crc_of_values(data),
         }
     text = json.dumps({"format": FORMAT, "tensors": described}, separators=(",", ":"))
-    content = safetensors.torch.save(stored, {_KEY: text, _CHECKSUM: str(zlib.crc32(text.encode()))})
+    content = safetensors.torch.save(stored, {_KEY: text, CHECKSUM: crc_of_text(text)})
     with new_file(path) as temporary:
         temporary.write_bytes(content)
 
@@ -68,30 +67,18 @@ def load_compressed(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """
     source = regular_file(path)
     with reading(source):
-        document, stored = _open(source)
+        document, stored = open_document(
+            source,
+            _KEY,
+            kind="no file of compressed weights",
+            missing="no compressed weights: save_compressed(...) did not write it",
+            checksum=lambda text, _: crc_of_text(text),
+        )
         if document.get("format") != FORMAT:
             raise ArtifactError(
                 f"{source} has format {document.get('format')!r}, this version of anytimeify reads format {FORMAT}"
             )
         return {name: _whole(name, entry, stored) for name, entry in document["tensors"].items()}
-
-
-def _open(source: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    try:
-        with safetensors.safe_open(str(source), framework="pt") as file:
-            metadata = file.metadata() or {}
-            if _KEY not in metadata:
-                raise ArtifactError(f"{source} holds no compressed weights: save_compressed(...) did not write it")
-            # In memory of their own, aligned as torch's is: it decides which kernels run, and so how sums are rounded.
-            stored = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  # not a dict
-        document = json.loads(metadata[_KEY])
-    except (safetensors.SafetensorError, OSError, ValueError, RecursionError) as error:
-        raise ArtifactError(f"{source} is no file of compressed weights, or is damaged ({error})") from error
-    if not isinstance(document, dict) or metadata.get(_CHECKSUM) != str(
-        zlib.crc32(metadata[_KEY].encode("utf-8", "surrogatepass"))
-    ):
-        raise ArtifactError(f"{source} is damaged: its description does not have the checksum that was written")
-    return document, stored
 
 
 def _key(name: str, part: str) -> str:
@@ -157,10 +144,6 @@ def _whole(name: str, entry: Mapping[str, Any], stored: Mapping[str, Tensor]) ->
         tensor = tensor.reshape(shape)
     else:
         raise ArtifactError(f"{name} has the form {form!r}, which this version does not know")
-    if list(tensor.shape) != shape or tensor.dtype != dtype or _checksum(tensor) != entry["checksum"]:
+    if list(tensor.shape) != shape or tensor.dtype != dtype or crc_of_values(tensor) != entry["checksum"]:
         raise ArtifactError(f"damaged: {name} is not what was written")
     return tensor
-
-
-def _checksum(tensor: Tensor) -> int:
-    return zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data) if tensor.numel() else 0

@@ -22,8 +22,8 @@ from anytimeify.codegen.stacked_parameters import first_member
 from anytimeify.contract.spec import INTEGER_FUNCTIONS
 from anytimeify.errors import ArtifactError
 from anytimeify.ir import Origin, Program, Signature, Size, TensorType
-from anytimeify.ir.infer_types import recast
 from anytimeify.ir.node_meta import checkpoint_of, origin_of, type_of
+from anytimeify.ir.recast import recast
 from anytimeify.ir.schema import is_mutable
 from anytimeify.rules.table import has_rule, of_other_libraries
 

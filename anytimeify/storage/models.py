@@ -6,7 +6,6 @@ import json
 import math
 import os
 import warnings
-import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,6 +25,7 @@ from anytimeify.ir.node_meta import type_of
 from anytimeify.passes.options import Options
 from anytimeify.passes.rewrites.consensus import Consensus
 from anytimeify.passes.scheme import Scheme, parse_scheme
+from anytimeify.storage.documents import CHECKSUM, crc_of_text, crc_of_values, open_document
 from anytimeify.storage.graphs import decode_program, decode_signature, dtype_of, encode_program, encode_signature
 from anytimeify.storage.losses import decode_loss, encode_loss, loss_tensors
 from anytimeify.storage.schemes import decode_scheme, encode_scheme
@@ -36,7 +36,7 @@ __all__ = ["FORMAT", "Stored", "read", "seal", "write"]
 FORMAT = 3
 # Those before: checksums of values alone, parameters in the order of their names, no loss.
 _BEFORE = (1, 2)
-_KEY, _CHECKSUM = "anytimeify", "anytimeify.checksum"
+_KEY = "anytimeify"
 _LARGEST_EXAMPLES = 1 << 28  # bytes that example inputs are given values for; larger ones are all zero and take none
 
 
@@ -83,7 +83,7 @@ def seal(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bytes:
     """The bytes of a file: a description and tensors, with checksums that cover both."""
     digests = {name: checksums.of_tensor(tensor) for name, tensor in tensors.items()}
     text = json.dumps({**document, "checksums": digests}, separators=(",", ":"))
-    return safetensors.torch.save(dict(tensors), {_KEY: text, _CHECKSUM: checksums.of_text(text)})
+    return safetensors.torch.save(dict(tensors), {_KEY: text, CHECKSUM: checksums.of_text(text)})
 
 
 def read(path: str | os.PathLike[str]) -> Stored:
@@ -101,20 +101,14 @@ def read(path: str | os.PathLike[str]) -> Stored:
 
 
 def _open(source: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    try:
-        with safetensors.safe_open(str(source), framework="pt") as file:
-            metadata = file.metadata() or {}
-            if _KEY not in metadata:
-                raise ArtifactError(f"{source} holds tensors but no anytime model: net.save(path) did not write it")
-            # In memory of their own, aligned as torch's is: it decides which kernels run, and so how sums are rounded.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  # not a dict
-        document = json.loads(metadata[_KEY])
-    except (safetensors.SafetensorError, OSError, ValueError, RecursionError) as error:
-        raise ArtifactError(f"{source} is not a saved anytime model, or is damaged ({error})") from error
-    found = document.get("format") if isinstance(document, dict) else None
-    of_text = _crc_of_text if found in _BEFORE else checksums.of_text
-    if not isinstance(document, dict) or metadata.get(_CHECKSUM) != of_text(metadata[_KEY]):
-        raise ArtifactError(f"{source} is damaged: its description does not have the checksum that was written")
+    document, tensors = open_document(
+        source,
+        _KEY,
+        kind="not a saved anytime model",
+        missing="tensors but no anytime model: net.save(path) did not write it",
+        checksum=lambda text, said: crc_of_text(text) if said.get("format") in _BEFORE else checksums.of_text(text),
+    )
+    found = document.get("format")
     if type(found) is not int or found not in (*_BEFORE, FORMAT):
         raise ArtifactError(
             f"{source} has format {found!r}, this version of anytimeify reads format {FORMAT} and those before: load "
@@ -125,7 +119,7 @@ def _open(source: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 def _decode(document: Mapping[str, Any], tensors: dict[str, Tensor]) -> Stored:
     before = document["format"] in _BEFORE
-    _compare_checksums(document["checksums"], tensors, _crc_of_tensor if before else checksums.of_tensor)
+    _compare_checksums(document["checksums"], tensors, crc_of_values if before else checksums.of_tensor)
     for name, requires_grad in document["parameters"].items():
         if name in tensors:
             tensors[name] = nn.Parameter(tensors[name], requires_grad=bool(requires_grad))
@@ -160,14 +154,6 @@ def _compare_checksums(
     damaged = [name for name, tensor in tensors.items() if checksum(tensor) != written[name]]
     if damaged:
         raise ArtifactError(f"damaged: {damaged[0]} does not have the checksum that was written")
-
-
-def _crc_of_text(text: str) -> str:
-    return str(zlib.crc32(text.encode("utf-8", "surrogatepass")))
-
-
-def _crc_of_tensor(tensor: Tensor) -> int:
-    return zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data) if tensor.numel() else 0
 
 
 def _options_data(options: Options) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from anytimeify import (
     MutualDistillation,
     NestedChannels,
     NestedDepth,
+    NestedResolution,
     Taxonomy,
     transform,
 )
@@ -43,6 +44,8 @@ EVERY: dict[str, tuple[Any, Callable[[], Any]]] = {
     "triangular": (NestedChannels((0.5, 1.0), connectivity="triangular"), lambda: small(Projected)),
     "depth": (NestedDepth(), lambda: small(Projected, 1, 3, 1)),
     "depth and width": ((NestedDepth(), NestedChannels((0.5, 1.0))), lambda: small(Projected, 1, 3, 1)),
+    "resolution": (NestedResolution((0.5, 1.0)), lambda: small(Projected)),
+    "resolution and width": ((NestedResolution((0.5, 1.0)), NestedChannels((0.5, 1.0))), lambda: small(PreActivation)),
     "weights": ("nested-weights{densities=0.3,1}", lambda: small(Padded)),
     "ensemble": (HierarchicalEnsemble(2), lambda: small(Projected)),
     "ensemble, not fused": (HierarchicalEnsemble(1, fuse=False), lambda: small(Dense)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -192,11 +193,8 @@ def test_a_backbone_that_cannot_train_on_the_example_inputs_is_said() -> None:
         assert verification.compare_training(net, model)[0] is None
 
 
-def changed(step: Step, **values: Any) -> Step:
-    return dataclasses.replace(step, **values)
-
-
-def test_a_gradient_that_is_no_number_is_a_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+def gap_of_changed(monkeypatch: pytest.MonkeyPatch, change: Callable[[Step], dict[str, Any]]) -> tuple[Any, float]:
+    """What is found where a step of the full level is changed."""
     model = Base()
     net = transform(model, SCHEME, X)
     step = training._step_of_level
@@ -204,33 +202,32 @@ def test_a_gradient_that_is_no_number_is_a_difference(monkeypatch: pytest.Monkey
     def broken(*args: Any, **kwargs: Any) -> Step | None:
         found = step(*args, **kwargs)
         assert found is not None
-        gradient = found.gradients["more.weight"]
-        assert gradient is not None
-        return changed(found, gradients={**found.gradients, "more.weight": gradient * float("nan")})
+        return dataclasses.replace(found, **change(found))
 
     monkeypatch.setattr(training, "_step_of_level", broken)
     gap, limit = verification.compare_training(net, model)
     assert gap is not None
+    return gap, limit
+
+
+def test_a_gradient_that_is_no_number_is_a_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_number(step: Step) -> dict[str, Any]:
+        gradient = step.gradients["more.weight"]
+        assert gradient is not None
+        return {"gradients": {**step.gradients, "more.weight": gradient * float("nan")}}
+
+    gap, limit = gap_of_changed(monkeypatch, without_number)
     assert (gap.gradient, gap.parameter) == (float("inf"), "more.weight")
     assert not gap.within(limit)
 
 
 def test_buffers_are_compared_entry_for_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Statistics in another order are other statistics, unless the scheme has permuted the channels."""
-    model = Base()
-    net = transform(model, SCHEME, X)
-    step = training._step_of_level
 
-    def broken(*args: Any, **kwargs: Any) -> Step | None:
-        found = step(*args, **kwargs)
-        assert found is not None
-        return changed(
-            found, buffers={**found.buffers, "norm.running_mean": found.buffers["norm.running_mean"].flip(0)}
-        )
+    def turned(step: Step) -> dict[str, Any]:
+        return {"buffers": {**step.buffers, "norm.running_mean": step.buffers["norm.running_mean"].flip(0)}}
 
-    monkeypatch.setattr(training, "_step_of_level", broken)
-    gap, _ = verification.compare_training(net, model)
-    assert gap is not None
+    gap, _ = gap_of_changed(monkeypatch, turned)
     assert gap.name == "norm.running_mean"
     assert gap.buffer > 0.01
 
