@@ -7,7 +7,7 @@ import os
 
 import pytest
 import torch
-from hypothesis import Phase, settings
+from hypothesis import Phase, is_hypothesis_test, settings
 from hypothesis.internal.conjecture import engine
 
 # Inputs are small, and xdist runs one process per core: threads inside a process would only fight over the cores.
@@ -45,7 +45,9 @@ def _seed() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked `cuda` run wherever there is a GPU and are skipped elsewhere; nobody has to ask for them."""
+    """Tests of generated examples, which take longest, come first, so that no process waits for one at the end. Tests
+    marked `cuda` run wherever there is a GPU and are skipped elsewhere; nobody has to ask for them."""
+    items.sort(key=lambda item: not is_hypothesis_test(getattr(item, "obj", None)))
     if torch.cuda.is_available():
         return
     for item in items:
