@@ -190,7 +190,7 @@ def test_torchvision_imports_after_anytimeify() -> None:
 def test_assertions_are_calls_that_exporters_know() -> None:
     class Checked(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            _torch.assert_holds(x.size(0) == 2, "two of them")
+            _torch.assert_holds(x.size(0) == 2, "two of them")  # type: ignore[no-untyped-call]  # of torch
             return x + 1
 
     with pytest.raises(AssertionError, match="two of them"):

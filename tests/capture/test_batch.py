@@ -179,7 +179,7 @@ def test_a_fixed_batch_is_made_dynamic(kind: type[nn.Module], example: Tensor, t
 
 def test_numbers_become_functions_of_the_batch() -> None:
     assert "reshape_1 = reshape(transpose, [sym_size, 8])" in text(capture(NumberOfSamples(), X).program)
-    assert "mul = mul(sym_size, 4)" in text(capture(Windows(), IMAGES).program)
+    assert "mul = mul(sym_size, 8)" in text(capture(BatchInGroups(), IMAGES).program)
 
 
 @pytest.mark.parametrize(
