@@ -33,6 +33,12 @@ def test_functional_overloads() -> None:
     assert _torch.functional_overload(aten.div.out) is aten.div.Tensor
     assert _torch.functional_overload(aten.sum.IntList_out) is aten.sum.dim_IntList
     assert _torch.functional_overload(aten.__and__.Tensor) is None
+    assert _torch.functional_overload(aten.pow_.Scalar) is aten.pow.Tensor_Scalar
+    assert _torch.functional_overload(aten.pow_.Tensor) is aten.pow.Tensor_Tensor
+    assert _torch.functional_overload(aten.__iand__.Tensor) is getattr(aten, "__and__").Tensor
+    assert _torch.functional_overload(aten.polygamma_.default) is aten.polygamma.default
+    assert _torch.functional_overload(aten.zeros.out) is aten.zeros.default
+    assert _torch.functional_overload(aten.fill_diagonal_.default) is None
     assert _torch.schema(aten.add.Tensor).name == "aten::add"
 
 
