@@ -166,23 +166,6 @@ def _like_other(op: Op) -> Dims:
 axis_rule(aten("expand_as.default"), _like_other, kind="expansion")
 
 
-# softmax normalises along its dimension: its entries compete, so leaving some out changes what it means
-def _softmax(op: Op) -> Dims:
-    x = op.axes(op["self"])
-    op.pin(x[op.dim()], "normalised over")
-    op.mix(x[op.dim()])
-    return x
-
-
-def _softmax_config(values: Values) -> dict[str, Any] | None:
-    return {"dim": values["dim"]} if values["dtype"] is None else None
-
-
-axis_rule(aten("softmax.int"), _softmax, module=plain(nn.Softmax, _softmax_config))
-axis_rule(aten("log_softmax.int"), _softmax, module=plain(nn.LogSoftmax, _softmax_config))
-axis_rule(aten("_softmax.default", "_log_softmax.default"), _softmax)
-
-
 # running sums and rotations depend on the order along their dimension
 def _along(op: Op) -> Dims:
     x = op.axes(op["self"])

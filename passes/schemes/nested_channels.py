@@ -26,6 +26,7 @@ from anytimeify.errors import SchemeError
 from anytimeify.ir import Captured, Program, names
 from anytimeify.ir.rewritten import Output, Rewritten, numbered
 from anytimeify.passes.rewrites.narrow import Builder
+from anytimeify.passes.rewrites.parameter_state import is_state_of_parameters
 from anytimeify.passes.rewrites.reorder import reorder
 from anytimeify.passes.rewrites.triangular import triangular
 from anytimeify.passes.scheme import Scheme
@@ -184,7 +185,7 @@ def _listed(widths: Any) -> str:
 @dataclass(frozen=True)
 class PrivateTensors:
     """Which tensors a level has for itself: those of its norms and `heads`, unless something else reads them too (a
-    tied weight, a norm whose other call no narrowed axis reaches)."""
+    tied weight, a norm whose other call no narrowed axis reaches), and the state of spectral norms."""
 
     program: Program
     builder: Builder
@@ -201,7 +202,7 @@ class PrivateTensors:
         if self.norms and all(has_kind(other, "norm") and other in reached for other in source.users):
             self._count_batches(name)
             return names.of_level(self.level, name)
-        return None
+        return names.of_level(self.level, name) if is_state_of_parameters(source, reached) else None
 
     def _count_batches(self, name: str) -> None:
         """A private batch norm counts its own batches."""

@@ -1,0 +1,63 @@
+"""Softmax. Its entries compete: a level has fewer competitors, as the same network built thin has.
+
+That is what a level means where the entries are units that a layer gives, like those of a layer norm. Entries that are
+something else keep their number: positions, the queries and slots that attention scores, one table's rows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import fx, nn
+
+from anytimeify.rules.factors import Expr, leaves, resolve
+from anytimeify.rules.lifting import Values, plain
+from anytimeify.rules.op import Dims, Op
+from anytimeify.rules.table import axis_rule, contractions, has_kind, tensor_operands
+from anytimeify.rules.targets import aten
+
+
+def _softmax(op: Op) -> Dims:
+    x = op.axes(op["self"])
+    axis = x[op.dim()]
+    if not _given_by_a_layer(op, axis):
+        op.pin(axis, "normalised over")
+    op.mix(axis)
+    return x
+
+
+def _given_by_a_layer(op: Op, axis: Expr) -> bool:
+    """Whether the entries are the units of a layer, behind whatever is done to each of them."""
+    node = op["self"]
+    while has_kind(node, "pointwise", "cast", "norm", "dropout", "reshape", "permutation", "pooling", "reduction"):
+        node = max(tensor_operands(node), key=_depends_on_inputs)
+    wanted = set(leaves(resolve(axis)))
+    return bool(wanted) and any(
+        one.given is not None
+        and wanted <= set(leaves(resolve(op.axes(node)[one.given])))
+        and not _depends_on_inputs(one.weight)
+        and _depends_on_inputs(one.input)
+        for one in contractions(node)
+    )
+
+
+def _depends_on_inputs(node: fx.Node) -> bool:
+    seen: set[fx.Node] = set()
+    waiting = [node]
+    while waiting:
+        one = waiting.pop()
+        if one.op == "placeholder":
+            return True
+        if one not in seen:
+            seen.add(one)
+            waiting.extend(one.all_input_nodes)
+    return False
+
+
+def _softmax_config(values: Values) -> dict[str, Any] | None:
+    return {"dim": values["dim"]} if values["dtype"] is None else None
+
+
+axis_rule(aten("softmax.int"), _softmax, module=plain(nn.Softmax, _softmax_config))
+axis_rule(aten("log_softmax.int"), _softmax, module=plain(nn.LogSoftmax, _softmax_config))
+axis_rule(aten("_softmax.default", "_log_softmax.default"), _softmax)
