@@ -18,6 +18,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("operators",),
     ("kernels",),
     ("ir",),
+    ("graph",),
     ("rules.notation",),
     ("rules",),
     ("io",),

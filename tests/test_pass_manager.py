@@ -19,10 +19,10 @@ from anytimeify.capture import capture
 from anytimeify.contract.pass_manager import rewrite, run_pass
 from anytimeify.contract.spec import SpecError
 from anytimeify.errors import ArtifactError, PassError, SchemeError, refusing
+from anytimeify.graph.builder import Builder
 from anytimeify.ir import Captured, Program, Size, TensorType
 from anytimeify.ir.node_meta import tensor_type, type_of
 from anytimeify.passes.rewrites.fold import fold
-from anytimeify.passes.rewrites.narrow import Builder
 from anytimeify.passes.rewrites.project import project
 from tests.backbones import Residual, images
 

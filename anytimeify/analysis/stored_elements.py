@@ -15,6 +15,7 @@ import torch
 from torch import fx
 
 from anytimeify._torch import OpOverload
+from anytimeify.graph.traversal import ancestors
 from anytimeify.ir import Program, Size, TensorType, result_of
 from anytimeify.ir.node_meta import is_masked, type_of
 from anytimeify.ir.schema import bound, is_mutable
@@ -122,27 +123,12 @@ class _Planner:
 
     def reached(self, node: fx.Node, ends: Set[fx.Node]) -> set[fx.Node]:
         """The parameters that a node is made of, as far as they are not only met behind `ends`."""
-        found, waiting, seen = set(), [node], set()
-        while waiting:
-            one = waiting.pop()
-            if one in ends or one in seen:
-                continue
-            seen.add(one)
-            waiting.extend(one.all_input_nodes)
-            if one.op == "get_attr":
-                found.add(one)
-        return found
+        return {one for one in ancestors([node], stop=ends.__contains__) if one.op == "get_attr"}
 
 
 def needed(program: Program) -> dict[fx.Node, None]:
     """The nodes that the outputs depend on, in graph order."""
-    found: set[fx.Node] = set()
-    waiting: list[fx.Node] = list(program.outputs)
-    while waiting:
-        node = waiting.pop()
-        if node not in found:
-            found.add(node)
-            waiting.extend(node.all_input_nodes)
+    found = ancestors(program.outputs)
     return {node: None for node in program.graph.nodes if node in found}
 
 

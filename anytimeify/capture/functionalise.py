@@ -27,11 +27,11 @@ from torch import Tensor, fx
 
 from anytimeify._torch import OpOverload, expression, functional_overload, schema
 from anytimeify.capture.work_graph import BufferMutation, Draft, step, unsupported
+from anytimeify.graph.traversal import ancestors, reachable
 from anytimeify.ir import names
 from anytimeify.ir.node_meta import stack_trace_of, value_of
 from anytimeify.ir.schema import bound, is_mutable, mutated_arguments, rebind
 from anytimeify.operators.modes import AFTER, UPDATE_BUFFER
-from anytimeify.passes.rewrites.project import ancestors
 from anytimeify.rules.op import Call
 from anytimeify.rules.spellings import instead_of, left_by
 from anytimeify.rules.views import copies_where_it_has_to, memory_of, part_put_back, put_back
@@ -67,15 +67,10 @@ def drop_dead_writes(draft: Draft, *, updates: bool = False) -> dict[str, fx.Nod
             for one in written if isinstance(written, (list, tuple)) else [written]:
                 if isinstance(one, fx.Node):
                     writers.setdefault(memory[one], []).append(node)
-    live: set[fx.Node] = set()
-    todo = [draft.graph.output_node()]
+    ends = [draft.graph.output_node()]
     if updates:
-        todo += [node for node in writes if memory[node].op == "get_attr" and not _counts_batches(memory[node])]
-    while todo:
-        node = todo.pop()
-        if node not in live:
-            live.add(node)
-            todo += [*node.all_input_nodes, *writers.get(memory[node], ())]
+        ends += [node for node in writes if memory[node].op == "get_attr" and not _counts_batches(memory[node])]
+    live = reachable(ends, lambda node: (*node.all_input_nodes, *writers.get(memory[node], ())))
     dropped: dict[str, fx.Node] = {}
     for node in writes:
         if memory[node].op == "get_attr" and (updates or node not in live):

@@ -14,13 +14,14 @@ modules that are called under `torch.utils.checkpoint`:
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils.checkpoint import checkpoint
 
+from anytimeify.graph.traversal import ancestors, reachable
 from anytimeify.ir import names
 from anytimeify.ir.node_meta import checkpoint_of
 from anytimeify.operators.modes import BufferUpdate
@@ -123,15 +124,21 @@ def _connected(graph: fx.Graph) -> Iterator[list[fx.Node]]:
     number = {node: checkpoint_of(node) for node in graph.nodes if checkpoint_of(node) is not None}
     seen: set[fx.Node] = set()
     for first in number:
-        part, waiting = set[fx.Node](), [first]
-        while waiting:
-            node = waiting.pop()
-            if node not in seen and number.get(node) == number[first]:
-                seen.add(node)
-                part.add(node)
-                waiting += [*node.all_input_nodes, *node.users]
-        if part:
+        if first not in seen:
+            part = _around(first, number)
+            seen |= part
             yield [node for node in number if node in part]
+
+
+def _around(first: fx.Node, number: Mapping[fx.Node, int | None]) -> set[fx.Node]:
+    """What is connected with a node through nodes of the same number."""
+    return set(
+        reachable(
+            [first],
+            lambda node: (*node.all_input_nodes, *node.users),
+            stop=lambda node: number.get(node) != number[first],
+        )
+    )
 
 
 def _reads_state(part: Sequence[fx.Node], updates: Sequence[fx.Node]) -> bool:
@@ -212,14 +219,5 @@ def _move_behind(graph: fx.Graph, piece: Sequence[fx.Node]) -> None:
 
 def _written(graph: fx.Graph, root: nn.Module) -> set[fx.Node]:
     """The inputs of a piece that hold running statistics which are given at a call."""
-    waiting: list[Any] = []
-    for node in graph.nodes:
-        if isinstance(_called(node, root), BatchNormCall):
-            waiting += node.args[_STATE]
-    found: set[fx.Node] = set()
-    while waiting:
-        node = waiting.pop()
-        if isinstance(node, fx.Node):
-            found.add(node)
-            waiting += node.all_input_nodes
-    return found
+    calls = (node for node in graph.nodes if isinstance(_called(node, root), BatchNormCall))
+    return ancestors(state for node in calls for state in node.args[_STATE] if isinstance(state, fx.Node))

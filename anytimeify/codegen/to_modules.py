@@ -16,7 +16,7 @@ Nothing is copied: the modules hold the program's own tensors.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from torch import Tensor, fx, nn
 from anytimeify._torch import OpOverload
 from anytimeify.codegen.lifted_modules import Call, Instance, by_mode, parametric, plain
 from anytimeify.contract.pass_manager import rewrite
+from anytimeify.graph.traversal import reachable
 from anytimeify.ir import Program, names
 from anytimeify.ir.schema import bound, position, rebind
 from anytimeify.operators.modules import CUMULATIVE, Added, BatchNormCall, Part, TrainingSwitch
@@ -104,14 +105,11 @@ class _Lifter:
 
     def computed(self) -> set[fx.Node]:
         """The nodes that results depend on: an autograd function does not read what was traced of it."""
-        found: set[fx.Node] = set()
-        waiting = [self.program.graph.output_node()]
-        while waiting:
-            node = waiting.pop()
-            if node not in found:
-                found.add(node)
-                waiting += bound(node)["inputs"] if has_kind(node, "autograd function") else node.all_input_nodes
-        return found
+
+        def operands(node: fx.Node) -> Iterable[fx.Node]:
+            return bound(node)["inputs"] if has_kind(node, "autograd function") else node.all_input_nodes
+
+        return set(reachable([self.program.graph.output_node()], operands))
 
     def copy(self, node: fx.Node) -> fx.Node:
         new = self.graph.node_copy(node, lambda inner: self.values[inner])

@@ -13,7 +13,7 @@ What a pass owes
     * the programs that it is given stay as they are: graph, metadata and tensors. Tensors are shared by reference;
     * its result is canonical again: kinds and order of nodes, names that are unique, metadata with the keys of
       `anytimeify.ir.node_meta` and no others, and types that follow from the operations
-      (`anytimeify.ir.infer_types`). New nodes are made by `passes.narrow.Builder`, which infers their types;
+      (`anytimeify.ir.infer_types`). New nodes are made by `anytimeify.graph.builder.Builder`, which infers their types;
     * what a user did is refused with one of the errors of `anytimeify.errors`; every other exception is a mistake of
       the pass.
 

@@ -22,8 +22,9 @@ from torch import Tensor, fx
 
 from anytimeify.diagnostics.pictures import drawing, grid
 from anytimeify.errors import ArgumentError
+from anytimeify.graph.traversal import ancestors
 from anytimeify.ir import PAIR, Level, Program, names
-from anytimeify.passes.rewrites.project import ancestors, project
+from anytimeify.passes.rewrites.project import project
 from anytimeify.report.tables import Sheet, Sheets
 from anytimeify.rules import Layers, contractions
 from anytimeify.runtime.model import AnytimeModel

@@ -12,6 +12,7 @@ from anytimeify.codegen.to_modules import lift
 from anytimeify.contract.pass_manager import rewrite
 from anytimeify.early_exit.cascade import Chain, Stage
 from anytimeify.early_exit.network import Staged
+from anytimeify.graph.traversal import descendants
 from anytimeify.ir import Captured, Level, Program, Size, TensorType, names
 from anytimeify.ir.node_meta import type_of
 from anytimeify.ir.rewritten import Rewritten
@@ -65,14 +66,9 @@ def build(
 
 def _again(program: Program) -> set[fx.Node]:
     """Sizes, and what is made of parameters alone: handing them on would tie a stage to the batch of the one before."""
-    from_inputs: set[fx.Node] = set()
-    result: set[fx.Node] = set()
-    for node in program.graph.nodes:
-        if node.op == "placeholder" or not from_inputs.isdisjoint(node.all_input_nodes):
-            from_inputs.add(node)
-        if node.op == "call_function" and (node not in from_inputs or isinstance(type_of(node), Size)):
-            result.add(node)
-    return result
+    from_inputs = descendants(program.placeholders)
+    calls = (node for node in program.graph.nodes if node.op == "call_function")
+    return {node for node in calls if node not in from_inputs or isinstance(type_of(node), Size)}
 
 
 def _local_sizes(step: Step) -> Step:

@@ -12,9 +12,9 @@ from torch import fx
 
 from anytimeify.analysis.axes import Axes, AxisGroup, Pin
 from anytimeify.analysis.cost import macs_by_node, sizes
+from anytimeify.graph.traversal import ancestors
 from anytimeify.ir import Captured, Program, names
 from anytimeify.ir.node_meta import is_part, origin_of, type_of
-from anytimeify.passes.rewrites.project import ancestors
 from anytimeify.report.tables import Sheet
 from anytimeify.rules.factors import Factor, Product, flat, leaves
 from anytimeify.rules.op import name_of

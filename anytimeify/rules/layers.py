@@ -13,6 +13,7 @@ from functools import cached_property
 
 from torch import fx
 
+from anytimeify.graph.traversal import reachable
 from anytimeify.ir import Program, Size
 from anytimeify.ir.node_meta import type_of
 from anytimeify.ir.schema import bound
@@ -74,16 +75,11 @@ class Layers:
     @cached_property
     def _behind(self) -> Mapping[fx.Node, None]:
         """The last layers, and all between them and the outputs."""
-        found: dict[fx.Node, None] = {}
-        waiting = list(self.program.outputs)
-        while waiting:
-            node = waiting.pop()
-            if node in found or node.op != "call_function" or node in self.constant:
-                continue
-            found[node] = None
-            if node not in self.weights:
-                waiting.extend(node.all_input_nodes)
-        return found
+        return reachable(
+            self.program.outputs,
+            lambda node: () if node in self.weights else node.all_input_nodes,
+            stop=lambda node: node.op != "call_function" or node in self.constant,
+        )
 
     @cached_property
     def head_operands(self) -> Set[fx.Node]:

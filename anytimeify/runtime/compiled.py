@@ -17,12 +17,13 @@ from anytimeify.codegen.prefix_slices import take_parts_together
 from anytimeify.codegen.recompute import recomputing, share
 from anytimeify.codegen.to_modules import backbone_name, lift
 from anytimeify.early_exit.running import Link, links, run
+from anytimeify.graph.traversal import ancestors
 from anytimeify.ir import Captured, Level, Program, names
 from anytimeify.ir.node_meta import renamed_of
 from anytimeify.ir.rewritten import Output, Rewritten
 from anytimeify.passes.options import Options
 from anytimeify.passes.rewrites.evaluate import evaluate
-from anytimeify.passes.rewrites.project import ancestors, project
+from anytimeify.passes.rewrites.project import project
 from anytimeify.passes.rewrites.resume import steps
 from anytimeify.passes.scheme import Scheme
 from anytimeify.runtime.definition import Definition

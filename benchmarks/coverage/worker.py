@@ -25,9 +25,10 @@ from anytimeify.capture import capture
 from anytimeify.capture.export import export
 from anytimeify.capture.inputs import CallInputs, call_inputs
 from anytimeify.errors import AnytimeError
+from anytimeify.graph.builder import Builder
 from anytimeify.ir import Captured, Outputs
 from anytimeify.passes.options import Options
-from anytimeify.passes.rewrites.narrow import Builder
+from anytimeify.passes.rewrites.narrow import clone_narrowed
 from anytimeify.passes.scheme import parse_scheme, schemes
 from anytimeify.rules.factors import Expr, Pin, flat, leaves
 from anytimeify.runtime.compiled import compiled
@@ -214,7 +215,7 @@ def held(captured: Captured, axes: Axes, width: float = WIDTH) -> dict[str, Any]
     total = sum(full.values())
     widths = axes.widths(width) if axes.narrowable else {}
     builder = Builder.copying(program)
-    env = builder.clone_narrowed(program, axes, widths, prefix="")
+    env = clone_narrowed(builder, program, axes, widths, prefix="")
     thin = macs_by_node(
         program, captured.batch, *sizes(captured), nodes=dict.fromkeys(env.get(node, node) for node in full)
     )

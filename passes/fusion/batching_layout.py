@@ -23,9 +23,9 @@ import torch
 from torch import fx
 
 from anytimeify.analysis.axes import Axes
+from anytimeify.graph.builder import Builder
 from anytimeify.ir import Program, Size, TensorType, meta_of
 from anytimeify.ir.node_meta import type_of
-from anytimeify.passes.rewrites.narrow import Builder
 from anytimeify.passes.rewrites.replicate import Tree
 from anytimeify.rules.factors import Expr, Factor, Product, leaves, resolve
 

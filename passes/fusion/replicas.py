@@ -13,11 +13,11 @@ import torch
 from torch import fx
 
 from anytimeify.analysis.axes import Axes
+from anytimeify.graph.builder import Builder
 from anytimeify.ir import Program, Size, names, result_of
 from anytimeify.ir.node_meta import type_of
 from anytimeify.ir.schema import bound, rebind
 from anytimeify.passes.fusion.batching_layout import Layout, Layouts, Value
-from anytimeify.passes.rewrites.narrow import Builder
 from anytimeify.passes.rewrites.replicate import Tree
 from anytimeify.rules import Call, Kind, Resize, has_kind, rule_of, traits
 

@@ -10,11 +10,11 @@ import numpy as np
 from torch import fx
 
 from anytimeify.contract.pass_manager import rewrite
+from anytimeify.graph.traversal import ancestors, descendants
 from anytimeify.ir import Program
 from anytimeify.ir.node_meta import kept_of, type_of, weight_blocks_of
 from anytimeify.ir.schema import rebind
 from anytimeify.kernels import ends_of, staircase
-from anytimeify.passes.rewrites.project import ancestors
 from anytimeify.rules import Call, has_kind, traits
 
 __all__ = ["use_blocks"]
@@ -43,7 +43,7 @@ def use_blocks(program: Program, outputs: Sequence[int], *, smallest: int = SMAL
     calls = {node: call for node in ancestors(fast) if (call := _fast_call(node, smallest)) is not None}
     if not calls:
         return program
-    changed = _reached(program, calls, ancestors(fast))
+    changed = descendants(calls) & ancestors(fast)
     graph = fx.Graph()
     ours: dict[fx.Node, fx.Node] = {}
     theirs: dict[fx.Node, fx.Node] = {}
@@ -66,15 +66,6 @@ def use_blocks(program: Program, outputs: Sequence[int], *, smallest: int = SMAL
     results = [(ours if position in chosen else theirs)[node] for position, node in enumerate(program.outputs)]
     graph.output(tuple(results)).meta = dict(program.graph.output_node().meta)
     return _without_leftovers(program, graph)
-
-
-def _reached(program: Program, calls: dict[fx.Node, Any], needed: set[fx.Node]) -> set[fx.Node]:
-    """The needed nodes that are, or depend on, what changes."""
-    reached: set[fx.Node] = set()
-    for node in program.graph.nodes:
-        if node in calls or (node in needed and not reached.isdisjoint(node.all_input_nodes)):
-            reached.add(node)
-    return reached
 
 
 def _fast_call(node: fx.Node, smallest: int) -> tuple[Any, dict[str, Any], int] | None:

@@ -27,12 +27,13 @@ from torch import Tensor, fx, nn
 from anytimeify.analysis.axes import Widths
 from anytimeify.analysis.blocks import Block
 from anytimeify.errors import SchemeError
+from anytimeify.graph.builder import Builder
+from anytimeify.graph.traversal import ancestors
 from anytimeify.ir import Program, names
 from anytimeify.ir.node_meta import type_of
 from anytimeify.passes.rewrites.downstream import Rest
 from anytimeify.passes.rewrites.frozen import at_size, frozen, is_trained
-from anytimeify.passes.rewrites.narrow import Builder
-from anytimeify.passes.rewrites.project import ancestors
+from anytimeify.passes.rewrites.narrow import clone_region
 from anytimeify.passes.rewrites.resized import Spread, resized, spreads
 
 __all__ = ["Branch", "grow"]
@@ -121,7 +122,7 @@ def grow(
         return names.of_level(level, str(source.target)) if source.target in own else None
 
     prefix = names.level_prefix(level)
-    env = builder.clone_region(program, axes, widths, rest.region - removed, instead, prefix=prefix, private=private)
+    env = clone_region(builder, program, axes, widths, rest.region - removed, instead, prefix=prefix, private=private)
     prediction = env[program.outputs[0]]
     read = {str(node.target) for node in ancestors([prediction]) if node.op == "get_attr"}
     for name in own:

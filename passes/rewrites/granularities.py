@@ -18,13 +18,13 @@ from torch import fx
 
 from anytimeify.contract.pass_manager import rewrite
 from anytimeify.errors import SchemeError
+from anytimeify.graph.builder import Builder
+from anytimeify.graph.traversal import ancestors
 from anytimeify.ir import Program, Size, names, result_of
 from anytimeify.ir.node_meta import origin_of, type_of
 from anytimeify.ir.rewritten import Output, Rewritten
 from anytimeify.ir.schema import bound
 from anytimeify.passes.rewrites.classes import CLASSES
-from anytimeify.passes.rewrites.narrow import Builder
-from anytimeify.passes.rewrites.project import ancestors
 from anytimeify.rules import has_kind, traits
 from anytimeify.taxonomy import Taxonomy
 

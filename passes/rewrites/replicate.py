@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
+from anytimeify.graph.traversal import descendants
 from anytimeify.ir import Program
 from anytimeify.ir.schema import bound
 from anytimeify.passes.rewrites.frozen import STATISTICS, frozen
@@ -59,16 +60,8 @@ def depths(program: Program, cuts: Sequence[Sequence[fx.Node]]) -> dict[fx.Node,
     """The number of cuts that every node lies behind; nodes that carry no data belong where they are first read."""
     result: dict[fx.Node, int] = {}
     for depth, cut in enumerate(cuts, start=1):
-        waiting = [user for node in cut for user in node.users]
-        while waiting:
-            node = waiting.pop()
-            if result.get(node, 0) < depth and node.op != "output":
-                result[node] = depth
-                waiting.extend(node.users)
-    behind_input = set(program.placeholders)
-    for node in program.graph.nodes:
-        if any(source in behind_input for source in node.all_input_nodes):
-            behind_input.add(node)
+        result.update(dict.fromkeys(descendants(user for node in cut for user in node.users), depth))
+    behind_input = descendants(program.placeholders)
     for node in reversed(program.graph.nodes):
         if node not in behind_input and node.op != "output":
             result[node] = min((result[user] for user in node.users if user.op != "output"), default=0)

@@ -24,11 +24,12 @@ from torch import Tensor, fx, nn
 from anytimeify.analysis.axes import Axes
 from anytimeify.contract.pass_manager import rewrite
 from anytimeify.errors import SchemeError
+from anytimeify.graph.builder import Builder
 from anytimeify.ir import Captured, Program, names
 from anytimeify.ir.node_meta import granularities_of, granularity_of, origin_of, type_of
 from anytimeify.passes.rewrites.classes import CLASSES, class_axis, class_region, has_axis
 from anytimeify.passes.rewrites.frozen import is_trained
-from anytimeify.passes.rewrites.narrow import Builder
+from anytimeify.passes.rewrites.narrow import clone_region
 from anytimeify.passes.rewrites.resized import Spread, resized, spreads
 from anytimeify.rules.factors import Factor
 from anytimeify.taxonomy import Taxonomy
@@ -164,7 +165,7 @@ def _head(
     def private(user: fx.Node, source: fx.Node, reached: object) -> str | None:
         return own.get(source)
 
-    env = builder.clone_region(program, axes, {factor: size}, region, {}, prefix=f"{name}_", private=private)
+    env = clone_region(builder, program, axes, {factor: size}, region, {}, prefix=f"{name}_", private=private)
     for node in region:
         env[node].meta["granularity"] = name
     return env[prediction]

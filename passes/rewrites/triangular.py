@@ -16,12 +16,13 @@ from torch import fx
 from anytimeify.analysis.axes import Axes, Widths
 from anytimeify.analysis.cost import macs_by_node, sizes
 from anytimeify.errors import SchemeError
+from anytimeify.graph.builder import Builder
 from anytimeify.ir import Captured, Program, Size, TensorType, meta_of, names
 from anytimeify.ir.node_meta import origin_of, type_of
 from anytimeify.ir.rewritten import LevelData, Output, Rewritten
 from anytimeify.passes.rewrites.block_triangular import use_blocks
 from anytimeify.passes.rewrites.block_triangular_dependence import Kind, Nest, Places
-from anytimeify.passes.rewrites.narrow import Builder, Clone, Private
+from anytimeify.passes.rewrites.narrow import Clone, Private
 from anytimeify.passes.rewrites.operands import contraction_of
 from anytimeify.passes.rewrites.project import project
 from anytimeify.rules import Layers

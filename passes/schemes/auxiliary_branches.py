@@ -26,12 +26,12 @@ from anytimeify.analysis.axes import Axes, Widths
 from anytimeify.analysis.blocks import Block, Blocks, find_blocks
 from anytimeify.analysis.cost import cost, sizes
 from anytimeify.errors import SchemeError
+from anytimeify.graph.builder import Builder
 from anytimeify.ir import Captured, Program
 from anytimeify.ir.rewritten import LevelData, Output, Rewritten
 from anytimeify.passes.rewrites.branch import Branch, grow
 from anytimeify.passes.rewrites.cuts import Cut, cut_named, even_cuts, name_of_cut
 from anytimeify.passes.rewrites.downstream import Rest
-from anytimeify.passes.rewrites.narrow import Builder
 from anytimeify.passes.rewrites.pooled_head import pooled_head
 from anytimeify.passes.rewrites.project import project
 from anytimeify.passes.scheme import Scheme

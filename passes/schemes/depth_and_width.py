@@ -23,10 +23,11 @@ from torch import fx
 
 from anytimeify.analysis.axes import Axes, Widths
 from anytimeify.analysis.blocks import Block, find_blocks
+from anytimeify.graph.builder import Builder
 from anytimeify.ir import Captured, names
 from anytimeify.ir.rewritten import Output, Rewritten
 from anytimeify.passes.rewrites.downstream import Rest
-from anytimeify.passes.rewrites.narrow import Builder, reached
+from anytimeify.passes.rewrites.narrow import clone_region, reached
 from anytimeify.passes.schemes.beside_widths import BesideWidths
 from anytimeify.passes.schemes.nested_channels import NestedChannels, PrivateTensors
 from anytimeify.passes.schemes.nested_depth import Gap, NestedDepth
@@ -68,7 +69,7 @@ class DepthAndWidth(BesideWidths):
         self, builder: Builder, rest: Rest, left_out: list[Block], widths: Widths, level: int, heads: Set[fx.Node]
     ) -> fx.Node:
         program = rest.captured.program
-        gap = Gap.of(program, left_out)
+        gap = Gap.of(left_out)
         narrow = reached(program, rest.axes, widths) - gap.removed
         norms: set[fx.Node] = set()
         if self.channels.norms != "shared":
@@ -81,8 +82,15 @@ class DepthAndWidth(BesideWidths):
         def private(user: fx.Node, source: fx.Node, region: Set[fx.Node]) -> str | None:
             return own(user, source, norms)
 
-        env = builder.clone_region(
-            *(program, rest.axes, rest.widths({}, left_out, widths), narrow | gap.behind | computed, gap.instead),
+        env = clone_region(
+            *(
+                builder,
+                program,
+                rest.axes,
+                rest.widths({}, left_out, widths),
+                narrow | gap.behind | computed,
+                gap.instead,
+            ),
             prefix=names.level_prefix(level),
             private=private,
         )

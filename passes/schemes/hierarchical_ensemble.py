@@ -27,6 +27,7 @@ from torch import fx, nn
 from anytimeify.analysis.axes import Axes
 from anytimeify.analysis.blocks import find_blocks
 from anytimeify.errors import SchemeError
+from anytimeify.graph.builder import Builder
 from anytimeify.ir import Captured, Program, Size, TensorType, names
 from anytimeify.ir.node_meta import type_of
 from anytimeify.ir.rewritten import LevelData, Output, Rewritten, Role
@@ -35,7 +36,6 @@ from anytimeify.passes.fusion.fuse_replicas import RULES, larger_batch
 from anytimeify.passes.fusion.replicas import Siblings
 from anytimeify.passes.rewrites.cuts import Cut, balanced_cuts, cut_named
 from anytimeify.passes.rewrites.frozen import is_trained
-from anytimeify.passes.rewrites.narrow import Builder
 from anytimeify.passes.rewrites.replicate import Tree, depths, stacked, tensor_depths
 from anytimeify.passes.scheme import Scheme
 

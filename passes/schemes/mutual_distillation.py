@@ -21,11 +21,11 @@ from torch import fx, nn
 from anytimeify.analysis.axes import Axes, analyse
 from anytimeify.analysis.cost import cost, sizes
 from anytimeify.errors import SchemeError
+from anytimeify.graph.builder import Builder
 from anytimeify.ir import PAIR, Captured
 from anytimeify.ir.node_meta import type_of
 from anytimeify.ir.rewritten import LevelData, Output, Rewritten
 from anytimeify.passes.rewrites.branch import Branch
-from anytimeify.passes.rewrites.narrow import Builder
 from anytimeify.passes.rewrites.project import project
 from anytimeify.passes.scheme import Scheme
 from anytimeify.passes.schemes.auxiliary_branches import Exit, as_branches, place

@@ -23,9 +23,10 @@ from torch import fx, nn
 
 from anytimeify.analysis.axes import Axes, Widths
 from anytimeify.errors import SchemeError
+from anytimeify.graph.builder import Builder
 from anytimeify.ir import Captured, Program, names
 from anytimeify.ir.rewritten import Output, Rewritten, numbered
-from anytimeify.passes.rewrites.narrow import Builder
+from anytimeify.passes.rewrites.narrow import clone_narrowed
 from anytimeify.passes.rewrites.reorder import reorder
 from anytimeify.passes.rewrites.triangular import triangular
 from anytimeify.passes.scheme import Scheme
@@ -109,8 +110,8 @@ class NestedChannels(Scheme):
         also = self._always_private(program)
         for level, widths in enumerate(self.kept(axes)[:-1]):
             private = PrivateTensors(program, builder, level, heads, norms=self.norms != "shared")
-            env = builder.clone_narrowed(
-                program, axes, widths, prefix=names.level_prefix(level), private=private, also=also
+            env = clone_narrowed(
+                builder, program, axes, widths, prefix=names.level_prefix(level), private=private, also=also
             )
             outputs[Output("level", level)] = env[program.outputs[0]]
         outputs[Output("level", len(self.widths) - 1)] = builder.shared[program.outputs[0]]

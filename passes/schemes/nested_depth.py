@@ -24,10 +24,12 @@ from torch import fx, nn
 from anytimeify.analysis.axes import Axes
 from anytimeify.analysis.blocks import Block, find_blocks
 from anytimeify.errors import SchemeError
-from anytimeify.ir import Captured, Program, names
+from anytimeify.graph.builder import Builder
+from anytimeify.graph.traversal import descendants
+from anytimeify.ir import Captured, names
 from anytimeify.ir.rewritten import Output, Rewritten, numbered
 from anytimeify.passes.rewrites.downstream import Rest
-from anytimeify.passes.rewrites.narrow import Builder, Private
+from anytimeify.passes.rewrites.narrow import Private, clone_region
 from anytimeify.passes.rewrites.taxonomy import coarse_heads
 from anytimeify.passes.scheme import Scheme
 from anytimeify.passes.schemes.nested_channels import PrivateTensors
@@ -87,10 +89,10 @@ class NestedDepth(Scheme):
 
     def _level(self, builder: Builder, rest: Rest, left_out: list[Block], level: int) -> fx.Node:
         program = rest.captured.program
-        gap = Gap.of(program, left_out)
+        gap = Gap.of(left_out)
         private: Private = PrivateTensors(program, builder, level, coarse_heads(program), norms=self.norms == "private")
-        env = builder.clone_region(
-            *(program, rest.axes, rest.widths({}, left_out), gap.behind, gap.instead),
+        env = clone_region(
+            *(builder, program, rest.axes, rest.widths({}, left_out), gap.behind, gap.instead),
             prefix=names.level_prefix(level),
             private=private,
         )
@@ -131,11 +133,7 @@ class Gap:
     instead: Mapping[fx.Node, fx.Node]
 
     @staticmethod
-    def of(program: Program, left_out: Iterable[Block]) -> Gap:
+    def of(left_out: Iterable[Block]) -> Gap:
         removed = {node for block in left_out for node in block.nodes}
         instead = {block.end: block.start for block in left_out if block.start is not None}
-        found = set(instead)
-        for node in program.graph.nodes:
-            if node.op == "call_function" and any(source in found for source in node.all_input_nodes):
-                found.add(node)
-        return Gap(removed, found - removed, instead)
+        return Gap(removed, descendants(instead) - removed, instead)

@@ -26,12 +26,13 @@ from torch import Tensor, fx, nn
 
 from anytimeify.analysis.axes import Axes, Widths
 from anytimeify.errors import SchemeError
+from anytimeify.graph.builder import Builder
 from anytimeify.ir import Captured, Program, Size, TensorType, meta_of, names
 from anytimeify.ir.node_meta import type_of
 from anytimeify.ir.rewritten import Output, Rewritten, numbered
 from anytimeify.passes.rewrites.input_sizes import Positions, positions_at
 from anytimeify.passes.rewrites.interpolate import interpolated, tables
-from anytimeify.passes.rewrites.narrow import Builder, Clone
+from anytimeify.passes.rewrites.narrow import Clone
 from anytimeify.passes.rewrites.project import project
 from anytimeify.passes.rewrites.taxonomy import coarse_heads
 from anytimeify.passes.scheme import Scheme

@@ -28,12 +28,13 @@ from torch import Tensor, fx, nn
 from anytimeify.analysis.axes import Axes
 from anytimeify.analysis.mask_density import recount
 from anytimeify.errors import SchemeError
+from anytimeify.graph.builder import Builder
+from anytimeify.graph.traversal import descendants
 from anytimeify.ir import Captured, Program, names
 from anytimeify.ir.node_meta import origin_of
 from anytimeify.ir.rewritten import Output, Rewritten, numbered
 from anytimeify.passes.rewrites.fold import evaluate
 from anytimeify.passes.rewrites.magnitude import largest, share_of
-from anytimeify.passes.rewrites.narrow import Builder
 from anytimeify.passes.rewrites.taxonomy import coarse_heads
 from anytimeify.passes.rewrites.weights import Weight, find_weights
 from anytimeify.passes.scheme import Scheme
@@ -201,7 +202,7 @@ class _Level:
     def run(self, weights: Sequence[Weight], masks: Mapping[str, Tensor]) -> fx.Node:
         by_weight = {names.of_mask(name)[1]: (name, mask) for name, mask in masks.items()}
         self.masks = {node: by_weight[one.name] for one in weights if one.name in by_weight for node in one.nodes}
-        self.region = _behind(self.program, set(self.masks))
+        self.region = descendants(user for node in self.masks for user in node.users)
         for node in self.program.graph.nodes:
             if node in self.region:
                 self.env[node] = self.copy(node)
@@ -246,12 +247,3 @@ def _copy(program: Program, source: fx.Node) -> Tensor:
     tensor = program.tensors[str(source.target)]
     copy = tensor.detach().clone()
     return nn.Parameter(copy, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copy
-
-
-def _behind(program: Program, sources: set[fx.Node]) -> set[fx.Node]:
-    """The calls that depend on some nodes, these left out."""
-    found: set[fx.Node] = set()
-    for node in program.graph.nodes:
-        if node.op == "call_function" and any(one in sources or one in found for one in node.all_input_nodes):
-            found.add(node)
-    return found

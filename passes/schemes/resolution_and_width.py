@@ -22,9 +22,9 @@ from typing import ClassVar
 from torch import Tensor, fx
 
 from anytimeify.analysis.axes import Axes
+from anytimeify.graph.builder import Builder
 from anytimeify.ir import Captured, Program, names
 from anytimeify.ir.rewritten import Output, Rewritten
-from anytimeify.passes.rewrites.narrow import Builder
 from anytimeify.passes.schemes.beside_widths import BesideWidths
 from anytimeify.passes.schemes.nested_channels import NestedChannels, PrivateTensors
 from anytimeify.passes.schemes.nested_resolution import NestedResolution, Resized
