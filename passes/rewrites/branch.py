@@ -35,6 +35,7 @@ from anytimeify.passes.rewrites.downstream import Rest
 from anytimeify.passes.rewrites.frozen import at_size, frozen, is_trained
 from anytimeify.passes.rewrites.narrow import clone_region
 from anytimeify.passes.rewrites.resized import Spread, resized, spreads
+from anytimeify.passes.rewrites.skipped_blocks import SkippedBlocks
 
 __all__ = ["Branch", "grow"]
 
@@ -109,20 +110,20 @@ def grow(
     frozen, unless it is wider here, or all of the backbone is frozen, so that nothing would train: then it is drawn and
     trained, and the builder notes it."""
     program, axes = rest.captured.program, rest.axes
-    instead = {block.end: block.start for block in left_out if block.start is not None}
-    removed = {node for block in left_out for node in block.nodes}
+    skipped = SkippedBlocks(left_out)
     own = rest.own_tensors()
     copies = _Copies(rest, widths, drawn)
     for node in program.graph.find_nodes(op="get_attr"):
         name = str(node.target)
-        if name in own and not removed.issuperset(node.users):
+        if name in own and not skipped.removed.issuperset(node.users):
             builder.tensors[names.of_level(level, name)] = copies.of(node)
 
     def private(user: fx.Node, source: fx.Node, reached: Set[fx.Node]) -> str | None:
         return names.of_level(level, str(source.target)) if source.target in own else None
 
     prefix = names.level_prefix(level)
-    env = clone_region(builder, program, axes, widths, rest.region - removed, instead, prefix=prefix, private=private)
+    region = rest.region - skipped.removed
+    env = clone_region(builder, program, axes, widths, region, skipped.instead, prefix=prefix, private=private)
     prediction = env[program.outputs[0]]
     read = {str(node.target) for node in ancestors([prediction]) if node.op == "get_attr"}
     for name in own:

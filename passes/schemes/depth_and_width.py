@@ -28,9 +28,11 @@ from anytimeify.ir import Captured, names
 from anytimeify.ir.rewritten import Output, Rewritten
 from anytimeify.passes.rewrites.downstream import Rest
 from anytimeify.passes.rewrites.narrow import clone_region, reached
+from anytimeify.passes.rewrites.private_tensors import PrivateTensors
+from anytimeify.passes.rewrites.skipped_blocks import SkippedBlocks
 from anytimeify.passes.schemes.beside_widths import BesideWidths
-from anytimeify.passes.schemes.nested_channels import NestedChannels, PrivateTensors
-from anytimeify.passes.schemes.nested_depth import Gap, NestedDepth
+from anytimeify.passes.schemes.nested_channels import NestedChannels
+from anytimeify.passes.schemes.nested_depth import NestedDepth
 
 __all__ = ["DepthAndWidth"]
 
@@ -69,13 +71,13 @@ class DepthAndWidth(BesideWidths):
         self, builder: Builder, rest: Rest, left_out: list[Block], widths: Widths, level: int, heads: Set[fx.Node]
     ) -> fx.Node:
         program = rest.captured.program
-        gap = Gap.of(left_out)
-        narrow = reached(program, rest.axes, widths) - gap.removed
+        skipped = SkippedBlocks(left_out)
+        narrow = reached(program, rest.axes, widths) - skipped.removed
         norms: set[fx.Node] = set()
         if self.channels.norms != "shared":
             norms |= narrow
         if self.depth.norms == "private":
-            norms |= gap.behind
+            norms |= skipped.after
         own = PrivateTensors(program, builder, level, heads, norms=True)
         computed = {node for node in heads if node.op == "call_function"}  # of the tensors of private heads
 
@@ -88,8 +90,8 @@ class DepthAndWidth(BesideWidths):
                 program,
                 rest.axes,
                 rest.widths({}, left_out, widths),
-                narrow | gap.behind | computed,
-                gap.instead,
+                narrow | skipped.after | computed,
+                skipped.instead,
             ),
             prefix=names.level_prefix(level),
             private=private,

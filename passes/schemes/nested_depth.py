@@ -14,7 +14,6 @@ Refused: networks in which no block can be left out, and depths that leave out t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar, Literal, NoReturn
@@ -25,16 +24,16 @@ from anytimeify.analysis.axes import Axes
 from anytimeify.analysis.blocks import Block, find_blocks
 from anytimeify.errors import SchemeError
 from anytimeify.graph.builder import Builder
-from anytimeify.graph.traversal import descendants
 from anytimeify.ir import Captured, names
 from anytimeify.ir.rewritten import Output, Rewritten, numbered
 from anytimeify.passes.rewrites.downstream import Rest
 from anytimeify.passes.rewrites.narrow import Private, clone_region
+from anytimeify.passes.rewrites.private_tensors import PrivateTensors
+from anytimeify.passes.rewrites.skipped_blocks import SkippedBlocks
 from anytimeify.passes.rewrites.taxonomy import coarse_heads
 from anytimeify.passes.scheme import Scheme
-from anytimeify.passes.schemes.nested_channels import PrivateTensors
 
-__all__ = ["Gap", "NestedDepth"]
+__all__ = ["NestedDepth"]
 
 
 @dataclass(frozen=True)
@@ -89,10 +88,10 @@ class NestedDepth(Scheme):
 
     def _level(self, builder: Builder, rest: Rest, left_out: list[Block], level: int) -> fx.Node:
         program = rest.captured.program
-        gap = Gap.of(left_out)
+        skipped = SkippedBlocks(left_out)
         private: Private = PrivateTensors(program, builder, level, coarse_heads(program), norms=self.norms == "private")
         env = clone_region(
-            *(builder, program, rest.axes, rest.widths({}, left_out), gap.behind, gap.instead),
+            *(builder, program, rest.axes, rest.widths({}, left_out), skipped.after, skipped.instead),
             prefix=names.level_prefix(level),
             private=private,
         )
@@ -122,18 +121,3 @@ class NestedDepth(Scheme):
 def _listed(depths: Any) -> str:
     given = depths if isinstance(depths, tuple | list) else (depths,)
     return ",".join(f"{depth:g}" if isinstance(depth, int | float) else str(depth) for depth in given)
-
-
-@dataclass(frozen=True)
-class Gap:
-    """Where blocks are left out: their nodes, what lies behind any of them, and what is read in place of their ends."""
-
-    removed: Set[fx.Node]
-    behind: Set[fx.Node]
-    instead: Mapping[fx.Node, fx.Node]
-
-    @staticmethod
-    def of(left_out: Iterable[Block]) -> Gap:
-        removed = {node for block in left_out for node in block.nodes}
-        instead = {block.end: block.start for block in left_out if block.start is not None}
-        return Gap(removed, descendants(instead) - removed, instead)

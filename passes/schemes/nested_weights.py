@@ -35,10 +35,10 @@ from anytimeify.ir.node_meta import origin_of
 from anytimeify.ir.rewritten import Output, Rewritten, numbered
 from anytimeify.passes.rewrites.fold import evaluate
 from anytimeify.passes.rewrites.magnitude import largest, share_of
+from anytimeify.passes.rewrites.private_tensors import PrivateTensors
 from anytimeify.passes.rewrites.taxonomy import coarse_heads
 from anytimeify.passes.rewrites.weights import Weight, find_weights
 from anytimeify.passes.scheme import Scheme
-from anytimeify.passes.schemes.nested_channels import PrivateTensors
 
 __all__ = ["NestedWeights"]
 
