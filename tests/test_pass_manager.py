@@ -70,7 +70,7 @@ def unknown_key(program: Program) -> None:
 
 
 def wrong_value(program: Program) -> None:
-    call_of(program).meta["kept"] = "all of it"
+    call_of(program).meta["mask_nonzeros"] = "all of it"
 
 
 BREAKS: list[tuple[Callable[[Program], None], str]] = [
@@ -79,7 +79,7 @@ BREAKS: list[tuple[Callable[[Program], None], str]] = [
     (same_name, "is used twice"),
     (no_flat_output, "does not return a flat tuple"),
     (unknown_key, r"has a meta\['colour'\], which is none of: type, origin"),
-    (wrong_value, r"has a meta\['kept'\] of 'all of it'; it is of a masked weight"),
+    (wrong_value, r"has a meta\['mask_nonzeros'\] of 'all of it'; it is of a masked weight"),
 ]
 
 

@@ -210,7 +210,7 @@ def _places(node: fx.Node, axes: Axes) -> list[int]:
 def _values(net: AnytimeModel, nodes: list[fx.Node], inputs: tuple[Tensor, ...]) -> list[dict[fx.Node, Tensor]]:
     """The activations of every level."""
     rewritten = net.rewritten
-    if rewritten.stacks:
+    if rewritten.stacked_parameters:
         leaves = [_run(leaf_program(net, leaf)[0], nodes, inputs) for leaf in range(len(rewritten.members))]
         counts = leaves_of_levels(net)
         return [

@@ -201,7 +201,7 @@ class _Network:
 
 
 def _network(net: AnytimeModel, given: int | Level) -> _Network:
-    stacks = net.rewritten.stacks
+    stacks = net.rewritten.stacked_parameters
     if stacks and isinstance(given, Level):
         raise ArgumentError(f"{given.name!r} is several networks: give the number of a leaf instead of a level")
     index: Any = given.index if isinstance(given, Level) else given
@@ -237,7 +237,7 @@ def leaf_program(net: AnytimeModel, index: int) -> tuple[Program, Mapping[str, i
     stacks, program = net.rewritten.program.tensors, net.captured.program
     leaves = len(net.rewritten.members)
     tensors, member = dict(program.tensors), {}
-    for name in net.rewritten.stacks:
+    for name in net.rewritten.stacked_parameters:
         own = program.tensors[name]
         count = stacks[name].numel() // own.numel()
         member[name] = index * count // leaves

@@ -49,7 +49,7 @@ def weight_norms(
     if order not in (1, 2) or isinstance(order, bool):
         raise ArgumentError(f"order={order!r}: expected 1 or 2")
     norm = _Norm(order, per_weight)
-    rows = _members(net, norm) if net.rewritten.stacks else _units(net, where, norm)
+    rows = _members(net, norm) if net.rewritten.stacked_parameters else _units(net, where, norm)
     if not rows:
         raise ArgumentError("no layer has weights of such units; choose other axis groups in where")
     return WeightNorms(str(norm), tuple(level.name for level in net.levels), tuple(rows))
@@ -193,7 +193,7 @@ def _members(net: AnytimeModel, norm: _Norm) -> list[UnitNorms]:
     leaves, counts = len(rewritten.members), leaves_of_levels(net)
     rows = []
     for name, own in backbone.items():
-        if name not in rewritten.stacks or not isinstance(own, nn.Parameter) or own.ndim < 2:
+        if name not in rewritten.stacked_parameters or not isinstance(own, nn.Parameter) or own.ndim < 2:
             continue
         members = rewritten.program.tensors[name].detach().reshape(-1, own.numel())
         kept = tuple(-(-count * len(members) // leaves) for count in counts)

@@ -104,7 +104,7 @@ def report(net: _Net) -> Report:
     # Of tensors that hold several members a level reads as many as it has, which says nothing of widths.
     readers = (
         []
-        if rewritten.stacks
+        if rewritten.stacked_parameters
         else [Readers(rewritten.program, level.index, rewritten.position(level.index)) for level in net.levels]
     )
     return Report(

@@ -13,7 +13,7 @@ from anytimeify.analysis.axes import Axes
 from anytimeify.analysis.cost import cost, sizes
 from anytimeify.analysis.mask_density import recount
 from anytimeify.codegen.call_signature import Calling
-from anytimeify.codegen.prefix_slices import take_parts_together
+from anytimeify.codegen.prefix_slices import take_prefixes_together
 from anytimeify.codegen.recompute import recomputing, share
 from anytimeify.codegen.to_modules import backbone_name, lift
 from anytimeify.early_exit.running import Link, links, run
@@ -199,7 +199,7 @@ def _layout(rewritten: Rewritten) -> Layout:
 
 def _view(definition: Definition, network: nn.Module, graph: fx.Graph) -> fx.GraphModule:
     """A graph of lifted nodes, as it runs."""
-    take_parts_together(graph, share(network, nn.Module()))
+    take_prefixes_together(graph, share(network, nn.Module()))
     return recomputing(graph, network) if definition.options.checkpoint else sharing(network, graph)
 
 

@@ -55,7 +55,7 @@ class Definition:
 
     def stacked(self) -> Mapping[str, Size]:
         """The backbone's shapes of the tensors that hold those of several members."""
-        return {name: self.captured.program.tensors[name].shape for name in self.rewritten.stacks}
+        return {name: self.captured.program.tensors[name].shape for name in self.rewritten.stacked_parameters}
 
     def captured_with(self, tensors: Mapping[str, Tensor]) -> Captured:
         """The backbone as `axes` know it: where tensors have been cast, types say the precision before."""
@@ -63,7 +63,7 @@ class Definition:
         parts: dict[int, Tensor] = {}  # tied stacks have tied parts
         own = {
             name: parts.setdefault(id(tensor), first_member(tensor, shapes[name]))
-            if name in self.rewritten.stacks
+            if name in self.rewritten.stacked_parameters
             else tensor
             for name, tensor in tensors.items()
             if name in shapes

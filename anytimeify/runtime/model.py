@@ -61,7 +61,7 @@ class AnytimeModel(Described):
         rewritten = compiled.definition.rewritten
         if compiled.renamed:
             keep_state_dict_names(self, dict(compiled.renamed))
-        if rewritten.stacks:
+        if rewritten.stacked_parameters:
             accept_backbones(self, lambda net: net._compiled.definition.stacked())
         if any(masks(rewritten.program)):
             self.register_load_state_dict_post_hook(_recount)  # type: ignore[no-untyped-call]  # of torch
@@ -264,7 +264,7 @@ class AnytimeModel(Described):
         # Members of a stack have statistics of their own, whoever reads them in parts; and where levels nest in one
         # pass, those of a channel are the same at every level.
         rewritten = self._definition.rewritten
-        apart = rewritten.stacks or not self.exact
+        apart = rewritten.stacked_parameters or not self.exact
         calls = any(isinstance(module, BatchNormCall) for module in self.modules())
         shared = not apart and (calls or rewritten.shared_norms)
         level = self.full if shared else None

@@ -59,7 +59,7 @@ def assert_full_equals_backbone(
     if same_weights:
         own = model.state_dict()
         found = {
-            name: first_member(tensor, own[name].shape) if name in net.rewritten.stacks else tensor
+            name: first_member(tensor, own[name].shape) if name in net.rewritten.stacked_parameters else tensor
             for name, tensor in net.state_dict().items()
         }
         _assert_same_tensors(own, found, "the backbone", "the anytime model")

@@ -12,7 +12,7 @@ from torch import fx
 from anytimeify.contract.pass_manager import rewrite
 from anytimeify.graph.traversal import ancestors, descendants
 from anytimeify.ir import Program
-from anytimeify.ir.node_meta import kept_of, type_of, weight_blocks_of
+from anytimeify.ir.node_meta import mask_nonzeros_of, type_of, weight_blocks_of
 from anytimeify.ir.schema import rebind
 from anytimeify.kernels import ends_of, staircase
 from anytimeify.rules import Call, has_kind, traits
@@ -62,7 +62,7 @@ def use_blocks(program: Program, outputs: Sequence[int], *, smallest: int = SMAL
             target, values, kept = calls[node]
             ours[node].target = target
             ours[node].args, ours[node].kwargs = fx.map_arg(rebind(target, values), ours.__getitem__)
-            ours[node].meta = {**node.meta, "kept_weight": kept}
+            ours[node].meta = {**node.meta, "weight_nonzeros": kept}
     results = [(ours if position in chosen else theirs)[node] for position, node in enumerate(program.outputs)]
     graph.output(tuple(results)).meta = dict(program.graph.output_node().meta)
     return _without_leftovers(program, graph)
@@ -78,7 +78,7 @@ def _fast_call(node: fx.Node, smallest: int) -> tuple[Any, dict[str, Any], int] 
     levels = _levels(product)
     if levels is None or min(size.coefficient for size in type_of(product).shape[:2]) < smallest:
         return None
-    return call.target, {**call.arguments, "weight": product.args[0], **levels}, kept_of(product)
+    return call.target, {**call.arguments, "weight": product.args[0], **levels}, mask_nonzeros_of(product)
 
 
 def _levels(product: fx.Node) -> dict[str, Any] | None:
@@ -93,7 +93,7 @@ def _levels(product: fx.Node) -> dict[str, Any] | None:
     if sum(map(len, rows)) != height or sum(map(len, columns)) != width:
         return None
     ends = ends_of(rows), ends_of(columns)
-    if staircase(height, width, *ends, len(rows)).kept * math.prod(kernel) != kept_of(product):
+    if staircase(height, width, *ends, len(rows)).kept * math.prod(kernel) != mask_nonzeros_of(product):
         return None
     return {"rows": list(ends[0]), "columns": list(ends[1]), "levels": len(rows)}
 

@@ -6,9 +6,9 @@ does with narrowed axes, its result is computed
 
 1. *whole*: it keeps channels apart, so it is called once, on whole values;
 2. *masked*: a layer; entries of its weights that read a later chunk than they write are masked;
-3. *assembled*: it mixes channels otherwise (layer norm, weight standardisation), or reads what stands apart (a gate
+3. *assembled*: it mixes channels otherwise (layer norm, weight standardisation), or reads what is separate (a gate
    made of all channels): it is called for every level, and what each of them adds is put together;
-4. *apart*: its result has no narrowed axis (a head, a mean over channels): there is a value for every level.
+4. *separate*: its result has no narrowed axis (a head, a mean over channels): there is a value for every level.
 
 What mixes channels nests all the same, because chunk k sees chunks 1 to k: a layer norm takes the statistics of the
 chunks so far.
@@ -34,7 +34,7 @@ from anytimeify.passes.rewrites.operands import Blocks, blocks_of
 from anytimeify.rules import Layers, contractions, notation_of, traits
 from anytimeify.rules.factors import Expr, Factor, Sum, leaves, resolve
 
-__all__ = ["Kind", "Layer", "Nest", "Places"]
+__all__ = ["BlockTriangularDependence", "Kind", "Layer", "Places"]
 
 Places: TypeAlias = npt.NDArray[np.int64]
 
@@ -46,7 +46,7 @@ class Kind(Enum):
     WHOLE = "whole"
     MASKED = "masked"
     ASSEMBLED = "assembled"
-    APART = "apart"
+    SEPARATE = "separate"
 
     @property
     def nested(self) -> bool:
@@ -62,7 +62,7 @@ class Layer:
     dims: tuple[int, ...]
 
 
-class Nest:
+class BlockTriangularDependence:
     """What is known of a program whose axes are cut into chunks: of every node, how its value differs between levels.
 
     `widths` are those of all levels, cheapest first, the last one empty. `alone`: nodes of which every level is to have
@@ -88,23 +88,23 @@ class Nest:
                 self.kinds[node] = Kind.WHOLE if self.narrowed_dims(node) else Kind.SAME
             elif node.op != "output":
                 self.kinds[node] = self._kind(node) if node in differs else Kind.SAME
-        self._set_apart(alone)
+        self._set_separate(alone)
 
-    def _set_apart(self, alone: Set[fx.Node]) -> None:
+    def _set_separate(self, alone: Set[fx.Node]) -> None:
         """Take some nodes, and what depends on them, from the values of all levels, unless a later one of these needs
         them."""
         last: set[fx.Node] = set()  # with nothing behind that makes a value for all levels of it but by channels alone
         for node in reversed(self.program.graph.nodes):
             kind = self.kinds[node] if node.op == "call_function" else Kind.SAME
             cheap = kind is Kind.WHOLE and traits(node).macs is None
-            if (cheap or kind is Kind.APART) and all(user.op == "output" or user in last for user in node.users):
+            if (cheap or kind is Kind.SEPARATE) and all(user.op == "output" or user in last for user in node.users):
                 last.add(node)
         for node in self.program.graph.nodes:
             if node in alone and node in self.parameters:
-                self.kinds[node] = Kind.APART
+                self.kinds[node] = Kind.SEPARATE
             sources = (one for one in node.all_input_nodes if one in last)
-            if node in last and (node in alone or any(self.kinds[one] is Kind.APART for one in sources)):
-                self.kinds[node] = Kind.APART
+            if node in last and (node in alone or any(self.kinds[one] is Kind.SEPARATE for one in sources)):
+                self.kinds[node] = Kind.SEPARATE
 
     def _chunks(self, factor: Factor) -> Places:
         """The first level that keeps each entry of a factor."""
@@ -114,16 +114,16 @@ class Nest:
 
     def _kind(self, node: fx.Node) -> Kind:
         if isinstance(type_of(node), Size) or not self._wide(node):
-            return Kind.APART
+            return Kind.SEPARATE
         sources = node.all_input_nodes
-        apart = any(self.kinds[one] is Kind.APART and not isinstance(type_of(one), Size) for one in sources)
+        separate = any(self.kinds[one] is Kind.SEPARATE and not isinstance(type_of(one), Size) for one in sources)
         mixes = any(factor in self.chunk_of for factor in self.axes.mixed.get(node, ()))
         if isinstance(type_of(node), tuple):
-            return Kind.APART if apart or mixes else Kind.WHOLE
+            return Kind.SEPARATE if separate or mixes else Kind.WHOLE
         layer = self._layer(node) if mixes else None
         if layer is not None:
             self.layers[node] = layer
-        if apart:
+        if separate:
             return Kind.ASSEMBLED
         return Kind.MASKED if layer is not None else Kind.ASSEMBLED if mixes else Kind.WHOLE
 
@@ -149,9 +149,9 @@ class Nest:
         return dims if isinstance(type_of(node), tuple) else (dims,)
 
     @cached_property
-    def apart(self) -> frozenset[fx.Node]:
-        """The nodes whose values stand apart."""
-        return frozenset(node for node, kind in self.kinds.items() if kind is Kind.APART)
+    def separate(self) -> frozenset[fx.Node]:
+        """The nodes whose values are separate."""
+        return frozenset(node for node, kind in self.kinds.items() if kind is Kind.SEPARATE)
 
     def is_narrowed(self, expr: Expr) -> bool:
         return any(leaf in self.chunk_of for leaf in leaves(resolve(expr)))

@@ -31,7 +31,7 @@ from anytimeify.graph.builder import Builder
 from anytimeify.graph.traversal import ancestors
 from anytimeify.ir import Program, names
 from anytimeify.ir.node_meta import type_of
-from anytimeify.passes.rewrites.downstream import Rest
+from anytimeify.passes.rewrites.downstream import Downstream
 from anytimeify.passes.rewrites.frozen import at_size, frozen, is_trained
 from anytimeify.passes.rewrites.narrow import clone_region
 from anytimeify.passes.rewrites.resized import Spread, resized, spreads
@@ -99,7 +99,7 @@ def _as_multiple(value: Any) -> float:
 
 def grow(
     builder: Builder,
-    rest: Rest,
+    downstream: Downstream,
     left_out: Sequence[Block],
     widths: Widths,
     level: int,
@@ -109,10 +109,10 @@ def grow(
     start as those of `drawn`, or of the backbone without it. What is frozen in the backbone has its values and stays
     frozen, unless it is wider here, or all of the backbone is frozen, so that nothing would train: then it is drawn and
     trained, and the builder notes it."""
-    program, axes = rest.captured.program, rest.axes
+    program, axes = downstream.captured.program, downstream.axes
     skipped = SkippedBlocks(left_out)
-    own = rest.own_tensors()
-    copies = _Copies(rest, widths, drawn)
+    own = downstream.own_tensors()
+    copies = _Copies(downstream, widths, drawn)
     for node in program.graph.find_nodes(op="get_attr"):
         name = str(node.target)
         if name in own and not skipped.removed.issuperset(node.users):
@@ -122,7 +122,7 @@ def grow(
         return names.of_level(level, str(source.target)) if source.target in own else None
 
     prefix = names.level_prefix(level)
-    region = rest.region - skipped.removed
+    region = downstream.region - skipped.removed
     env = clone_region(builder, program, axes, widths, region, skipped.instead, prefix=prefix, private=private)
     prediction = env[program.outputs[0]]
     read = {str(node.target) for node in ancestors([prediction]) if node.op == "get_attr"}
@@ -138,8 +138,8 @@ def grow(
 class _Copies:
     """The tensors of one branch."""
 
-    def __init__(self, rest: Rest, widths: Widths, drawn: Mapping[str, Tensor] | None) -> None:
-        self.program, self.axes, self.widths = rest.captured.program, rest.axes, widths
+    def __init__(self, downstream: Downstream, widths: Widths, drawn: Mapping[str, Tensor] | None) -> None:
+        self.program, self.axes, self.widths = downstream.captured.program, downstream.axes, widths
         self.drawn = drawn if drawn is not None else self.program.tensors
         still = frozen(self.program)
         self.everything = bool(still) and not any(map(is_trained, self.program.tensors.values()))

@@ -17,7 +17,7 @@ from anytimeify.graph.builder import Builder
 from anytimeify.ir import Captured, Program
 from anytimeify.passes.rewrites.branch import Branch, grow
 from anytimeify.passes.rewrites.cuts import Cut, cut_named, even_cuts, name_of_cut
-from anytimeify.passes.rewrites.downstream import Rest
+from anytimeify.passes.rewrites.downstream import Downstream
 from anytimeify.passes.rewrites.pooled_head import pooled_head
 
 __all__ = ["Exit", "as_branches", "place_exits"]
@@ -62,14 +62,16 @@ def _exit(captured: Captured, axes: Axes, blocks: Blocks, cut: Cut, branch: Bran
     name = f"branch at {branch.at}"
     if branch.head == "pool":
         return _pooled(captured, axes, cut, name)
-    rest = Rest.behind(captured, axes, blocks, cut)
-    left_out = rest.without(dict(branch.repeats))
-    widths = rest.widths(dict(branch.widths), left_out)
-    return Exit(name, partial(_grow, rest, left_out, widths))
+    downstream = Downstream.of(captured, axes, blocks, cut)
+    left_out = downstream.without(dict(branch.repeats))
+    widths = downstream.widths(dict(branch.widths), left_out)
+    return Exit(name, partial(_grow, downstream, left_out, widths))
 
 
-def _grow(rest: Rest, left_out: Sequence[Block], widths: Widths, builder: Builder, level: int, drawn: Any) -> fx.Node:
-    return grow(builder, rest, left_out, widths, level, drawn)
+def _grow(
+    downstream: Downstream, left_out: Sequence[Block], widths: Widths, builder: Builder, level: int, drawn: Any
+) -> fx.Node:
+    return grow(builder, downstream, left_out, widths, level, drawn)
 
 
 def _pooled(captured: Captured, axes: Axes, cut: Cut, name: str) -> Exit:
@@ -145,14 +147,14 @@ def _options(captured: Captured, axes: Axes, blocks: Blocks, cut: Cut, heads: st
     """What may fork at a node, from the largest to the smallest."""
     name = f"branch at {name_of_cut(captured.program, blocks, cut)}"
     if heads == "branch":
-        rest = Rest.behind(captured, axes, blocks, cut)
+        downstream = Downstream.of(captured, axes, blocks, cut)
         for share, multiple in _SIZES:
-            left_out = rest.shortened(share)
+            left_out = downstream.shortened(share)
             try:
-                widths = rest.widths({"": multiple} if multiple != 1 else {}, left_out)
+                widths = downstream.widths({"": multiple} if multiple != 1 else {}, left_out)
             except SchemeError:
                 continue  # nothing to narrow
-            yield Exit(name, partial(_grow, rest, left_out, widths))
+            yield Exit(name, partial(_grow, downstream, left_out, widths))
     if len(cut) == 1:
         yield _pooled(captured, axes, cut, name)
 

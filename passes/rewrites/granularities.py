@@ -56,7 +56,7 @@ def part_heads(rewritten: Rewritten, taxonomy: Taxonomy, backbone: Program) -> R
         program=_without_unread(result, program, backbone),
         names=called,
         levels=levels,
-        stacks=frozenset(name for name in rewritten.stacks if name in backbone.tensors),
+        stacked_parameters=frozenset(name for name in rewritten.stacked_parameters if name in backbone.tensors),
     )
     return replace(parted, program=_with_names(parted))
 

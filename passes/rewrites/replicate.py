@@ -1,6 +1,6 @@
 """`replicate`: the members of a tree of networks that share a trunk, and the tensors that each of them has.
 
-A backbone is cut at some of its nodes; behind every cut each copy of what lies before it goes on as several siblings
+A backbone is cut at some of its nodes; behind every cut each copy of what lies before it goes on as several replicas
 with parameters of their own. A member's copy of a tensor is one part of a stack: the tensor of the backbone's name
 grows along its first dimension, member after member, and the first member's part is the backbone's own. What lies
 before the first cut, index tables and other constants are shared by all.
@@ -27,7 +27,7 @@ Fresh = Callable[[], Mapping[str, Tensor]]
 
 @dataclass(frozen=True)
 class Tree:
-    """How many siblings every copy goes on as, split after split.
+    """How many replicas every copy goes on as, split after split.
 
     Members of one depth are numbered so that those of one parent are neighbours: child `i` of member `m` is
     `m * fanout + i`. The first leaves of a tree are then a sub-tree."""

@@ -26,7 +26,7 @@ from anytimeify.analysis.blocks import Block, find_blocks
 from anytimeify.graph.builder import Builder
 from anytimeify.ir import Captured, names
 from anytimeify.ir.rewritten import Output, Rewritten
-from anytimeify.passes.rewrites.downstream import Rest
+from anytimeify.passes.rewrites.downstream import Downstream
 from anytimeify.passes.rewrites.narrow import clone_region, reached
 from anytimeify.passes.rewrites.private_tensors import PrivateTensors
 from anytimeify.passes.rewrites.skipped_blocks import SkippedBlocks
@@ -56,23 +56,29 @@ class DepthAndWidth(BesideWidths):
     def apply(self, captured: Captured, axes: Axes) -> Rewritten:
         program = captured.program
         builder = Builder.copying(program)
-        rest = Rest.behind(captured, axes, find_blocks(program, axes), program.placeholders)
+        downstream = Downstream.of(captured, axes, find_blocks(program, axes), program.placeholders)
         heads = self.channels.private_heads(program)
-        levels = list(zip(self.depth.left_out(rest), self.channels.kept(axes), strict=True))
+        levels = list(zip(self.depth.left_out(downstream), self.channels.kept(axes), strict=True))
         outputs: dict[Output, fx.Node] = {}
         for level, (left_out, widths) in enumerate(levels[:-1]):
-            outputs[Output("level", level)] = self._level(builder, rest, left_out, widths, level, heads)
+            outputs[Output("level", level)] = self._level(builder, downstream, left_out, widths, level, heads)
         full = len(levels) - 1
         outputs[Output("level", full)] = builder.shared[program.outputs[0]]
         named = builder.build_named(outputs, program.graph.output_node())
         return Rewritten(*named, self.described("depth", self.depth.depths))
 
     def _level(
-        self, builder: Builder, rest: Rest, left_out: list[Block], widths: Widths, level: int, heads: Set[fx.Node]
+        self,
+        builder: Builder,
+        downstream: Downstream,
+        left_out: list[Block],
+        widths: Widths,
+        level: int,
+        heads: Set[fx.Node],
     ) -> fx.Node:
-        program = rest.captured.program
+        program = downstream.captured.program
         skipped = SkippedBlocks(left_out)
-        narrow = reached(program, rest.axes, widths) - skipped.removed
+        narrow = reached(program, downstream.axes, widths) - skipped.removed
         norms: set[fx.Node] = set()
         if self.channels.norms != "shared":
             norms |= narrow
@@ -88,8 +94,8 @@ class DepthAndWidth(BesideWidths):
             *(
                 builder,
                 program,
-                rest.axes,
-                rest.widths({}, left_out, widths),
+                downstream.axes,
+                downstream.widths({}, left_out, widths),
                 narrow | skipped.after | computed,
                 skipped.instead,
             ),

@@ -26,7 +26,7 @@ from anytimeify.errors import SchemeError
 from anytimeify.graph.builder import Builder
 from anytimeify.ir import Captured, names
 from anytimeify.ir.rewritten import Output, Rewritten, numbered
-from anytimeify.passes.rewrites.downstream import Rest
+from anytimeify.passes.rewrites.downstream import Downstream
 from anytimeify.passes.rewrites.narrow import Private, clone_region
 from anytimeify.passes.rewrites.private_tensors import PrivateTensors
 from anytimeify.passes.rewrites.skipped_blocks import SkippedBlocks
@@ -78,35 +78,35 @@ class NestedDepth(Scheme):
     def apply(self, captured: Captured, axes: Axes) -> Rewritten:
         program = captured.program
         builder = Builder.copying(program)
-        rest = Rest.behind(captured, axes, find_blocks(program, axes), program.placeholders)
+        downstream = Downstream.of(captured, axes, find_blocks(program, axes), program.placeholders)
         outputs: dict[Output, fx.Node] = {}
-        for level, left_out in enumerate(self.left_out(rest)[:-1]):
-            outputs[Output("level", level)] = self._level(builder, rest, left_out, level)
+        for level, left_out in enumerate(self.left_out(downstream)[:-1]):
+            outputs[Output("level", level)] = self._level(builder, downstream, left_out, level)
         outputs[Output("level", len(self.depths) - 1)] = builder.shared[program.outputs[0]]
         named = builder.build_named(outputs, program.graph.output_node())
         return Rewritten(*named, numbered("depth", self.depths), shared_norms=self.norms == "shared")
 
-    def _level(self, builder: Builder, rest: Rest, left_out: list[Block], level: int) -> fx.Node:
-        program = rest.captured.program
+    def _level(self, builder: Builder, downstream: Downstream, left_out: list[Block], level: int) -> fx.Node:
+        program = downstream.captured.program
         skipped = SkippedBlocks(left_out)
         private: Private = PrivateTensors(program, builder, level, coarse_heads(program), norms=self.norms == "private")
         env = clone_region(
-            *(builder, program, rest.axes, rest.widths({}, left_out), skipped.after, skipped.instead),
+            *(builder, program, downstream.axes, downstream.widths({}, left_out), skipped.after, skipped.instead),
             prefix=names.level_prefix(level),
             private=private,
         )
         return env[program.outputs[0]]
 
-    def left_out(self, rest: Rest) -> list[list[Block]]:
+    def left_out(self, downstream: Downstream) -> list[list[Block]]:
         """The blocks that each level leaves out. Refuses two depths that leave out the same."""
-        left_out = [rest.shortened(depth) for depth in self.depths]
+        left_out = [downstream.shortened(depth) for depth in self.depths]
         for (depth, other), (many, few) in zip(pairwise(self.depths), pairwise(left_out), strict=True):
             if depth != other and len(many) == len(few):
-                self._refuse(*((other, depth) if few else (depth, other)), rest)
+                self._refuse(*((other, depth) if few else (depth, other)), downstream)
         return left_out
 
-    def _refuse(self, depth: float, other: float, rest: Rest) -> None:
-        count = len(rest.removable())
+    def _refuse(self, depth: float, other: float, downstream: Downstream) -> None:
+        count = len(downstream.removable())
         raise SchemeError(
             f"depths: depth {depth:g} leaves out the same blocks as {other:g}; leave one of them out. This network has "
             f"{count} block{'s' * (count != 1)} that can be left out"

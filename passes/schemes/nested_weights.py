@@ -239,7 +239,7 @@ class _Level:
         return result
 
     def call(self, target: Any, args: tuple[Any, ...], source: fx.Node, what: str, **more: bool) -> fx.Node:
-        meta = {"origin": origin_of(source), "kept": 0, **more}  # counted in the end
+        meta = {"origin": origin_of(source), "mask_nonzeros": 0, **more}  # counted in the end
         return self.builder.call(target, args, {}, f"{names.level_prefix(self.level)}{source.name}_{what}", meta)
 
 

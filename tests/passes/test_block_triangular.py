@@ -48,7 +48,7 @@ def masked(build: Build, weight: str, mask: str, rows: Levels, columns: Levels) 
     )
     tensor = build.tensors[mask]
     shares = build.tensors[weight].numel() // tensor.numel()
-    node.meta["kept"] = int(tensor.sum()) * shares
+    node.meta["mask_nonzeros"] = int(tensor.sum()) * shares
     node.meta["blocks"] = tuple(zip(map(np.asarray, rows), read_by(columns), strict=True))
     return node
 
@@ -162,7 +162,7 @@ def test_leftovers() -> None:
     "changes",
     [
         {"blocks": ()},
-        {"kept": 5},
+        {"mask_nonzeros": 5},
         {"blocks": tuple(zip(map(np.asarray, QUARTERS[:3]), read_by(QUARTERS)[:3], strict=True))},
     ],
     ids=["no blocks", "another mask", "rows of no level"],

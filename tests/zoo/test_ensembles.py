@@ -1,4 +1,4 @@
-"""Hierarchical ensembles of published networks: fusing siblings changes neither predictions nor gradients.
+"""Hierarchical ensembles of published networks: fusing replicas changes neither predictions nor gradients.
 
 Everything is computed in double precision, where sums in another order differ by about 1e-15 of the largest term; a
 member that read another one's parameters would differ in the first digits. Parameters and statistics are drawn anew,
