@@ -15,7 +15,7 @@ from anytimeify._torch import flatten, unflatten
 from anytimeify.errors import ArgumentError, CaptureError
 from anytimeify.ir import Captured, Signature
 
-__all__ = ["Calling", "Parameter", "batch_arguments"]
+__all__ = ["CallSignature", "Parameter", "batch_arguments"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Parameter:
 
 
 @dataclass(frozen=True)
-class Calling:
+class CallSignature:
     """The backbone's parameters, in order; leaf numbers count the flat inputs, constants among them.
 
     Every parameter can be given by name, and the first `positional` by position. One that was a constant when the
@@ -41,11 +41,13 @@ class Calling:
     positional: int  # how many may be given by position
 
     @staticmethod
-    def of(captured: Captured) -> Calling:
-        return Calling.from_signature(captured.signature, tuple(node.name for node in captured.program.placeholders))
+    def of(captured: Captured) -> CallSignature:
+        return CallSignature.from_signature(
+            captured.signature, tuple(node.name for node in captured.program.placeholders)
+        )
 
     @staticmethod
-    def from_signature(signature: Signature, names: tuple[str, ...]) -> Calling:
+    def from_signature(signature: Signature, names: tuple[str, ...]) -> CallSignature:
         """`names`: of the program's placeholders."""
         constants = dict(signature.constants)
         tensors = [leaf for leaf in range(len(names) + len(constants)) if leaf not in constants]
@@ -60,7 +62,7 @@ class Calling:
         parameters += [Parameter(name, tree) for name, tree in keywords.items()]
         plain = not keywords and not constants and all(isinstance(tree, int) for tree in positional)
         count = len(parameters) if signature.positional is None else signature.positional
-        return Calling(tuple(parameters), constants, plain, count)
+        return CallSignature(tuple(parameters), constants, plain, count)
 
     def flat(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, ...]:
         """The program's inputs; `ArgumentError` (a `TypeError`) where the arguments do not fit the backbone's."""

@@ -93,7 +93,8 @@ def part_numbers(graph: fx.Graph) -> tuple[int, ...]:
 
 
 def recomputing(graph: fx.Graph, root: nn.Module) -> fx.GraphModule:
-    """A module that runs a lifted graph of `root`, which is changed, and recomputes what the backbone recomputes.
+    """A module that runs a graph over the modules of `root`, which is changed, and recomputes what the backbone
+    recomputes.
 
     It shares the dictionaries of `root`. The parts that it calls are attributes but no children of it: state dicts and
     walks over modules do not see them."""

@@ -26,7 +26,7 @@ What is done about it, around every call
     * the program notes the name of the pass: `Program.passes`. Of passes inside of passes the innermost one reports,
       and the outermost one is noted.
 
-The steps of capture work on a draft, which is no program yet: they are run in the same way, without the verification.
+The steps of capture edit a work graph, which is no program yet: they are run in the same way, without the verification.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def _programs(value: Any) -> Iterator[Program]:
 
 
 def _history(value: Any) -> Sequence[str]:
-    """The passes that made a program, what holds one, or a draft of one."""
+    """The passes that made a program, what holds one, or a work graph of one."""
     found: Sequence[str] = getattr(getattr(value, "program", value), "passes", ())
     return found
 

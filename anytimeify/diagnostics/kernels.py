@@ -25,7 +25,7 @@ from anytimeify.errors import ArgumentError
 from anytimeify.graph.traversal import ancestors
 from anytimeify.ir import PAIR, Level, Program, names
 from anytimeify.passes.rewrites.project import project
-from anytimeify.report.tables import Sheet, Sheets
+from anytimeify.report.tables import Table, Tables
 from anytimeify.rules import Layers, contractions
 from anytimeify.runtime.model import AnytimeModel
 
@@ -123,7 +123,7 @@ class LayerCorrelation:
 
 
 @dataclass(frozen=True, eq=False)
-class KernelCorrelation(Sheets):
+class KernelCorrelation(Tables):
     """The convolutions of two networks inside an anytime model; prints as a table.
 
     `layers`: in the order of the network. `left_out`: why other layers of both were not compared, by name.
@@ -141,15 +141,15 @@ class KernelCorrelation(Sheets):
     def title(self) -> str:
         return f"Correlation of the kernels of {self.one} with those of {self.other}"
 
-    def sheets(self, *, everything: bool) -> Iterator[Sheet]:
-        yield Sheet(
+    def tables(self, *, everything: bool) -> Iterator[Table]:
+        yield Table(
             "Layers",
             ("layer", ">kernels", ">weights", ">mean |r|", ">best |r|", ">by chance", ">likeness", ">mutual"),
             tuple(_row(layer) for layer in self.layers),
         )
         counts = tuple((str(count), why) for why, count in _reasons(self.left_out).items())
         rows = tuple(self.left_out.items()) if everything else counts
-        yield Sheet("Left out", ("layer" if everything else ">layers", "why"), rows)
+        yield Table("Left out", ("layer" if everything else ">layers", "why"), rows)
 
     def to_json(self) -> str:
         """The summaries, without the matrices."""

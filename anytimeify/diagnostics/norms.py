@@ -23,7 +23,7 @@ from anytimeify.diagnostics.pictures import drawing
 from anytimeify.errors import ArgumentError
 from anytimeify.ir import names
 from anytimeify.passes.rewrites.reorder import units_of
-from anytimeify.report.tables import Sheet, Sheets
+from anytimeify.report.tables import Table, Tables
 from anytimeify.runtime.model import AnytimeModel
 
 __all__ = ["UnitNorms", "WeightNorms", "weight_norms"]
@@ -89,7 +89,7 @@ class UnitNorms:
 
 
 @dataclass(frozen=True, eq=False)
-class WeightNorms(Sheets):
+class WeightNorms(Tables):
     """The norms of an anytime model; prints as a table of the mean norm of the units that each level adds, as a
     multiple of the mean of all units."""
 
@@ -107,7 +107,7 @@ class WeightNorms(Sheets):
     def title(self) -> str:
         return f"{self.norm} of the units that levels add, as a multiple of the mean over units"
 
-    def sheets(self, *, everything: bool) -> Iterator[Sheet]:
+    def tables(self, *, everything: bool) -> Iterator[Table]:
         columns = ("layer", ">dimension", "axis group", ">units", *(f">{name}" for name in self.levels))
         rows = [
             (
@@ -123,8 +123,8 @@ class WeightNorms(Sheets):
         for place in range(len(self.levels)):
             known = [one for row in self.rows if (one := row.by_level[place]) is not None]
             means.append(f"{sum(known) / len(known):.3f}" if known else "")
-        yield Sheet("Mean over layers", columns[4:], (tuple(means),))
-        yield Sheet("Layers", columns, tuple(rows))
+        yield Table("Mean over layers", columns[4:], (tuple(means),))
+        yield Table("Layers", columns, tuple(rows))
 
     def to_json(self) -> str:
         """Everything."""

@@ -8,7 +8,7 @@ from dataclasses import replace
 from torch import fx
 
 from anytimeify.analysis.cost import macs_by_node, sizes
-from anytimeify.codegen.to_modules import lift
+from anytimeify.codegen.to_modules import to_modules
 from anytimeify.contract.pass_manager import rewrite
 from anytimeify.early_exit.cascade import Chain, Stage
 from anytimeify.early_exit.network import Staged
@@ -38,8 +38,8 @@ def build(
 
     1. keep their outputs, where they are computed one from the other if there is such a form; 2. turn parameter views
     into small parameters, and merge batch norms, if asked; 3. cut into a chain, in which sizes and what depends on no
-    input is computed where it is needed; 4. give private parameters of a level the backbone's names; 5. lift every
-    step in inference form. Running a stage needs torch and nothing else.
+    input is computed where it is needed; 4. give private parameters of a level the backbone's names; 5. turn every
+    step into modules in inference form. Running a stage needs torch and nothing else.
     """
     positions = [rewritten.position(level.index, granularity, role="step") for level in levels]
     program = fold(project(rewritten.program, positions))
@@ -133,7 +133,7 @@ def _with_backbone_names(program: Program, index: int) -> Program:
 
 
 def _lifted(program: Program) -> fx.GraphModule:
-    module = lift(program, training=False)
+    module = to_modules(program, training=False)
     for node in module.graph.nodes:
         node.meta.clear()  # types of ours, which a copy or a pickle of the graph would drag along
     return module

@@ -41,7 +41,7 @@ class Captured:
     held: frozenset[str] = frozenset()  # paths of the modules that are in eval mode while the backbone trains
     reference: Tensor | None = None  # the backbone's own prediction for the example inputs, in eval mode
     # The backbone's tensors as its own initialisers draw them; None where its class is not known (a loaded file).
-    fresh: Callable[[], Mapping[str, Tensor]] | None = field(default=None, repr=False, compare=False)
+    reinitialised: Callable[[], Mapping[str, Tensor]] | None = field(default=None, repr=False, compare=False)
 
     def losing(self, *lost: str) -> Captured:
         """The same, with more that training loses."""

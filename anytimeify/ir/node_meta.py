@@ -98,7 +98,7 @@ EXPORTED: Mapping[str, str] = MappingProxyType(
         "stack_trace": "where in the source the call stands, as text",
     }
 )
-# Of graph modules: what `lift` writes.
+# Of graph modules: what `to_modules` writes.
 MODULE_KEYS: Mapping[str, str] = MappingProxyType({
     "renamed": "attribute names that could not be the backbone's, with the backbone's names",
 })  # fmt: skip
@@ -224,6 +224,6 @@ def _source(trace: str) -> str:
 
 
 def renamed_of(module: fx.GraphModule) -> Mapping[str, str]:
-    """`meta["renamed"]` of a lifted graph module: the backbone's names by the attribute names."""
+    """`meta["renamed"]` of a graph module: the backbone's names by the attribute names."""
     found: Mapping[str, str] = module.meta.get("renamed", {})
     return found

@@ -44,7 +44,7 @@ class Definition:
     ) -> Definition:
         """`owned`: the tensors of the model, by name."""
         return Definition(
-            replace(captured, program=_without_data(captured.program, owned), fresh=None),
+            replace(captured, program=_without_data(captured.program, owned), reinitialised=None),
             axes,
             scheme,
             replace(rewritten, program=_without_data(rewritten.program, owned)),

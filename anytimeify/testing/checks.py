@@ -202,7 +202,7 @@ def given_inputs(net: AnytimeModel, inputs: Inputs) -> tuple[Any, ...]:
     if inputs is not None:
         return tuple(inputs)
     captured = net.captured
-    args, kwargs = net.calling.arguments(captured.example_inputs, captured.signature)
+    args, kwargs = net.call_signature.arguments(captured.example_inputs, captured.signature)
     assert not kwargs, "the backbone is called with keywords: give the inputs of the check by position"
     return args
 

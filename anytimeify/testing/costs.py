@@ -39,7 +39,7 @@ def found_costs(net: AnytimeModel, level: int | Level) -> Found:
         for parameter in net.parameters():
             parameter.data = torch.randn_like(parameter)  # no zeros but those of masks
     small, inputs = net.extract(level), example_batch(captured, 1)
-    args, kwargs = net.calling.arguments(inputs, captured.signature)
+    args, kwargs = net.call_signature.arguments(inputs, captured.signature)
     names = [str(node.target) for node in small.graph.find_nodes(op="placeholder")]
     counter = _Counter(small, sparse)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # torch counts attention where it runs as products

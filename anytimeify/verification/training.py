@@ -25,7 +25,7 @@ from anytimeify.capture.compare import buffers_kept, difference, plain_attribute
 from anytimeify.capture.custom_derivatives import direct_checkpoints
 from anytimeify.capture.modes import in_mode
 from anytimeify.capture.training_form import trains
-from anytimeify.codegen.call_signature import Calling
+from anytimeify.codegen.call_signature import CallSignature
 from anytimeify.codegen.stacked_parameters import first_member
 from anytimeify.errors import AnytimeWarning, VerificationError
 from anytimeify.ir import PAIR, Captured, names
@@ -146,7 +146,7 @@ def _step_of_backbone(net: AnytimeModel, model: nn.Module, inputs: tuple[Tensor,
     where = signature.prediction if signature.trained is None else signature.trained
 
     def predict() -> Tensor | None:
-        args, kwargs = Calling.of(captured).arguments(clone(inputs), signature)
+        args, kwargs = CallSignature.of(captured).arguments(clone(inputs), signature)
         leaves = flatten(model(*args, **kwargs))[0]
         found = leaves[where] if where < len(leaves) else None
         return found if isinstance(found, Tensor) else None

@@ -93,7 +93,7 @@ def assert_fused_equals_unrolled(say: Say, net: AnytimeModel, params: int) -> No
 
 def _differences(net: AnytimeModel, apart: AnytimeModel, dtype: torch.dtype, *, gradients: bool) -> dict[str, Any]:
     given = tuple(x.to(dtype) if x.is_floating_point() else x.clone() for x in net.captured.example_inputs)
-    args, kwargs = net.calling.arguments(given, net.captured.signature)
+    args, kwargs = net.call_signature.arguments(given, net.captured.signature)
     with torch.no_grad():
         fused = net(*args, **kwargs)
         stream = [prediction for _, prediction in net.stream(*args, **kwargs)]

@@ -166,7 +166,9 @@ def _export_alone(model: nn.Module, inputs: CallInputs) -> str:
 def _training_step(net: AnytimeModel) -> dict[str, list[str]]:
     """Parameters without a gradient. The loss is the model's own for class scores, alone or at every pixel; for results
     of other shapes it is the sum of squares: plain sums have no gradient through a norm."""
-    args, kwargs = net.calling.arguments(tuple(x.clone() for x in net.captured.example_inputs), net.captured.signature)
+    args, kwargs = net.call_signature.arguments(
+        tuple(x.clone() for x in net.captured.example_inputs), net.captured.signature
+    )
     net.train()
     outputs: Outputs = net(*args, **kwargs)
     _loss(net, outputs).backward()

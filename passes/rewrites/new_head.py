@@ -42,7 +42,7 @@ _NORMAL = {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}
 
 @rewrite("new head")
 def with_classes(captured: Captured, axes: Axes, classes: int) -> Captured:
-    """The backbone with a new head. Its initialisers (`fresh`) draw the head anew, and keep the rest."""
+    """The backbone with a new head. Its initialisers (`reinitialised`) draw the head anew, and keep the rest."""
     program = captured.program
     sizes: dict[Factor, int] = {}
     for prediction in program.outputs:
@@ -67,7 +67,7 @@ def with_classes(captured: Captured, axes: Axes, classes: int) -> Captured:
         builder, program, axes, sizes, prefix="", private=lambda user, source, _: _own(source, readers)
     )
     made = builder.build([env[node] for node in program.outputs], program.graph.output_node())
-    return replace(captured, program=made, reference=None, fresh=lambda: {**made.tensors, **draw()})
+    return replace(captured, program=made, reference=None, reinitialised=lambda: {**made.tensors, **draw()})
 
 
 def _own(source: fx.Node, readers: list[fx.Node]) -> str | None:

@@ -22,7 +22,7 @@ from anytimeify.passes.rewrites.frozen import STATISTICS, frozen
 
 __all__ = ["Tree", "depths", "stacked", "tensor_depths"]
 
-Fresh = Callable[[], Mapping[str, Tensor]]
+Reinitialised = Callable[[], Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -84,11 +84,13 @@ def tensor_depths(program: Program, places: Mapping[fx.Node, int]) -> dict[str, 
     return {name: of_tensor[id(tensor)] for name, tensor in program.tensors.items() if id(tensor) in of_tensor}
 
 
-def stacked(program: Program, tree: Tree, places: Mapping[str, int], fresh: Fresh | None) -> dict[str, Tensor]:
+def stacked(
+    program: Program, tree: Tree, places: Mapping[str, int], reinitialised: Reinitialised | None
+) -> dict[str, Tensor]:
     """All tensors of a program, those of several members as stacks.
 
-    The first member has the backbone's values, the others those of a call of `fresh` each, or copies without it; of
-    what is frozen all members have copies, and the stack is frozen."""
+    The first member has the backbone's values, the others those of a call of `reinitialised` each, or copies without
+    it; of what is frozen all members have copies, and the stack is frozen."""
     drawn: list[Mapping[str, Tensor]] = []
     stacks: dict[int, Tensor] = {}
     result: dict[str, Tensor] = {}
@@ -100,8 +102,8 @@ def stacked(program: Program, tree: Tree, places: Mapping[str, int], fresh: Fres
             continue
         if id(tensor) not in stacks:
             others = [tensor] * (count - 1)
-            if fresh is not None and name not in still:
-                drawn.extend(fresh() for _ in range(len(drawn), count - 1))
+            if reinitialised is not None and name not in still:
+                drawn.extend(reinitialised() for _ in range(len(drawn), count - 1))
                 others = [values.get(name, tensor) for values in drawn[: count - 1]]
             parts = [one.detach().to(tensor).reshape(_stackable(tensor)) for one in (tensor, *others)]
             stack = torch.cat(parts)

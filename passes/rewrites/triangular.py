@@ -142,7 +142,7 @@ class TriangularLevels:
             for lower in range(level + 1):
                 self.value(node, lower)
         elif kind.nested and self.stepwise and (_several(node) or self.dependence.is_flat(node)):
-            self.fresh(node, level)
+            self.added_part(node, level)
         elif kind is not Kind.SAME:
             self.value(node, level)
 
@@ -179,11 +179,11 @@ class TriangularLevels:
 
     def _grown(self, node: fx.Node, level: int) -> fx.Node:
         """The value of the level before with what this level adds."""
-        fresh = self.fresh(node, level)
+        added = self.added_part(node, level)
         if (node, level) in self.values:  # the only way to what is new was to compute everything
             return self.values[node, level]
         before = self.value(node, level - 1)
-        return before if fresh is None else self._joined(node, [before, fresh], level)
+        return before if added is None else self._joined(node, [before, added], level)
 
     def _assembled(self, node: fx.Node, level: int) -> fx.Node:
         if not self.dependence.is_flat(node):
@@ -194,7 +194,7 @@ class TriangularLevels:
             return result
         if self.stepwise and level:
             return self._grown(node, level)
-        pieces = [self.fresh(node, lower) for lower in range(level + 1)]
+        pieces = [self.added_part(node, lower) for lower in range(level + 1)]
         return self._joined(node, [piece for piece in pieces if piece is not None], level, whole=True)
 
     def _joined(self, node: fx.Node, pieces: list[fx.Node], level: int, *, whole: bool = False) -> fx.Node:
@@ -228,7 +228,7 @@ class TriangularLevels:
 
     # What a level adds.
 
-    def fresh(self, node: fx.Node, level: int) -> fx.Node | None:
+    def added_part(self, node: fx.Node, level: int) -> fx.Node | None:
         """What a level adds to a value along its one narrowed dimension; None if nothing, or if it cannot be told (of
         several results at once)."""
         if (node, level) not in self.added:
@@ -267,7 +267,7 @@ class TriangularLevels:
                 narrowed = [expr for expr in dims if self.dependence.is_narrowed(expr)]
                 if len(narrowed) > 1 or not all(self.dependence.is_cut(expr, level) for expr in narrowed):
                     return False
-            if one is not node and _several(one) and self.fresh(one, level) is None:
+            if one is not node and _several(one) and self.added_part(one, level) is None:
                 return False
         return True
 
@@ -369,9 +369,9 @@ class _Chunk(Clone):
         if source.graph is not self.program.graph:
             return source
         if source.op == "call_function" and dependence.kinds[source].nested:
-            fresh = self.levels.fresh(source, self.level)
-            assert fresh is not None
-            return fresh
+            added = self.levels.added_part(source, self.level)
+            assert added is not None
+            return added
         value = self.builder.shared[source]
         if source.op == "get_attr":
             for dim in dependence.narrowed_dims(source):

@@ -111,8 +111,8 @@ class HierarchicalEnsemble(Scheme):
                     f"nothing between {_names(cuts[depth - 1])} and the next cut or the end has parameters of its own, "
                     "so the replicas there would all be the same; cut earlier"
                 )
-        fresh = captured.fresh if self.init == "fresh" else None
-        builder = _builder(replace(program, tensors=stacked(program, tree, tensors, fresh)))
+        reinitialised = captured.reinitialised if self.init == "fresh" else None
+        builder = _builder(replace(program, tensors=stacked(program, tree, tensors, reinitialised)))
         counts = tree.sub_trees() if self.sizes == "trees" else tuple(range(1, tree.leaves + 1))
         graph = _Ensemble(builder, program, axes, tree, tensors)
         unrolled, _ = graph.leaves(tree.leaves, "", fuse=False)

@@ -86,7 +86,7 @@ class MutualDistillation(Scheme):
         level_of = {place: level for level, place in enumerate(order)}
         builder = Builder.copying(heads[0].half.program)
         builder.add(heads[-1].half.program)
-        drawn = [captured.fresh() if captured.fresh is not None else None for _ in heads]
+        drawn = [captured.reinitialised() if captured.reinitialised is not None else None for _ in heads]
         made: list[fx.Node] = []
         for place, head in enumerate(heads):
             level = level_of[place]
@@ -103,7 +103,7 @@ class MutualDistillation(Scheme):
 
     def _heads(self, captured: Captured, network: int) -> list[_Head]:
         """The heads of one network, cheapest first, and its own output last."""
-        half = replace(captured, program=project(captured.program, [network], keep_tensors=True), fresh=None)
+        half = replace(captured, program=project(captured.program, [network], keep_tensors=True), reinitialised=None)
         branches, prefix = self._of(network), PAIR[network]
         exits: list[Exit] = []
         if branches != 0 and branches != ():

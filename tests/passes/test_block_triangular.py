@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from anytimeify.analysis.cost import cost, macs_by_node
-from anytimeify.codegen.to_modules import lift
+from anytimeify.codegen.to_modules import to_modules
 from anytimeify.contract.spec import verify
 from anytimeify.ir import Program
 from anytimeify.kernels import TriangularConv, TriangularLinear
@@ -190,14 +190,14 @@ def test_nothing_to_do() -> None:
 def test_lifted() -> None:
     """Modules under the backbone's names, with its tensors."""
     program = use_blocks(network(), [0, 1])
-    net = lift(program)
+    net = to_modules(program)
     assert isinstance(net.conv, TriangularConv)
     assert isinstance(net.fc, TriangularLinear)
     assert net.conv.weight is program.tensors["conv.weight"]
     assert net.state_dict().keys() == {"conv.weight", "conv.bias", "fc.weight"}
     x = torch.randn(3, 8, 6, 6)
     torch.testing.assert_close(net(x), run(program, x))
-    apart = lift(use_blocks(network(), [0]))
+    apart = to_modules(use_blocks(network(), [0]))
     assert apart.state_dict().keys() == {"conv.weight", "conv.bias", "fc.weight"}
     apart.load_state_dict(net.state_dict())
     torch.testing.assert_close(apart(x), net(x))

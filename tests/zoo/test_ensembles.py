@@ -125,7 +125,7 @@ def disturb(net: AnytimeModel) -> None:
 def example(net: AnytimeModel) -> tuple[tuple[Any, ...], dict[str, Any]]:
     captured = net.captured
     flat = tuple(x.double() if x.is_floating_point() else x for x in captured.example_inputs)
-    return net.calling.arguments(flat, captured.signature)
+    return net.call_signature.arguments(flat, captured.signature)
 
 
 def predictions_and_gradients(
