@@ -2,7 +2,7 @@
 
 A weight of a narrow level is a part of a parameter: an extract holds the part. A table of relative positions is
 gathered from a smaller one: an extract holds the small one and gathers, as the network itself does. The rule is that
-nothing is evaluated beforehand which makes more of parameters than there was, and that no entry is held twice.
+nothing is evaluated beforehand which makes more of parameters than there was, and that no element is held twice.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def stored(program: Program, *, computed: bool = False) -> Stored:
 
     Of parameters these are the parts that are read, and masked weights as they are when masked: exactly what the same
     network built thin has. With `computed=True` every other result of parameters is held too (a standardised weight),
-    if it has no more entries than the parameters that it is made of. Results of buffers are held if they have no more
-    entries than these. Reshapes stay operations, so that tensors keep their names and shapes.
+    if it has no more elements than the parameters that it is made of. Results of buffers are held if they have no more
+    elements than these. Reshapes stay operations, so that tensors keep their names and shapes.
     """
     return _Planner(program, computed).run()
 
@@ -82,7 +82,7 @@ class _Planner:
         return any(user.op == "output" or (user in self.needed and user not in self.constant) for user in node.users)
 
     def smallest(self) -> dict[fx.Node, frozenset[fx.Node]]:
-        """For everything constant, the nodes with the fewest entries that it can be computed from."""
+        """For everything constant, the nodes with the fewest elements that it can be computed from."""
         smallest: dict[fx.Node, frozenset[fx.Node]] = {}
         for node in self.constant:
             if node.op == "get_attr":

@@ -22,7 +22,7 @@ __all__ = ["prefix_slices", "take_prefixes_together"]
 
 
 def prefix_slices(whole: Tensor, *sizes: tuple[int, ...]) -> tuple[Tensor, ...]:
-    """For each of `sizes` the leading part of `whole`, with so many entries of every dimension.
+    """For each of `sizes` the leading part of `whole`, with so many elements of every dimension.
 
     Copies where gradients are wanted, views where they are not. A compiler is shown views, whose gradients it puts
     together itself."""

@@ -286,7 +286,7 @@ def _increments(
 
 
 def _spread(value: Tensor, dim: int, places: Tensor, size: int) -> Tensor:
-    """The entries of a dimension at their places among `size`, zeros everywhere else."""
+    """The elements of a dimension at their places among `size`, zeros everywhere else."""
     whole = value.new_zeros((*value.shape[:dim], size, *value.shape[dim + 1 :]))
     return whole.index_copy_(dim, places, value)
 

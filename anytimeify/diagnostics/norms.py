@@ -35,7 +35,7 @@ def weight_norms(
     """The norm of the weights of every unit of the axes that are narrowed, layer by layer, in the full level.
 
     A unit is a channel, or what is kept and dropped as a whole: a group of a grouped convolution (a branch of a
-    ResNeXt), a head. Its weights are all entries of a layer's weight that have it as their row, or their column.
+    ResNeXt), a head. Its weights are all elements of a layer's weight that have it as their row, or their column.
     Entries that a mask leaves out do not count. In an ensemble units are its members.
 
     Parameters
@@ -153,7 +153,7 @@ class _Norm:
         return f"l{self.order} norm{' per weight' if self.per_weight else ''}"
 
     def __call__(self, weight: Tensor, dim: int, unit: Tensor, units: int) -> tuple[Tensor, Tensor]:
-        """The norm of every unit, and how many weights it has; `unit`: of each entry of the dimension, or -1."""
+        """The norm of every unit, and how many weights it has; `unit`: of each element of the dimension, or -1."""
         entries = weight.detach().cpu().double().abs().movedim(dim, 0).flatten(1)[unit >= 0]
         place = unit[unit >= 0]
         sums = torch.zeros(units, dtype=torch.float64).index_add_(0, place, entries.pow(self.order).sum(1))

@@ -106,7 +106,7 @@ class Builder:
         return node
 
     def mask(self, keep: npt.NDArray[np.bool_], dtype: torch.dtype, like: fx.Node) -> fx.Node:
-        """What a tensor of this type is multiplied with to keep some entries; equal masks are one constant."""
+        """What a tensor of this type is multiplied with to keep some elements; equal masks are one constant."""
         key = b"mask" + str((dtype, keep.shape)).encode() + np.packbits(keep).tobytes()
         name = self._constants.setdefault(key, f"{names.CONSTANTS}mask_{len(self._constants)}")
         device = next((t.device for t in self.tensors.values()), torch.device("cpu"))

@@ -4,7 +4,7 @@ Tensors have dotted names, `layer1.0.conv1.weight`: the path of a layer, and wha
 does not have lies below `anytime`, in state dicts and in saved files:
 
     anytime.<level>.<name>                  a level's own copy of the backbone's tensor <name>, or a tensor of a branch
-    anytime.<level>.masks.<weight>          which entries of <weight> the level keeps
+    anytime.<level>.masks.<weight>          which elements of <weight> the level keeps
     anytime.<level>.taxonomy.<g>.<name>     the level's own head for the granularity <g>, made after <name>
     anytime.taxonomy.<g>.<name>             one for several levels
     anytime.consensus.weight, .bias         a learned consensus

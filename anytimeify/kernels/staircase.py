@@ -1,8 +1,8 @@
-"""Which entries of a triangular weight exist: rows of a level read the columns of that level and of those before it.
+"""Which elements of a triangular weight exist: rows of a level read the columns of that level and of those before it.
 
 A `Staircase` is that shape as numbers. Rows and columns of a level need not lie together: behind a concatenation every
 part has rows of every level. `blocks` merges neighbouring levels, so that fewer and larger products do the work, with
-`holes` where a merged block has entries that the weight has not.
+`holes` where a merged block has elements that the weight has not.
 """
 
 from __future__ import annotations
@@ -190,7 +190,7 @@ def _blocks(shape: Staircase, count: int) -> tuple[Block, ...]:
 
 
 def _groups(shape: Staircase, count: int) -> list[range]:
-    """The levels in `count` runs whose products have the fewest entries: the best of every prefix, one run more at a
+    """The levels in `count` runs whose products have the fewest elements: the best of every prefix, one run more at a
     time."""
     heights = list(accumulate(map(size_of, shape.rows), initial=0))
     widths = list(accumulate(map(size_of, shape.columns), initial=0))

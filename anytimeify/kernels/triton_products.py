@@ -67,7 +67,7 @@ def _contraction(
     precision: tl.constexpr, never: tl.constexpr,
 ):  # fmt: skip
     """partial[s, o, c] = the sum of grad[n, p, o] * x[n, p, c] over the s-th part of all (n, p), zero where the weight
-    has no entry."""
+    has no element."""
     split = tl.program_id(2)
     o = tl.program_id(0) * tile_o + tl.arange(0, tile_o)
     c = tl.program_id(1) * tile_c + tl.arange(0, tile_c)

@@ -14,7 +14,7 @@ __all__ = ["Densities", "DensityRow", "density_rows", "density_table"]
 
 @dataclass(frozen=True)
 class DensityRow:
-    """One masked weight: how many entries it has, and how many of them each level keeps, cheapest first."""
+    """One masked weight: how many elements it has, and how many of them each level keeps, cheapest first."""
 
     name: str
     entries: int
@@ -31,7 +31,7 @@ class Densities(Tables):
 
     @property
     def kept(self) -> tuple[int, ...]:
-        """How many entries every level keeps of all masked weights."""
+        """How many elements every level keeps of all masked weights."""
         return tuple(sum(row.kept[level] for row in self.weights) for level in range(len(self.levels)))
 
     def title(self) -> str:
@@ -42,7 +42,7 @@ class Densities(Tables):
 
 
 def density_rows(program: Program, levels: int) -> tuple[DensityRow, ...]:
-    """Of a joint graph, as many entries as its tensors, the masks, keep now."""
+    """Of a joint graph, as many elements as its tensors, the masks, keep now."""
     sizes: dict[str, int] = {}
     kept: dict[str, dict[int, int]] = {}
     for mask in masks(program):

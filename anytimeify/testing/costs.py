@@ -30,8 +30,8 @@ def found_costs(net: AnytimeModel, level: int | Level) -> Found:
     """The extract of a level is run on one sample (or on the batch that it insists on) under `FlopCounterMode`, half of
     whose operations are multiply-accumulates; tied parameters count once.
 
-    Where weights are masked, as by `NestedWeights`, extracts are dense: then entries count that are not zero, and of a
-    layer's operations the share that its entries have.
+    Where weights are masked, as by `NestedWeights`, extracts are dense: then elements count that are not zero, and of a
+    layer's operations the share that its elements have.
     """
     captured, sparse = net.captured, any(masks(net.rewritten.program))
     if sparse:

@@ -240,7 +240,7 @@ def _gap(net: AnytimeModel, model: nn.Module, theirs: Step, ours: Step, place: i
 
 
 def _same_order(net: AnytimeModel, model: nn.Module, prefix: str) -> bool:
-    """Whether the parameters are the backbone's entry for entry: a scheme may permute channels."""
+    """Whether the parameters are the backbone's element for element: a scheme may permute channels."""
     tensors = net.tensors()
     pairs = [(one, tensors[prefix + name]) for name, one in model.named_parameters() if prefix + name in tensors]
     return all(torch.equal(one, first_member(stack.detach(), one.shape)) for one, stack in pairs)

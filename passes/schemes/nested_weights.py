@@ -1,10 +1,10 @@
-"""Nested weights: lower levels read the largest entries of every weight alone (NestedNet's nested pruning).
+"""Nested weights: lower levels read the largest elements of every weight alone (NestedNet's nested pruning).
 
 The rewrite:
 
 1. the full network stays as it is, and reads no mask;
-2. for every lower density each weight of a layer is multiplied with a mask that keeps its largest entries, those of the
-   levels below among them; what no mask reaches is computed once for all levels, what lies behind is copied;
+2. for every lower density each weight of a layer is multiplied with a mask that keeps its largest elements, those of
+   the levels below among them; what no mask reaches is computed once for all levels, what lies behind is copied;
 3. with private norms, a normalisation behind a masked weight has parameters and statistics of its own per level, which
    start as the full ones.
 
@@ -12,7 +12,7 @@ Masks are buffers of the model: they are saved and loaded with it, and stay as t
 `anytimeify.masks.refresh(net)` makes them anew from the weights of the time. What counts as a weight says
 `anytimeify.passes.rewrites.weights`.
 
-Refused: networks without such weights, and densities that keep the same entries.
+Refused: networks without such weights, and densities that keep the same elements.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ class NestedWeights(Scheme):
     """Levels are densities: level k reads the share `densities[k]` of the weights that is largest in magnitude.
 
     Fields
-        densities: shares of the entries of the masked weights, increasing, the last one 1. A mask keeps exactly
-            `max(1, round(entries * density))`; of equal entries the first.
+        densities: shares of the elements of the masked weights, increasing, the last one 1. A mask keeps exactly
+            `max(1, round(elements * density))`; of equal elements the first.
         scope: `"layer"`: that share of every weight; `"global"`: of all of them together, so that layers with larger
-            entries keep more.
+            elements keep more.
         norms: `"private"`: norms behind masked weights have parameters and statistics of their own per level;
             `"shared"`: those of the full network.
         gradients: `"masked"`: a level gives no gradient to what it does not read; `"straight-through"`: it gives the
-            gradient that the entry would have if it were read, so that it may grow and be kept at the next refresh.
+            gradient that the element would have if it were read, so that it may grow and be kept at the next refresh.
         where: `"all"` weights, or patterns of parameters, layers, or parts of the network such as
             `("layer3", "blocks.*.mlp")`.
         ends: `"masked"`: the first and the last layers too, as where the paper compresses a network; `"dense"`: not
@@ -112,7 +112,7 @@ class NestedWeights(Scheme):
 
     def masks(self, program: Program) -> list[dict[str, Tensor]]:
         """The masks of every level below the full one as its weights are now, by the buffer's name. A weight of which a
-        level keeps every entry has none there."""
+        level keeps every element has none there."""
         weights, _ = self._chosen(program)
         values = evaluate(program, [weight.nodes[0] for weight in weights])
         tensors = [values[weight.nodes[0]] for weight in weights]
@@ -134,7 +134,7 @@ class NestedWeights(Scheme):
         return made
 
     def _counts(self, weights: Sequence[Weight]) -> list[int | tuple[int, ...]]:
-        """How many entries every level below the full one keeps: of each weight, or of all. Refuses levels that are
+        """How many elements every level below the full one keeps: of each weight, or of all. Refuses levels that are
         equal."""
         entries = tuple(weight.entries for weight in weights)
         units = entries if self.scope == "layer" else (sum(entries),)
