@@ -133,7 +133,7 @@ def no_exit_fires(forms: Networks, x: Tensor, rounds: int, clock: Callable[[], f
 
 
 def heads_alone(forms: Networks, x: Tensor) -> tuple[list[nn.Module], list[Tensor]]:
-    """What an exit computes behind the trunk, as graphs of their own, and the features that they read."""
+    """What an exit computes after the trunk, as graphs of their own, and the features that they read."""
     rewritten = forms.net.rewritten
     program = fold_batch_norms(fold(project(rewritten.program, _steps(rewritten))))
     nodes = {node.name: node for node in program.graph.nodes}
@@ -145,12 +145,12 @@ def heads_alone(forms: Networks, x: Tensor) -> tuple[list[nn.Module], list[Tenso
             known.update(zip(stage.gives, given, strict=True))
             if stage is not forms.staged.chain.stages[-1]:
                 feature, prediction = stage.gives
-                graphs.append(behind(program, nodes[feature], nodes[prediction]))
+                graphs.append(after(program, nodes[feature], nodes[prediction]))
                 read.append(known[feature])
     return graphs, read
 
 
-def behind(program: Program, feature: fx.Node, prediction: fx.Node) -> nn.Module:
+def after(program: Program, feature: fx.Node, prediction: fx.Node) -> nn.Module:
     """The graph from one node to another."""
     graph = steps(program.graph, [feature, prediction])[1].graph
     names = {str(node.target) for node in graph.find_nodes(op="get_attr")}

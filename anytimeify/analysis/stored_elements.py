@@ -122,7 +122,7 @@ class _Planner:
         return kept
 
     def reached(self, node: fx.Node, ends: Set[fx.Node]) -> set[fx.Node]:
-        """The parameters that a node is made of, as far as they are not only met behind `ends`."""
+        """The parameters that a node is made of, as far as they are not only met beyond `ends`."""
         return {one for one in ancestors([node], stop=ends.__contains__) if one.op == "get_attr"}
 
 

@@ -298,7 +298,7 @@ def _tie(graph: fx.Graph, updates: list[fx.Node]) -> fx.Graph:
 
 
 def _ordered(graph: fx.Graph) -> list[fx.Node]:
-    """Every node behind what it reads, otherwise in the order of the graph; the output last."""
+    """Every node after what it reads, otherwise in the order of the graph; the output last."""
     result: dict[fx.Node, None] = {}
     for node in (*(one for one in graph.nodes if one.op != "output"), graph.output_node()):
         waiting = [node]

@@ -65,7 +65,7 @@ class _PrefixSlices(torch.autograd.Function):
 
 
 def _filled_up(part: Tensor, size: tuple[int, ...], whole: Tensor) -> Tensor:
-    """Writes a prefix of a tensor, and zeros behind it."""
+    """Writes a prefix of a tensor, and zeros after it."""
     inside = whole
     for dim, length in enumerate(size):
         inside.narrow(dim, length, whole.shape[dim] - length).zero_()

@@ -189,7 +189,7 @@ def _contract(graph: fx.Graph, piece: Sequence[fx.Node], root: nn.Module, name: 
     for node in piece:
         copies[node] = inner.node_copy(node, copies.__getitem__)
     inner.output(tuple(copies[node] for node in gives))
-    _move_behind(graph, piece)
+    _move_after(graph, piece)
     with graph.inserting_after(piece[-1]):
         call = graph.create_node("call_module", name, tuple(reads))  # may belong to a module without it yet
     call.meta = {key: value for key, value in piece[-1].meta.items() if key == "origin"}
@@ -204,8 +204,8 @@ def _contract(graph: fx.Graph, piece: Sequence[fx.Node], root: nn.Module, name: 
     return Recomputed(module, [place for place, node in enumerate(reads) if copies[node] in _written(inner, root)])
 
 
-def _move_behind(graph: fx.Graph, piece: Sequence[fx.Node]) -> None:
-    """Moves what depends on a piece, and stands between its nodes, behind it."""
+def _move_after(graph: fx.Graph, piece: Sequence[fx.Node]) -> None:
+    """Moves what depends on a piece, and stands between its nodes, after it."""
     inside, after, last = set(piece), set[fx.Node](), piece[-1]
     begun = False
     for node in list(graph.nodes):

@@ -44,7 +44,7 @@ def kernel_correlation(
 
     A kernel is what makes one output channel: its weights over input channels and positions. Kernels that read
     different numbers of channels are averaged over them first, all others if `average` says so: an average does not
-    depend on the order of the input channels, which two branches number differently behind their first layers.
+    depend on the order of the input channels, which two branches number differently after their first layers.
 
     Parameters
         one, other: levels; in an ensemble, whose levels are several networks each, numbers of leaves.

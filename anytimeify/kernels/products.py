@@ -70,7 +70,7 @@ class Window:
 
 
 def take(tensor: Tensor, dim: int, intervals: Sequence[Interval]) -> Tensor:
-    """The intervals of one dimension behind each other: a view where there is but one."""
+    """The intervals of one dimension after one another: a view where there is but one."""
     if len(intervals) == 1:
         start, end = intervals[0]
         return tensor if end - start == tensor.shape[dim] else tensor.narrow(dim, start, end - start)

@@ -1,6 +1,6 @@
 """Triangular products of matrices as Triton kernels: one launch, whatever the number of levels.
 
-A tile of the result knows the highest level of its rows, and passes over the columns behind it without loading them. An
+A tile of the result knows the highest level of its rows, and passes over the columns after it without loading them. An
 input is given by its strides over (samples, positions, channels), so both layouts of `products.product` are one case.
 
 The gradient of the input is the same kernel: with rows and columns exchanged and levels negated, what a column is read

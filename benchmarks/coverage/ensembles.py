@@ -30,7 +30,7 @@ _MEMBER = re.compile(r"member\d+_")
 def ensemble(net: AnytimeModel) -> dict[str, Any]:
     """How much of the replicas is computed together, and what streaming costs.
 
-    `fused`: the share of the MACs behind the first cut that run as one operation for all replicas. `unrolled`: the
+    `fused`: the share of the MACs after the first cut that run as one operation for all replicas. `unrolled`: the
     operations that run member by member, how many nodes of the backbone they are, and their share of those MACs.
     `stream`: the MACs of all steps of a stream over those of one evaluation of all leaves.
     """

@@ -3,13 +3,13 @@
 The rewrite:
 
 1. the backbone stays as it is, and its own output is the last level;
-2. behind each fork the rest of the network is copied with parameters of its own, with fewer repeats of its blocks and
+2. after each fork the rest of the network is copied with parameters of its own, with fewer repeats of its blocks and
    at other widths (`branch`), or a classifier reads pooled features (`pooled_head`);
-3. branches that are chosen automatically fork where the parts between forks cost about the same, behind stages if there
+3. branches that are chosen automatically fork where the parts between forks cost about the same, after stages if there
    are enough, and are as large as the order of costs allows: same blocks, same resolutions, fewer repeats, and only if
    that is not enough half the width or a pooled head.
 
-A branch that costs more than the backbone is trained only. Refused: forks that data flows around, backbones behind
+A branch that costs more than the backbone is trained only. Refused: forks that data flows around, backbones after
 whose forks nothing can be left out or narrowed.
 """
 

@@ -6,7 +6,7 @@ The rewrite:
 2. for every lower level the graph is cloned once, its blocks left out as `NestedDepth` leaves them out and its axes cut
    as `NestedChannels` cuts them; what neither a gap nor a narrowed axis reaches is computed once for all levels;
 3. a normalisation has parameters and statistics of its own per level where a narrowed axis reaches it and the norms of
-   the channels are private, or where it lies behind a gap and those of the depth are; they start as the prefix of the
+   the channels are private, or where it comes after a gap and those of the depth are; they start as the prefix of the
    full ones. Private heads are the channels' field too.
 
 Refused: different numbers of levels, levels that are no larger than the one before, triangular connectivity, and what

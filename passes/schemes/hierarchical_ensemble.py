@@ -2,15 +2,15 @@
 
 The rewrite:
 
-1. the backbone is cut at some of its nodes, one after the other; behind each cut every copy goes on as several replicas
+1. the backbone is cut at some of its nodes, one after the other; after each cut every copy goes on as several replicas
    with parameters of their own, so that the leaves of the tree are networks which share more or less of their trunk;
 2. a prediction of `n` leaves is the average of the logits of the first `n` (Eq. 1 and 5), for which only the ancestors
    of those leaves are computed; the first leaf is the backbone, and the levels are the sub-trees that begin with it;
 3. isomorphic replicas are one operation (`fuse_replicas`) over stacked parameters, and beside that joint graph there is
    one for each level, and the unrolled one, which computes leaf after leaf.
 
-Several branches behind one cut are the multi-branch networks of the paper, a cut at the input gives independent ones.
-Refused: cuts that data flows around, or behind which nothing has parameters.
+Several branches after one cut are the multi-branch networks of the paper, a cut at the input gives independent ones.
+Refused: cuts that data flows around, or after which nothing has parameters.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class HierarchicalEnsemble(Scheme):
     Fields
         depth: how many times a binary tree splits, at cuts that are chosen: where the resolution changes if there are
             enough such places, in any case so that the parts between cuts cost about the same.
-        cuts: instead of `depth`, the names of layers behind which to split in two; `"input"` is the very beginning.
+        cuts: instead of `depth`, the names of layers after which to split in two; `"input"` is the very beginning.
         splits: instead of either, pairs of a cut and how many replicas every copy goes on as there: `(("layer2", 16),)`
             is a network of 16 branches.
         fuse: compute replicas as one operation where there is a rule for it. Changes nothing but speed.

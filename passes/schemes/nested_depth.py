@@ -4,9 +4,9 @@ The rewrite:
 
 1. the full network stays as it is;
 2. for every lower depth, of each run of equal blocks the last ones are left out, at least one staying; what lies before
-   the first of them is computed once for all levels, what lies behind is copied and reads the same parameters (of dense
+   the first of them is computed once for all levels, what comes after is copied and reads the same parameters (of dense
    layers, the part that is left);
-3. with private norms, a normalisation behind a block that is left out has parameters and statistics of its own per
+3. with private norms, a normalisation after a block that is left out has parameters and statistics of its own per
    level, which start as the full ones.
 
 Refused: networks in which no block can be left out, and depths that leave out the same blocks.
@@ -44,7 +44,7 @@ class NestedDepth(Scheme):
         depths: shares of the blocks, increasing, the last one 1. A run of n equal blocks keeps about that share of
             them, and at least one, or none where another block of the stage stays. Beside widths, in a sequence of
             schemes, neighbours may be equal.
-        norms: `"private"`: norms behind a block that is left out have parameters and statistics of their own per level;
+        norms: `"private"`: norms after a block that is left out have parameters and statistics of their own per level;
             `"shared"`: those of the full network.
 
     Raises `SchemeError` for fields out of range and for backbones without blocks that could be left out.

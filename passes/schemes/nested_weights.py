@@ -4,8 +4,8 @@ The rewrite:
 
 1. the full network stays as it is, and reads no mask;
 2. for every lower density each weight of a layer is multiplied with a mask that keeps its largest elements, those of
-   the levels below among them; what no mask reaches is computed once for all levels, what lies behind is copied;
-3. with private norms, a normalisation behind a masked weight has parameters and statistics of its own per level, which
+   the levels below among them; what no mask reaches is computed once for all levels, what comes after is copied;
+3. with private norms, a normalisation after a masked weight has parameters and statistics of its own per level, which
    start as the full ones.
 
 Masks are buffers of the model: they are saved and loaded with it, and stay as they are until
@@ -54,7 +54,7 @@ class NestedWeights(Scheme):
             `max(1, round(elements * density))`; of equal elements the first.
         scope: `"layer"`: that share of every weight; `"global"`: of all of them together, so that layers with larger
             elements keep more.
-        norms: `"private"`: norms behind masked weights have parameters and statistics of their own per level;
+        norms: `"private"`: norms after masked weights have parameters and statistics of their own per level;
             `"shared"`: those of the full network.
         gradients: `"masked"`: a level gives no gradient to what it does not read; `"straight-through"`: it gives the
             gradient that the element would have if it were read, so that it may grow and be kept at the next refresh.
