@@ -32,7 +32,7 @@ def restore_training_form(draft: Draft, *, held: frozenset[str]) -> None:
     for node in list(draft.graph.nodes):
         flag = training_flag(node.target)
         if flag is not None and has_kind(node, "norm"):
-            if bound(node)["running_mean"] is not None and origin_of(node).module_path not in held:
+            if bound(node).get("running_mean") is not None and origin_of(node).module_path not in held:
                 update(node, None, **{flag: True})
         elif node.target is aten.dropout.default:
             x, keep = node.args[0], 1 - bound(node)["p"]

@@ -17,6 +17,9 @@ from anytimeify.rules.notation import Name
 __all__ = ["fold_batch_norms"]
 
 
+_NAMES = {"input", "weight", "bias", "running_mean", "running_var", "eps"}  # of a norm that computes what torch's does
+
+
 @rewrite("fold batch norms")
 def fold_batch_norms(program: Program) -> Program:
     """A new program in which batch norms are part of the layer before them: a convolution, a linear or bilinear layer.
@@ -71,9 +74,9 @@ def fold_batch_norms(program: Program) -> Program:
 
 def _foldable(norm: fx.Node) -> fx.Node | None:
     """The convolution that a batch norm can be merged into."""
-    if not _normalises_samples(norm):
-        return None
     arguments = bound(norm)
+    if not _normalises_samples(norm) or not _NAMES.issubset(arguments):
+        return None
     convolution: fx.Node = arguments["input"]
     layer = _layer(convolution)
     if layer is None or layer.given != 1 or len(convolution.users) != 1 or len(layer.weight.users) != 1:

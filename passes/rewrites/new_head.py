@@ -30,13 +30,12 @@ from anytimeify.ir.schema import bound
 from anytimeify.passes.rewrites.classes import CLASSES, class_axis, class_region, has_axis
 from anytimeify.passes.rewrites.narrow import Builder, reached
 from anytimeify.passes.rewrites.resized import resized
-from anytimeify.rules import Layers, has_kind
+from anytimeify.rules import Layers, has_kind, traits
 from anytimeify.rules.factors import Factor
 
 __all__ = ["with_classes"]
 
 _WANTED = "another number of classes"
-_NORMAL = {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}
 
 
 @rewrite("new head")
@@ -125,7 +124,14 @@ def _value(layers: Layers, node: fx.Node, old: Tensor, shape: tuple[int, ...]) -
             most = 1 / math.sqrt(max(fan_in, 1))
             return torch.empty(shape, dtype=old.dtype, device=old.device).uniform_(-most, most)
         if has_kind(user, "norm"):
-            place = next((name for name in _NORMAL if given.get(name) is node), None)
-            if place is not None:
-                return old.new_full(shape, _NORMAL[place])
+            start = next((value for name, value in _starts(user).items() if given.get(name) is node), None)
+            if start is not None:
+                return old.new_full(shape, start)
     return resized(old, shape).detach()
+
+
+def _starts(norm: fx.Node) -> dict[str, float]:
+    """What the tensors of a norm start as, by the argument."""
+    rule = traits(norm)
+    own = {name: value for name, value in ((rule.scale, 1.0), (rule.shift, 0.0)) if name is not None}
+    return {**own, "running_mean": 0.0, "running_var": 1.0}
