@@ -1,5 +1,7 @@
 """Writes norms that were exported in eval mode in their training form.
 
+    y = batch_norm(x, w, b, m, v, False, ...)       ->      y = batch_norm(x, w, b, m, v, True, ...)
+
 A graph exported in eval mode has `batch_norm(..., training=False, ...)` everywhere. With running statistics, the
 training form means the same in eval mode, and trains. What else training does (dropout, stochastic depth) is lost.
 In a graph that was exported in train mode such a norm is frozen on purpose and stays.

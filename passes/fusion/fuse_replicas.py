@@ -1,12 +1,15 @@
-"""`fuse_siblings`: isomorphic siblings become one operation.
+"""Isomorphic replicas become one operation.
+
+    y0 = conv2d(x, w0)      ->      y = conv2d(x, w)        # the stacked parameters: twice the channels
+    y1 = conv2d(x, w1)
 
 | operation | fused form |
 |---|---|
-| convolution | groups times members, depthwise and 1x1 included; siblings of one parent read it without a copy of it |
+| convolution | groups times members, depthwise and 1x1 included; replicas with one parent read it without a copy |
 | batch, instance and group norm | over stacked channels, groups times members |
 | linear | batched matrix product |
 | other sums of products | one `einsum`, the members an index more |
-| layer and RMS norm | normalised together, then scaled and shifted by each member's own |
+| layer and RMS norm | normalised together, then scaled and shifted by each member's own parameters |
 | element-wise, also with parameters | broadcast along the members |
 | what has no parameters | as it is, on a larger batch |
 
@@ -104,7 +107,7 @@ def _worked_along(node: fx.Node) -> Sequence[int]:
 
 
 def reshape(s: Siblings, node: fx.Node) -> Any:
-    """Parameters, and behind the batch also channels, stay those of their members whatever the rest is read as."""
+    """Parameters, and after the batch also channels, stay those of their members whatever the rest is read as."""
     first, depth = node.all_input_nodes[0], s.deepest(node)
     kind = type_of(node)
     if s.values[first].layout == "stack" and all(size.static for size in kind.shape):
@@ -175,7 +178,7 @@ def _broadcasts_freely(s: Siblings, source: fx.Node, layout: str, node: fx.Node)
 
 
 def _beside_batch(s: Siblings, source: fx.Node, node: fx.Node, place: int, layout: str, depth: int) -> fx.Node | None:
-    """An operand with a dimension more, at `place` of the result's rank: its members, or one entry for all."""
+    """An operand with a dimension more, at `place` of the result's rank: its members, or one element for all."""
     rank, count = len(type_of(node).shape), s.count(depth)
     value, shape = s.values[source], type_of(source).shape
     lead = rank - len(shape)  # dimensions that broadcasting adds in front

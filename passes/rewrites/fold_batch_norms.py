@@ -1,4 +1,7 @@
-"""`fold_batch_norms`: merge batch norms into the convolutions before them."""
+"""`fold_batch_norms`: a batch norm becomes part of the layer before it.
+
+y = batch_norm(conv2d(x, w, b), g, h, m, v)     ->      y = conv2d(x, w', b')
+"""
 
 from __future__ import annotations
 

@@ -1,15 +1,17 @@
 """`with_classes`: a backbone that predicts another number of classes.
 
+    y = linear(x, w[10, c])     ->      y = linear(x, w'[7, c])
+
 What is rewritten:
 
 1. the layers that make the classes of every prediction get new tensors under their old names, drawn as the layers of
    torch draw theirs: weights and biases of linear and convolutional layers uniformly within one over the root of the
-   fan-in, norms as ones and zeros, anything else as what was there;
-2. what follows them is the same with the axis of classes at its new size.
+   fan-in, norms as ones and zeros, other tensors in the manner of the old ones;
+2. the operations after them stay the same, with the axis of classes at its new size.
 
 Refused (`SchemeError`): predictions without an axis of classes that layers make, classes that an operation without a
-rule reads, and tensors with an entry for each class that are read elsewhere too, as an embedding that is tied to the
-head.
+rule reads, and tensors with an element for each class that are read elsewhere too, such as an embedding that is tied to
+the head.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ _WANTED = "another number of classes"
 
 @rewrite("new head")
 def with_classes(captured: Captured, axes: Axes, classes: int) -> Captured:
-    """The backbone with a new head. Its initialisers (`fresh`) draw the head anew, and keep the rest."""
+    """The backbone with a new head. Its initialisers (`fresh`) draw the head anew, and keep everything else."""
     program = captured.program
     sizes: dict[Factor, int] = {}
     for prediction in program.outputs:

@@ -1,4 +1,7 @@
-"""`one_writer`: buffers are written to by the backbone's own level alone."""
+"""`one_writer`: only the level that equals the backbone writes to a buffer that levels share.
+
+low = update_buffer(slice(b, 0, 0, 3), v)       ->      low = update_buffer(slice(b, 0, 0, 3), v, False)
+"""
 
 from __future__ import annotations
 

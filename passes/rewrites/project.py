@@ -1,4 +1,7 @@
-"""`project`: keep some outputs of a program and what they need."""
+"""`project`: keep some outputs of a program and the nodes that they need.
+
+return low, full        ->      return low
+"""
 
 from __future__ import annotations
 
