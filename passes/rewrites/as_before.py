@@ -1,8 +1,10 @@
 """`as_before`: everything that reads a buffer reads its value from before the forward pass wrote to it.
 
-new = update_buffer(b, v)       ->      old = buffer_before(b)
-y = sub(x, b)                           new = update_buffer(b, v)
-                                        y = sub(x, old)
+    new = update_buffer(b, v)       ->      old = buffer_before(b)
+    y = sub(x, b)                           new = update_buffer(b, v)
+                                            y = sub(x, old)
+
+A buffer whose old value only its own update reads is not copied.
 """
 
 from __future__ import annotations

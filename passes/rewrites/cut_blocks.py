@@ -1,8 +1,10 @@
 """`cut_blocks`: a layer with a block-triangular weight becomes one layer for each block.
 
-y = linear(x, w, b)     ->      y0 = linear(slice(x, 1, 0, 2), w0, b0)
-                                y1 = linear(x, w1, b1)
-                                y = cat([y0, y1], 1)
+    y = linear(x, w, b)     ->      y0 = linear(slice(x, 1, 0, 2), w0, b0)
+                                    y1 = linear(x, w1, b1)
+                                    y = cat([y0, y1], 1)
+
+For inference: every block is a tensor of its own.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """`fold`: values that depend on parameters alone are computed once and stored.
 
-y = linear(x, slice(w, 0, 0, 4))        ->      y = linear(x, w)        # the small w is stored
+    y = linear(x, slice(w, 0, 0, 4))        ->      y = linear(x, w)        # the small w is stored
+
+The result owns its tensors.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """`fold_batch_norms`: a batch norm becomes part of the layer before it.
 
-y = batch_norm(conv2d(x, w, b), g, h, m, v)     ->      y = conv2d(x, w', b')
+    y = batch_norm(conv2d(x, w, b), g, h, m, v)     ->      y = conv2d(x, w', b')
+
+For inference: the statistics no longer follow the batches.
 """
 
 from __future__ import annotations

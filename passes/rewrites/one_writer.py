@@ -1,6 +1,8 @@
 """`one_writer`: only the level that equals the backbone writes to a buffer that levels share.
 
-low = update_buffer(slice(b, 0, 0, 3), v)       ->      low = update_buffer(slice(b, 0, 0, 3), v, False)
+    low = update_buffer(slice(b, 0, 0, 3), v)       ->      low = update_buffer(slice(b, 0, 0, 3), v, False)
+
+The other levels go on with the value that they would have written.
 """
 
 from __future__ import annotations
