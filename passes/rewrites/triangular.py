@@ -232,10 +232,10 @@ class TriangularLevels:
         """What a level adds to a value along its one narrowed dimension; None if nothing, or if it cannot be told (of
         several results at once)."""
         if (node, level) not in self.added:
-            self.added[node, level] = self._fresh(node, level)
+            self.added[node, level] = self._compute_added(node, level)
         return self.added[node, level]
 
-    def _fresh(self, node: fx.Node, level: int) -> fx.Node | None:
+    def _compute_added(self, node: fx.Node, level: int) -> fx.Node | None:
         assembled = self.dependence.kinds[node] is Kind.ASSEMBLED
         if level == 0:
             return self.levels[0].call(node) if assembled else self.value(node, 0)
