@@ -24,6 +24,7 @@ REWRITES: dict[str, tuple[str, ...]] = {
     "free of device": (f"{STEPS}::test_free_of_device",),
     "freeze unread": (f"{STEPS}::test_freeze_unread",),
     "functionalise": (f"{STEPS}::test_functionalise",),
+    "generalise": (f"{STEPS}::test_generalise",),
     "lower": (f"{STEPS}::test_lower",),
     "merge both modes": (f"{STEPS}::test_merge_both_modes",),
     "recognise stochastic depth": (f"{STEPS}::test_recognise_stochastic_depth",),
