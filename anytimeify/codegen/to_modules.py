@@ -132,7 +132,7 @@ class _Lifter:
             return self.values[values[rule.evaluation]]
         if rule.training is None:
             return None
-        if rule.kind == "norm" and (self.lifted_instance(node) is not None or values.get("running_mean") is None):
+        if rule.kind == "norm" and (self.lifted_instance(node) is not None or values.get("running_mean", True) is None):
             return None
         new = self.copy(node)
         never = type(values[rule.training])()  # False, or a probability of 0

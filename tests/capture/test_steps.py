@@ -13,6 +13,7 @@ from anytimeify.capture import capture
 from anytimeify.capture.constants import free_of_device
 from anytimeify.capture.finish import finish
 from anytimeify.capture.functionalise import drop_dead_writes, functionalise
+from anytimeify.capture.generalise import generalise
 from anytimeify.capture.lower import lower
 from anytimeify.capture.recompose import recompose
 from anytimeify.capture.side_by_side import side_by_side
@@ -323,6 +324,29 @@ def test_freeze_unread() -> None:
     becomes(work, text, text, freeze_unread)
     assert [tensor.requires_grad for tensor in work.tensors.values()] == [True, False]
     assert work.notes == ["parameters that the prediction does not read were kept and frozen: unread.weight"]
+
+
+def squares(batch: int) -> WorkGraph:
+    """Exported for one batch: its size is a number."""
+    b = Build({}, x=torch.randn(batch, 4))
+    return draft_of(b, b(aten.exp.default, b(aten.reshape.default, b.x, [2 * batch, 2])))
+
+
+def test_generalise() -> None:
+    work, other = squares(2), squares(3)
+    assert calls(work) == ["reshape = reshape(x, [4, 2])", "exp = exp(reshape)", "return exp"]
+    assert calls(other) == ["reshape = reshape(x, [6, 2])", "exp = exp(reshape)", "return exp"]
+    generalise(work, other, 2, 3)
+    assert calls(work) == lines("""
+        sym_size_int = sym_size.int(x, 0)
+        mul = mul(sym_size_int, 2)
+        reshape = reshape(x, [mul, 2])
+        exp = exp(reshape)
+        return exp
+    """)
+    for batch in (1, 2, 3, 5):
+        x = torch.randn(batch, 4)
+        torch.testing.assert_close(numbers(work, x), (x.reshape(-1, 2).exp(),))
 
 
 class Blocks(nn.Module):

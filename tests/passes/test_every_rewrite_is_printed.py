@@ -24,6 +24,7 @@ REWRITES: dict[str, tuple[str, ...]] = {
     "free of device": (f"{STEPS}::test_free_of_device",),
     "freeze unread": (f"{STEPS}::test_freeze_unread",),
     "functionalise": (f"{STEPS}::test_functionalise",),
+    "generalise": (f"{STEPS}::test_generalise",),
     "lower": (f"{STEPS}::test_lower",),
     "merge both modes": (f"{STEPS}::test_merge_both_modes",),
     "recognise stochastic depth": (f"{STEPS}::test_recognise_stochastic_depth",),
@@ -72,7 +73,7 @@ REWRITES: dict[str, tuple[str, ...]] = {
         "model/test_extraction.py::test_printed",
         "model/test_extraction.py::test_extracts_are_small_and_equal_their_level",
     ),
-    "lift": ("test_lift.py::test_printed", "test_lift.py::test_layer_comes_back"),
+    "to modules": ("test_to_modules.py::test_printed", "test_to_modules.py::test_layer_comes_back"),
     "part of a stage": ("staged/test_staged.py::test_printed", "staged/test_staged.py::test_every_exit_is_its_level"),
     "recount": (f"{PRINTED}::test_recount",),
 }

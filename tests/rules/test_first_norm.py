@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from anytimeify import AnytimeModel, HierarchicalEnsemble, NestedChannels, load, transform
+from anytimeify.capture import capture
+from anytimeify.codegen.to_modules import to_modules
 from anytimeify.graph.traversal import ancestors
 from anytimeify.passes.rewrites.fold_batch_norms import fold_batch_norms
 from anytimeify.rules import axis_rule
@@ -215,3 +217,32 @@ def test_a_norm_over_samples_with_other_arguments_is_not_folded() -> None:
     folded = fold_batch_norms(program)
     assert calls(folded) == calls(program)
     torch.testing.assert_close(run(folded, x), run(program, x))
+
+
+class Flagged(nn.Module):
+    """A norm that is told whether it trains, and has no running statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(8, 6), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.head(torch.ops.somebody.flagged_norm(self.stem(x), self.training))
+        return result
+
+
+@pytest.mark.usefixtures("forgotten")
+def test_a_norm_with_a_flag_follows_the_mode() -> None:
+    library = torch.library.Library("somebody", "FRAGMENT")
+    library.define("flagged_norm(Tensor input, bool training) -> Tensor")
+    library.impl("flagged_norm", lambda input, training: input / (2 if training else 3), "CompositeImplicitAutograd")
+    LIBRARIES.append({"library": library})
+    axis_rule("somebody.flagged_norm.default", "... c~ -> ... c", kind="norm", training="training")
+    model = Flagged()
+    captured = capture(model, INPUTS)
+    assert any("flagged_norm" in line for line in calls(captured.program))
+    for training in (True, False):
+        torch.testing.assert_close(
+            to_modules(captured.program).train(training)(*INPUTS), (model.train(training)(*INPUTS),)
+        )
+    torch.testing.assert_close(to_modules(captured.program, training=False)(*INPUTS), (model(*INPUTS),))
