@@ -21,6 +21,7 @@ import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, NamedTuple, NoReturn
 
 import torch
@@ -95,6 +96,16 @@ class TensorType:
 
     shape: tuple[Size, ...]
     dtype: torch.dtype
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.shape, self.dtype))
+
+    def __hash__(self) -> int:
+        return self._hash  # types are looked up all the time
+
+    def __reduce__(self) -> tuple[type[TensorType], tuple[tuple[Size, ...], torch.dtype]]:
+        return TensorType, (self.shape, self.dtype)  # hashes of names differ from process to process
 
     @property
     def size(self) -> Size:
