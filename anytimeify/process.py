@@ -16,8 +16,8 @@ ONE_AT_A_TIME = threading.RLock()
 
 @contextmanager
 def without_garbage_search() -> Iterator[None]:
-    """Python does not look for unreachable cycles meanwhile. What makes graphs makes many objects that stay, and looking
-    through all of them again and again takes a fifth of the time."""
+    """Python does not look for unreachable cycles meanwhile. Graphs are many objects that stay, and looking through all
+    of them again and again takes a fifth of the time."""
     with ONE_AT_A_TIME:
         looking = gc.isenabled()
         gc.disable()
