@@ -114,7 +114,10 @@ def _recomputation(parts: Sequence[Captured], kept: bool) -> Iterator[str]:
 
 
 def _warn(captured: Captured) -> None:
-    """Says in Python warnings where the result does not train as the backbone does; the report says it too."""
+    """Says in Python warnings where the result does not train as the backbone does, or takes fewer inputs; the report
+    says it too."""
+    if captured.limit is not None:
+        warnings.warn(f"the result takes only {captured.limit}", AnytimeWarning, stacklevel=3)
     for lost in captured.lost:
         warnings.warn(f"the result trains differently from the backbone: {lost}", AnytimeWarning, stacklevel=3)
 

@@ -132,19 +132,6 @@ def test_what_a_second_pass_does_otherwise_is_refused_and_undone() -> None:
     torch.testing.assert_close(net(X, level=-1), model(X))
 
 
-class Batch(Base):
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.hidden(x)
-        result: Tensor = self.head(x * 2 if x.shape[0] > 2 else x)
-        return result
-
-
-def test_a_batch_that_steers_is_found() -> None:
-    with pytest.raises(VerificationError, match=r"for a batch of 1 the full level differs .*dynamic_shapes=\{\}"):
-        transform(Batch(), SCHEME, X)
-    transform(Batch(), SCHEME, X, dynamic_shapes={})
-
-
 def test_nothing_is_left_behind() -> None:
     backbone = Residual()
     backbone.bn1.eval()
