@@ -29,14 +29,20 @@ class WrongModelError(AssertionError):
 
 
 class SameDraws(TorchDispatchMode):
-    """Every random operation starts from one seed: what is drawn depends on the operation, not on the order."""
+    """Every random operation starts from one seed: what is drawn depends on the operation, and neither on the order nor
+    on how its tensor lies in memory."""
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if torch.Tag.nondeterministic_seeded in func.tags:
-            torch.manual_seed(0)
-        return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if torch.Tag.nondeterministic_seeded not in func.tags:
+            return func(*args, **kwargs)
+        torch.manual_seed(0)
+        if str(func).partition(".")[2].partition(".")[0].endswith("_"):  # in place: dropout's `aten.bernoulli_`
+            drawn = func(torch.empty_like(args[0], memory_format=torch.contiguous_format), *args[1:], **kwargs)
+            return args[0].copy_(drawn)
+        return func(*args, **kwargs)
 
 
 def compare(net: AnytimeModel, model: nn.Module, inputs: Any, *, batched: bool = True) -> dict[str, Any]:
@@ -178,8 +184,10 @@ def _gradients_of_both(net: AnytimeModel, model: nn.Module, inputs: Any) -> tupl
 
 
 def _gradients(result: Tensor, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Of a sum of squares with fixed weights: without these it has no gradient through a norm at the end."""
     trained = {name: one for name, one in parameters.items() if one.requires_grad}
     values = torch.view_as_real(result) if result.is_complex() else result
+    values = values * torch.rand(values.shape, generator=torch.Generator().manual_seed(5)).to(values)
     given = torch.autograd.grad(values.square().sum(), list(trained.values()), allow_unused=True)
     return {
         name: torch.zeros_like(one) if grad is None else grad

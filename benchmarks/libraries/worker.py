@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map
 
 from anytimeify import AnytimeModel, CaptureError, transform
 from anytimeify._torch import prepare_torchvision
@@ -104,7 +105,9 @@ def measure(say: Say, example: Example, scheme: str) -> dict[str, Any]:
 
 
 def _transform(model: nn.Module, scheme: str, inputs: Any, **more: Any) -> AnytimeModel:
-    return transform(model, scheme, inputs, **more)
+    """On tensors of its own: an export leaves marks on those that it is given."""
+    own = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, torch.Tensor) else leaf, inputs)
+    return transform(model, scheme, own, **more)
 
 
 def line(error: Exception) -> str:
