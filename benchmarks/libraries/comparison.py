@@ -30,7 +30,7 @@ class WrongModelError(AssertionError):
 
 class SameDraws(TorchDispatchMode):
     """Every random operation starts from one seed: what is drawn depends on the operation, and neither on the order nor
-    on how its tensor lies in memory."""
+    on how its tensor lies in memory, nor on whether a coin is thrown by `bernoulli` or by `floor(p + rand)`."""
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -39,9 +39,8 @@ class SameDraws(TorchDispatchMode):
         if torch.Tag.nondeterministic_seeded not in func.tags:
             return func(*args, **kwargs)
         torch.manual_seed(0)
-        if str(func).partition(".")[2].partition(".")[0].endswith("_"):  # in place: dropout's `aten.bernoulli_`
-            drawn = func(torch.empty_like(args[0], memory_format=torch.contiguous_format), *args[1:], **kwargs)
-            return args[0].copy_(drawn)
+        if func is torch.ops.aten.bernoulli_.float:
+            return args[0].copy_((torch.rand(args[0].shape) + args[1]).floor())
         return func(*args, **kwargs)
 
 
@@ -180,7 +179,7 @@ def _gradients_of_both(net: AnytimeModel, model: nn.Module, inputs: Any) -> tupl
         return None, None
     _close(chosen, found, "the full level against the backbone in " + ("train mode" if net.training else "eval mode"))
     theirs = _gradients(chosen, dict(model.named_parameters()))
-    return theirs, _gradients(found, dict(net.named_parameters()))
+    return theirs, _gradients(found, dict(net.named_parameters(remove_duplicate=False)))
 
 
 def _gradients(result: Tensor, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:

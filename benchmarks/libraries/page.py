@@ -131,8 +131,8 @@ random weights, under every scheme, each in a process of its own under limits of
 
 * **verified**: on new inputs, in batches of the example's size, of 1 and of 3 where the network takes them, the full
   level equals the backbone and every level equals its extract; costs increase strictly; in train mode the gradients of
-  a weighted sum of squares through the full level equal the backbone's, in eval mode where the network returns something
-  else in training. With triangular connectivity the full level is no copy of the backbone: levels are compared with
-  their extracts. The comparison is code of its own and uses none of `verify`, which runs too.
+  a weighted sum of squares through the full level equal the backbone's, or in eval mode where the network returns
+  something else in training. With triangular connectivity the full level is no copy of the backbone: levels are
+  compared with their extracts. The comparison is code of its own and uses none of `verify`, which runs too.
 * **torch.export**: plain `torch.export` with the sizes of the example, and nothing of this package.
 """
