@@ -83,7 +83,7 @@ def _reasons(rows: Sequence[Row], schemes: Mapping[str, str]) -> list[str]:
         for group in sorted(groups.values(), key=len, reverse=True):
             where: dict[str, list[str]] = defaultdict(list)
             for row in group:
-                where[row["backbone"]].append(titles.get(row["scheme"], row["scheme"]))
+                where[row["backbone"]].append(titles.get(row["scheme"], str(row["scheme"])))
             places = "; ".join(f"{name} ({', '.join(columns)})" for name, columns in where.items())
             parts.append(f"* {_one_line(group[0].get('why', ''))}\n  {places}")
         parts.append("")

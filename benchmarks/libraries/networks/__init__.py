@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from benchmarks.libraries.networks import images, sequences, sound, structures, tables, volumes
-from benchmarks.libraries.networks.example import Example
+from benchmarks.libraries.networks.example import Example, Factory
 
 __all__ = ["NETWORKS", "Example"]
 
-NETWORKS: Mapping[str, Callable[[], Example]] = {
+NETWORKS: Mapping[str, Factory] = {
     **images.NETWORKS,
     **volumes.NETWORKS,
     **sound.NETWORKS,

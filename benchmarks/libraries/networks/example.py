@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["BATCH", "Example", "image", "signal", "tokens", "volume"]
+__all__ = ["BATCH", "Example", "Factory", "image", "signal", "tokens", "volume"]
 
 BATCH = 2
 
@@ -23,6 +24,9 @@ class Example:
     model: nn.Module
     inputs: Any
     batched: bool = True
+
+
+Factory: TypeAlias = Callable[[], Example]
 
 
 def image(side: int = 64, channels: int = 3) -> Tensor:

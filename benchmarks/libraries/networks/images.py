@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 
-from benchmarks.libraries.networks.example import BATCH, Example, image, tokens
+from benchmarks.libraries.networks.example import BATCH, Example, Factory, image, tokens
 
 __all__ = ["NETWORKS"]
 
@@ -167,27 +168,25 @@ def _efficientnet() -> Example:
     return Example(EfficientNet.from_name("efficientnet-b0", num_classes=5, image_size=64), (image(),))
 
 
-NETWORKS = {
+NETWORKS: dict[str, Factory] = {
     **{
-        f"ultralytics:{name}": lambda name=name: _ultralytics(name)
+        f"ultralytics:{name}": partial(_ultralytics, name)
         for name in ("yolo11n", "yolov8n", "yolov8n-seg", "yolov8n-pose", "yolo11n-cls")
     },
     **{
-        f"segmentation-models-pytorch:{name}": lambda name=name: _segmentation(name)
+        f"segmentation-models-pytorch:{name}": partial(_segmentation, name)
         for name in ("Unet", "FPN", "DeepLabV3Plus", "MAnet")
     },
     **{
-        f"diffusers:{name}": lambda name=name: _diffusers_image(name)
+        f"diffusers:{name}": partial(_diffusers_image, name)
         for name in ("UNet2DModel", "UNet2DConditionModel", "DiTTransformer2DModel", "AutoencoderKL")
     },
+    **{f"spandrel:{name}": partial(_spandrel, name) for name in ("SwinIR", "HAT", "RRDBNet", "Compact", "DAT")},
     **{
-        f"spandrel:{name}": lambda name=name: _spandrel(name) for name in ("SwinIR", "HAT", "RRDBNet", "Compact", "DAT")
-    },
-    **{
-        f"vit-pytorch:{name}": lambda name=name: _vit_pytorch(name)
+        f"vit-pytorch:{name}": partial(_vit_pytorch, name)
         for name in ("ViT", "SimpleViT", "DeepViT", "CaiT", "CCT", "MaxViT")
     },
-    **{f"kornia:{name}": lambda name=name: _kornia(name) for name in ("VisionTransformer", "HardNet", "TinyViT")},
+    **{f"kornia:{name}": partial(_kornia, name) for name in ("VisionTransformer", "HardNet", "TinyViT")},
     "open-clip-torch:CLIP": _open_clip,
     "efficientnet-pytorch:EfficientNet": _efficientnet,
 }

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from torch import nn
 
-from benchmarks.libraries.networks.example import BATCH, Example, image, tokens
+from benchmarks.libraries.networks.example import BATCH, Example, Factory, image, tokens
 
 __all__ = ["NETWORKS"]
 
@@ -74,12 +75,12 @@ def _peft() -> Example:
     return Example(adapted.base_model.model, (torch.randn(BATCH, 16),))
 
 
-NETWORKS = {
+NETWORKS: dict[str, Factory] = {
     **{
-        f"x-transformers:{name}": lambda name=name: _x_transformers(name)
+        f"x-transformers:{name}": partial(_x_transformers, name)
         for name in ("decoder", "decoder-rotary", "encoder", "continuous", "ViT", "XTransformer")
     },
-    **{f"performer-pytorch:{name}": lambda name=name: _performer(name) for name in ("Performer", "PerformerLM")},
-    **{f"fair-esm:{name}": lambda name=name: _esm(name) for name in ("ESM2", "ESM2-dropout")},
+    **{f"performer-pytorch:{name}": partial(_performer, name) for name in ("Performer", "PerformerLM")},
+    **{f"fair-esm:{name}": partial(_esm, name) for name in ("ESM2", "ESM2-dropout")},
     "peft:LoRA": _peft,
 }

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.libraries.networks.example import BATCH, Example, signal
+from benchmarks.libraries.networks.example import BATCH, Example, Factory, signal
 
 __all__ = ["NETWORKS"]
 
@@ -75,12 +76,9 @@ def _encodec() -> Example:
     return Example(nn.Sequential(SEANetEncoder(**sizes), SEANetDecoder(**sizes)), (signal(640),))
 
 
-NETWORKS = {
-    **{
-        f"speechbrain:{name}": lambda name=name: _speechbrain(name)
-        for name in ("ECAPA_TDNN", "Xvector", "ConformerEncoder")
-    },
-    **{f"torchaudio:{name}": lambda name=name: _torchaudio(name) for name in ("ConvTasNet", "Conformer", "Wav2Letter")},
-    **{f"asteroid:{name}": lambda name=name: _asteroid(name) for name in ("ConvTasNet", "DPRNNTasNet", "SuDORMRFNet")},
+NETWORKS: dict[str, Factory] = {
+    **{f"speechbrain:{name}": partial(_speechbrain, name) for name in ("ECAPA_TDNN", "Xvector", "ConformerEncoder")},
+    **{f"torchaudio:{name}": partial(_torchaudio, name) for name in ("ConvTasNet", "Conformer", "Wav2Letter")},
+    **{f"asteroid:{name}": partial(_asteroid, name) for name in ("ConvTasNet", "DPRNNTasNet", "SuDORMRFNet")},
     "encodec:SEANet": _encodec,
 }

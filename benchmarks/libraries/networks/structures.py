@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.libraries.networks.example import BATCH, Example
+from benchmarks.libraries.networks.example import BATCH, Example, Factory
 
 __all__ = ["NETWORKS"]
 
@@ -67,11 +68,8 @@ def _snntorch() -> Example:
     return Example(Spiking(lambda: snntorch.Leaky(beta=0.9, spike_grad=slope)), (torch.rand(BATCH, 16),))
 
 
-NETWORKS = {
-    **{
-        f"torch_geometric:{name}": lambda name=name: _torch_geometric(name)
-        for name in ("GCN", "GAT", "GraphSAGE", "GIN")
-    },
+NETWORKS: dict[str, Factory] = {
+    **{f"torch_geometric:{name}": partial(_torch_geometric, name) for name in ("GCN", "GAT", "GraphSAGE", "GIN")},
     "e3nn:TensorProduct": _e3nn,
     "snntorch:Leaky": _snntorch,
 }

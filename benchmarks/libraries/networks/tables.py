@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.libraries.networks.example import BATCH, Example
+from benchmarks.libraries.networks.example import BATCH, Example, Factory
 
 __all__ = ["NETWORKS"]
 
@@ -86,16 +87,13 @@ def _neuralforecast(name: str) -> Example:
     return Example(Windows(model), (torch.rand(shape), torch.ones(shape)))
 
 
-NETWORKS = {
-    **{f"rtdl-revisiting-models:{name}": lambda name=name: _rtdl(name) for name in ("MLP", "ResNet", "FTTransformer")},
-    **{
-        f"deepctr-torch:{name}": lambda name=name: _deepctr(name)
-        for name in ("DeepFM", "xDeepFM", "DCN", "AutoInt", "WDL")
-    },
+NETWORKS: dict[str, Factory] = {
+    **{f"rtdl-revisiting-models:{name}": partial(_rtdl, name) for name in ("MLP", "ResNet", "FTTransformer")},
+    **{f"deepctr-torch:{name}": partial(_deepctr, name) for name in ("DeepFM", "xDeepFM", "DCN", "AutoInt", "WDL")},
     "pytorch-tabnet:TabNet": _tabnet,
     "pykan:KAN": _pykan,
     **{
-        f"neuralforecast:{name}": lambda name=name: _neuralforecast(name)
+        f"neuralforecast:{name}": partial(_neuralforecast, name)
         for name in ("NHITS", "NBEATS", "TFT", "PatchTST", "DLinear", "TCN", "TSMixer", "iTransformer")
     },
 }

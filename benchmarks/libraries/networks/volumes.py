@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from torch import nn
 
-from benchmarks.libraries.networks.example import Example, volume
+from benchmarks.libraries.networks.example import Example, Factory, volume
 
 __all__ = ["NETWORKS"]
 
@@ -43,13 +44,13 @@ def _nnunet(name: str) -> Example:
     return Example(model, (volume(16),))
 
 
-NETWORKS = {
+NETWORKS: dict[str, Factory] = {
     **{
-        f"monai:{name}": lambda name=name: _monai(name)
+        f"monai:{name}": partial(_monai, name)
         for name in ("UNet", "UNETR", "VNet", "DynUNet", "SegResNet", "SwinUNETR", "AttentionUnet")
     },
     **{
-        f"dynamic-network-architectures:{name}": lambda name=name: _nnunet(name)
+        f"dynamic-network-architectures:{name}": partial(_nnunet, name)
         for name in ("PlainConvUNet", "ResidualEncoderUNet")
     },
 }
