@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from anytimeify.codegen.call_signature import Calling
+from anytimeify.codegen.call_signature import CallSignature
 from anytimeify.errors import BudgetError, refusing
 from anytimeify.ir import Captured, Level
 from anytimeify.ir.node_meta import type_of
@@ -197,7 +197,7 @@ def measure_latency(
 def latency(
     level: fx.GraphModule,
     captured: Captured,
-    calling: Calling,
+    call_signature: CallSignature,
     *,
     device: torch.device,
     dtype: torch.dtype,
@@ -207,7 +207,7 @@ def latency(
     """Median milliseconds of one batch through the extract of a level, made of the example inputs."""
     inputs = example_batch(captured, batch_size)
     moved = tuple(x.to(device, dtype) if x.is_floating_point() else x.to(device) for x in inputs)
-    args, kwargs = calling.arguments(moved, captured.signature)
+    args, kwargs = call_signature.arguments(moved, captured.signature)
     return measure_latency(level.to(device), args, kwargs, device=device, seconds=seconds)
 
 
@@ -223,7 +223,8 @@ def usable(device: torch.device) -> torch.device:
 def example_batch(captured: Captured, batch_size: int) -> tuple[Tensor, ...]:
     """The example inputs, flat, with another number of samples: samples repeat as often as needed.
 
-    A model captured with a static batch can be run with that batch only; it is taken for the default of 1.
+    A model that was captured for one batch, or for some, can be run with those only; for the default of 1 the smallest
+    of them is taken.
     """
     symbol = captured.batch
     if symbol is None:
@@ -233,6 +234,13 @@ def example_batch(captured: Captured, batch_size: int) -> tuple[Tensor, ...]:
         if batch_size not in (1, static):
             raise BudgetError(f"batch_size={batch_size}: the backbone was captured with a static batch of {static}")
         return captured.example_inputs
+    least, most = captured.batch_range
+    batch_size = least if batch_size == 1 else batch_size
+    if batch_size < least or (most is not None and batch_size > most):
+        raise BudgetError(
+            f"batch_size={batch_size}: the graph holds for batches of {least} or more"
+            + (f", up to {most}" if most else "")
+        )
     resized = []
     for node, tensor in zip(captured.program.placeholders, captured.example_inputs, strict=True):
         for dim, size in enumerate(type_of(node).shape):

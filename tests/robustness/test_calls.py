@@ -79,7 +79,7 @@ def test_inputs_may_be_given_in_any_form_afterwards() -> None:
 
 def test_what_follows_an_input_that_was_left_out_is_given_by_name() -> None:
     net = transform(Positional().eval(), SCHEME, {"mask": MASK, "x": X})
-    assert [parameter.name for parameter in net.calling.parameters] == ["x", "mask"]
+    assert [parameter.name for parameter in net.call_signature.parameters] == ["x", "mask"]
     with pytest.raises(ArgumentError, match="of which 'mask' cannot be: give it by name"):
         net(X, MASK)
     close(net(X, mask=MASK, level=0), net(mask=MASK, x=X, level=0))
@@ -164,9 +164,9 @@ class Unnamed(Two):
         return self.join(inputs["x"], inputs["y"])
 
 
-def test_unnamed_keywords_are_refused_with_their_names() -> None:
-    with pytest.raises(CaptureError, match=r"Unnamed takes x, y through \*\*kwargs"):
-        transform(Unnamed(), SCHEME, {"x": X, "y": Y})
+def test_unnamed_keywords_have_a_batch_too() -> None:
+    net = transform(Unnamed().eval(), SCHEME, {"x": X, "y": Y})
+    assert len(net(x=X[:1], y=Y[:1], level=0)) == 1
 
 
 @dataclasses.dataclass
