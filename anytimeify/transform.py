@@ -24,7 +24,7 @@ from anytimeify.passes.options import Options
 from anytimeify.passes.rewrites.channel_counts import channel_counts
 from anytimeify.passes.rewrites.consensus import Consensus
 from anytimeify.passes.scheme import Scheme, compose
-from anytimeify.process import ONE_AT_A_TIME
+from anytimeify.process import ONE_AT_A_TIME, without_garbage_search
 from anytimeify.runtime.compiled import compiled
 from anytimeify.runtime.model import AnytimeModel
 from anytimeify.taxonomy import Taxonomy
@@ -89,7 +89,7 @@ def transform(
         expected = "one backbone" if chosen.backbones == 1 else "a pair of backbones, transform((a, b), ...)"
         raise SchemeError(f"{chosen.name} takes {expected}; {len(models)} were given")
     # Tensors made under a caller's inference mode could never be trained.
-    with ONE_AT_A_TIME, torch.inference_mode(False):
+    with ONE_AT_A_TIME, without_garbage_search(), torch.inference_mode(False):
         parts = [capture(one, example_inputs, dynamic_shapes=dynamic_shapes, output=output) for one in models]
         references = [part.reference for part in parts]
         captured = parts[0] if len(parts) == 1 else side_by_side(*parts)
@@ -100,7 +100,7 @@ def transform(
         captured = replace(run_pass(f"prepare {chosen.name}", chosen.prepare, captured, axes), reference=None)
         several, its_axes = options.before(captured, axes)
         rewritten = run_pass(chosen.name, chosen.apply, several, its_axes)
-        rewritten = options.behind(rewritten, captured, several)
+        rewritten = options.after(rewritten, captured, several)
         captured = captured.losing(*norms_without_count(rewritten.program))
         net = AnytimeModel(compiled(captured, axes, chosen, rewritten, options), loss)
         if isinstance(models[0], nn.Module):

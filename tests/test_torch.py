@@ -35,7 +35,7 @@ def test_functional_overloads() -> None:
     assert _torch.functional_overload(aten.__and__.Tensor) is None
     assert _torch.functional_overload(aten.pow_.Scalar) is aten.pow.Tensor_Scalar
     assert _torch.functional_overload(aten.pow_.Tensor) is aten.pow.Tensor_Tensor
-    assert _torch.functional_overload(aten.__iand__.Tensor) is getattr(aten, "__and__").Tensor
+    assert _torch.functional_overload(aten.__iand__.Tensor) is aten.__and__.Tensor
     assert _torch.functional_overload(aten.polygamma_.default) is aten.polygamma.default
     assert _torch.functional_overload(aten.zeros.out) is aten.zeros.default
     assert _torch.functional_overload(aten.fill_diagonal_.default) is None

@@ -15,9 +15,9 @@ from torch.export import ExportedProgram
 from anytimeify._torch import TreeSpec, flatten, unflatten
 from anytimeify.capture.custom_derivatives import direct_checkpoints
 from anytimeify.capture.inputs import CallInputs
-from anytimeify.capture.modes import in_mode
+from anytimeify.capture.modes import attributes_kept, in_mode
 from anytimeify.capture.outputs import choose
-from anytimeify.codegen.to_modules import lift
+from anytimeify.codegen.to_modules import to_modules
 from anytimeify.errors import CaptureError
 from anytimeify.ir import Captured, Program
 from anytimeify.rules.training import draws
@@ -76,7 +76,7 @@ def expected_from_exported(exported: ExportedProgram, inputs: CallInputs, output
 
 def gaps(captured: Captured, expected: Expected, *, training: bool) -> list[float]:
     """The difference of every output of the program, run in one mode, from the expected prediction."""
-    network = lift(captured.program)
+    network = to_modules(captured.program)
     with in_mode(network, training=training), _kept(captured.program.tensors), _quietly():
         results = network(*captured.example_inputs)
     want = expected.prediction
@@ -86,7 +86,7 @@ def gaps(captured: Captured, expected: Expected, *, training: bool) -> list[floa
 def result_of(captured: Captured) -> Tensor:
     """The prediction of the program in eval mode, on the example inputs."""
     with _quietly():
-        result: Tensor = lift(captured.program).eval()(*captured.example_inputs)[0]
+        result: Tensor = to_modules(captured.program).eval()(*captured.example_inputs)[0]
     return result
 
 
@@ -148,7 +148,7 @@ def _wide(tensor: Tensor) -> Tensor:
 
 def randomness(program: Program) -> str | None:
     """The first node, in words, that draws random numbers in eval mode too: then no two runs agree."""
-    for node in lift(program, training=False).graph.nodes:
+    for node in to_modules(program, training=False).graph.nodes:
         if draws(node):
             return f"'{node.target}' (node '{node.name}' of {node.meta.get('origin')}) draws random numbers"
     return None
@@ -183,18 +183,14 @@ def plain_attributes(model: nn.Module) -> list[tuple[nn.Module, str, Any]]:
 
 @contextmanager
 def buffers_kept(model: nn.Module) -> Iterator[None]:
-    """A forward pass may write to its buffers or put others in their place, and count in attributes."""
-    attributes = plain_attributes(model)
+    """A forward pass may write to its buffers or put others in their place, and keep things in attributes."""
     places = [(module, name, buffer) for module in model.modules() for name, buffer in module._buffers.items()]
     try:
-        with _kept({str(index): buffer for index, (_, _, buffer) in enumerate(places)}):
+        with attributes_kept(model), _kept({str(index): buffer for index, (_, _, buffer) in enumerate(places)}):
             yield
     finally:
         for module, name, buffer in places:
             module._buffers[name] = buffer
-        for module, name, value in attributes:
-            if name in vars(module):
-                vars(module)[name] = value
 
 
 @contextmanager

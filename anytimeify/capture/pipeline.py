@@ -50,7 +50,7 @@ def capture(
         inputs = infer(model) if example_inputs is None else call_inputs(example_inputs)
         _check_values(inputs)
         captured = from_module(model, inputs.outside_inference_mode(), dynamic_shapes, output, check=check)
-    return replace(captured, fresh=partial(redrawn, model))
+    return replace(captured, reinitialised=partial(redrawn, model))
 
 
 def _is_backbone(model: object) -> bool:

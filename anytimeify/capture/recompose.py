@@ -1,4 +1,6 @@
-"""Writes operations of core ATen, which `run_decompositions` leaves, as the operations they were made of.
+"""Writes the operations of core ATen, which `run_decompositions` leaves, as the operations they were made of.
+
+    y = getitem(native_layer_norm(x, [8], w, b, 1e-5), 0)       ->      y = layer_norm(x, [8], w, b, 1e-5)
 
 `convolution` becomes `conv2d` and its kin, `native_layer_norm(...)[0]` becomes `layer_norm`, and so on. A batch norm of
 a program that was exported in train mode also returns its new running statistics, which the program's caller would
@@ -15,7 +17,7 @@ import torch
 from torch import fx
 
 from anytimeify._torch import schema
-from anytimeify.capture.work_graph import Draft, insert, replace, step, unsupported
+from anytimeify.capture.work_graph import WorkGraph, insert, replace, step, unsupported
 from anytimeify.ir.node_meta import value_of
 from anytimeify.ir.schema import bound
 from anytimeify.rules.decomposed import NORMS_WITH_STATISTICS, is_decomposed, recomposed
@@ -26,11 +28,11 @@ aten = torch.ops.aten
 
 
 @step("recompose")
-def recompose(draft: Draft) -> None:
+def recompose(work: WorkGraph) -> None:
     """Rewrites what has one exact counterpart; everything else stays.
 
     Raises `UnsupportedOpError` for a norm whose new statistics the model itself reads."""
-    for node in list(draft.graph.nodes):
+    for node in list(work.graph.nodes):
         if node.target in NORMS_WITH_STATISTICS:
             _batch_norm_of_training(node)
         elif is_decomposed(node.target):

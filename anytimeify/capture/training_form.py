@@ -1,5 +1,7 @@
 """Writes norms that were exported in eval mode in their training form.
 
+    y = batch_norm(x, w, b, m, v, False, ...)       ->      y = batch_norm(x, w, b, m, v, True, ...)
+
 A graph exported in eval mode has `batch_norm(..., training=False, ...)` everywhere. With running statistics, the
 training form means the same in eval mode, and trains. What else training does (dropout, stochastic depth) is lost.
 In a graph that was exported in train mode such a norm is frozen on purpose and stays.
@@ -14,7 +16,7 @@ import torch
 from torch.export import ExportedProgram
 
 from anytimeify._torch import OpOverload, schema
-from anytimeify.capture.work_graph import Draft, insert, replace, step, update
+from anytimeify.capture.work_graph import WorkGraph, insert, replace, step, update
 from anytimeify.ir.node_meta import origin_of
 from anytimeify.ir.schema import bound
 from anytimeify.rules.table import has_kind
@@ -26,13 +28,13 @@ aten = torch.ops.aten
 
 
 @step("restore training form")
-def restore_training_form(draft: Draft, *, held: frozenset[str]) -> None:
+def restore_training_form(work: WorkGraph, *, held: frozenset[str]) -> None:
     """Rewrites every norm with running statistics, for those without have no eval form, and every dropout. Norms of
     the modules `held` in eval mode, by path, stay as they are."""
-    for node in list(draft.graph.nodes):
+    for node in list(work.graph.nodes):
         flag = training_flag(node.target)
         if flag is not None and has_kind(node, "norm"):
-            if bound(node)["running_mean"] is not None and origin_of(node).module_path not in held:
+            if bound(node).get("running_mean") is not None and origin_of(node).module_path not in held:
                 update(node, None, **{flag: True})
         elif node.target is aten.dropout.default:
             x, keep = node.args[0], 1 - bound(node)["p"]

@@ -10,11 +10,11 @@ from typing import Protocol
 from anytimeify.analysis.axes import Axes
 from anytimeify.ir import Captured, Level
 from anytimeify.ir.rewritten import Rewritten
-from anytimeify.report.densities import DensityRow, density_rows, density_sheet
-from anytimeify.report.heads import HeadRow, head_rows, head_sheet
+from anytimeify.report.densities import DensityRow, density_rows, density_table
+from anytimeify.report.heads import HeadRow, head_rows, head_table
 from anytimeify.report.plot import plot
-from anytimeify.report.rows import AxisRow, Place, Readers, axis_rows, axis_sheets, note_sheets, without_rule
-from anytimeify.report.tables import Sheet, Sheets, in_bytes, in_percent, shortened
+from anytimeify.report.rows import AxisRow, Place, Readers, axis_rows, axis_tables, note_tables, without_rule
+from anytimeify.report.tables import Table, Tables, in_bytes, in_percent, shortened
 from anytimeify.taxonomy import Taxonomy
 
 __all__ = ["LevelRow", "Report", "report"]
@@ -34,7 +34,7 @@ class LevelRow:
 
 
 @dataclass(frozen=True)
-class Report(Sheets):
+class Report(Tables):
     """An anytime model: levels with their cost, axis groups with sites, roles and pins, notes of the capture."""
 
     scheme: str
@@ -56,8 +56,8 @@ class Report(Sheets):
     def title(self) -> str:
         return f"{self.scheme}: {len(self.levels)} levels"
 
-    def sheets(self, *, everything: bool) -> Iterator[Sheet]:
-        yield Sheet(
+    def tables(self, *, everything: bool) -> Iterator[Table]:
+        yield Table(
             "Levels",
             (">level", "name", ">MACs", ">share", ">parameters", ">activations", ""),
             tuple(
@@ -72,10 +72,10 @@ class Report(Sheets):
                 for row in self.levels
             ),
         )
-        yield head_sheet(self.heads)
-        yield density_sheet(self.densities)
-        yield from axis_sheets(self.axes, everything=everything)
-        yield from note_sheets(self.notes, self.without_rule)
+        yield head_table(self.heads)
+        yield density_table(self.densities)
+        yield from axis_tables(self.axes, everything=everything)
+        yield from note_tables(self.notes, self.without_rule)
 
 
 class _Net(Protocol):
@@ -104,7 +104,7 @@ def report(net: _Net) -> Report:
     # Of tensors that hold several members a level reads as many as it has, which says nothing of widths.
     readers = (
         []
-        if rewritten.stacks
+        if rewritten.stacked_parameters
         else [Readers(rewritten.program, level.index, rewritten.position(level.index)) for level in net.levels]
     )
     return Report(

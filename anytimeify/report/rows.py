@@ -12,10 +12,10 @@ from torch import fx
 
 from anytimeify.analysis.axes import Axes, AxisGroup, Pin
 from anytimeify.analysis.cost import macs_by_node, sizes
+from anytimeify.graph.traversal import ancestors
 from anytimeify.ir import Captured, Program, names
 from anytimeify.ir.node_meta import is_part, origin_of, type_of
-from anytimeify.passes.rewrites.project import ancestors
-from anytimeify.report.tables import Sheet
+from anytimeify.report.tables import Table
 from anytimeify.rules.factors import Factor, Product, flat, leaves
 from anytimeify.rules.op import name_of
 
@@ -24,8 +24,8 @@ __all__ = [
     "Place",
     "Readers",
     "axis_rows",
-    "axis_sheets",
-    "note_sheets",
+    "axis_tables",
+    "note_tables",
     "pinned_macs",
     "sizes",
     "without_rule",
@@ -169,13 +169,13 @@ def without_rule(axes: Axes) -> tuple[Place, ...]:
 # How they are shown.
 
 
-def axis_sheets(rows: Sequence[AxisRow], *, everything: bool) -> Iterator[Sheet]:
+def axis_tables(rows: Sequence[AxisRow], *, everything: bool) -> Iterator[Table]:
     """Free axis groups by role, then pinned ones by reason; those that touch most MACs come first."""
     ordered = sorted(rows, key=lambda row: -row.share)
     for role in ("stream", "inner"):
         free = [row for row in ordered if row.pin is None and row.role == role]
         kept = bool(free) and bool(free[0].kept)
-        yield Sheet(
+        yield Table(
             f"Axis groups that may be narrowed, {role}: {len(free)}",
             (">groups", "axis", ">channels", ">unit", ">sites", ">of MACs, each", *(["kept"] if kept else [])),
             tuple(_axis_cells(same) for same in ([[row] for row in free] if everything else _alike(free))),
@@ -184,7 +184,7 @@ def axis_sheets(rows: Sequence[AxisRow], *, everything: bool) -> Iterator[Sheet]
     for row in ordered:
         if row.pin is not None:
             pinned.setdefault((row.pin.reason, row.pin.operation), []).append(row)
-    yield Sheet(
+    yield Table(
         f"Pinned axis groups: {sum(map(len, pinned.values()))}",
         (">groups", "why", "operation", "where", "such as"),
         tuple(
@@ -226,8 +226,8 @@ def _range(numbers: Sequence[float], form: str) -> str:
     return low if low == high else f"{low} - {high}"
 
 
-def note_sheets(notes: Sequence[str], unknown: Sequence[Place]) -> Iterator[Sheet]:
+def note_tables(notes: Sequence[str], unknown: Sequence[Place]) -> Iterator[Table]:
     """Operations without a rule, and what was lost or decided on the way."""
     rows = tuple((place.operation, place.origin) for place in unknown)
-    yield Sheet("Operations without a rule: the axes that they touch are pinned", ("operation", "where"), rows)
-    yield Sheet("Notes", ("note",), tuple((note,) for note in notes))
+    yield Table("Operations without a rule: the axes that they touch are pinned", ("operation", "where"), rows)
+    yield Table("Notes", ("note",), tuple((note,) for note in notes))

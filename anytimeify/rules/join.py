@@ -112,7 +112,7 @@ axis_rule(
 )
 
 
-# unbind, select: the dimension disappears, and its entries have fixed meanings
+# unbind, select: the dimension disappears, and its elements have fixed meanings
 def _unbind(op: Op) -> tuple[Dims, ...]:
     x, dim = op.axes(op["self"]), op.dim()
     op.pin(x[dim], "its entries are used one by one")
@@ -153,7 +153,7 @@ def _slice(op: Op) -> Dims:
 
 
 def sliced(op: Op, whole: Expr, size: Size, length: Size) -> Expr | None:
-    """The part of a dimension that a slice of several entries takes; None where it is no part of its sum."""
+    """The part of a dimension that a slice of several elements takes; None where it is no part of its sum."""
     start = 0 if op["start"] is None else op["start"]
     plain = op.arguments.get("step", 1) == 1 and isinstance(start, int) and size.static and length.static
     if not plain or factors.is_pinned(whole):
@@ -175,6 +175,7 @@ def sliced(op: Op, whole: Expr, size: Size, length: Size) -> Expr | None:
 
 
 def bounds(r: Resize) -> dict[str, Any]:
+    """The bounds of a slice that `sliced` found to be a part of a sum."""
     if "part" not in r.memo:
         return {}
     start = r.size(r.memo["before"]).coefficient if r.memo["before"] is not None else 0
@@ -209,8 +210,8 @@ def _index(op: Op) -> Dims:
     return (*rest[:at], *made, *rest[at:])
 
 
-# Where the batch is among the indices, all dimensions are told apart.
 def indexed(node: fx.Node) -> Sequence[int]:
+    """The dimensions that indices pick from: where the batch is among them, all are told apart."""
     given = bound(node)
     return [dim for dim, one in enumerate(given["indices"]) if one is not None]
 
@@ -278,7 +279,7 @@ def _one_hot(op: Op) -> Dims:
 axis_rule(aten("one_hot.default"), _one_hot)
 
 
-# a histogram counts all entries, whatever their place
+# a histogram counts all elements, whatever their place
 def _histogram(op: Op) -> Dims:
     op.mix(*op.axes(op["self"]))
     return (op.pinned(op.type().shape[0], "counts of values"),)

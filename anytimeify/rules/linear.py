@@ -220,7 +220,7 @@ axis_rule(
 )
 
 
-# decompositions, inverses and exponentials of matrices: an entry depends on all of them, and a part of an orthogonal
+# decompositions, inverses and exponentials of matrices: an element depends on all of them, and a part of an orthogonal
 # matrix is not orthogonal
 def _whole_matrix(op: Op) -> Any:
     for operand in op.operands():

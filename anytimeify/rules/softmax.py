@@ -1,7 +1,7 @@
-"""Softmax. Its entries compete: a level has fewer competitors, as the same network built thin has.
+"""Softmax. Its elements compete: a level has fewer competitors, as the same network built thin has.
 
-That is what a level means where the entries are units that a layer gives, like those of a layer norm. Entries that are
-something else keep their number: positions, the queries and slots that attention scores, one table's rows.
+That is what a level means where the elements are units that a layer gives, like those of a layer norm. Others keep
+their number: positions, the queries and slots that attention scores, the rows of a table.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from anytimeify.graph.traversal import ancestors
 from anytimeify.rules.factors import Expr, leaves, resolve
 from anytimeify.rules.lifting import Values, plain
 from anytimeify.rules.op import Dims, Op
@@ -27,7 +28,7 @@ def _softmax(op: Op) -> Dims:
 
 
 def _given_by_a_layer(op: Op, axis: Expr) -> bool:
-    """Whether the entries are the units of a layer, behind whatever is done to each of them."""
+    """Whether the elements are the units of a layer, behind whatever is done to each of them."""
     node = op["self"]
     while has_kind(node, "pointwise", "cast", "norm", "dropout", "reshape", "permutation", "pooling", "reduction"):
         node = max(tensor_operands(node), key=_depends_on_inputs)
@@ -42,16 +43,7 @@ def _given_by_a_layer(op: Op, axis: Expr) -> bool:
 
 
 def _depends_on_inputs(node: fx.Node) -> bool:
-    seen: set[fx.Node] = set()
-    waiting = [node]
-    while waiting:
-        one = waiting.pop()
-        if one.op == "placeholder":
-            return True
-        if one not in seen:
-            seen.add(one)
-            waiting.extend(one.all_input_nodes)
-    return False
+    return any(one.op == "placeholder" for one in ancestors([node]))
 
 
 def _softmax_config(values: Values) -> dict[str, Any] | None:

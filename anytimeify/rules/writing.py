@@ -74,7 +74,7 @@ def _index_put(op: Op) -> Dims:
 axis_rule(aten("index_put.default"), _index_put, kind="gather", placed=indexed)
 
 
-# a place along one dimension for every entry: that dimension keeps its size; along all others base, index and values
+# a place along one dimension for every element: that dimension keeps its size; along all others base, index and values
 # agree, where they are of the same size. An index that is expanded along channels (messages of a graph) follows them.
 def _at_places(op: Op) -> Dims:
     x, dim = op.axes(op["self"]), op.dim()

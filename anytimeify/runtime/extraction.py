@@ -1,4 +1,10 @@
-"""One level of a program as a standalone inference graph."""
+"""One level of a program as a standalone inference graph.
+
+    low = linear(x, slice(w, 0, 0, 4))      ->      y = linear(x, w)        # w: its first 4 rows
+    return low, full                                return y
+
+The extract owns its tensors and has the backbone's names.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +12,8 @@ from dataclasses import replace
 
 from torch import fx
 
-from anytimeify.codegen.call_signature import Calling
-from anytimeify.codegen.to_modules import lift
+from anytimeify.codegen.call_signature import CallSignature
+from anytimeify.codegen.to_modules import to_modules
 from anytimeify.contract.pass_manager import rewrite
 from anytimeify.ir import Program, names
 from anytimeify.passes.rewrites.cut_blocks import cut_blocks
@@ -22,7 +28,7 @@ __all__ = ["as_module", "extract", "small_program"]
 def extract(
     program: Program,
     index: int,
-    calling: Calling,
+    call_signature: CallSignature,
     *,
     position: int | None = None,
     merge_batch_norms: bool = False,
@@ -32,12 +38,12 @@ def extract(
 
     1. keep that output alone, as eval mode computes it; 2. turn parameter views into small parameters; 3. give private
     parameters and nodes of the level the backbone's names; 4. if asked, merge batch norms, and evaluate what else
-    depends on parameters; 5. unless `dense`, cut triangular layers into the blocks that they have; 6. lift in inference
-    form; 7. call it like the backbone. Running the result needs torch and nothing else.
+    depends on parameters; 5. unless `dense`, cut triangular layers into the blocks that they have; 6. turn into modules
+    in inference form; 7. call it like the backbone. Running the result needs torch and nothing else.
     """
     small = small_program(program, index, position, computed=merge_batch_norms)
     small = fold_batch_norms(small) if merge_batch_norms else small
-    return as_module(small if dense else cut_blocks(small), calling)
+    return as_module(small if dense else cut_blocks(small), call_signature)
 
 
 @rewrite("extract")
@@ -47,9 +53,9 @@ def small_program(program: Program, index: int, position: int | None = None, *, 
     return _with_backbone_names(_with_counters(fold(alone, computed=computed), program), index)
 
 
-def as_module(program: Program, calling: Calling) -> fx.GraphModule:
+def as_module(program: Program, call_signature: CallSignature) -> fx.GraphModule:
     """Steps 6 and 7, of a program with one output."""
-    module = calling.call_like_backbone(lift(program, training=False))
+    module = call_signature.call_like_backbone(to_modules(program, training=False))
     for node in module.graph.nodes:
         node.meta.clear()  # types of ours, which a copy or a pickle of the graph would drag along
     return module.eval()

@@ -20,8 +20,8 @@ from torch.export import ExportedProgram
 
 from anytimeify._torch import flatten
 from anytimeify.capture.compare import buffers_kept, difference, randomness, seeded, tolerance
-from anytimeify.codegen.call_signature import Calling
-from anytimeify.codegen.to_modules import lift
+from anytimeify.codegen.call_signature import CallSignature
+from anytimeify.codegen.to_modules import to_modules
 from anytimeify.errors import AnytimeWarning, VerificationError
 from anytimeify.ir import Captured, Program, TensorType, names
 from anytimeify.ir.node_meta import origin_of, type_of
@@ -132,7 +132,7 @@ def _check_other_inputs(net: AnytimeModel, model: nn.Module) -> None:
                 stacklevel=4,
             )
             continue
-        small = lift(program, training=False)
+        small = to_modules(program, training=False)
         (prediction,) = small(*clone(captured.example_inputs))
         if _agree(reference, prediction):
             continue
@@ -189,7 +189,7 @@ def _check_full(
             f"for a batch of {count} the full level differs from the backbone by {error:.1e}, and not for the example "
             f"inputs: {_FIXED_BATCH}"
         )
-    source = lift(project(captured.program, [place]), training=False)
+    source = to_modules(project(captured.program, [place]), training=False)
     whole = net.graph(level, _finest(net))
     node = _first_difference(source, captured.example_inputs, whole, captured.example_inputs)
     if node is None:
@@ -292,7 +292,7 @@ def _positional(module: fx.GraphModule, args: tuple[Any, ...], kwargs: dict[str,
 
 
 def _run_backbone(model: nn.Module, captured: Captured, inputs: tuple[Tensor, ...]) -> Tensor:
-    args, kwargs = Calling.of(captured).arguments(clone(inputs), captured.signature)
+    args, kwargs = CallSignature.of(captured).arguments(clone(inputs), captured.signature)
     with _evaluating(model), buffers_kept(model), seeded():
         result = flatten(model(*args, **kwargs))[0][captured.signature.prediction]
     assert isinstance(result, Tensor)
@@ -317,4 +317,4 @@ def _where(net: AnytimeModel, name: str | None) -> str:
 
 
 def _call(net: AnytimeModel, inputs: tuple[Tensor, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    return net.calling.arguments(clone(inputs), net.captured.signature)
+    return net.call_signature.arguments(clone(inputs), net.captured.signature)

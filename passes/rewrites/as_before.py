@@ -1,4 +1,11 @@
-"""`as_before`: reads of a buffer that a forward pass writes to, told apart from the writes."""
+"""`as_before`: everything that reads a buffer reads its value from before the forward pass wrote to it.
+
+    new = update_buffer(b, v)       ->      old = buffer_before(b)
+    y = sub(x, b)                           new = update_buffer(b, v)
+                                            y = sub(x, old)
+
+A buffer whose old value only its own update reads is not copied.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +15,7 @@ from dataclasses import replace
 from torch import fx
 
 from anytimeify.contract.pass_manager import rewrite
+from anytimeify.graph.traversal import reachable
 from anytimeify.ir import Program
 from anytimeify.ir.node_meta import type_of
 from anytimeify.ir.schema import bound
@@ -22,7 +30,7 @@ __all__ = ["as_before"]
 def as_before(program: Program) -> Program:
     """A new program in which results that depend on what a buffer was before the forward pass read a copy of it.
 
-    The order of operations says nothing about memory: a read may come behind the write, and what was read may be needed
+    The order of operations says nothing about memory: a read may come after the write, and what was read may be needed
     again in the backward pass. A buffer of which only its own next value is computed needs no copy. A program that
     needs none is returned as it is.
     """
@@ -84,14 +92,7 @@ def _reads(program: Program, name: str) -> set[fx.Node]:
 
 def _reached(program: Program, updates: list[fx.Node]) -> set[fx.Node]:
     """What results depend on in training otherwise than by these updates."""
-    found: set[fx.Node] = set()
-    waiting = [program.graph.output_node()]
-    while waiting:
-        node = waiting.pop()
-        if node not in found and node not in updates:
-            found.add(node)
-            waiting += _operands(node)
-    return found
+    return set(reachable([program.graph.output_node()], _operands, stop=updates.__contains__))
 
 
 def _operands(node: fx.Node) -> list[fx.Node]:

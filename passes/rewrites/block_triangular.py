@@ -1,4 +1,9 @@
-"""`use_blocks`: layers with block-triangular masked weights become operators that multiply only what the masks keep."""
+"""`use_blocks`: a layer with a block-triangular mask becomes an operator that multiplies only the blocks.
+
+    y = linear(x, mul(w, mask))     ->      y = triangular_linear(x, w, None, rows, columns, levels)
+
+The numbers are the same up to rounding.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +15,11 @@ import numpy as np
 from torch import fx
 
 from anytimeify.contract.pass_manager import rewrite
+from anytimeify.graph.traversal import ancestors, descendants
 from anytimeify.ir import Program
-from anytimeify.ir.node_meta import kept_of, type_of, weight_blocks_of
+from anytimeify.ir.node_meta import mask_nonzeros_of, type_of, weight_blocks_of
 from anytimeify.ir.schema import rebind
 from anytimeify.kernels import ends_of, staircase
-from anytimeify.passes.rewrites.project import ancestors
 from anytimeify.rules import Call, has_kind, traits
 
 __all__ = ["use_blocks"]
@@ -29,7 +34,7 @@ def use_blocks(program: Program, outputs: Sequence[int], *, smallest: int = SMAL
     1. `conv(x, mul(W, mask))` and `linear(x, mul(W, mask))` read `W` itself, as `anytimeify::triangular_conv` and
        `anytimeify::triangular_linear`. The levels are those of `meta["blocks"]` of the masked weight, for each the rows
        that it adds and the columns that they read. Names, types and origins stay.
-    2. A node that outputs of both kinds need is there twice, and the one of the others has `_masked` behind its name.
+    2. A node that outputs of both kinds need is there twice, and the one of the others has `_masked` after its name.
     3. Masked weights, and masks, that nothing reads any more are left out.
 
     A layer stays dense where it has fewer than `smallest` rows or columns, where its weight says nothing of blocks or
@@ -43,7 +48,7 @@ def use_blocks(program: Program, outputs: Sequence[int], *, smallest: int = SMAL
     calls = {node: call for node in ancestors(fast) if (call := _fast_call(node, smallest)) is not None}
     if not calls:
         return program
-    changed = _reached(program, calls, ancestors(fast))
+    changed = descendants(calls) & ancestors(fast)
     graph = fx.Graph()
     ours: dict[fx.Node, fx.Node] = {}
     theirs: dict[fx.Node, fx.Node] = {}
@@ -62,23 +67,14 @@ def use_blocks(program: Program, outputs: Sequence[int], *, smallest: int = SMAL
             target, values, kept = calls[node]
             ours[node].target = target
             ours[node].args, ours[node].kwargs = fx.map_arg(rebind(target, values), ours.__getitem__)
-            ours[node].meta = {**node.meta, "kept_weight": kept}
+            ours[node].meta = {**node.meta, "weight_nonzeros": kept}
     results = [(ours if position in chosen else theirs)[node] for position, node in enumerate(program.outputs)]
     graph.output(tuple(results)).meta = dict(program.graph.output_node().meta)
     return _without_leftovers(program, graph)
 
 
-def _reached(program: Program, calls: dict[fx.Node, Any], needed: set[fx.Node]) -> set[fx.Node]:
-    """The needed nodes that are, or depend on, what changes."""
-    reached: set[fx.Node] = set()
-    for node in program.graph.nodes:
-        if node in calls or (node in needed and not reached.isdisjoint(node.all_input_nodes)):
-            reached.add(node)
-    return reached
-
-
 def _fast_call(node: fx.Node, smallest: int) -> tuple[Any, dict[str, Any], int] | None:
-    """The operator that a layer becomes, its arguments, and how many entries of its weight exist; None if it stays."""
+    """The operator that a layer becomes, its arguments, and how many elements of its weight exist; None if it stays."""
     form = traits(node).triangular
     call: Call | None = form(node) if form is not None else None
     product = call.arguments["weight"] if call is not None else None
@@ -87,7 +83,7 @@ def _fast_call(node: fx.Node, smallest: int) -> tuple[Any, dict[str, Any], int] 
     levels = _levels(product)
     if levels is None or min(size.coefficient for size in type_of(product).shape[:2]) < smallest:
         return None
-    return call.target, {**call.arguments, "weight": product.args[0], **levels}, kept_of(product)
+    return call.target, {**call.arguments, "weight": product.args[0], **levels}, mask_nonzeros_of(product)
 
 
 def _levels(product: fx.Node) -> dict[str, Any] | None:
@@ -102,7 +98,7 @@ def _levels(product: fx.Node) -> dict[str, Any] | None:
     if sum(map(len, rows)) != height or sum(map(len, columns)) != width:
         return None
     ends = ends_of(rows), ends_of(columns)
-    if staircase(height, width, *ends, len(rows)).kept * math.prod(kernel) != kept_of(product):
+    if staircase(height, width, *ends, len(rows)).kept * math.prod(kernel) != mask_nonzeros_of(product):
         return None
     return {"rows": list(ends[0]), "columns": list(ends[1]), "levels": len(rows)}
 

@@ -1,4 +1,4 @@
-"""What lies behind a fork: its blocks, and which of them can be left out; its axes, and which may have another size."""
+"""The downstream subgraph of a fork: its blocks and axes; which can be left out, and which may have another size."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from anytimeify.passes.rewrites.replicate import depths
 from anytimeify.rules import rule_of
 from anytimeify.rules.factors import Factor, flat, leaves, resolve
 
-__all__ = ["Rest"]
+__all__ = ["Downstream"]
 
 
 @dataclass(frozen=True)
-class Rest:
-    """What lies behind a fork: its nodes, and the blocks among them."""
+class Downstream:
+    """The downstream subgraph of a fork: its nodes, and the blocks among them."""
 
     captured: Captured
     axes: Axes
@@ -36,11 +36,11 @@ class Rest:
     segments: tuple[Segment, ...]
 
     @staticmethod
-    def behind(captured: Captured, axes: Axes, blocks: Blocks, cut: Cut) -> Rest:
+    def of(captured: Captured, axes: Axes, blocks: Blocks, cut: Cut) -> Downstream:
         places = depths(captured.program, [cut])
         region = frozenset(node for node, depth in places.items() if depth and node.op == "call_function")
         inside = tuple(block for block in blocks.blocks if region.issuperset(_calls(block)))
-        return Rest(captured, axes, cut, region, inside, blocks.segments)
+        return Downstream(captured, axes, cut, region, inside, blocks.segments)
 
     # Blocks.
 
@@ -236,7 +236,7 @@ class Rest:
     # Tensors.
 
     def own_tensors(self) -> set[str]:
-        """Names of the parameters and statistics that only the rest of the network reads."""
+        """Names of the parameters and statistics that only the downstream subgraph reads."""
         program = self.captured.program
         shared, own = set(), set()
         for node in program.graph.find_nodes(op="get_attr"):

@@ -1,9 +1,13 @@
-"""The predictions of a model with a taxonomy, taken apart behind the scheme.
+"""`part_heads`: separates the predictions of a model with a taxonomy, after its scheme.
 
-Schemes see one prediction, in which the classes of all granularities stand side by side
-(`anytimeify.passes.rewrites.taxonomy`). The selection of one of them moves up through averages over leaves and whatever
-else does not mix classes, to the concatenation, which vanishes; where that is not known, the prediction is cut. What no
-level predicts is left out with its tensors, and heads are named after the level that has them.
+    y = cat([fine, coarse], 1)      ->      return fine, coarse
+    return y
+
+A scheme sees one prediction, in which the classes of all granularities are concatenated
+(`anytimeify.passes.rewrites.taxonomy`). The selection of one granularity moves up through averages over leaves and all
+other operations that do not mix classes, to the concatenation, which vanishes; where that is not possible, the
+prediction is sliced. Tensors of granularities that no level predicts are left out, and heads are named after the level
+that has them.
 """
 
 from __future__ import annotations
@@ -18,13 +22,13 @@ from torch import fx
 
 from anytimeify.contract.pass_manager import rewrite
 from anytimeify.errors import SchemeError
+from anytimeify.graph.builder import Builder
+from anytimeify.graph.traversal import ancestors
 from anytimeify.ir import Program, Size, names, result_of
 from anytimeify.ir.node_meta import origin_of, type_of
 from anytimeify.ir.rewritten import Output, Rewritten
 from anytimeify.ir.schema import bound
 from anytimeify.passes.rewrites.classes import CLASSES
-from anytimeify.passes.rewrites.narrow import Builder
-from anytimeify.passes.rewrites.project import ancestors
 from anytimeify.rules import has_kind, traits
 from anytimeify.taxonomy import Taxonomy
 
@@ -35,7 +39,7 @@ aten = torch.ops.aten
 
 @rewrite("part heads")
 def part_heads(rewritten: Rewritten, taxonomy: Taxonomy, backbone: Program) -> Rewritten:
-    """The predictions of every granularity apart, those that a level does not have left out."""
+    """The predictions of every granularity as separate outputs, without those that a level does not have."""
     program = rewritten.program
     builder = Builder.copying(program)
     parts = _Parts(builder, taxonomy)
@@ -56,7 +60,7 @@ def part_heads(rewritten: Rewritten, taxonomy: Taxonomy, backbone: Program) -> R
         program=_without_unread(result, program, backbone),
         names=called,
         levels=levels,
-        stacks=frozenset(name for name in rewritten.stacks if name in backbone.tensors),
+        stacked_parameters=frozenset(name for name in rewritten.stacked_parameters if name in backbone.tensors),
     )
     return replace(parted, program=_with_names(parted))
 

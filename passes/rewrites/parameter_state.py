@@ -13,11 +13,11 @@ from dataclasses import replace
 from torch import Tensor, fx
 
 from anytimeify.contract.pass_manager import rewrite
+from anytimeify.graph.traversal import ancestors
 from anytimeify.ir import Program, names
 from anytimeify.ir.rewritten import Rewritten
 from anytimeify.ir.schema import bound
 from anytimeify.passes.rewrites.fold import evaluate
-from anytimeify.passes.rewrites.project import ancestors
 from anytimeify.rules import traits
 
 __all__ = ["is_state_of_parameters", "settle"]

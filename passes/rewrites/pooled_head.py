@@ -1,4 +1,10 @@
-"""A classifier on pooled features: the cheapest exit there is ("APFC": average pooling, fully connected)."""
+"""A classifier on pooled features, the cheapest exit ("APFC": average pooling, fully connected).
+
+    h = conv2d(x, w)        ->      h = conv2d(x, w)
+                                    y = linear(flatten(adaptive_avg_pool2d(h, [4, 4]), 1), w', b')
+
+Sequences are averaged over their tokens.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +15,9 @@ from torch import fx, nn
 
 from anytimeify.analysis.axes import Axes
 from anytimeify.errors import SchemeError
+from anytimeify.graph.builder import Builder
 from anytimeify.ir import Program, names
 from anytimeify.ir.node_meta import origin_of, type_of
-from anytimeify.passes.rewrites.narrow import Builder
 from anytimeify.passes.rewrites.taxonomy import heads_of_output
 from anytimeify.rules.factors import Expr, leaves, resolve
 

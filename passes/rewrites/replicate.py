@@ -1,9 +1,12 @@
-"""`replicate`: the members of a tree of networks that share a trunk, and the tensors that each of them has.
+"""`replicate`: the members of a tree of networks that share a trunk, and the tensors of each member.
 
-A backbone is cut at some of its nodes; behind every cut each copy of what lies before it goes on as several siblings
-with parameters of their own. A member's copy of a tensor is one part of a stack: the tensor of the backbone's name
-grows along its first dimension, member after member, and the first member's part is the backbone's own. What lies
-before the first cut, index tables and other constants are shared by all.
+    y = linear(relu(x), w)      ->      y0 = linear(relu(x), slice(w, 0, 0, 3))
+                                        y1 = linear(relu(x), slice(w, 0, 3, 6))
+
+A backbone is cut at some of its nodes. After every cut, each copy of the network before it goes on as several replicas
+with parameters of their own. Their parameters are stacked: the tensor of the backbone's name grows along its first
+dimension, member after member, and the first member's slice is the backbone's own. All members share the nodes before
+the first cut, index tables and other constants.
 """
 
 from __future__ import annotations
@@ -15,18 +18,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
+from anytimeify.graph.traversal import descendants
 from anytimeify.ir import Program
 from anytimeify.ir.schema import bound
 from anytimeify.passes.rewrites.frozen import STATISTICS, frozen
 
 __all__ = ["Tree", "depths", "stacked", "tensor_depths"]
 
-Fresh = Callable[[], Mapping[str, Tensor]]
+Reinitialised = Callable[[], Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True)
 class Tree:
-    """How many siblings every copy goes on as, split after split.
+    """How many replicas every copy goes on as, split after split.
 
     Members of one depth are numbered so that those of one parent are neighbours: child `i` of member `m` is
     `m * fanout + i`. The first leaves of a tree are then a sub-tree."""
@@ -38,7 +42,7 @@ class Tree:
         return math.prod(self.fanouts)
 
     def members(self, depth: int) -> int:
-        """How many copies there are behind `depth` splits."""
+        """How many copies there are after `depth` splits."""
         return math.prod(self.fanouts[:depth])
 
     def active(self, depth: int, leaves: int) -> int:
@@ -56,19 +60,11 @@ class Tree:
 
 
 def depths(program: Program, cuts: Sequence[Sequence[fx.Node]]) -> dict[fx.Node, int]:
-    """The number of cuts that every node lies behind; nodes that carry no data belong where they are first read."""
+    """The number of cuts that lie before every node; nodes that carry no data belong where they are first read."""
     result: dict[fx.Node, int] = {}
     for depth, cut in enumerate(cuts, start=1):
-        waiting = [user for node in cut for user in node.users]
-        while waiting:
-            node = waiting.pop()
-            if result.get(node, 0) < depth and node.op != "output":
-                result[node] = depth
-                waiting.extend(node.users)
-    behind_input = set(program.placeholders)
-    for node in program.graph.nodes:
-        if any(source in behind_input for source in node.all_input_nodes):
-            behind_input.add(node)
+        result.update(dict.fromkeys(descendants(user for node in cut for user in node.users), depth))
+    behind_input = descendants(program.placeholders)
     for node in reversed(program.graph.nodes):
         if node not in behind_input and node.op != "output":
             result[node] = min((result[user] for user in node.users if user.op != "output"), default=0)
@@ -78,7 +74,7 @@ def depths(program: Program, cuts: Sequence[Sequence[fx.Node]]) -> dict[fx.Node,
 
 
 def tensor_depths(program: Program, places: Mapping[fx.Node, int]) -> dict[str, int]:
-    """How many splits the members lie behind that have a tensor each; 0 for what all of them share.
+    """After how many splits the members have a tensor each; 0 for tensors that all of them share.
 
     Parameters and running statistics are replicated. A tensor that is read at several depths, under one name or as a
     tied one under several, belongs to the members of the least of them."""
@@ -91,11 +87,13 @@ def tensor_depths(program: Program, places: Mapping[fx.Node, int]) -> dict[str, 
     return {name: of_tensor[id(tensor)] for name, tensor in program.tensors.items() if id(tensor) in of_tensor}
 
 
-def stacked(program: Program, tree: Tree, places: Mapping[str, int], fresh: Fresh | None) -> dict[str, Tensor]:
-    """All tensors of a program, those of several members as stacks.
+def stacked(
+    program: Program, tree: Tree, places: Mapping[str, int], reinitialised: Reinitialised | None
+) -> dict[str, Tensor]:
+    """All tensors of a program, those of several members stacked.
 
-    The first member has the backbone's values, the others those of a call of `fresh` each, or copies without it; of
-    what is frozen all members have copies, and the stack is frozen."""
+    The first member has the backbone's values, the others those of a call of `reinitialised` each, or copies without
+    it; of what is frozen all members have copies, and the stack is frozen."""
     drawn: list[Mapping[str, Tensor]] = []
     stacks: dict[int, Tensor] = {}
     result: dict[str, Tensor] = {}
@@ -107,8 +105,8 @@ def stacked(program: Program, tree: Tree, places: Mapping[str, int], fresh: Fres
             continue
         if id(tensor) not in stacks:
             others = [tensor] * (count - 1)
-            if fresh is not None and name not in still:
-                drawn.extend(fresh() for _ in range(len(drawn), count - 1))
+            if reinitialised is not None and name not in still:
+                drawn.extend(reinitialised() for _ in range(len(drawn), count - 1))
                 others = [values.get(name, tensor) for values in drawn[: count - 1]]
             parts = [one.detach().to(tensor).reshape(_stackable(tensor)) for one in (tensor, *others)]
             stack = torch.cat(parts)
