@@ -13,6 +13,7 @@ What is used, and why nothing public does it:
 * `torch._C._AutoDispatchBelowAutograd`: what an operator with its own derivatives calls itself under;
 * `torch.utils.checkpoint._checkpoint_without_reentrant_generator`: what runs around a checkpointed function;
 * `torch.utils._python_dispatch.TorchDispatchMode`: to see operations below autograd;
+* `torch.utils._python_dispatch._disable_current_modes`: to compute something while an export records;
 * `torch.autograd.function._SingleLevelFunction`: the one place that every call of an autograd function comes to;
 * the hooks that modules and tensors keep for the backward pass: only adding and removing them is public.
 
@@ -43,7 +44,7 @@ from torch.export import ExportedProgram
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from torch.utils import _pytree as pytree
 from torch.utils import checkpoint as checkpointing
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._sympy import functions as sympy_functions
 
 from anytimeify.process import ONE_AT_A_TIME
@@ -74,6 +75,7 @@ __all__ = [
     "treespec_dumps",
     "treespec_loads",
     "unflatten",
+    "without_dispatch_modes",
     "without_recomputation",
 ]
 
@@ -339,6 +341,13 @@ def without_recomputation(around: Callable[[], AbstractContextManager[None]] = n
         yield
     finally:
         checkpointing._checkpoint_without_reentrant_generator = original
+
+
+@contextmanager
+def without_dispatch_modes() -> Iterator[None]:
+    """What is called inside is computed, while an export around it records and computes nothing."""
+    with _disable_current_modes():
+        yield
 
 
 def backward_hooks(module: nn.Module) -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -206,8 +207,9 @@ def _tensordot(op: Op) -> Dims:
 
 def _tensordot_macs(node: fx.Node) -> Size:
     given = bound(node)
-    shape = given["self"].meta["type"].shape
-    return math.prod((shape[dim] for dim in given["dims_self"]), start=node.meta["type"].size)
+    shape: Sequence[Size] = given["self"].meta["type"].shape
+    result: Size = node.meta["type"].size
+    return math.prod((shape[dim] for dim in given["dims_self"]), start=result)
 
 
 axis_rule(

@@ -25,6 +25,6 @@ _ARGUMENTS: Mapping[object, str] = {
 def numbers_in(node: fx.Node) -> Iterator[tuple[str, int | float]]:
     """The numbers that a call multiplies or divides by, by the argument that holds them; 1 changes nothing."""
     argument = _ARGUMENTS.get(node.target)
-    value = bound(node).get(argument) if argument is not None else None
-    if argument is not None and type(value) in (int, float) and abs(value) != 1:
+    value: object = bound(node).get(argument) if argument is not None else None
+    if argument is not None and isinstance(value, int | float) and type(value) is not bool and abs(value) != 1:
         yield argument, value

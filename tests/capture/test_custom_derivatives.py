@@ -210,7 +210,8 @@ class Sparsemax(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         (result,) = ctx.saved_tensors
         support = (result > 0).to(result.dtype)
-        return support * (gradients[0] - (gradients[0] * support).sum(-1, keepdim=True) / support.sum(-1, keepdim=True))
+        mean: Tensor = (gradients[0] * support).sum(-1, keepdim=True) / support.sum(-1, keepdim=True)
+        return support * (gradients[0] - mean)
 
 
 sparsemax: Callable[..., Any] = Sparsemax.apply
@@ -218,12 +219,14 @@ sparsemax: Callable[..., Any] = Sparsemax.apply
 
 def read_later(x: Tensor, _: nn.Module) -> Tensor:
     h = x * 1
-    return inplace(h) * 2 + h
+    y: Tensor = inplace(h) * 2 + h
+    return y
 
 
 def gated(x: Tensor, second: nn.Module) -> Tensor:
     y: Tensor = second(x).relu()
-    return y * sparsemax(y[:, :1] * torch.ones(8))
+    gates: Tensor = sparsemax(y[:, :1] * torch.ones(8))
+    return y * gates
 
 
 @pytest.mark.parametrize("call", [lambda x, _: inplace(x * 1), gated, read_later])
@@ -246,9 +249,13 @@ class Unmarked(InPlace):
         return x.mul_(2) + 0
 
 
+unmarked: Callable[..., Any] = Unmarked.apply
+
+
 def read_without_a_mark(x: Tensor, _: nn.Module) -> Tensor:
     h = x * 1
-    return Unmarked.apply(h) * 2 + h  # type: ignore[no-any-return]  # of torch
+    y: Tensor = unmarked(h) * 2 + h
+    return y
 
 
 def test_a_write_that_autograd_is_not_told_of_is_refused_where_it_is_read() -> None:

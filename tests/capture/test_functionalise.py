@@ -226,7 +226,7 @@ class Drawn(nn.Module):
         if self.training:
             h = h + torch.empty_like(h).normal_(0, 0.1) + torch.zeros_like(h).uniform_(-0.1, 0.1)
             h = h * (h * 0).exponential_(2.0)  # nothing of what was there is left
-        return self.head(h)
+        return self.head(h)  # type: ignore[no-any-return]  # of torch
 
 
 def test_numbers_drawn_in_place_take_no_gradient() -> None:
@@ -242,7 +242,8 @@ def test_numbers_drawn_in_place_take_no_gradient() -> None:
 class FillsADiagonal(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = x.mean(0)
-        return y.fill_diagonal_(0.0)
+        y.fill_diagonal_(0.0)
+        return y
 
 
 def test_no_functional_form() -> None:

@@ -54,7 +54,8 @@ def test_the_weight_of_a_level_has_norm_one_from_the_start() -> None:
     net = transform(network(8), NestedChannels((0.5, 1.0)), X)
     other = thin(net, 0).eval()
     for place in (0, 2):
-        weight: Tensor = other[place].weight
+        weight = other[place].weight
+        assert isinstance(weight, Tensor)
         assert 0.9 < torch.linalg.matrix_norm(weight.flatten(1), 2) < 1.2
 
 

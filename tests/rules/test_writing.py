@@ -52,11 +52,11 @@ class Gate(nn.Module):
 
     def __init__(self, width: int, through: str) -> None:
         super().__init__()
-        self.through, self.half = through, width // 2
+        self.through, self.middle = through, width // 2
         self.a, self.b = nn.Linear(3, width), nn.Linear(width, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        h, half = self.a(x).relu(), self.half
+        h, half = self.a(x).relu(), self.middle
         out = h.new_zeros(h.shape)
         if self.through == "narrow":
             out.narrow(-1, 0, half).copy_(h.narrow(-1, half, half))
@@ -79,7 +79,8 @@ class Tensordot(nn.Module):
         self.a, self.b = nn.Linear(3, width), nn.Parameter(torch.randn(2, width, 5))
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.tensordot(self.a(x).relu(), self.b, dims=([1, 2], [2, 1]))
+        y: Tensor = torch.tensordot(self.a(x).relu(), self.b, dims=([1, 2], [2, 1]))
+        return y
 
 
 def test_tensordot() -> None:
