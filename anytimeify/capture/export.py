@@ -125,9 +125,9 @@ def explain(model: nn.Module, inputs: CallInputs, error: Exception) -> CaptureEr
             "torch.export.register_dataclass on it once; else use tuples, lists or dicts of tensors."
         )
     if _DATA_DEPENDENT.search(text):
-        line = _line(error)
+        shown = f": {line}" if (line := _line(error)) else ""
         return CaptureError(
-            f"{name} has control flow or sizes that depend on the values of tensors{where}{f': {line}' if line else ''}. "
+            f"{name} has control flow or sizes that depend on the values of tensors{where}{shown}. "
             "A graph cannot say that: replace the branch by arithmetic (torch.where), or take it out of forward()."
         )
     return CaptureError(
