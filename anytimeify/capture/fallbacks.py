@@ -61,18 +61,22 @@ def _checked_calls(model: nn.Module) -> Iterator[None]:
     """A call of a module whose arguments do not fit its `forward()` raises `TypeError` before anybody notes that the
     module was called."""
 
-    def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        inspect.signature(module.forward).bind(*args, **kwargs)
-        return nn.Module.__call__(module, *args, **kwargs)
-
     kinds = {type(module) for module in model.modules() if "__call__" not in vars(type(module))} - {nn.Module}
     try:
         for kind in kinds:
-            kind.__call__ = call  # type: ignore[method-assign]  # taken back below
+            kind.__call__ = _checked_call(kind)  # type: ignore[method-assign]  # taken back below
         yield
     finally:
         for kind in kinds:
             del kind.__call__
+
+
+def _checked_call(kind: type[nn.Module]) -> Callable[..., Any]:
+    def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        inspect.signature(module.forward).bind(*args, **kwargs)
+        return super(kind, module).__call__(*args, **kwargs)
+
+    return call
 
 
 _MADE = (torch.arange, torch.tensor, torch.zeros, torch.ones, torch.full, torch.linspace, torch.eye)

@@ -38,8 +38,7 @@ from anytimeify.ir.schema import bound, is_mutable, mutated_arguments, parameter
 from anytimeify.operators.modes import AFTER, UPDATE_BUFFER
 from anytimeify.rules.op import Call
 from anytimeify.rules.spellings import instead_of, left_by
-from anytimeify.rules.table import has_kind
-from anytimeify.rules.training import is_random
+from anytimeify.rules.table import has_kind, rule_of
 from anytimeify.rules.views import copies_where_it_has_to, memory_of, part_put_back, put_back
 
 __all__ = ["drop_dead_writes", "functionalise"]
@@ -213,12 +212,13 @@ class _Functionaliser:
         if schema(node.target).name == "aten::copy_":
             source = values["src"]
             return self.copied(node, written, self.value(source) if isinstance(source, fx.Node) else source)
-        if is_random(node.target):
+        left = left_by(node.target, values)
+        target = left.target if left is not None else functional_overload(node.target)
+        rule = rule_of(target)
+        if rule is not None and rule.kind == "random":
             self_value = self.shape_alone(node, self_value)
-        left = left_by(node.target, {**values, "self": self_value})
         if left is not None:
-            return self.call(node, left.target, *rebind(left.target, left.arguments)[0])
-        target = functional_overload(node.target)
+            return self.call(node, left.target, *rebind(left.target, {**left.arguments, "self": self_value})[0])
         if target is None:
             raise unsupported(
                 node,

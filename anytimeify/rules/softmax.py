@@ -31,7 +31,8 @@ def _given_by_a_layer(op: Op, axis: Expr) -> bool:
     """Whether the elements are the units of a layer, behind whatever is done to each of them."""
     node = op["self"]
     while has_kind(node, "pointwise", "cast", "norm", "dropout", "reshape", "permutation", "pooling", "reduction"):
-        node = max(tensor_operands(node), key=_depends_on_inputs)
+        operands = tensor_operands(node)
+        node = operands[0] if len(operands) == 1 else max(operands, key=_depends_on_inputs)
     wanted = set(leaves(resolve(axis)))
     return bool(wanted) and any(
         one.given is not None

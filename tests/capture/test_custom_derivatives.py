@@ -210,8 +210,8 @@ class Sparsemax(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         (result,) = ctx.saved_tensors
         support = (result > 0).to(result.dtype)
-        mean: Tensor = (gradients[0] * support).sum(-1, keepdim=True) / support.sum(-1, keepdim=True)
-        return support * (gradients[0] - mean)
+        mean = (gradients[0] * support).sum(-1, keepdim=True) / support.sum(-1, keepdim=True)
+        return torch.where(result > 0, gradients[0] - mean, 0.0)
 
 
 sparsemax: Callable[..., Any] = Sparsemax.apply

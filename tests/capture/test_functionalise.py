@@ -239,6 +239,27 @@ def test_numbers_drawn_in_place_take_no_gradient() -> None:
     assert all(one.grad is not None for one in net.parameters())
 
 
+class DropsInPlace(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.head = nn.Linear(6, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.linear(x)
+        torch.nn.functional.dropout(h, 0.5, self.training, inplace=True)
+        h = torch.nn.functional.rrelu(h, training=self.training, inplace=True)
+        return self.head(h)  # type: ignore[no-any-return]  # of torch
+
+
+def test_what_is_dropped_in_place_is_what_was_there() -> None:
+    check(DropsInPlace(), X)
+    net = transform(DropsInPlace(), NestedChannels(widths=(0.5, 1.0)), X)
+    torch.stack(net.train()(X).levels).square().sum().backward()
+    gradient = net.get_parameter("linear.weight").grad
+    assert gradient is not None
+    assert gradient.abs().max() > 0
+
+
 class FillsADiagonal(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = x.mean(0)
