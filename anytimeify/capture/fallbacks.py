@@ -74,7 +74,8 @@ def _checked_calls(model: nn.Module) -> Iterator[None]:
 def _checked_call(kind: type[nn.Module]) -> Callable[..., Any]:
     def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         inspect.signature(module.forward).bind(*args, **kwargs)
-        return super(kind, module).__call__(*args, **kwargs)
+        above: Any = super(kind, module)
+        return above.__call__(*args, **kwargs)
 
     return call
 
