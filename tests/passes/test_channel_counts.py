@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anytimeify import AnytimeModel, NestedChannels, SchemeError, load, transform
+from anytimeify.passes.rewrites.project import project
 from anytimeify.testing import check
+from tests.printing import calls, lines
 from tests.rounding import close
 from tests.rules.thin_copy import copy_blocks
 
@@ -111,6 +113,33 @@ def test_levels_compute_with_the_number_of_their_width(
     again = load(tmp_path / "net")
     assert close(again(x, level=0), thin(x))
     assert notes(again) == notes(net)
+
+
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.top = nn.Linear(3, 16), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.top(F.normalize(self.stem(x), dim=-1) * 16**0.5)
+        return result
+
+
+def test_printed() -> None:
+    net = transform(Scaled(), NestedChannels((0.25, 1.0)), torch.randn(2, 3), constants="scale", verify=False)
+    assert "mul = mul.Tensor(div, 4.0)" in calls(net.rewritten.program)
+    assert calls(project(net.rewritten.program, [0])) == lines("""
+        level0_stem_weight_part0 = slice.Tensor(stem_weight, 0, 0, 4)
+        level0_stem_bias_part0 = slice.Tensor(stem_bias, 0, 0, 4)
+        level0_stem = linear(x, level0_stem_weight_part0, level0_stem_bias_part0)
+        level0_linalg_vector_norm = linalg_vector_norm(level0_stem, 2.0, [-1], True)
+        level0_clamp_min = clamp_min(level0_linalg_vector_norm, 1e-12)
+        level0_expand_as = expand_as(level0_clamp_min, level0_stem)
+        level0_div = div.Tensor(level0_stem, level0_expand_as)
+        level0_mul = mul.Tensor(level0_div, 2.0)
+        level0_top = linear(level0_mul, anytime_0_top_weight, anytime_0_top_bias)
+        return level0_top
+    """)
 
 
 def test_numbers_are_kept_and_noted() -> None:
