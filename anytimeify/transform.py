@@ -92,7 +92,7 @@ def transform(
         captured = replace(run_pass(f"prepare {chosen.name}", chosen.prepare, captured, axes), reference=None)
         several, its_axes = options.before(captured, axes)
         rewritten = run_pass(chosen.name, chosen.apply, several, its_axes)
-        rewritten = options.behind(rewritten, captured, several)
+        rewritten = options.behind(rewritten, captured, several, chosen)
         captured = captured.losing(*norms_without_count(rewritten.program))
         net = AnytimeModel(compiled(captured, axes, chosen, rewritten, options), loss)
         if isinstance(models[0], nn.Module):

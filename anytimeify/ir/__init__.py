@@ -15,18 +15,23 @@ from anytimeify.ir.program import (
     result_of,
     type_text,
 )
+from anytimeify.ir.structures import Constant, Results, Structure, children
 
 __all__ = [
     "PAIR",
     "Captured",
+    "Constant",
     "Cost",
     "Level",
     "Origin",
     "Outputs",
     "Program",
+    "Results",
     "Signature",
     "Size",
+    "Structure",
     "TensorType",
+    "children",
     "meta_of",
     "result_of",
     "type_text",

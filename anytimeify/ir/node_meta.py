@@ -32,7 +32,7 @@ __all__ = [
         "is_part",
     ),
     *("kept_of", "kept_weight_of", "module_stack_of", "origin_of", "renamed_of", "stack_trace_of", "tensor_type"),
-    *("type_of", "value_of"),
+    *("packed_of", "type_of", "value_of"),
 ]
 
 Type: TypeAlias = Any  # a TensorType, a Size, None for another number, or a tuple of these
@@ -69,6 +69,10 @@ def _is_granularities(value: Any) -> bool:
     )
 
 
+def _is_names(value: Any) -> bool:
+    return isinstance(value, tuple) and all(isinstance(one, str) for one in value)
+
+
 # Of the nodes of a program.
 KEYS: Mapping[str, Key] = MappingProxyType(
     {
@@ -85,6 +89,7 @@ KEYS: Mapping[str, Key] = MappingProxyType(
             "of a block-triangular weight: the rows of every block and the columns that they read", _is_blocks
         ),
         "granularity": Key("of a head: the name of the labels that it predicts", lambda v: isinstance(v, str)),
+        "packed": Key("of a concatenation of all that a backbone returns: what its parts are called", _is_names),
         "granularities": Key("of a concatenated prediction: name and classes of each part", _is_granularities),
     }
 )
@@ -169,6 +174,12 @@ def granularity_of(node: fx.Node) -> str | None:
 def granularities_of(node: fx.Node) -> tuple[tuple[str, int], ...]:
     """`meta["granularities"]`; empty of a prediction of one granularity."""
     found: tuple[tuple[str, int], ...] = node.meta.get("granularities", ())
+    return found
+
+
+def packed_of(node: fx.Node) -> tuple[str, ...]:
+    """`meta["packed"]`; empty of other nodes."""
+    found: tuple[str, ...] = node.meta.get("packed", ())
     return found
 
 

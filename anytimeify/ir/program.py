@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, fx
 
 from anytimeify.errors import ArgumentError, OutputsError
+from anytimeify.ir.structures import Results
 
 __all__ = [
     "PAIR",
@@ -211,6 +212,8 @@ class Captured:
     reference: Tensor | None = None  # the backbone's own prediction for the example inputs, in eval mode
     batch_range: tuple[int, int | None] = (1, None)  # the sizes of a dynamic batch that the program is right for
     limit: str | None = None  # the note that says why it takes fewer inputs than the backbone
+    # Everything that the backbone returns, in both modes, over the program's outputs; None where the prediction is all.
+    results: Results | None = None
     # The backbone's tensors as its own initialisers draw them; None where its class is not known (a loaded file).
     fresh: Callable[[], Mapping[str, Tensor]] | None = field(default=None, repr=False, compare=False)
 
@@ -249,10 +252,12 @@ class Level:
 class Outputs(NamedTuple):
     """What an anytime model returns: one prediction per level, cheapest first, and what the losses need besides.
 
-    With a taxonomy each of them is a tuple of predictions, finest labels first."""
+    With a taxonomy each of them is a tuple of predictions, finest labels first. With `output="all"`, `results[k]` is
+    all that the backbone returns, of level k, in the structure that the backbone returns it in."""
 
     levels: tuple[Tensor, ...]
     members: tuple[Tensor, ...] = ()
+    results: tuple[Any, ...] = ()
 
     def __getattr__(self, name: str) -> NoReturn:
         """Says what to do where outputs are taken for a tensor; others ask for special names to see what this is."""

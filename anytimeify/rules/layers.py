@@ -14,7 +14,7 @@ from functools import cached_property
 from torch import fx
 
 from anytimeify.ir import Program, Size
-from anytimeify.ir.node_meta import type_of
+from anytimeify.ir.node_meta import packed_of, type_of
 from anytimeify.ir.schema import bound
 from anytimeify.rules.op import flat_nodes
 from anytimeify.rules.table import contractions, has_kind, tensor_operands, traits
@@ -78,12 +78,33 @@ class Layers:
         waiting = list(self.program.outputs)
         while waiting:
             node = waiting.pop()
-            if node in found or node.op != "call_function" or node in self.constant:
+            if node in found or node.op != "call_function" or node in self.constant or node in self._inside:
                 continue
             found[node] = None
             if node not in self.weights:
                 waiting.extend(node.all_input_nodes)
         return found
+
+    @cached_property
+    def _inside(self) -> Set[fx.Node]:
+        """What layers that train read, where all that a network returns stands side by side: a hidden state is no
+        prediction, though it is returned."""
+        if not any(map(packed_of, self.program.outputs)):
+            return set()
+        found: set[fx.Node] = set()
+        trained = [node for node, own in self.weights.items() if any(map(self._trains, own))]
+        waiting = [source for node in trained for source in node.all_input_nodes if source not in self.constant]
+        while waiting:
+            node = waiting.pop()
+            if node not in found:
+                found.add(node)
+                waiting.extend(node.all_input_nodes)
+        return found
+
+    def _trains(self, weight: fx.Node) -> bool:
+        if weight.op == "get_attr":
+            return bool(self.program.tensors[str(weight.target)].requires_grad)
+        return any(map(self._trains, weight.all_input_nodes))
 
     @cached_property
     def head_operands(self) -> Set[fx.Node]:
