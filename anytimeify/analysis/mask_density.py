@@ -1,8 +1,10 @@
-"""How many entries masks keep: `meta["kept"]`, from which costs are counted.
+"""How many elements masks keep: `meta["kept"]`, from which costs are counted.
+
+    w' = mul(w, mask)  # kept: 12       ->      w' = mul(w, mask)  # kept: 6
 
 A masked weight is `mul(weight, mask)`, the mask a buffer of the model below `anytime`. Masks change, when they are
-estimated anew or loaded; a graph says how many entries they kept when it was made. `recount` makes it say how many they
-keep now.
+estimated anew or loaded; a graph says how many elements they kept when it was made. `recount` makes it say how many
+they keep now.
 """
 
 from __future__ import annotations

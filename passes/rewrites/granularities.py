@@ -1,8 +1,11 @@
-"""The predictions of a model with a taxonomy, taken apart behind the scheme.
+"""`part_heads`: separates the predictions of a model with a taxonomy, after its scheme.
 
-Schemes see one prediction, in which the classes of all granularities stand side by side
-(`anytimeify.passes.rewrites.taxonomy`), and it is taken apart (`anytimeify.passes.rewrites.parts`). What no level
-predicts is left out with its tensors, and heads are named after the level that has them.
+    y = cat([fine, coarse], 1)      ->      return fine, coarse
+    return y
+
+A scheme sees one prediction, in which the classes of all granularities are concatenated
+(`anytimeify.passes.rewrites.taxonomy`), and it is taken apart by `anytimeify.passes.rewrites.parts`. Tensors of
+granularities that no level predicts are left out, and heads are named after the level that has them.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ __all__ = ["part_heads"]
 
 @rewrite("part heads")
 def part_heads(rewritten: Rewritten, taxonomy: Taxonomy, backbone: Program) -> Rewritten:
-    """The predictions of every granularity apart, those that a level does not have left out."""
+    """The predictions of every granularity as separate outputs, without those that a level does not have."""
     program = rewritten.program
     builder = Builder.copying(program)
     parts = Parts(builder, taxonomy.granularities, taxonomy.sizes)

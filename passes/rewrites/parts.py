@@ -1,7 +1,9 @@
-"""Parts of a concatenated prediction, taken apart behind a scheme.
+"""`Parts`: one part of a concatenated prediction, after a scheme.
 
-The selection of one part moves up through averages over leaves and whatever else does not mix elements, to the
-concatenation, which vanishes; where that is not known, the prediction is cut.
+    y = mean(stack([cat([a, b], 1), cat([c, d], 1)]))      ->      mean(stack([a, c]))
+
+The selection of a part moves up through averages over leaves and all other operations that do not mix elements, to the
+concatenation, which vanishes; where that is not possible, the prediction is sliced.
 """
 
 from __future__ import annotations

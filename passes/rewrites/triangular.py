@@ -1,7 +1,11 @@
-"""Triangular nesting: chunk k of every axis reads chunks 1 to k, so that one pass computes every level (IS-ResNeXt).
+"""Triangular connectivity: chunk k of every axis reads chunks 1 to k, so one pass computes all levels (IS-ResNeXt).
 
-`Form` writes the graphs of a `Nest`: all levels in one pass, one level alone, or level by level, each computing no more
-than its own chunks. They read the same tensors and mean the same.
+    h = linear(x, w)        ->      h = linear(x, mul(w, mask))
+    y = linear(h, head)             low = linear(slice(h, 1, 0, 2), low_head)
+                                    y = linear(h, head)
+
+`Form` writes the graphs of a block-triangular dependence (`Nest`): all levels in one pass, one level alone, or level by
+level, each computing only its own chunks. All forms read the same tensors and give the same results.
 """
 
 from __future__ import annotations
@@ -44,8 +48,8 @@ def triangular(
 ) -> Rewritten:
     """All levels in one pass; each of them alone; and a stream.
 
-    `private(level, builder)` gives the tensors that a lower level has for itself, where values stand apart; the nodes
-    in `stand_apart` do where they can. Raises `SchemeError` where so much stands apart that one pass would cost more
+    `private(level, builder)` gives the tensors that a lower level has for itself, where values are separate; the nodes
+    in `stand_apart` are where they can be. Raises `SchemeError` where so much is separate that one pass would cost more
     than the backbone.
     """
     program = captured.program
@@ -106,10 +110,10 @@ def _note(captured: Captured, alone: Program) -> str:
 
 
 class Form:
-    """The values of a nest up to the level `top`, appended to a builder.
+    """The values up to the level `top`, appended to a builder.
 
     `stepwise=False`: whole values in one pass; a lower level's value is a part of them. `stepwise=True`: every level
-    computes what it adds. `private` gives the tensors that a level has for itself, where values stand apart.
+    computes what it adds. `private` gives the tensors that a level has for itself, where values are separate.
     """
 
     def __init__(
@@ -209,7 +213,7 @@ class Form:
         return self.pick(result, node, dim, np.argsort(order), "ordered")
 
     def _embedded(self, node: fx.Node, small: fx.Node, large: fx.Node, level: int) -> fx.Node:
-        """The value at a level, those of its entries that the level before has taken from there."""
+        """The value at a level, those of its elements that the level before has taken from there."""
         dims = self.nest.narrowed_dims(node)
         places, inside = [], [large]
         for dim in dims:
