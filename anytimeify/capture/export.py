@@ -1,7 +1,7 @@
 """The one front end: `torch.export` on the model in train mode, with errors that say what to do.
 
-The model is left as it was: training flags and momenta are set and restored one by one, and nothing is written to its
-tensors.
+The model is left as it was: training flags, momenta and other attributes are set and restored one by one, and nothing
+is written to its tensors.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch.export import ExportedProgram
 from anytimeify._torch import quiet_exporter
 from anytimeify.capture.custom_derivatives import kept
 from anytimeify.capture.inputs import CallInputs, repeated, shapes_of_batch
-from anytimeify.capture.modes import in_mode
+from anytimeify.capture.modes import attributes_kept, in_mode
 from anytimeify.errors import AnytimeError, CaptureError
 from anytimeify.operators.modules import CUMULATIVE
 
@@ -72,6 +72,7 @@ def export(
         dynamic_shapes = shapes_of_batch(model, inputs)
     with (
         in_mode(model, training=training, held=held),
+        attributes_kept(model),
         _cumulative_averages(model),
         _on_one_device(model),
         kept(),

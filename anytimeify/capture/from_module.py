@@ -92,11 +92,19 @@ class _Found:
     captured: Captured | None
     why: Exception | None = None
     again: _Attempt = _Attempt()  # in eval mode
+    untold: bool = False  # what train mode returns does not tell the prediction
 
     @property
     def unexported(self) -> bool:
         """Whether train mode could not be exported: not because of what the graph says."""
         return self.why is not None and not isinstance(self.why, BufferMutation | UnsupportedOpError)
+
+    @property
+    def reason(self) -> Exception:
+        """Why there is no program: that of eval mode where train mode alone would not have prevented it."""
+        found = self.again.why if self.untold and self.again.why is not None else self.why
+        assert found is not None
+        return found
 
     def refusal(self) -> Exception:
         assert self.why is not None
@@ -149,7 +157,7 @@ class _Source:
             both = source.in_both_modes(attempt, exported)
             if both is not None:
                 return _Found(source, _kept_in_eval_mode(both, again.collected))
-        return _Found(source, again.captured, attempt.why or _mutation(attempt.collected), again)
+        return _Found(source, again.captured, attempt.why or _mutation(attempt.collected), again, attempt.untold)
 
     def from_exports(self, trained: _Exported | None, exported: _Exported) -> _Found | None:
         """All that both modes return, though only the prediction was asked for; None where that cannot be had."""
@@ -181,8 +189,7 @@ class _Source:
             return replace(general, captured=captured)
         if dynamic.captured is not None:
             return dynamic
-        assert dynamic.why is not None
-        limit = f"batches of {self.inputs.batch}, the size in the example, for {reason_of(dynamic.why)}"
+        limit = f"batches of {self.inputs.batch}, the size in the example, for {reason_of(dynamic.reason)}"
         if isinstance(why, Differs):
             limit += f"; and between exports for two sizes, {why}"
         return replace(fixed, captured=fixed.captured.limited_to(limit))

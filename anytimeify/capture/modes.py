@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from anytimeify._torch import backward_hooks, gradient_hooks
 from anytimeify.errors import CaptureError
 
-__all__ = ["Modes", "in_mode", "refuse_hooks"]
+__all__ = ["Modes", "attributes_kept", "in_mode", "refuse_hooks"]
 
 
 # Layers of torch that compute something else in training.
@@ -40,6 +40,19 @@ def in_mode(model: nn.Module, *, training: bool, held: frozenset[str] = frozense
     finally:
         for _, module, flag in flags:
             module.training = flag
+
+
+@contextmanager
+def attributes_kept(model: nn.Module) -> Iterator[None]:
+    """What a forward pass keeps in attributes, such as a counter or a table for the last size, is as before."""
+    before = [(vars(module), dict(vars(module))) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for own, values in before:
+            for name in own.keys() - values.keys():
+                del own[name]
+            own.update(values)
 
 
 @dataclass(frozen=True)
