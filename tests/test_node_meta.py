@@ -74,6 +74,7 @@ VALUES = [
     ("kept_weight", 3, [None]),
     ("blocks", ((ROWS, ROWS),), [(ROWS, ROWS), [(ROWS, ROWS)]]),
     ("granularity", "coarse", [1]),
+    ("packed", ("logits", "aux"), ["logits", ("logits", 1)]),
     ("granularities", (("", 3), ("coarse.", 2)), [("", 3), [("", 3)]]),
 ]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -280,10 +280,11 @@ class _Source:
         mode = "train" if training else "eval"
         order = list(self.model.state_dict())
         try:
-            position = self.position(exported, training=training)
-            if position is None:
+            found = self.candidates(exported, training=training)
+            if len(found) != 1 and not self.everything:
                 untold = CaptureError(f"what {mode} mode returns does not tell the prediction of eval mode")
-                return _Attempt(why=untold, untold=True)
+                return _Attempt(why=untold, untold=not found)
+            position = found[0] if len(found) == 1 else self.first(exported)
             captured, collected = canonicalise(
                 exported.program,
                 self.inputs,
@@ -312,29 +313,18 @@ class _Source:
         differs = CaptureError(f"the graph of {mode} mode differs from the model in eval mode by {gap.size:.1e}")
         return _Attempt(why=_mutation(collected) or differs, collected=collected, wrong=captured, gap=gap.size)
 
-    def position(self, exported: _Exported, *, training: bool) -> int | None:
-        """Which of the exported results is the prediction: the one in its place where the structure is that of eval
-        mode; else the only one that computes the same in eval mode; None if none or several do. Where all results are
-        captured, the first one stands for it then."""
-        results, form = results_of(exported.program), exported.program.call_spec.out_spec
+    def candidates(self, exported: _Exported, *, training: bool) -> list[int]:
+        """Which of the exported results may be the prediction: the one in its place where the structure is that of eval
+        mode; else those that compute the same in eval mode, or the only one of its type."""
+        results = results_of(exported.program)
         if self.expected is None:
-            tensors = [result is not None for result in results]
-            return choose(unflatten(list(range(len(results))), form), tensors, self.output)
-        if form == self.expected.spec:
-            return self.expected.position
-        found = self._same_as_prediction(exported, results, training=training)
-        if found is None and self.everything:
-            return choose(unflatten(list(range(len(results))), form), [one is not None for one in results], None)
-        return found
-
-    def _same_as_prediction(
-        self, exported: _Exported, results: Sequence[Tensor | None], *, training: bool
-    ) -> int | None:
-        assert self.expected is not None
+            return [self.first(exported)]
+        if exported.program.call_spec.out_spec == self.expected.spec:
+            return [self.expected.position]
         want = self.expected.prediction
         candidates = [place for place, one in enumerate(results) if one is not None and fits(want, one)]
         if len(candidates) < 2:
-            return candidates[0] if candidates else None
+            return candidates
         restore = None if training else self.modes.held
         captured, _ = canonicalise(
             exported.program,
@@ -345,8 +335,13 @@ class _Source:
             counterpart=exported.counterpart,
         )
         found = gaps(captured, self.expected, training=False)
-        same = [place for place, gap in zip(candidates, found, strict=True) if gap <= tolerance(want.dtype)]
-        return same[0] if len(same) == 1 else None
+        return [place for place, gap in zip(candidates, found, strict=True) if gap <= tolerance(want.dtype)]
+
+    def first(self, exported: _Exported) -> int:
+        """The exported result that is the prediction by its name or place."""
+        results = results_of(exported.program)
+        tree = unflatten(list(range(len(results))), exported.program.call_spec.out_spec)
+        return choose(tree, [one is not None for one in results], None if self.expected is not None else self.output)
 
     def tells(self, attempt: _Attempt, again: _Attempt) -> bool:
         """Whether the program of train mode, which computes the same in eval mode, does so for the same reason.

@@ -164,6 +164,12 @@ class AnytimeModel(Described):
             return self._graphs[1 + index]
         return self._compiled.graph(index, self._definition.granularity(index, granularity))
 
+    def graph_of(self, level: LevelName, granularity: int | str | None = None) -> fx.GraphModule:
+        """As `graph`; with `output="all"` the graph of all that the level returns in eval mode, as a flat tuple."""
+        if self._forms is None or granularity is not None:
+            return self.graph(level, granularity)
+        return self._forms[False].graphs[1 + self._index(level)]
+
     def stream(self, *args: Any, **kwargs: Any) -> Iterator[tuple[Level, Tensor]]:
         """Predictions of better and better levels: stop whenever time is up.
 
