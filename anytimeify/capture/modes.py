@@ -44,15 +44,21 @@ def in_mode(model: nn.Module, *, training: bool, held: frozenset[str] = frozense
 
 @contextmanager
 def attributes_kept(model: nn.Module) -> Iterator[None]:
-    """What a forward pass keeps in attributes, such as a counter or a table for the last size, is as before."""
-    before = [(vars(module), dict(vars(module))) for module in model.modules()]
+    """What a forward pass keeps in attributes, such as a counter or a table for the last size, is as before; and so are
+    hooks, which a forward pass may install, and note in an attribute that it did."""
+    kept = [own for module in model.modules() for own in (vars(module), *_hooks(module))]
+    before = [dict(own) for own in kept]
     try:
         yield
     finally:
-        for own, values in before:
+        for own, values in zip(kept, before, strict=True):
             for name in own.keys() - values.keys():
                 del own[name]
             own.update(values)
+
+
+def _hooks(module: nn.Module) -> list[dict[Any, Any]]:
+    return [own for name, own in vars(module).items() if name.startswith("_forward_") and isinstance(own, dict)]
 
 
 @dataclass(frozen=True)

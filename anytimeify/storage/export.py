@@ -59,7 +59,14 @@ def export_pt2(
     with new_file(path) as temporary, quiet():
         inputs, program = _export(extract, example_inputs, dynamic_batch)
         torch.export.save(program, temporary)
-        _compare(extract, inputs, dynamic_batch, _run_program(torch.export.load(temporary)), str(path))
+        try:
+            written = torch.export.load(temporary)
+        except Exception as error:
+            raise ArtifactError(
+                f"'{path}' was not written: torch cannot read the file that it made of this network, whose results may "
+                f"hold constants that such files cannot ({_first_line(error)}). Export to onnx instead"
+            ) from error
+        _compare(extract, inputs, dynamic_batch, _run_program(written), str(path))
 
 
 def export_onnx(
