@@ -239,8 +239,9 @@ def analyse(program: Program) -> Axes:
             known[node] = of_tensor.setdefault(id(tensor), _tensor_dims(node, tensor))
         elif node.op == "output":
             for result in program.outputs:
+                where = _where(node if len(program.outputs) == 1 else result)  # of several, which one
                 for expr in known[result]:
-                    pin(expr, Pin("an output of the model", _where(node), "output"))
+                    pin(expr, Pin("an output of the model", where, "output"))
         elif (several := result_of(node)) is not None:
             known[node] = known[several][node.args[1]]
         elif isinstance(type_of(node), Size):

@@ -29,7 +29,7 @@ from anytimeify.contract.pass_manager import rewrite
 from anytimeify.errors import SchemeError
 from anytimeify.ir import Captured, Program, Results, Size, TensorType, names
 from anytimeify.ir.node_meta import origin_of, type_of
-from anytimeify.ir.rewritten import Output, Rewritten
+from anytimeify.ir.rewritten import Rewritten
 from anytimeify.passes.rewrites.narrow import Builder
 from anytimeify.passes.rewrites.parts import Parts
 from anytimeify.passes.rewrites.project import ancestors
@@ -59,8 +59,9 @@ class _Leaf:
         found = _Leaf(name, kind, batch, dims[0] if dims else None)
         if len(dims) > 1 or not all(size.static for dim, size in enumerate(kind.shape) if dim != found.dim):
             raise SchemeError(
-                f"output='all': '{name}' is of shape [{', '.join(map(str, kind.shape))}], and a tensor that levels "
-                f"return may have one dynamic dimension, the batch ({node.name}, {origin_of(node)})"
+                f"'{name}', one of the results, is of shape [{', '.join(map(str, kind.shape))}], and a tensor that "
+                f"levels return may have one dynamic dimension, the batch ({node.name}, {origin_of(node)}). Fix the "
+                "batch with dynamic_shapes={}, or say with output=... which of the results is the prediction"
             )
         return found
 
@@ -167,7 +168,23 @@ def unpack(rewritten: Rewritten, captured: Captured, results: Results, scheme: s
             for leaf in predictions if output.role == "member" else range(len(results.names)):
                 outputs[replace(output, leaf=leaf)] = unpacker.of(builder.shared[node], leaf)
     made, called = builder.build_named(outputs, program.graph.output_node())
-    return replace(rewritten, program=made, names=called, results=results, resumable=False)
+    return replace(
+        rewritten,
+        program=made,
+        names=called,
+        results=results,
+        resumable=False,
+        notes=(*rewritten.notes, *_said(results, streams=rewritten.resumable)),
+    )
+
+
+def _said(results: Results, *, streams: bool) -> Iterator[str]:
+    """Notes for the report."""
+    evaluation, training = (", ".join(one.names.values()) for one in (results.evaluation, results.training))
+    apart = "" if results.alike else f"; in train mode {training}"
+    yield f"levels return all that the backbone returns: {evaluation}{apart}"
+    if streams:
+        yield "a stream computes every level from the beginning, for levels return more than predictions"
 
 
 class _Unpacker:
@@ -191,9 +208,9 @@ class _Unpacker:
             return self.copied(self.program.outputs[place])
         if not (leaf.kind.dtype.is_floating_point or leaf.kind.dtype.is_complex):
             raise SchemeError(
-                f"output='all': '{leaf.name}' is of type {leaf.kind.dtype}, and {self.scheme} averages what its "
+                f"'{leaf.name}', one of the results, is of type {leaf.kind.dtype}, and {self.scheme} averages what its "
                 "members return: of these values no average can be taken. Let the model return what they are made of "
-                "(scores for labels), or choose one output"
+                "(scores for labels), or say with output=... which of the results is the prediction"
             )
         for target, args in leaf.undone(lambda: _count(self.builder, self.leaves), self.dtype):
             row = self.builder.call(target, (row, *args), {}, f"{row.name}_{leaf.name}", {"origin": origin_of(row)})
