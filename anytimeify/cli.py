@@ -405,7 +405,7 @@ def _write_level(
 ) -> None:
     with _doing(f"writing level {index} ({net.levels[index].name}) as {kind}"):
         captured = net.captured
-        args, kwargs = net.calling.arguments(captured.example_inputs, captured.signature)
+        args, kwargs = net.call_signature.arguments(captured.example_inputs, captured.signature)
         small = net.extract(index, fold=fold, granularity=granularity)
         FORMATS[kind](small, CallInputs(args, kwargs), path, captured.batch is not None)
 

@@ -23,7 +23,7 @@ from anytimeify.ir import Captured
 from anytimeify.passes.options import Options
 from anytimeify.passes.rewrites.consensus import Consensus
 from anytimeify.passes.scheme import Scheme, compose
-from anytimeify.process import ONE_AT_A_TIME
+from anytimeify.process import ONE_AT_A_TIME, without_garbage_search
 from anytimeify.runtime.compiled import compiled
 from anytimeify.runtime.model import AnytimeModel
 from anytimeify.taxonomy import Taxonomy
@@ -86,7 +86,7 @@ def transform(
         expected = "one backbone" if chosen.backbones == 1 else "a pair of backbones, transform((a, b), ...)"
         raise SchemeError(f"{chosen.name} takes {expected}; {len(models)} were given")
     # Tensors made under a caller's inference mode could never be trained.
-    with ONE_AT_A_TIME, torch.inference_mode(False):
+    with ONE_AT_A_TIME, without_garbage_search(), torch.inference_mode(False):
         parts = [capture(one, example_inputs, dynamic_shapes=dynamic_shapes, output=output) for one in models]
         if len(parts) > 1 and any(part.results is not None for part in parts):
             raise SchemeError(
@@ -101,7 +101,7 @@ def transform(
         captured = replace(run_pass(f"prepare {chosen.name}", chosen.prepare, captured, axes), reference=None)
         several, its_axes = options.before(captured, axes)
         rewritten = run_pass(chosen.name, chosen.apply, several, its_axes)
-        rewritten = options.behind(rewritten, captured, several, chosen)
+        rewritten = options.after(rewritten, captured, several, chosen)
         captured = captured.losing(*norms_without_count(rewritten.program))
         net = AnytimeModel(compiled(captured, axes, chosen, rewritten, options), loss)
         if isinstance(models[0], nn.Module):

@@ -31,7 +31,7 @@ from torch import Tensor, fx, nn
 
 from anytimeify import AnytimeModel, AuxiliaryBranches, Confidence, Staged, transform
 from anytimeify._torch import prepare_torchvision
-from anytimeify.codegen.to_modules import lift
+from anytimeify.codegen.to_modules import to_modules
 from anytimeify.ir import Program
 from anytimeify.ir.rewritten import Rewritten
 from anytimeify.passes.rewrites.fold import fold
@@ -102,7 +102,7 @@ def networks(backbone: nn.Module, heads: str, example: Tensor) -> Networks:
     """The backbone with two branches, in all its forms."""
     net = transform(backbone, AuxiliaryBranches(heads=heads), (example,), verify=False).eval()  # type: ignore[arg-type]
     rewritten = net.rewritten
-    together = lift(fold_batch_norms(fold(project(rewritten.program, _steps(rewritten)))), training=False)
+    together = to_modules(fold_batch_norms(fold(project(rewritten.program, _steps(rewritten)))), training=False)
     staged, unfolded = net.staged(), net.staged(fold=False)
     return Networks(heads, backbone, net, staged, unfolded, net.extract(-1, fold=True), together.requires_grad_(False))
 
@@ -133,7 +133,7 @@ def no_exit_fires(forms: Networks, x: Tensor, rounds: int, clock: Callable[[], f
 
 
 def heads_alone(forms: Networks, x: Tensor) -> tuple[list[nn.Module], list[Tensor]]:
-    """What an exit computes behind the trunk, as graphs of their own, and the features that they read."""
+    """What an exit computes after the trunk, as graphs of their own, and the features that they read."""
     rewritten = forms.net.rewritten
     program = fold_batch_norms(fold(project(rewritten.program, _steps(rewritten))))
     nodes = {node.name: node for node in program.graph.nodes}
@@ -145,17 +145,17 @@ def heads_alone(forms: Networks, x: Tensor) -> tuple[list[nn.Module], list[Tenso
             known.update(zip(stage.gives, given, strict=True))
             if stage is not forms.staged.chain.stages[-1]:
                 feature, prediction = stage.gives
-                graphs.append(behind(program, nodes[feature], nodes[prediction]))
+                graphs.append(after(program, nodes[feature], nodes[prediction]))
                 read.append(known[feature])
     return graphs, read
 
 
-def behind(program: Program, feature: fx.Node, prediction: fx.Node) -> nn.Module:
+def after(program: Program, feature: fx.Node, prediction: fx.Node) -> nn.Module:
     """The graph from one node to another."""
     graph = steps(program.graph, [feature, prediction])[1].graph
     names = {str(node.target) for node in graph.find_nodes(op="get_attr")}
     tensors = {name: tensor for name, tensor in program.tensors.items() if name in names}
-    return lift(Program(graph, tensors), training=False).requires_grad_(False)
+    return to_modules(Program(graph, tensors), training=False).requires_grad_(False)
 
 
 def samples_stop(forms: Networks, x: Tensor, rounds: int, clock: Callable[[], float]) -> str:

@@ -175,7 +175,7 @@ PAGE = f"""# Hierarchical co-distillation on digits
 
 `{{command}} --out docs/ensemble_digits.md`
 
-A tree of eight leaves, cut at the input and behind each of the first two layers of a small network, trained on
+A tree of eight leaves, cut at the input and after each of the first two layers of a small network, trained on
 {TRAINING} of the 1,797 digits of scikit-learn for {EPOCHS} epochs, with the library's default losses. Accuracy in
 percent on all other digits, whose labels are right; mean and standard deviation over {{seeds}} seeds (split, wrong
 labels, initialisation, order). Diversity is the standard deviation of the leaves' logits, averaged over classes and

@@ -1,4 +1,4 @@
-"""What `transform` adds to any scheme: heads for a taxonomy before and behind it, and a consensus of its levels."""
+"""What `transform` adds to any scheme: heads for a taxonomy before and after it, and a consensus of its levels."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Options:
     def apply(self, scheme: Scheme, captured: Captured, axes: Axes) -> Rewritten:
         """What the scheme makes of a network, with these options."""
         given = self.before(captured, axes)
-        return self.behind(run_pass(scheme.name, scheme.apply, *given), captured, given[0], scheme)
+        return self.after(run_pass(scheme.name, scheme.apply, *given), captured, given[0], scheme)
 
     def before(self, captured: Captured, axes: Axes) -> tuple[Captured, Axes]:
         """What the scheme is given of a network: with a taxonomy, one that has a head for every granularity; of several
@@ -68,7 +68,7 @@ class Options:
                     "or say with output=... which of the results is the prediction"
                 )
 
-    def behind(self, rewritten: Rewritten, captured: Captured, given: Captured, scheme: Scheme) -> Rewritten:
+    def after(self, rewritten: Rewritten, captured: Captured, given: Captured, scheme: Scheme) -> Rewritten:
         """What is made of a scheme's result; `given` is what the scheme was given of the network."""
         if captured.results is not None:
             rewritten = unpack(rewritten, captured, captured.results, scheme.name)

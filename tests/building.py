@@ -1,4 +1,4 @@
-"""Small canonical programs written by hand, and an interpreter that runs any program in eval mode without `lift`."""
+"""Small canonical programs written by hand, and an interpreter that runs any program in eval mode without modules."""
 
 from __future__ import annotations
 

@@ -6,14 +6,14 @@ from torch import fx
 
 from anytimeify import Scheme
 from anytimeify.analysis.axes import analyse
-from anytimeify.capture.work_graph import Draft
+from anytimeify.capture.work_graph import WorkGraph
 from anytimeify.ir import Captured, Program
 from anytimeify.ir.rewritten import Rewritten
 
 __all__ = ["applied", "calls", "lines"]
 
 
-def calls(given: Program | Draft | fx.GraphModule) -> list[str]:
+def calls(given: Program | WorkGraph | fx.GraphModule) -> list[str]:
     """The calls of a graph, and what it returns, as programs print them; inputs, tensors and types are left out."""
     printed = [line.partition("  #")[0] for line in str(Program(given.graph, {})).splitlines()]
     return [line for line in printed if "(" in line or line.startswith("return")]

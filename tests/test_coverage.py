@@ -38,7 +38,7 @@ def small() -> tuple[nn.Module, Any]:
 
 
 class Steps(nn.Module):
-    """Behind a stem, two recurrent layers, of which siblings cannot be fused."""
+    """Behind a stem, two recurrent layers, of which replicas cannot be fused."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -217,9 +217,9 @@ def test_a_wrong_fusion_is_found_behind_a_gain_of_zero(monkeypatch: pytest.Monke
 
     pointwise = RULES["pointwise"]
 
-    def forgets(siblings: Any, node: Any) -> Any:
+    def forgets(replicas: Any, node: Any) -> Any:
         return (
-            siblings.values[node.args[0]] if node.target is torch.ops.aten.relu.default else pointwise(siblings, node)
+            replicas.values[node.args[0]] if node.target is torch.ops.aten.relu.default else pointwise(replicas, node)
         )
 
     monkeypatch.setitem(RULES, "pointwise", forgets)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from anytimeify import AnytimeModel, HierarchicalEnsemble, NestedChannels, SchemeError, cli, load, transform
 from anytimeify._torch import OpOverload
-from anytimeify.passes.rewrites.project import ancestors
+from anytimeify.graph.traversal import ancestors
 from anytimeify.rules.table import registered, unregister
 from anytimeify.testing import check
 from tests.rounding import close

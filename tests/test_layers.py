@@ -18,6 +18,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("operators",),
     ("kernels",),
     ("ir",),
+    ("graph",),
     ("rules.notation",),
     ("rules",),
     ("io",),
@@ -43,6 +44,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
 )
 # A registry that fills itself from a package above it imports that package, when asked, to walk through it.
 DISCOVERIES = {("anytimeify.passes.scheme", "anytimeify.passes.schemes")}
+SCHEMES, BASES = "anytimeify.passes.schemes", ("Scheme", "Composed", "BesideWidths")
 PRIVATE_TORCH_LIVES_IN = "anytimeify._torch"
 FILES = {import_name(path): path for path in sources()}
 TREES = {name: ast.parse(path.read_text(), filename=str(path)) for name, path in FILES.items()}
@@ -148,6 +150,22 @@ def test_passes_import_modules_not_the_package(module: str) -> None:
     assert [(line, name) for line, name in imports(TREES[module]) if name.startswith((".", "passes."))] == []
 
 
+@pytest.mark.parametrize("module", sorted(name for name in FILES if name.startswith(f"{SCHEMES}.")))
+def test_schemes_import_whole_schemes_of_each_other(module: str) -> None:
+    """What several schemes are made of is a rewrite."""
+    wrong = []
+    for node in ast.walk(TREES[module]):
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith(f"{SCHEMES}."):
+            wrong += [alias.name for alias in node.names if not is_scheme(TREES[str(node.module)], alias.name)]
+    assert wrong == []
+
+
+def is_scheme(tree: ast.AST, name: str) -> bool:
+    """Whether a module defines a class of that name whose base is that of schemes, or of some of them."""
+    classes = {one.name: one for one in ast.walk(tree) if isinstance(one, ast.ClassDef)}
+    return name in classes and any(isinstance(base, ast.Name) and base.id in BASES for base in classes[name].bases)
+
+
 def test_notation_knows_no_tensors() -> None:
     assert [name for _, name in imports(TREES["anytimeify.rules.notation"]) if name.partition(".")[0] == "torch"] == []
 
@@ -179,3 +197,11 @@ def test_private_torch_is_found(source: str, found: list[str]) -> None:
 def test_rows_go_by_the_longest_prefix(module: str, names: tuple[str, ...] | None) -> None:
     row = row_of(module)
     assert (None if row is None else ROWS[row]) == names
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [("class A(Scheme): ...", True), ("class A(BesideWidths): ...", True), ("class A: ...", False), ("A = 1", False)],
+)
+def test_whole_schemes_are_told_from_their_parts(source: str, found: bool) -> None:
+    assert is_scheme(ast.parse(source), "A") == found

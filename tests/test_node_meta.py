@@ -69,9 +69,9 @@ VALUES = [
     ("origin", Origin("conv"), ["conv", None]),
     ("checkpoint", 0, [None, True]),
     ("part", True, [False, 1]),
-    ("kept", 3, [-1, "all"]),
+    ("mask_nonzeros", 3, [-1, "all"]),
     ("through", True, [False, 1]),
-    ("kept_weight", 3, [None]),
+    ("weight_nonzeros", 3, [None]),
     ("blocks", ((ROWS, ROWS),), [(ROWS, ROWS), [(ROWS, ROWS)]]),
     ("granularity", "coarse", [1]),
     ("packed", ("logits", "aux"), ["logits", ("logits", 1)]),
@@ -93,9 +93,9 @@ def test_readers() -> None:
     assert (node_meta.origin_of(node), node_meta.value_of(node)) == (Origin(), None)
     node.meta.update(type=TensorType((Size(2), Size(3)), torch.float32), origin=Origin("fc"), checkpoint=2)
     assert (node_meta.checkpoint_of(node), node_meta.origin_of(node)) == (2, Origin("fc"))
-    assert node_meta.kept_of(node) == 6
-    node.meta.update(kept=4, granularity="coarse")
-    assert (node_meta.kept_of(node), node_meta.granularity_of(node)) == (4, "coarse")
+    assert node_meta.mask_nonzeros_of(node) == 6
+    node.meta.update(mask_nonzeros=4, granularity="coarse")
+    assert (node_meta.mask_nonzeros_of(node), node_meta.granularity_of(node)) == (4, "coarse")
     node.meta["type"] = Size(3)
     with pytest.raises(AssertionError, match="x is not one tensor"):
         node_meta.tensor_type(node)

@@ -19,10 +19,10 @@ from anytimeify.capture import capture
 from anytimeify.contract.pass_manager import rewrite, run_pass
 from anytimeify.contract.spec import SpecError
 from anytimeify.errors import ArtifactError, PassError, SchemeError, refusing
+from anytimeify.graph.builder import Builder
 from anytimeify.ir import Captured, Program, Size, TensorType
 from anytimeify.ir.node_meta import tensor_type, type_of
 from anytimeify.passes.rewrites.fold import fold
-from anytimeify.passes.rewrites.narrow import Builder
 from anytimeify.passes.rewrites.project import project
 from tests.backbones import Residual, images
 
@@ -70,7 +70,7 @@ def unknown_key(program: Program) -> None:
 
 
 def wrong_value(program: Program) -> None:
-    call_of(program).meta["kept"] = "all of it"
+    call_of(program).meta["mask_nonzeros"] = "all of it"
 
 
 BREAKS: list[tuple[Callable[[Program], None], str]] = [
@@ -79,7 +79,7 @@ BREAKS: list[tuple[Callable[[Program], None], str]] = [
     (same_name, "is used twice"),
     (no_flat_output, "does not return a flat tuple"),
     (unknown_key, r"has a meta\['colour'\], which is none of: type, origin"),
-    (wrong_value, r"has a meta\['kept'\] of 'all of it'; it is of a masked weight"),
+    (wrong_value, r"has a meta\['mask_nonzeros'\] of 'all of it'; it is of a masked weight"),
 ]
 
 

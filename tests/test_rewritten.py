@@ -99,6 +99,6 @@ def test_numbers_are_those_of_the_scheme() -> None:
 def _run(net: AnytimeModel) -> tuple[torch.Tensor, ...]:
     """Every output of the rewritten program."""
     with torch.no_grad():
-        results: tuple[torch.Tensor, ...] = net._compiled.network(*net.calling.flat((images(),), {}))
+        results: tuple[torch.Tensor, ...] = net._compiled.network(*net.call_signature.flat((images(),), {}))
     assert len(results) == len(project(net.rewritten.program, range(len(results))).outputs)
     return results

@@ -84,13 +84,13 @@ def test_graphs_are_kept_by_channels_and_forgotten_in_turn(monkeypatch: pytest.M
     from anytimeify.runtime import sampling
 
     made: list[Any] = []
-    from anytimeify.codegen.to_modules import lift
+    from anytimeify.codegen.to_modules import to_modules
 
     def counted(program: Any) -> Any:
         made.append(program)
-        return lift(program)
+        return to_modules(program)
 
-    monkeypatch.setattr(sampling, "lift", counted)
+    monkeypatch.setattr(sampling, "to_modules", counted)
     _, sample = sampler(cache=2)
     for width in (0.5, 0.51, 0.5, 0.25, 0.75, 0.5, 1.0):  # 8 channels: 0.5 and 0.51 are the same, 1 is the net's own
         sample.run_at(width, images())

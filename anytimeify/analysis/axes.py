@@ -47,7 +47,7 @@ from anytimeify.rules.op import name_of
 __all__ = ["Axes", "AxisGroup", "Pin", "Site", "Widths", "analyse"]
 
 Widths = dict[Factor, int]
-"""How many entries of each narrowed factor are kept; factors that are not there keep all."""
+"""How many elements of each narrowed factor are kept; factors that are not there keep all."""
 
 
 @dataclass(frozen=True)
@@ -176,13 +176,13 @@ class Axes:
         )
 
     def indices(self, expr: Expr, widths: Widths) -> npt.NDArray[np.int64]:
-        """Which entries of a dimension are kept: whole units of products, a prefix of every part of a sum."""
+        """Which elements of a dimension are kept: whole units of products, a prefix of every part of a sum."""
         expr = resolve(expr)
         return arrangement(expr, {leaf: np.arange(widths[leaf]) for leaf in leaves(expr) if leaf in widths})
 
 
 def arrangement(expr: Expr, chosen: Mapping[Factor, npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
-    """The entries of a dimension that remain, and in which order, if each factor keeps the entries in `chosen`."""
+    """The elements of a dimension that remain, and in which order, if each factor keeps the elements in `chosen`."""
     expr = resolve(expr)
     if isinstance(expr, Factor):
         return chosen[expr] if expr in chosen else np.arange(expr.size.coefficient)

@@ -20,6 +20,7 @@ import networkx as nx
 from torch import fx
 
 from anytimeify.analysis.axes import Axes
+from anytimeify.graph.traversal import ancestors
 from anytimeify.ir import Program, TensorType
 from anytimeify.ir.node_meta import type_of
 from anytimeify.ir.schema import bound
@@ -108,13 +109,7 @@ def data_nodes(program: Program) -> dict[fx.Node, None]:
         carries = isinstance(type_of(node), TensorType | tuple) and not has_kind(node, "factory")
         if node.op == "placeholder" or (carries and any(source in reached for source in node.all_input_nodes)):
             reached.add(node)
-    needed: set[fx.Node] = set()
-    waiting = [node for node in program.outputs if node in reached]
-    while waiting:
-        node = waiting.pop()
-        if node not in needed:
-            needed.add(node)
-            waiting.extend(source for source in node.all_input_nodes if source in reached)
+    needed = ancestors(program.outputs, stop=lambda node: node not in reached)
     return {node: None for node in program.graph.nodes if node in needed}
 
 

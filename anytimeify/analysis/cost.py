@@ -9,7 +9,7 @@ from torch import fx
 
 from anytimeify.analysis.stored_elements import Stored, identity, needed, stored
 from anytimeify.ir import Captured, Cost, Program, Size, TensorType, result_of
-from anytimeify.ir.node_meta import is_masked, kept_of, kept_weight_of, type_of
+from anytimeify.ir.node_meta import is_masked, mask_nonzeros_of, type_of, weight_nonzeros_of
 from anytimeify.rules import traits
 
 __all__ = ["cost", "macs_by_node", "sizes"]
@@ -53,14 +53,14 @@ def macs_by_node(
 
 
 def _left(node: fx.Node, macs: int) -> int:
-    """What is left of a node's multiply-accumulates where weights are masked: every entry has an equal share, also of
+    """What is left of a node's multiply-accumulates where weights are masked: every element has an equal share, also of
     the several matrices of a recurrent layer."""
     masked = [source for source in node.all_input_nodes if is_masked(source)]
     if not masked:
         return macs
-    kept: int = sum(kept_of(source) for source in masked)
-    entries: int = sum(type_of(source).size.coefficient for source in masked)
-    return macs * kept // entries
+    nonzeros: int = sum(mask_nonzeros_of(source) for source in masked)
+    total: int = sum(type_of(source).size.coefficient for source in masked)
+    return macs * nonzeros // total
 
 
 def sizes(captured: Captured) -> tuple[int, dict[str, int]]:
@@ -88,23 +88,23 @@ class _Counter:
 
 
 def _parameters(program: Program, held: Stored) -> int:
-    """Entries of the parameters that are held, tied ones and equal parts once."""
+    """Elements of the parameters that are held, tied ones and equal parts once."""
     counted = {
-        identity(program, node): _kept(node)
+        identity(program, node): _nonzeros(node)
         for node in held.nodes
         if node in held.parameters and isinstance(type_of(node), TensorType)
     }
     return sum(counted.values())
 
 
-def _kept(node: fx.Node) -> int:
-    """Entries of a tensor; those that its mask keeps, or that its triangular layers have."""
+def _nonzeros(node: fx.Node) -> int:
+    """Elements of a tensor; those that its mask keeps, or that its triangular layers have."""
     triangular = [
-        kept for user in node.users if user.args[1:2] == (node,) and (kept := kept_weight_of(user)) is not None
+        count for user in node.users if user.args[1:2] == (node,) and (count := weight_nonzeros_of(user)) is not None
     ]
     if triangular and len(triangular) == len(node.users):
         return max(triangular)
-    return kept_of(node)
+    return mask_nonzeros_of(node)
 
 
 def _peak(program: Program, known: Stored, count: _Counter) -> int:

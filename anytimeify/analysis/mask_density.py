@@ -1,6 +1,6 @@
-"""How many elements masks keep: `meta["kept"]`, from which costs are counted.
+"""How many elements masks keep: `meta["mask_nonzeros"]`, from which costs are counted.
 
-    w' = mul(w, mask)  # kept: 12       ->      w' = mul(w, mask)  # kept: 6
+    w' = mul(w, mask)  # nonzeros: 12       ->      w' = mul(w, mask)  # nonzeros: 6
 
 A masked weight is `mul(weight, mask)`, the mask a buffer of the model below `anytime`. Masks change, when they are
 estimated anew or loaded; a graph says how many elements they kept when it was made. `recount` makes it say how many
@@ -53,32 +53,32 @@ def _is_masked(program: Program, node: fx.Node) -> bool:
 
 @rewrite("recount")
 def recount(program: Program, tensors: Mapping[str, Tensor]) -> Program:
-    """The same program, with `meta["kept"]` as the masks among `tensors` are."""
+    """The same program, with `meta["mask_nonzeros"]` as the masks among `tensors` are."""
     if not any(_is_masked(program, node) for node in program.graph.nodes):
         return program
     graph = fx.Graph()
     copies: dict[fx.Node, Any] = {}
-    entries: dict[fx.Node, Any] = {}  # which entries of a weight, or of a part of it, are kept
+    found: dict[fx.Node, Any] = {}  # the mask of a weight, or of a part of it
     for node in program.graph.nodes:
         copies[node] = graph.node_copy(node, copies.__getitem__)
         copies[node].meta = dict(node.meta)
         if _is_masked(program, node):
-            entries[node] = tensors[str(node.args[1].target)]
-        elif node.op == "call_function" and any(source in entries for source in node.all_input_nodes):
-            entries.update(_of_result(node, entries, tensors))
-        if isinstance(entries.get(node), Tensor) and isinstance(type_of(node), TensorType):
-            copies[node].meta["kept"] = int(entries[node].count_nonzero())
+            found[node] = tensors[str(node.args[1].target)]
+        elif node.op == "call_function" and any(source in found for source in node.all_input_nodes):
+            found.update(_of_result(node, found, tensors))
+        if isinstance(found.get(node), Tensor) and isinstance(type_of(node), TensorType):
+            copies[node].meta["mask_nonzeros"] = int(found[node].count_nonzero())
     return replace(program, graph=graph)
 
 
-def _of_result(node: fx.Node, entries: Mapping[fx.Node, Any], tensors: Mapping[str, Tensor]) -> dict[fx.Node, Any]:
+def _of_result(node: fx.Node, found: Mapping[fx.Node, Any], tensors: Mapping[str, Tensor]) -> dict[fx.Node, Any]:
     """What is kept of a result of masked weights: nothing is said where it is made of inputs of the model too."""
     if is_through(node):  # a masked weight with the gradient of the whole
-        return {node: next(entries[source] for source in node.all_input_nodes if source in entries)}
-    if not all(source in entries or source.op == "get_attr" for source in node.all_input_nodes):
+        return {node: next(found[source] for source in node.all_input_nodes if source in found)}
+    if not all(source in found or source.op == "get_attr" for source in node.all_input_nodes):
         return {}
     values = {
-        source: entries[source] if source in entries else tensors[str(source.target)] for source in node.all_input_nodes
+        source: found[source] if source in found else tensors[str(source.target)] for source in node.all_input_nodes
     }
     args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
     return {node: node.target(*args, **kwargs)}  # type: ignore[operator]  # a call

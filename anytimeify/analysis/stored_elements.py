@@ -2,7 +2,7 @@
 
 A weight of a narrow level is a part of a parameter: an extract holds the part. A table of relative positions is
 gathered from a smaller one: an extract holds the small one and gathers, as the network itself does. The rule is that
-nothing is evaluated beforehand which makes more of parameters than there was, and that no entry is held twice.
+nothing is evaluated beforehand which makes more of parameters than there was, and that no element is held twice.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import fx
 
 from anytimeify._torch import OpOverload
+from anytimeify.graph.traversal import ancestors
 from anytimeify.ir import Program, Size, TensorType, result_of
 from anytimeify.ir.node_meta import is_masked, type_of
 from anytimeify.ir.schema import bound, is_mutable
@@ -40,8 +41,8 @@ def stored(program: Program, *, computed: bool = False) -> Stored:
 
     Of parameters these are the parts that are read, and masked weights as they are when masked: exactly what the same
     network built thin has. With `computed=True` every other result of parameters is held too (a standardised weight),
-    if it has no more entries than the parameters that it is made of. Results of buffers are held if they have no more
-    entries than these. Reshapes stay operations, so that tensors keep their names and shapes.
+    if it has no more elements than the parameters that it is made of. Results of buffers are held if they have no more
+    elements than these. Reshapes stay operations, so that tensors keep their names and shapes.
     """
     return _Planner(program, computed).run()
 
@@ -81,7 +82,7 @@ class _Planner:
         return any(user.op == "output" or (user in self.needed and user not in self.constant) for user in node.users)
 
     def smallest(self) -> dict[fx.Node, frozenset[fx.Node]]:
-        """For everything constant, the nodes with the fewest entries that it can be computed from."""
+        """For everything constant, the nodes with the fewest elements that it can be computed from."""
         smallest: dict[fx.Node, frozenset[fx.Node]] = {}
         for node in self.constant:
             if node.op == "get_attr":
@@ -121,28 +122,13 @@ class _Planner:
         return kept
 
     def reached(self, node: fx.Node, ends: Set[fx.Node]) -> set[fx.Node]:
-        """The parameters that a node is made of, as far as they are not only met behind `ends`."""
-        found, waiting, seen = set(), [node], set()
-        while waiting:
-            one = waiting.pop()
-            if one in ends or one in seen:
-                continue
-            seen.add(one)
-            waiting.extend(one.all_input_nodes)
-            if one.op == "get_attr":
-                found.add(one)
-        return found
+        """The parameters that a node is made of, as far as they are not only met beyond `ends`."""
+        return {one for one in ancestors([node], stop=ends.__contains__) if one.op == "get_attr"}
 
 
 def needed(program: Program) -> dict[fx.Node, None]:
     """The nodes that the outputs depend on, in graph order."""
-    found: set[fx.Node] = set()
-    waiting: list[fx.Node] = list(program.outputs)
-    while waiting:
-        node = waiting.pop()
-        if node not in found:
-            found.add(node)
-            waiting.extend(node.all_input_nodes)
+    found = ancestors(program.outputs)
     return {node: None for node in program.graph.nodes if node in found}
 
 

@@ -21,7 +21,7 @@ from anytimeify.capture.recompose import recompose
 from anytimeify.capture.simplify import drop_identities, freeze_unread, simplify
 from anytimeify.capture.stochastic_depth import recognise_stochastic_depth
 from anytimeify.capture.training_form import restore_training_form
-from anytimeify.capture.work_graph import Draft, fake
+from anytimeify.capture.work_graph import WorkGraph, fake
 from anytimeify.ir import Captured, Signature, names
 
 __all__ = ["Canonical", "Counterpart", "canonicalise", "results_of", "user_outputs"]
@@ -62,36 +62,36 @@ def canonicalise(
     `updates`: what is written to buffers is part of the program. `order`: the names of the backbone's state dict, for
     the program's tensors.
     """
-    draft = lower(exported, order)
+    work = lower(exported, order)
     if counterpart is not None:
-        generalise(draft, lower(counterpart.exported, order), counterpart.batch, counterpart.other_batch)
-    recompose(draft)
-    _keep_results(draft, exported, positions)
-    drop_identities(draft)
-    collected = drop_dead_writes(draft, updates=updates)
-    functionalise(draft, updates=updates)
+        generalise(work, lower(counterpart.exported, order), counterpart.batch, counterpart.other_batch)
+    recompose(work)
+    _keep_results(work, exported, positions)
+    drop_identities(work)
+    collected = drop_dead_writes(work, updates=updates)
+    functionalise(work, updates=updates)
     if restore is not None:
-        restore_training_form(draft, held=restore)
-    simplify(draft)
-    recognise_stochastic_depth(draft)
-    free_of_device(draft)
-    freeze_unread(draft)
+        restore_training_form(work, held=restore)
+    simplify(work)
+    recognise_stochastic_depth(work)
+    free_of_device(work)
+    freeze_unread(work)
     flat = [leaf for leaf in inputs.flat(exported.call_spec.in_spec) if isinstance(leaf, Tensor)]
-    batch, renaming = batch_symbols(draft, [tensor.shape[0] if tensor.dim() else None for tensor in flat])
-    program = replace(finish(draft, renaming), passes=("capture",))  # one pass, to those that follow
+    batch, renaming = batch_symbols(work, [tensor.shape[0] if tensor.dim() else None for tensor in flat])
+    program = replace(finish(work, renaming), passes=("capture",))  # one pass, to those that follow
     signature = Signature(
-        exported.call_spec.in_spec, exported.call_spec.out_spec, positions[0], tuple(draft.constant_inputs)
+        exported.call_spec.in_spec, exported.call_spec.out_spec, positions[0], tuple(work.constant_inputs)
     )
     # Norms count their batches; nothing but momentum=None, which is no part of a graph, reads that.
     collected = {name: node for name, node in collected.items() if not names.is_counter(name)}
-    draft.notes.extend(
+    work.notes.extend(
         f"'{name}' is written to in training, as in the backbone"
         if updates
         else f"'{name}' keeps its value: the backbone writes to it, but its prediction does not read it"
         for name in collected
     )
     captured = Captured(
-        program, signature, tuple(flat), batch, tuple(draft.notes), batch_range=batch_range(exported, batch)
+        program, signature, tuple(flat), batch, tuple(work.notes), batch_range=batch_range(exported, batch)
     )
     return Canonical(captured, collected)
 
@@ -110,12 +110,12 @@ def user_outputs(node: fx.Node, exported: ExportedProgram) -> list[Any]:
     return [result for result, kind in pairs if kind.kind is OutputKind.USER_OUTPUT]
 
 
-def _keep_results(draft: Draft, exported: ExportedProgram, positions: Sequence[int]) -> None:
-    node = draft.graph.output_node()
+def _keep_results(work: WorkGraph, exported: ExportedProgram, positions: Sequence[int]) -> None:
+    node = work.graph.output_node()
     results = user_outputs(node, exported)
     node.args = (tuple(results[position] for position in positions),)
     tensors = sum(isinstance(result, fx.Node) and fake(result) is not None for result in results)
     if tensors > len(positions) == 1:
-        draft.notes.append(
+        work.notes.append(
             f"of {tensors} outputs of the backbone, number {positions[0]} is the prediction; the others are dropped"
         )

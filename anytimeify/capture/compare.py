@@ -17,7 +17,7 @@ from anytimeify.capture.custom_derivatives import direct_checkpoints
 from anytimeify.capture.inputs import CallInputs
 from anytimeify.capture.modes import attributes_kept, in_mode
 from anytimeify.capture.outputs import choose
-from anytimeify.codegen.to_modules import lift
+from anytimeify.codegen.to_modules import to_modules
 from anytimeify.errors import CaptureError
 from anytimeify.ir import Captured, Program
 from anytimeify.rules.training import draws
@@ -58,7 +58,7 @@ class Expected:
         if captured.results is None:
             return [self.prediction]
         places = captured.results.evaluation.leaves
-        first = {place: leaf for place, leaf in reversed(list(zip(places, self.leaves, strict=True)))}
+        first = dict(zip(reversed(places), reversed(self.leaves), strict=True))
         return [first[output] for output in captured.results.evaluation.outputs]
 
     @staticmethod
@@ -90,7 +90,7 @@ def expected_from_exported(exported: ExportedProgram, inputs: CallInputs, output
 
 def gaps(captured: Captured, expected: Expected, *, training: bool) -> list[float]:
     """The difference of every output of the program, run in one mode, from the expected prediction."""
-    network = lift(captured.program)
+    network = to_modules(captured.program)
     with in_mode(network, training=training), _kept(captured.program.tensors), _quietly():
         results = network(*captured.example_inputs)
     want = expected.prediction
@@ -99,7 +99,7 @@ def gaps(captured: Captured, expected: Expected, *, training: bool) -> list[floa
 
 def results_of_program(captured: Captured, *, training: bool = False) -> list[Tensor]:
     """What the program returns in one mode, on the example inputs: every tensor once, or the prediction alone."""
-    network = lift(captured.program)
+    network = to_modules(captured.program)
     with in_mode(network, training=training), _kept(captured.program.tensors), _quietly():
         results = network(*captured.example_inputs)
     outputs = (0,) if captured.results is None else captured.results.of(training=training).outputs
@@ -184,7 +184,7 @@ def _wide(tensor: Tensor) -> Tensor:
 
 def randomness(program: Program) -> str | None:
     """The first node, in words, that draws random numbers in eval mode too: then no two runs agree."""
-    for node in lift(program, training=False).graph.nodes:
+    for node in to_modules(program, training=False).graph.nodes:
         if draws(node):
             return f"'{node.target}' (node '{node.name}' of {node.meta.get('origin')}) draws random numbers"
     return None

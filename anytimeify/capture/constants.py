@@ -21,7 +21,7 @@ from torch import Tensor, fx
 
 from anytimeify._torch import OpOverload
 from anytimeify.capture.simplify import eliminate_dead_code
-from anytimeify.capture.work_graph import Draft, fake, insert, replace, step
+from anytimeify.capture.work_graph import WorkGraph, fake, insert, replace, step
 from anytimeify.ir.node_meta import value_of
 from anytimeify.ir.schema import bound, is_mutable
 from anytimeify.rules.create import counts_up, filled_with, has_known_values, is_uninitialised, like_form
@@ -36,32 +36,32 @@ _LARGEST = 2**24  # elements of a constant; what is larger is computed anew each
 
 
 @step("free of device")
-def free_of_device(draft: Draft) -> None:
-    """Applies 1 to 3 to the draft."""
-    _fold(draft)
-    reference = _reference(draft)
+def free_of_device(work: WorkGraph) -> None:
+    """Applies 1 to 3 to the work graph."""
+    _fold(work)
+    reference = _reference(work)
     if reference is None:
         return
-    for node in list(draft.graph.nodes):
+    for node in list(work.graph.nodes):
         if node.op == "call_function" and _freed(node, reference):
             continue
         if isinstance(node.target, OpOverload) and "device" in node.kwargs and bound(node).get("self") is not None:
             node.kwargs = {name: value for name, value in node.kwargs.items() if name not in ("device", "pin_memory")}
-    eliminate_dead_code(draft)
+    eliminate_dead_code(work)
 
 
-def _fold(draft: Draft) -> None:
+def _fold(work: WorkGraph) -> None:
     """Computes what depends on numbers alone. Uniform factories stay as they are unless something is made of them."""
     known: dict[fx.Node, Any] = {}
-    for node in draft.graph.nodes:
+    for node in work.graph.nodes:
         if node.op == "call_function" and _foldable(node, known):
             args, kwargs = fx.map_arg((node.args, node.kwargs), lambda inner: known[inner])
             known[node] = node.target(*args, **{**kwargs, **({"device": "cpu"} if kwargs.get("device") else {})})
     for node, value in known.items():
         if isinstance(value, Tensor) and filled_with(node) is None and any(user not in known for user in node.users):
             device = fake(node).device  # type: ignore[union-attr]  # the value is one tensor
-            node.replace_all_uses_with(draft.constant(node.name, value.contiguous().to(device)))
-    eliminate_dead_code(draft)
+            node.replace_all_uses_with(work.constant(node.name, value.contiguous().to(device)))
+    eliminate_dead_code(work)
 
 
 def _foldable(node: fx.Node, known: dict[fx.Node, Any]) -> bool:
@@ -79,9 +79,9 @@ def _elements(node: fx.Node) -> int:
     return max((count if isinstance(count, int) else _LARGEST + 1 for count in counts), default=0)
 
 
-def _reference(draft: Draft) -> fx.Node | None:
+def _reference(work: WorkGraph) -> fx.Node | None:
     """A tensor that is on the device of the computation: the first input, or a parameter."""
-    nodes = [node for node in draft.graph.nodes if node.op in ("placeholder", "get_attr") and fake(node) is not None]
+    nodes = [node for node in work.graph.nodes if node.op in ("placeholder", "get_attr") and fake(node) is not None]
     return nodes[0] if nodes else None
 
 

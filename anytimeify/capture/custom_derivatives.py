@@ -2,7 +2,7 @@
 
 `kept` is around an export. Inside it
 
-1. a call of a `torch.autograd.Function` is traced, and written behind that as the call that it is (see
+1. a call of a `torch.autograd.Function` is traced, and written after that as the call that it is (see
    `anytimeify.operators.derivatives`);
 2. what `torch.utils.checkpoint` runs is run as it is, for reentrant checkpointing computes it without gradients first
    and again in the backward pass; its nodes carry the number of the part (see `part_of`);
@@ -123,7 +123,7 @@ def _without_checkpoint(
 
 
 class _Call(NamedTuple):
-    """A call that has been traced: what is written behind it, and whether it gives a tuple."""
+    """A call that has been traced: what is written after it, and whether it gives a tuple."""
 
     operands: tuple[list[Tensor], list[Tensor], str]
     several: bool

@@ -1,4 +1,4 @@
-"""From a draft to a `Program`: metadata of the canonical form, names made from module paths, nodes in order.
+"""From a work graph to a `Program`: metadata of the canonical form, names made from module paths, nodes in order.
 
     linear_3 = linear(x, w)     ->      layer1_fc = linear(x, layer1_fc_weight)  # [s0, 8]
 
@@ -22,7 +22,7 @@ from torch import Tensor, fx
 
 from anytimeify._torch import OpOverload, expression
 from anytimeify.capture.custom_derivatives import part_of
-from anytimeify.capture.work_graph import Draft
+from anytimeify.capture.work_graph import WorkGraph
 from anytimeify.contract.pass_manager import rewrite
 from anytimeify.ir import Origin, Program, Size, TensorType, names
 from anytimeify.ir.node_meta import origin_of, type_of, value_of
@@ -34,11 +34,11 @@ Renaming = Mapping[sympy.Symbol, sympy.Symbol]
 
 
 @rewrite("finish")
-def finish(draft: Draft, renaming: Renaming) -> Program:
+def finish(work: WorkGraph, renaming: Renaming) -> Program:
     """`renaming` sends symbols that mean the same size (the batch of a second input) to one of them."""
-    nodes = list(draft.graph.nodes)
+    nodes = list(work.graph.nodes)
     inputs = [node for node in nodes if node.op == "placeholder"]
-    order = {name: position for position, name in enumerate(draft.tensors)}
+    order = {name: position for position, name in enumerate(work.tensors)}
     readers = sorted((node for node in nodes if node.op == "get_attr"), key=lambda node: order[str(node.target)])
     calls = [node for node in nodes if node.op == "call_function"]
     origins = {node: origin_of(node) for node in calls}
@@ -55,7 +55,7 @@ def finish(draft: Draft, renaming: Renaming) -> Program:
         )
         new.meta["origin"] = origins.get(node) or Origin(names.layer(str(node.target)) if node.op == "get_attr" else "")
         new.meta["type"] = (
-            recorded_type(draft.tensors[str(node.target)], {})
+            recorded_type(work.tensors[str(node.target)], {})
             if node.op == "get_attr"
             else recorded_type(value_of(node), renaming)
         )
@@ -64,10 +64,10 @@ def finish(draft: Draft, renaming: Renaming) -> Program:
         if new.target is torch.ops.aten.lstm.input:
             new.meta["type"] = _lstm_types(new)
         values[node] = new
-    results = draft.graph.output_node().args[0]
+    results = work.graph.output_node().args[0]
     assert isinstance(results, tuple)
     graph.output(tuple(values[node] for node in results if isinstance(node, fx.Node)))
-    return Program(graph, draft.tensors, frozenset(draft.transient))
+    return Program(graph, work.tensors, frozenset(work.transient))
 
 
 def _lstm_types(node: fx.Node) -> Any:
@@ -78,7 +78,7 @@ def _lstm_types(node: fx.Node) -> Any:
     return (result, *(kind if kind.dtype == one.dtype else one for kind, one in zip(kinds, last, strict=True)))
 
 
-def batch_symbols(draft: Draft, sizes: Iterable[int | None]) -> tuple[str | None, Renaming]:
+def batch_symbols(work: WorkGraph, sizes: Iterable[int | None]) -> tuple[str | None, Renaming]:
     """The symbol of the batch, and the renaming of the other inputs' batch to it.
 
     `sizes` holds, per input, the first size of its example when that dimension was exported as dynamic, else None.
@@ -86,7 +86,7 @@ def batch_symbols(draft: Draft, sizes: Iterable[int | None]) -> tuple[str | None
     leading: dict[int, sympy.Symbol] = {}
     batch: sympy.Symbol | None = None
     renaming: dict[sympy.Symbol, sympy.Symbol] = {}
-    for node, size in zip(draft.graph.find_nodes(op="placeholder"), sizes, strict=True):
+    for node, size in zip(work.graph.find_nodes(op="placeholder"), sizes, strict=True):
         value = value_of(node)
         if size is None or not isinstance(value, Tensor) or value.dim() == 0:
             continue

@@ -30,7 +30,8 @@ __all__ = ["from_exported"]
 def from_exported(
     exported: ExportedProgram, example_inputs: Any, output: int | str | None, *, everything: bool = False, check: bool
 ) -> Captured:
-    """`everything`: capture all results, and not the prediction alone. `check`: compare on the example inputs, in the mode of the export, unless that is random.
+    """`everything`: capture all results, and not the prediction alone. `check`: compare on the example inputs, in the
+    mode of the export, unless that is random.
 
     A program may have been read from a file, whose parts need not fit together: whatever goes wrong is a
     `CaptureError`, and the grad mode, which a program switches while it runs, is what it was.

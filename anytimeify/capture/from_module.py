@@ -38,6 +38,8 @@ from anytimeify.ir import Captured, Program, Results
 
 __all__ = ["from_module"]
 
+_LARGEST_TRIED = 256  # samples of a batch, to find out whether a limit is one of the model
+
 
 def from_module(
     model: nn.Module,
@@ -225,24 +227,30 @@ class _Source:
         least, most = captured.batch_range
         if captured.batch is None:
             return captured
-        if least == 1 and self.inputs.batch != 1 and self.is_other_alone(captured):
+        # Operations of torch ask for sizes too, to choose among ways to compute one thing.
+        if least > 1 and self.is_other_at(least - 1, captured) is False:
+            least = 1
+        if most is not None and most < _LARGEST_TRIED and self.is_other_at(most + 1, captured) is False:
+            most = None
+        if least == 1 and self.inputs.batch != 1 and self.is_other_at(1, captured):
             least = 2
         if (least, most) == (1, None):
-            return captured
+            return replace(captured, batch_range=(1, None))
         sizes = f"{least} or more" if most is None else f"{least} to {most}"
         limit = f"batches of {sizes}, for forward() does something else with others"
         return replace(captured, batch_range=(least, most)).limited_to(limit)
 
-    def is_other_alone(self, captured: Captured) -> bool:
-        """Whether the model takes a single sample, and the program computes something else of it, or fails."""
+    def is_other_at(self, count: int, captured: Captured) -> bool | None:
+        """Whether the program computes something else than the model for a batch of that size, or fails; None where
+        that cannot be told, for the model does not take it."""
         if self.expected is None:
-            return False
-        alone = of_batch(self.inputs, 1)
+            return None
+        inputs = of_batch(self.inputs, count)
         try:
-            expected = expected_from_module(self.model, alone, self.output)
+            expected = expected_from_module(self.model, inputs, self.output)
         except Exception:
-            return False
-        return self.differs_at(alone, expected, captured) is not None
+            return None
+        return self.differs_at(inputs, expected, captured) is not None
 
     def differs_at_another_batch(self, captured: Captured) -> Exception | None:
         """Why a program whose batch was made dynamic is wrong at another size; None where it is right."""

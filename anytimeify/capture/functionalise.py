@@ -30,12 +30,12 @@ import torch
 from torch import Tensor, fx
 
 from anytimeify._torch import OpOverload, expression, functional_overload, schema
-from anytimeify.capture.work_graph import BufferMutation, Draft, step, unsupported
+from anytimeify.capture.work_graph import BufferMutation, WorkGraph, step, unsupported
+from anytimeify.graph.traversal import ancestors, reachable
 from anytimeify.ir import names
 from anytimeify.ir.node_meta import stack_trace_of, value_of
 from anytimeify.ir.schema import bound, is_mutable, mutated_arguments, rebind
 from anytimeify.operators.modes import AFTER, UPDATE_BUFFER
-from anytimeify.passes.rewrites.project import ancestors
 from anytimeify.rules.op import Call
 from anytimeify.rules.spellings import instead_of, left_by
 from anytimeify.rules.views import copies_where_it_has_to, memory_of, part_put_back, put_back
@@ -46,24 +46,24 @@ aten = torch.ops.aten
 
 
 @step("functionalise")
-def functionalise(draft: Draft, *, updates: bool = False) -> None:
-    """Applies 1 to 3, and 4 with `updates`; a draft without in-place operations stays as it is."""
-    if any(is_mutable(node.target) for node in draft.graph.nodes):
-        draft.graph = _Functionaliser(draft, updates).run()
+def functionalise(work: WorkGraph, *, updates: bool = False) -> None:
+    """Applies 1 to 3, and 4 with `updates`; a work graph without in-place operations stays as it is."""
+    if any(is_mutable(node.target) for node in work.graph.nodes):
+        work.graph = _Functionaliser(work, updates).run()
 
 
 @step("drop dead writes")
-def drop_dead_writes(draft: Draft, *, updates: bool = False) -> dict[str, fx.Node]:
+def drop_dead_writes(work: WorkGraph, *, updates: bool = False) -> dict[str, fx.Node]:
     """Removes writes to memory that nothing reads which the results depend on; with `updates` those to buffers stay,
     but for the counters of batch norms.
 
     Returns the first write to each buffer that is written to, by name: with `updates` of every one, else of those
     whose writes were removed.
     """
-    writes = [node for node in draft.graph.nodes if node.op == "call_function" and is_mutable(node.target)]
+    writes = [node for node in work.graph.nodes if node.op == "call_function" and is_mutable(node.target)]
     if not writes:
         return {}
-    memory = _memory(draft.graph)
+    memory = _memory(work.graph)
     writers: dict[fx.Node, list[fx.Node]] = {}
     for node in writes:
         for name in mutated_arguments(node.target):
@@ -71,22 +71,17 @@ def drop_dead_writes(draft: Draft, *, updates: bool = False) -> dict[str, fx.Nod
             for one in written if isinstance(written, (list, tuple)) else [written]:
                 if isinstance(one, fx.Node):
                     writers.setdefault(memory[one], []).append(node)
-    live: set[fx.Node] = set()
-    todo = [draft.graph.output_node()]
+    ends = [work.graph.output_node()]
     if updates:
-        todo += [node for node in writes if memory[node].op == "get_attr" and not _counts_batches(memory[node])]
-    while todo:
-        node = todo.pop()
-        if node not in live:
-            live.add(node)
-            todo += [*node.all_input_nodes, *writers.get(memory[node], ())]
+        ends += [node for node in writes if memory[node].op == "get_attr" and not _counts_batches(memory[node])]
+    live = reachable(ends, lambda node: (*node.all_input_nodes, *writers.get(memory[node], ())))
     dropped: dict[str, fx.Node] = {}
     for node in writes:
         if memory[node].op == "get_attr" and (updates or node not in live):
             dropped.setdefault(str(memory[node].target), node)
-    for node in reversed(list(draft.graph.nodes)):
+    for node in reversed(list(work.graph.nodes)):
         if node not in live and node.op == "call_function":
-            draft.graph.erase_node(node)
+            work.graph.erase_node(node)
     return dropped
 
 
@@ -112,8 +107,8 @@ def _written(node: fx.Node) -> fx.Node | None:
 class _Functionaliser:
     """One walk over the graph. `current` holds what each tensor of the old graph is worth at this point of the walk."""
 
-    def __init__(self, draft: Draft, updates: bool) -> None:
-        self.draft, self.updates = draft, updates
+    def __init__(self, work: WorkGraph, updates: bool) -> None:
+        self.work, self.updates = work, updates
         self.updated: dict[fx.Node, fx.Node] = {}  # buffers, with their last update
         self.graph = fx.Graph()
         self.current: dict[fx.Node, fx.Node] = {}
@@ -123,7 +118,7 @@ class _Functionaliser:
         self.lost: dict[fx.Node, fx.Node] = {}  # tensors whose value is unknown after a write, and that write
 
     def run(self) -> fx.Graph:
-        for node in self.draft.graph.nodes:
+        for node in self.work.graph.nodes:
             if node.op == "call_function" and is_mutable(node.target):
                 self.write(node)
                 continue
@@ -163,7 +158,7 @@ class _Functionaliser:
             raise unsupported(node, "writes to several tensors at once", "Use its functional form in the model.")
         root = self.root(written)
         if root.op == "get_attr" and (
-            not self.updates or isinstance(self.draft.tensors[str(root.target)], torch.nn.Parameter)
+            not self.updates or isinstance(self.work.tensors[str(root.target)], torch.nn.Parameter)
         ):
             raise BufferMutation(str(root.target), node)
         new = self.functional(node, written)
@@ -307,7 +302,7 @@ def _tie(graph: fx.Graph, updates: list[fx.Node]) -> fx.Graph:
 
 
 def _ordered(graph: fx.Graph) -> list[fx.Node]:
-    """Every node behind what it reads, otherwise in the order of the graph; the output last."""
+    """Every node after what it reads, otherwise in the order of the graph; the output last."""
     result: dict[fx.Node, None] = {}
     for node in (*(one for one in graph.nodes if one.op != "output"), graph.output_node()):
         waiting = [node]

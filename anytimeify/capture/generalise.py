@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, fx
 
 from anytimeify._torch import SymbolicSizes
-from anytimeify.capture.work_graph import Draft, describe, step
+from anytimeify.capture.work_graph import WorkGraph, describe, step
 from anytimeify.errors import Finding
 from anytimeify.ir import names
 from anytimeify.ir.node_meta import value_of
@@ -40,11 +40,12 @@ class Differs(Finding):
 
 
 @step("generalise")
-def generalise(draft: Draft, other: Draft, batch: int, other_batch: int) -> None:
-    """Makes the batch of a draft, exported for `batch` samples, dynamic; `other` was exported for `other_batch`."""
-    sizes = _Sizes(draft, batch, other_batch)
-    counterparts = dict(_aligned(draft, other))
-    _check_tensors(draft, other)
+def generalise(work: WorkGraph, other: WorkGraph, batch: int, other_batch: int) -> None:
+    """Makes the batch of a work graph, exported for `batch` samples, dynamic; `other` was exported for
+    `other_batch`."""
+    sizes = _Sizes(work, batch, other_batch)
+    counterparts = dict(_aligned(work, other))
+    _check_tensors(work, other)
     for node, counterpart in counterparts.items():
         if node.op == "placeholder":
             sizes.read_from(node, counterpart)
@@ -58,8 +59,8 @@ def generalise(draft: Draft, other: Draft, batch: int, other_batch: int) -> None
             node.meta["val"] = sizes.value(value_of(node), value_of(counterpart), node)
 
 
-def _aligned(draft: Draft, other: Draft) -> Iterator[tuple[fx.Node, fx.Node]]:
-    for one, two in zip_longest(draft.graph.nodes, other.graph.nodes):
+def _aligned(work: WorkGraph, other: WorkGraph) -> Iterator[tuple[fx.Node, fx.Node]]:
+    for one, two in zip_longest(work.graph.nodes, other.graph.nodes):
         if one is None or two is None or one.op != two.op or _called(one) != _called(two):
             raise Differs(f"the batch decides which operations run: {describe(one if one is not None else two)}")
         yield one, two
@@ -69,10 +70,10 @@ def _called(node: fx.Node) -> Any:
     return node.name if node.op == "placeholder" else node.target
 
 
-def _check_tensors(draft: Draft, other: Draft) -> None:
-    if draft.constant_inputs != other.constant_inputs:
+def _check_tensors(work: WorkGraph, other: WorkGraph) -> None:
+    if work.constant_inputs != other.constant_inputs:
         raise Differs("an input that is no tensor depends on the batch")
-    for name, tensor in draft.tensors.items():
+    for name, tensor in work.tensors.items():
         if not name.startswith(names.CONSTANTS):
             continue
         theirs = other.tensors.get(name)
@@ -84,7 +85,7 @@ def _check_tensors(draft: Draft, other: Draft) -> None:
 class _Sizes:
     """Numbers as functions of the batch, and the nodes that compute them."""
 
-    draft: Draft
+    work: WorkGraph
     one: int
     two: int
     nodes: dict[sympy.Expr, fx.Node] = field(default_factory=dict)
@@ -97,8 +98,8 @@ class _Sizes:
         leading = [list(getattr(value_of(node), "shape", ()))[:1] for node in (placeholder, counterpart)]
         if _BATCH in self.nodes or leading != [[self.one], [self.two]]:
             return
-        first = next(node for node in self.draft.graph.nodes if node.op not in ("placeholder", "get_attr"))
-        with self.draft.graph.inserting_before(first):
+        first = next(node for node in self.work.graph.nodes if node.op not in ("placeholder", "get_attr"))
+        with self.work.graph.inserting_before(first):
             self._add(_BATCH, aten.sym_size.int, (placeholder, 0))
 
     def argument(self, one: Any, two: Any, counterparts: dict[fx.Node, fx.Node], at: fx.Node) -> Any:
@@ -159,11 +160,11 @@ class _Sizes:
                 target, args = operator.mul, (self._node(power), int(factor))
             else:
                 target, args = operator.mul, (self._node(power / _BATCH), self.nodes[_BATCH])
-            with self.draft.graph.inserting_after(list(self.nodes.values())[-1]):
+            with self.work.graph.inserting_after(list(self.nodes.values())[-1]):
                 self._add(expression, target, args)
         return self.nodes[expression]
 
     def _add(self, expression: sympy.Expr, target: Any, args: tuple[Any, ...]) -> None:
-        node = self.draft.graph.call_function(target, args)
+        node = self.work.graph.call_function(target, args)
         node.meta["val"] = self.symbolic.size(expression)
         self.nodes[expression] = node

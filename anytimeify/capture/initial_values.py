@@ -16,9 +16,9 @@ __all__ = ["initial", "is_matrix", "looks_drawn", "shows_training"]
 
 _SIGMAS = 6.0  # how far chance goes: what looks drawn is seldom missed
 _LIKELY = 3.0  # how far it likely goes: to take two distributions for two costs nothing
-_SAMPLE = 256  # entries that are looked at for repetitions, and of every dimension for dependence
-_POOL = 2**16  # entries to draw from: as good as all of them, and near each other in memory
-_FEW, _MANY = 32, 4096  # entries of which nothing can be told, and of which training would show
+_SAMPLE = 256  # elements that are looked at for repetitions, and of every dimension for dependence
+_POOL = 2**16  # elements to draw from: as good as all of them, and near each other in memory
+_FEW, _MANY = 32, 4096  # elements of which nothing can be told, and of which training would show
 
 
 def initial(present: Tensor, drawn: Tensor, *, untrained: bool) -> Tensor:
@@ -51,7 +51,7 @@ def shows_training(present: Tensor, drawn: Tensor) -> bool:
 
 
 def _constant(tensor: Tensor) -> bool:
-    """Whether all entries are one number."""
+    """Whether all elements are one number."""
     flat = tensor.flatten()
     return len(flat) > 0 and bool(flat[0] == flat[-1]) and bool((flat == flat[0]).all())
 
@@ -66,7 +66,7 @@ def _spread_alike(one: Tensor, other: Tensor) -> bool:
 
 
 def _repeats(tensor: Tensor) -> bool:
-    """Whether most entries, but zeros, are there again: no draws of a continuous distribution."""
+    """Whether most elements, but zeros, are there again: no draws of a continuous distribution."""
     flat = tensor.flatten()
     sample = flat[:: max(1, len(flat) // _SAMPLE**2)]
     sample = sample[sample != 0][:_SAMPLE]
@@ -74,13 +74,13 @@ def _repeats(tensor: Tensor) -> bool:
 
 
 def is_matrix(tensor: Tensor) -> bool:
-    """Whether a tensor has several dimensions, and entries enough to tell how they came about."""
+    """Whether a tensor has several dimensions, and elements enough to tell how they came about."""
     return sum(size > 1 for size in tensor.shape) > 1 and tensor.numel() >= _FEW
 
 
 def looks_drawn(matrix: Tensor, *, certain: bool = False) -> bool:
-    """Whether entries may be independent draws of one distribution: neighbours do not resemble each other, and the
-    slices along every dimension have the mean and the spread of the whole as far as chance goes. Of few entries that
+    """Whether elements may be independent draws of one distribution: neighbours do not resemble each other, and the
+    slices along every dimension have the mean and the spread of the whole as far as chance goes. Of few elements that
     is never `certain`."""
     if matrix.is_meta or not matrix.is_floating_point() or (certain and matrix.numel() < _MANY):
         return False
@@ -106,7 +106,7 @@ def _alike(slices: Tensor, variance: float, tails: float) -> bool:
 
 
 def _neighbours_alike(tensor: Tensor) -> bool:
-    """Whether entries are correlated with those next to them, along the last dimension that has several."""
+    """Whether elements are correlated with those next to them, along the last dimension that has several."""
     centred = (tensor - tensor.mean()).flatten().float()
     correlation = float((centred[1:] * centred[:-1]).mean() / centred.square().mean())
     return abs(correlation) > _SIGMAS / math.sqrt(len(centred))

@@ -1,4 +1,4 @@
-"""From an exported program to a draft: one flat graph in which parameters are read by `get_attr`.
+"""From an exported program to a work graph: one flat graph in which parameters are read by `get_attr`.
 
     x, p_fc_weight: inputs              ->      fc_weight = fc.weight
     y = linear(x, p_fc_weight)                  y = linear(x, fc_weight)
@@ -23,7 +23,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind, InputSpec
 
 from anytimeify._torch import is_higher_order
-from anytimeify.capture.work_graph import Draft, unsupported
+from anytimeify.capture.work_graph import WorkGraph, unsupported
 from anytimeify.contract.pass_manager import rewrite
 from anytimeify.errors import CaptureError
 from anytimeify.ir import names
@@ -37,13 +37,13 @@ _KINDS = {InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR}
 
 
 @rewrite("lower")
-def lower(exported: ExportedProgram, order: Sequence[str] = ()) -> Draft:
+def lower(exported: ExportedProgram, order: Sequence[str] = ()) -> WorkGraph:
     """`order`: the names of the backbone's state dict; without it the exporter's order is kept."""
     names = _names(exported)
     tensors, canonical = _clone(exported, names, order)
     transient = {names[str(spec.target)] for spec in _tensor_specs(exported) if _is_transient(spec)}
     notes = _overlaps(exported, names, canonical)
-    draft = Draft(fx.Graph(), tensors, transient, notes=notes, passes=["lower"])
+    work = WorkGraph(fx.Graph(), tensors, transient, notes=notes, passes=["lower"])
     values: dict[fx.Node, Any] = {}
     specs = dict(zip(exported.graph.find_nodes(op="placeholder"), exported.graph_signature.input_specs, strict=True))
     position = 0
@@ -52,9 +52,9 @@ def lower(exported: ExportedProgram, order: Sequence[str] = ()) -> Draft:
             continue
         if isinstance(spec.arg, ConstantArgument) or not isinstance(value_of(node), Tensor):
             values[node] = spec.arg.value if isinstance(spec.arg, ConstantArgument) else value_of(node)
-            draft.constant_inputs.append((position, values[node]))
+            work.constant_inputs.append((position, values[node]))
         else:
-            values[node] = draft.graph.node_copy(node)
+            values[node] = work.graph.node_copy(node)
         position += 1
     readers: dict[str, fx.Node] = {}
     for node, spec in specs.items():
@@ -67,12 +67,12 @@ def lower(exported: ExportedProgram, order: Sequence[str] = ()) -> Draft:
             )
         name = canonical[names[spec.target]]
         if name not in readers:
-            readers[name] = draft.graph.get_attr(name)
+            readers[name] = work.graph.get_attr(name)
             readers[name].meta["val"] = value_of(node)
         values[node] = readers[name]
-    result = _inline(exported.graph_module, draft, values, detach=False)
-    draft.graph.output(tuple(result))
-    return draft
+    result = _inline(exported.graph_module, work, values, detach=False)
+    work.graph.output(tuple(result))
+    return work
 
 
 def _tensor_specs(exported: ExportedProgram) -> list[InputSpec]:
@@ -161,8 +161,8 @@ def _copy(tensor: Tensor) -> Tensor:
     return torch.nn.Parameter(copy, tensor.requires_grad) if isinstance(tensor, torch.nn.Parameter) else copy
 
 
-def _inline(module: torch.nn.Module, draft: Draft, values: dict[fx.Node, Any], *, detach: bool) -> list[Any]:
-    """Copies the calls of `module.graph` into the draft; returns what the graph's output holds."""
+def _inline(module: torch.nn.Module, work: WorkGraph, values: dict[fx.Node, Any], *, detach: bool) -> list[Any]:
+    """Copies the calls of `module.graph` into the work graph; returns what the graph's output holds."""
 
     def value(argument: Any) -> Any:
         return fx.map_arg(argument, lambda node: values[node])
@@ -173,19 +173,19 @@ def _inline(module: torch.nn.Module, draft: Draft, values: dict[fx.Node, Any], *
         if node.op == "placeholder":
             continue
         if node.op == "output":
-            result = list(_detached(value(node.args[0]), draft) if detach else value(node.args[0]))
+            result = list(_detached(value(node.args[0]), work) if detach else value(node.args[0]))
         elif node.op == "get_attr":
             values[node] = module.get_submodule(str(node.target))
         elif is_higher_order(node):
-            values[node] = _inline_wrapper(node, draft, values, value)
+            values[node] = _inline_wrapper(node, work, values, value)
         elif node.target is operator.getitem and isinstance(values[node.args[0]], (list, tuple)):
             values[node] = values[node.args[0]][node.args[1]]
         else:
-            values[node] = draft.graph.node_copy(node, lambda inner: values[inner])
+            values[node] = work.graph.node_copy(node, lambda inner: values[inner])
     return result
 
 
-def _inline_wrapper(node: fx.Node, draft: Draft, values: dict[fx.Node, Any], value: Any) -> list[Any]:
+def _inline_wrapper(node: fx.Node, work: WorkGraph, values: dict[fx.Node, Any], value: Any) -> list[Any]:
     name = str(node.target)
     if name == "wrap_with_set_grad_enabled":
         detach, inner, operands = not node.args[0], node.args[1], node.args[2:]
@@ -197,8 +197,8 @@ def _inline_wrapper(node: fx.Node, draft: Draft, values: dict[fx.Node, Any], val
                 f"switches autocast on inside the model (device {device}, dtype {dtype})",
                 "Move autocast around the call of the model.",
             )
-        if _AUTOCAST_NOTE not in draft.notes:
-            draft.notes.append(_AUTOCAST_NOTE)
+        if _AUTOCAST_NOTE not in work.notes:
+            work.notes.append(_AUTOCAST_NOTE)
         detach = False
     else:
         raise unsupported(
@@ -209,15 +209,15 @@ def _inline_wrapper(node: fx.Node, draft: Draft, values: dict[fx.Node, Any], val
     assert isinstance(inner, fx.Node)
     body = values[inner]
     inside = dict(zip(body.graph.find_nodes(op="placeholder"), map(value, operands), strict=True))
-    return _inline(body, draft, inside, detach=detach)
+    return _inline(body, work, inside, detach=detach)
 
 
-def _detached(results: Any, draft: Draft) -> list[Any]:
+def _detached(results: Any, work: WorkGraph) -> list[Any]:
     """What was computed under `torch.no_grad` gives no gradient once its wrapper is gone."""
     detached: list[Any] = []
     for result in results:
         if isinstance(result, fx.Node) and _floating(result) and result.op == "call_function":
-            node = draft.graph.call_function(aten.detach.default, (result,))
+            node = work.graph.call_function(aten.detach.default, (result,))
             node.meta = dict(result.meta)
             result = node
         detached.append(result)

@@ -53,7 +53,7 @@ def capture(
         _check_values(inputs)
         inputs = inputs.outside_inference_mode()
         captured = from_module(model, inputs, dynamic_shapes, output, everything=everything, check=check)
-    return replace(captured, fresh=partial(redrawn, model))
+    return replace(captured, reinitialised=partial(redrawn, model))
 
 
 def _is_backbone(model: object) -> bool:

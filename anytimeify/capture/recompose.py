@@ -17,7 +17,7 @@ import torch
 from torch import fx
 
 from anytimeify._torch import schema
-from anytimeify.capture.work_graph import Draft, insert, replace, step, unsupported
+from anytimeify.capture.work_graph import WorkGraph, insert, replace, step, unsupported
 from anytimeify.ir.node_meta import value_of
 from anytimeify.ir.schema import bound
 from anytimeify.rules.decomposed import NORMS_WITH_STATISTICS, is_decomposed, recomposed
@@ -28,11 +28,11 @@ aten = torch.ops.aten
 
 
 @step("recompose")
-def recompose(draft: Draft) -> None:
+def recompose(work: WorkGraph) -> None:
     """Rewrites what has one exact counterpart; everything else stays.
 
     Raises `UnsupportedOpError` for a norm whose new statistics the model itself reads."""
-    for node in list(draft.graph.nodes):
+    for node in list(work.graph.nodes):
         if node.target in NORMS_WITH_STATISTICS:
             _batch_norm_of_training(node)
         elif is_decomposed(node.target):

@@ -50,7 +50,7 @@ def redrawn(model: nn.Module) -> Mapping[str, Tensor]:
 
 def _as_constructed(before: Mapping[str, Tensor], path: str, module: nn.Module, *, trained: bool) -> None:
     """Gives the parameters of one module, drawn again, the initial values that those `before` tell of. In a network
-    that is `trained` only weights of many entries tell."""
+    that is `trained` only weights of many elements tell."""
     own = {name: parameter for name, parameter in module.named_parameters(path, recurse=False) if name in before}
     looks = {name: looks_drawn(before[name], certain=trained) for name in own if is_matrix(own[name])}
     layer = bool(looks) and all(looks.values())

@@ -57,7 +57,7 @@ def side_by_side(one: Captured, other: Captured) -> Captured:
             for path in each.held
         ),
         reference=None,
-        fresh=_both(one.fresh, other.fresh),
+        reinitialised=_both(one.reinitialised, other.reinitialised),
     )
 
 
@@ -107,18 +107,18 @@ def renamed(kind: Any, symbols: Mapping[str, str]) -> Any:
     return tuple(renamed(one, symbols) for one in kind) if isinstance(kind, tuple) else kind
 
 
-Fresh = Callable[[], Mapping[str, Tensor]] | None
+Reinitialised = Callable[[], Mapping[str, Tensor]] | None
 
 
-def _both(one: Fresh, other: Fresh) -> Fresh:
+def _both(one: Reinitialised, other: Reinitialised) -> Reinitialised:
     if one is None or other is None:
         return None
 
-    def fresh() -> Mapping[str, Tensor]:
+    def reinitialised() -> Mapping[str, Tensor]:
         return {
             f"{half}.{name}": tensor
             for half, draw in zip(PAIR, (one, other), strict=True)
             for name, tensor in draw().items()
         }
 
-    return fresh
+    return reinitialised

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from anytimeify._torch import OpOverload
-from anytimeify.capture.work_graph import Draft, fake, replace, step
+from anytimeify.capture.work_graph import WorkGraph, fake, replace, step
 from anytimeify.ir.node_meta import value_of
 from anytimeify.ir.schema import bound
 from anytimeify.rules.identities import changes_nothing, drops_nothing
@@ -29,23 +29,23 @@ aten = torch.ops.aten
 
 
 @step("drop identities")
-def drop_identities(draft: Draft) -> None:
+def drop_identities(work: WorkGraph) -> None:
     """What returns its very input goes before aliases are looked at: idle dropout, views of everything."""
-    for node in list(draft.graph.nodes):
+    for node in list(work.graph.nodes):
         if drops_nothing(node) or (memory_of(node.target) is not None and _changes_nothing(node)):
             replace(node, node.args[0])
 
 
 @step("simplify")
-def simplify(draft: Draft) -> None:
-    """Applies 1 to 3 to a draft without in-place operations."""
-    gradients = _with_gradient(draft)
-    for node in list(draft.graph.nodes):
+def simplify(work: WorkGraph) -> None:
+    """Applies 1 to 3 to a work graph without in-place operations."""
+    gradients = _with_gradient(work)
+    for node in list(work.graph.nodes):
         if node.op != "call_function" or not isinstance(node.target, OpOverload):
             continue
         instead = instead_of(node.target)
         if instead == "nothing":
-            draft.graph.erase_node(node)
+            work.graph.erase_node(node)
         elif instead == "operand" or (instead == "operand without gradient" and node.args[0] not in gradients):
             replace(node, bound(node)["self"])
         elif instead == "conversion":
@@ -54,38 +54,38 @@ def simplify(draft: Draft) -> None:
             node.target = instead
         elif _changes_nothing(node):
             replace(node, node.args[0])
-    eliminate_dead_code(draft)
+    eliminate_dead_code(work)
 
 
-def eliminate_dead_code(draft: Draft) -> None:
-    """Erases calls and tensor reads that have no users; nothing in a draft has side effects any more."""
-    for node in reversed(list(draft.graph.nodes)):
+def eliminate_dead_code(work: WorkGraph) -> None:
+    """Erases calls and tensor reads that have no users; nothing in a work graph has side effects any more."""
+    for node in reversed(list(work.graph.nodes)):
         if node.op in ("call_function", "get_attr") and not node.users:
-            draft.graph.erase_node(node)
+            work.graph.erase_node(node)
 
 
 @step("freeze unread")
-def freeze_unread(draft: Draft) -> None:
+def freeze_unread(work: WorkGraph) -> None:
     """Parameters that nothing reads ask for no gradient in our copy: distributed training would wait for it."""
-    read = {id(draft.tensors[str(node.target)]) for node in draft.graph.find_nodes(op="get_attr")}
+    read = {id(work.tensors[str(node.target)]) for node in work.graph.find_nodes(op="get_attr")}
     unread = [
         name
-        for name, tensor in draft.tensors.items()
+        for name, tensor in work.tensors.items()
         if isinstance(tensor, torch.nn.Parameter) and tensor.requires_grad and id(tensor) not in read
     ]
     for name in unread:
-        draft.tensors[name].requires_grad_(False)
+        work.tensors[name].requires_grad_(False)
     if unread:
         shown = ", ".join(unread[:3]) + (f" and {len(unread) - 3} more" if len(unread) > 3 else "")
-        draft.notes.append(f"parameters that the prediction does not read were kept and frozen: {shown}")
+        work.notes.append(f"parameters that the prediction does not read were kept and frozen: {shown}")
 
 
-def _with_gradient(draft: Draft) -> set[fx.Node]:
+def _with_gradient(work: WorkGraph) -> set[fx.Node]:
     """Nodes that a gradient may flow through: from inputs and from parameters that require one."""
     found: set[fx.Node] = set()
-    for node in draft.graph.nodes:
+    for node in work.graph.nodes:
         if node.op == "get_attr":
-            if draft.tensors[str(node.target)].requires_grad:
+            if work.tensors[str(node.target)].requires_grad:
                 found.add(node)
         elif node.op == "placeholder":
             if (value := fake(node)) is not None and value.dtype.is_floating_point:

@@ -17,7 +17,7 @@ from torch import fx
 
 import anytimeify.operators.modules  # noqa: F401  # registers the operation
 from anytimeify.capture.simplify import eliminate_dead_code
-from anytimeify.capture.work_graph import Draft, fake, insert, replace, step
+from anytimeify.capture.work_graph import WorkGraph, fake, insert, replace, step
 from anytimeify.ir.node_meta import value_of
 from anytimeify.ir.schema import bound
 
@@ -32,9 +32,9 @@ class _Noise(NamedTuple):
 
 
 @step("recognise stochastic depth")
-def recognise_stochastic_depth(draft: Draft) -> None:
+def recognise_stochastic_depth(work: WorkGraph) -> None:
     """Rewrites both patterns; what only looks similar stays random arithmetic."""
-    for node in list(draft.graph.nodes):
+    for node in list(work.graph.nodes):
         if node.target is not aten.mul.Tensor or not all(isinstance(argument, fx.Node) for argument in node.args[:2]):
             continue
         for x, noise in (node.args[:2], node.args[1::-1]):
@@ -50,7 +50,7 @@ def recognise_stochastic_depth(draft: Draft) -> None:
             new = insert(node, torch.ops.anytimeify.drop_path.default, x, found.keep, found.scaled, mode, val=val)
             replace(node, new)
             break
-    eliminate_dead_code(draft)
+    eliminate_dead_code(work)
 
 
 def _bernoulli(noise: fx.Node) -> _Noise | None:

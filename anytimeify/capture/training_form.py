@@ -16,7 +16,7 @@ import torch
 from torch.export import ExportedProgram
 
 from anytimeify._torch import OpOverload, schema
-from anytimeify.capture.work_graph import Draft, insert, replace, step, update
+from anytimeify.capture.work_graph import WorkGraph, insert, replace, step, update
 from anytimeify.ir.node_meta import origin_of
 from anytimeify.ir.schema import bound
 from anytimeify.rules.table import has_kind
@@ -28,10 +28,10 @@ aten = torch.ops.aten
 
 
 @step("restore training form")
-def restore_training_form(draft: Draft, *, held: frozenset[str]) -> None:
+def restore_training_form(work: WorkGraph, *, held: frozenset[str]) -> None:
     """Rewrites every norm with running statistics, for those without have no eval form, and every dropout. Norms of
     the modules `held` in eval mode, by path, stay as they are."""
-    for node in list(draft.graph.nodes):
+    for node in list(work.graph.nodes):
         flag = training_flag(node.target)
         if flag is not None and has_kind(node, "norm"):
             if bound(node).get("running_mean") is not None and origin_of(node).module_path not in held:

@@ -1,8 +1,8 @@
 """What the canonical passes of capture work on: a graph on its way from `torch.export` to a `Program`.
 
-Unlike the passes over programs, these edit the draft that they are given; nobody else holds it. Its nodes still carry
-what the exporter wrote into `meta` (`val`, `nn_module_stack`, `stack_trace`); `finish` turns that into the metadata of
-a program.
+Unlike the passes over programs, these edit the work graph that they are given; nobody else holds it. Its nodes still
+carry what the exporter wrote into `meta` (`val`, `nn_module_stack`, `stack_trace`); `finish` turns that into the
+metadata of a program.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from anytimeify.ir import names
 from anytimeify.ir.node_meta import origin_of, value_of
 from anytimeify.ir.schema import bound, rebind
 
-__all__ = ["BufferMutation", "Draft", "describe", "fake", "insert", "replace", "step", "update"]
+__all__ = ["BufferMutation", "WorkGraph", "describe", "fake", "insert", "replace", "step", "update"]
 
 
 P = ParamSpec("P")
@@ -37,7 +37,7 @@ class BufferMutation(Finding):
 
 
 @dataclass
-class Draft:
+class WorkGraph:
     """A graph, the tensors that it reads, and what was noticed on the way."""
 
     graph: fx.Graph
@@ -60,14 +60,14 @@ class Draft:
         return node
 
 
-def step(name: str) -> Callable[[Callable[Concatenate[Draft, P], R]], Callable[Concatenate[Draft, P], R]]:
-    """Declares a step of capture, which edits the draft that it is given first: `run_pass`, and a note in the draft."""
+def step(name: str) -> Callable[[Callable[Concatenate[WorkGraph, P], R]], Callable[Concatenate[WorkGraph, P], R]]:
+    """Declares a step of capture, which edits the work graph that it is given first: `run_pass`, and a note in it."""
 
-    def declared(function: Callable[Concatenate[Draft, P], R]) -> Callable[Concatenate[Draft, P], R]:
+    def declared(function: Callable[Concatenate[WorkGraph, P], R]) -> Callable[Concatenate[WorkGraph, P], R]:
         @wraps(function)
-        def called(draft: Draft, /, *args: P.args, **kwargs: P.kwargs) -> R:
-            result = run_pass(name, function, draft, *args, **kwargs)
-            draft.passes.append(name)
+        def called(work: WorkGraph, /, *args: P.args, **kwargs: P.kwargs) -> R:
+            result = run_pass(name, function, work, *args, **kwargs)
+            work.passes.append(name)
             return result
 
         return called

@@ -16,7 +16,7 @@ from anytimeify.errors import ArgumentError, CaptureError
 from anytimeify.ir import Captured, Constant, Signature, Size, Structure, children
 from anytimeify.ir.node_meta import tensor_type
 
-__all__ = ["BatchLimits", "Calling", "Parameter", "batch_arguments"]
+__all__ = ["BatchLimits", "CallSignature", "Parameter", "batch_arguments"]
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Parameter:
 
 
 @dataclass(frozen=True)
-class Calling:
+class CallSignature:
     """The backbone's parameters, in order; leaf numbers count the flat inputs, constants among them.
 
     Every parameter can be given by name, and the first `positional` by position. One that was a constant when the
@@ -96,12 +96,12 @@ class Calling:
     limits: BatchLimits | None = None
 
     @staticmethod
-    def of(captured: Captured) -> Calling:
+    def of(captured: Captured) -> CallSignature:
         names = tuple(node.name for node in captured.program.placeholders)
-        return replace(Calling.from_signature(captured.signature, names), limits=BatchLimits.of(captured))
+        return replace(CallSignature.from_signature(captured.signature, names), limits=BatchLimits.of(captured))
 
     @staticmethod
-    def from_signature(signature: Signature, names: tuple[str, ...]) -> Calling:
+    def from_signature(signature: Signature, names: tuple[str, ...]) -> CallSignature:
         """`names`: of the program's placeholders."""
         constants = dict(signature.constants)
         tensors = [leaf for leaf in range(len(names) + len(constants)) if leaf not in constants]
@@ -116,7 +116,7 @@ class Calling:
         parameters += [Parameter(name, tree) for name, tree in keywords.items()]
         plain = not keywords and not constants and all(isinstance(tree, int) for tree in positional)
         count = len(parameters) if signature.positional is None else signature.positional
-        return Calling(tuple(parameters), constants, plain, count)
+        return CallSignature(tuple(parameters), constants, plain, count)
 
     def flat(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, ...]:
         """The program's inputs; `ArgumentError` (a `TypeError`) where the arguments do not fit the backbone's."""

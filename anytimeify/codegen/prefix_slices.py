@@ -1,9 +1,9 @@
-"""Parts of parameters, taken together.
+"""Prefixes of parameters, taken together.
 
 A graph of several widths reads prefixes of every weight. One by one, each of their gradients is filled up with zeros to
 the size of the whole weight, once for every dimension that is cut, and added to the others: at small batches that takes
-longer than the layers of the small widths. `parts` takes all prefixes of a weight at once and puts their gradients
-together in one tensor.
+longer than the layers of the small widths. `prefix_slices` takes all prefixes of a weight at once and puts their
+gradients together in one tensor.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from torch import Tensor, fx, nn
 
 from anytimeify.rules import has_kind
 
-__all__ = ["parts", "take_parts_together"]
+__all__ = ["prefix_slices", "take_prefixes_together"]
 
 
-def parts(whole: Tensor, *sizes: tuple[int, ...]) -> tuple[Tensor, ...]:
-    """For each of `sizes` the leading part of `whole`, with so many entries of every dimension.
+def prefix_slices(whole: Tensor, *sizes: tuple[int, ...]) -> tuple[Tensor, ...]:
+    """For each of `sizes` the leading part of `whole`, with so many elements of every dimension.
 
     Copies where gradients are wanted, views where they are not. A compiler is shown views, whose gradients it puts
     together itself."""
     if torch.is_grad_enabled() and whole.requires_grad and not torch.compiler.is_compiling():
-        result: tuple[Tensor, ...] = _Parts.apply(whole, *sizes)  # type: ignore[no-untyped-call]  # of torch
+        result: tuple[Tensor, ...] = _PrefixSlices.apply(whole, *sizes)  # type: ignore[no-untyped-call]  # of torch
         return result
     return tuple(_part(whole, size) for size in sizes)
 
@@ -39,7 +39,7 @@ def _part(whole: Tensor, size: tuple[int, ...]) -> Tensor:
     return whole
 
 
-class _Parts(torch.autograd.Function):
+class _PrefixSlices(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
@@ -65,7 +65,7 @@ class _Parts(torch.autograd.Function):
 
 
 def _filled_up(part: Tensor, size: tuple[int, ...], whole: Tensor) -> Tensor:
-    """Writes a prefix of a tensor, and zeros behind it."""
+    """Writes a prefix of a tensor, and zeros after it."""
     inside = whole
     for dim, length in enumerate(size):
         inside.narrow(dim, length, whole.shape[dim] - length).zero_()
@@ -74,8 +74,9 @@ def _filled_up(part: Tensor, size: tuple[int, ...], whole: Tensor) -> Tensor:
     return whole
 
 
-def take_parts_together(graph: fx.Graph, network: nn.Module) -> None:
-    """Replaces, in a graph of `network`, the slices that read prefixes of a parameter by one call of `parts`."""
+def take_prefixes_together(graph: fx.Graph, network: nn.Module) -> None:
+    """Replaces, in a graph of `network`, the slices that read prefixes of a parameter by one call of
+    `prefix_slices`."""
     for source in graph.find_nodes(op="get_attr"):
         value = _value(network, str(source.target))
         found = dict(_prefixes(source, tuple(value.shape))) if isinstance(value, nn.Parameter) else {}
@@ -85,7 +86,7 @@ def take_parts_together(graph: fx.Graph, network: nn.Module) -> None:
         read = {node: size for node, size in found.items() if any(user not in found for user in node.users)}
         sizes = list(dict.fromkeys(read.values()))
         with graph.inserting_after(source):
-            every = graph.call_function(parts, (source, *sizes))
+            every = graph.call_function(prefix_slices, (source, *sizes))
         for place, size in reversed(list(enumerate(sizes))):
             with graph.inserting_after(every):
                 part = graph.call_function(operator.getitem, (every, place))

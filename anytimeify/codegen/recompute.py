@@ -14,13 +14,14 @@ modules that are called under `torch.utils.checkpoint`:
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils.checkpoint import checkpoint
 
+from anytimeify.graph.traversal import ancestors, reachable
 from anytimeify.ir import names
 from anytimeify.ir.node_meta import checkpoint_of
 from anytimeify.operators.modes import BufferUpdate
@@ -92,7 +93,8 @@ def part_numbers(graph: fx.Graph) -> tuple[int, ...]:
 
 
 def recomputing(graph: fx.Graph, root: nn.Module) -> fx.GraphModule:
-    """A module that runs a lifted graph of `root`, which is changed, and recomputes what the backbone recomputes.
+    """A module that runs a graph over the modules of `root`, which is changed, and recomputes what the backbone
+    recomputes.
 
     It shares the dictionaries of `root`. The parts that it calls are attributes but no children of it: state dicts and
     walks over modules do not see them."""
@@ -123,15 +125,21 @@ def _connected(graph: fx.Graph) -> Iterator[list[fx.Node]]:
     number = {node: checkpoint_of(node) for node in graph.nodes if checkpoint_of(node) is not None}
     seen: set[fx.Node] = set()
     for first in number:
-        part, waiting = set[fx.Node](), [first]
-        while waiting:
-            node = waiting.pop()
-            if node not in seen and number.get(node) == number[first]:
-                seen.add(node)
-                part.add(node)
-                waiting += [*node.all_input_nodes, *node.users]
-        if part:
+        if first not in seen:
+            part = _around(first, number)
+            seen |= part
             yield [node for node in number if node in part]
+
+
+def _around(first: fx.Node, number: Mapping[fx.Node, int | None]) -> set[fx.Node]:
+    """What is connected with a node through nodes of the same number."""
+    return set(
+        reachable(
+            [first],
+            lambda node: (*node.all_input_nodes, *node.users),
+            stop=lambda node: number.get(node) != number[first],
+        )
+    )
 
 
 def _reads_state(part: Sequence[fx.Node], updates: Sequence[fx.Node]) -> bool:
@@ -181,7 +189,7 @@ def _contract(graph: fx.Graph, piece: Sequence[fx.Node], root: nn.Module, name: 
     for node in piece:
         copies[node] = inner.node_copy(node, copies.__getitem__)
     inner.output(tuple(copies[node] for node in gives))
-    _move_behind(graph, piece)
+    _move_after(graph, piece)
     with graph.inserting_after(piece[-1]):
         call = graph.create_node("call_module", name, tuple(reads))  # may belong to a module without it yet
     call.meta = {key: value for key, value in piece[-1].meta.items() if key == "origin"}
@@ -196,8 +204,8 @@ def _contract(graph: fx.Graph, piece: Sequence[fx.Node], root: nn.Module, name: 
     return Recomputed(module, [place for place, node in enumerate(reads) if copies[node] in _written(inner, root)])
 
 
-def _move_behind(graph: fx.Graph, piece: Sequence[fx.Node]) -> None:
-    """Moves what depends on a piece, and stands between its nodes, behind it."""
+def _move_after(graph: fx.Graph, piece: Sequence[fx.Node]) -> None:
+    """Moves what depends on a piece, and stands between its nodes, after it."""
     inside, after, last = set(piece), set[fx.Node](), piece[-1]
     begun = False
     for node in list(graph.nodes):
@@ -212,14 +220,5 @@ def _move_behind(graph: fx.Graph, piece: Sequence[fx.Node]) -> None:
 
 def _written(graph: fx.Graph, root: nn.Module) -> set[fx.Node]:
     """The inputs of a piece that hold running statistics which are given at a call."""
-    waiting: list[Any] = []
-    for node in graph.nodes:
-        if isinstance(_called(node, root), BatchNormCall):
-            waiting += node.args[_STATE]
-    found: set[fx.Node] = set()
-    while waiting:
-        node = waiting.pop()
-        if isinstance(node, fx.Node):
-            found.add(node)
-            waiting += node.all_input_nodes
-    return found
+    calls = (node for node in graph.nodes if isinstance(_called(node, root), BatchNormCall))
+    return ancestors(state for node in calls for state in node.args[_STATE] if isinstance(state, fx.Node))

@@ -3,9 +3,9 @@
     y = linear(x, fc_weight, fc_bias)       ->      y = fc(x)
 
 1. An operation whose tensors are `<path>.weight`, `<path>.bias`, ... of one path becomes the `torch.nn` module that
-   computes it, under that path (`lifted.parametric`). One path used twice is one module called twice.
+   computes it, under that path (`lifted_modules.parametric`). One path used twice is one module called twice.
 2. An operation that came out of a `torch.nn` activation, pooling or flattening module becomes that module
-   (`lifted.plain`).
+   (`lifted_modules.plain`).
 3. Operations that training and evaluation compute differently become modules in any case, in training graphs
    (`lift_mode_dependent`): where the backbone has no module of its own for one, below `anytime.calls`. In inference
    graphs they take their evaluation form: dropout and stochastic depth vanish. So do autograd functions: a training
@@ -18,7 +18,7 @@ Nothing is copied: the modules hold the program's own tensors.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from torch import Tensor, fx, nn
 from anytimeify._torch import OpOverload
 from anytimeify.codegen.lifted_modules import Call, Instance, by_mode, parametric, plain
 from anytimeify.contract.pass_manager import rewrite
+from anytimeify.graph.traversal import reachable
 from anytimeify.ir import Program, names
 from anytimeify.ir.schema import bound, position, rebind
 from anytimeify.operators.modules import CUMULATIVE, Added, BatchNormCall, Part, TrainingSwitch
@@ -34,11 +35,11 @@ from anytimeify.passes.rewrites.as_before import as_before
 from anytimeify.passes.rewrites.evaluate import evaluate
 from anytimeify.rules import has_kind, traits
 
-__all__ = ["lift", "norms_without_count"]
+__all__ = ["backbone_name", "norms_without_count", "to_modules"]
 
 
-@rewrite("lift")
-def lift(program: Program, *, training: bool = True) -> fx.GraphModule:
+@rewrite("to modules")
+def to_modules(program: Program, *, training: bool = True) -> fx.GraphModule:
     """A module that computes `program`, with its inputs and its flat tuple of outputs.
 
     `training=True`: follows `train()` and `eval()`. `training=False`: the inference form, in eval mode, made of nothing
@@ -90,7 +91,7 @@ class _Lifter:
             if node.op in ("placeholder", "get_attr", "output"):
                 self.values[node] = self.copy(node)
             else:
-                self.values[node] = self.evaluation(node) or self.lifted(node) or self.copy(node)
+                self.values[node] = self.evaluation(node) or self.as_module(node) or self.copy(node)
         self.register_leftovers()
         for node in readers:
             # What nothing reads any more is out of the graph, and in the state dict.
@@ -106,14 +107,11 @@ class _Lifter:
 
     def computed(self) -> set[fx.Node]:
         """The nodes that results depend on: an autograd function does not read what was traced of it."""
-        found: set[fx.Node] = set()
-        waiting = [self.program.graph.output_node()]
-        while waiting:
-            node = waiting.pop()
-            if node not in found:
-                found.add(node)
-                waiting += bound(node)["inputs"] if has_kind(node, "autograd function") else node.all_input_nodes
-        return found
+
+        def operands(node: fx.Node) -> Iterable[fx.Node]:
+            return bound(node)["inputs"] if has_kind(node, "autograd function") else node.all_input_nodes
+
+        return set(reachable([self.program.graph.output_node()], operands))
 
     def copy(self, node: fx.Node) -> fx.Node:
         new = self.graph.node_copy(node, lambda inner: self.values[inner])
@@ -143,7 +141,7 @@ class _Lifter:
 
     # -- modules ---------------------------------------------------------------------------------------------------
 
-    def lifted(self, node: fx.Node) -> fx.Node | None:
+    def as_module(self, node: fx.Node) -> fx.Node | None:
         call = self.lifted_instance(node)
         if call is None and self.training:
             call = self.lift_mode_dependent(node)
@@ -314,7 +312,7 @@ def _holds(module: nn.Module, name: str) -> bool:
 
 
 def backbone_name(attribute: str, renamed: Mapping[str, str]) -> str:
-    """The backbone's name of what `lift` had to give another attribute name (its `module.meta["renamed"]`)."""
+    """The backbone's name of what `to_modules` had to give another attribute name (its `module.meta["renamed"]`)."""
     for ours, theirs in sorted(renamed.items(), reverse=True):  # inner names before those that contain them
         if attribute == ours or attribute.startswith(f"{ours}."):
             attribute = theirs + attribute[len(ours) :]

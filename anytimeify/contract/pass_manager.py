@@ -13,7 +13,7 @@ What a pass owes
     * the programs that it is given stay as they are: graph, metadata and tensors. Tensors are shared by reference;
     * its result is canonical again: kinds and order of nodes, names that are unique, metadata with the keys of
       `anytimeify.ir.node_meta` and no others, and types that follow from the operations
-      (`anytimeify.ir.infer_types`). New nodes are made by `passes.narrow.Builder`, which infers their types;
+      (`anytimeify.ir.infer_types`). New nodes are made by `anytimeify.graph.builder.Builder`, which infers their types;
     * what a user did is refused with one of the errors of `anytimeify.errors`; every other exception is a mistake of
       the pass.
 
@@ -26,7 +26,7 @@ What is done about it, around every call
     * the program notes the name of the pass: `Program.passes`. Of passes inside of passes the innermost one reports,
       and the outermost one is noted.
 
-The steps of capture work on a draft, which is no program yet: they are run in the same way, without the verification.
+The steps of capture edit a work graph, which is no program yet: they are run in the same way, without the verification.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def _programs(value: Any) -> Iterator[Program]:
 
 
 def _history(value: Any) -> Sequence[str]:
-    """The passes that made a program, what holds one, or a draft of one."""
+    """The passes that made a program, what holds one, or a work graph of one."""
     found: Sequence[str] = getattr(getattr(value, "program", value), "passes", ())
     return found
 

@@ -18,14 +18,14 @@ from torch import Tensor, fx
 
 from anytimeify.analysis.axes import Axes, Widths
 from anytimeify.analysis.blocks import find_blocks, positions
-from anytimeify.codegen.to_modules import lift
+from anytimeify.codegen.to_modules import to_modules
 from anytimeify.diagnostics.chunks import leaves_of_levels, skipped_blocks, widths_of_levels
 from anytimeify.diagnostics.kernels import inside, leaf_program
 from anytimeify.diagnostics.pictures import drawing
 from anytimeify.errors import ArgumentError
 from anytimeify.ir import Program, TensorType
 from anytimeify.ir.node_meta import origin_of, type_of
-from anytimeify.report.tables import Sheet, Sheets, in_percent
+from anytimeify.report.tables import Table, Tables, in_percent
 from anytimeify.runtime import extraction
 from anytimeify.runtime.model import AnytimeModel
 
@@ -57,7 +57,7 @@ def activation_increments(net: AnytimeModel, inputs: Any, layer: str | None = No
     program, axes = net.captured.program, net.axes
     places = _blocks(program, axes) if layer is None else _modules(program, layer)
     args = inputs if isinstance(inputs, tuple | list) else () if isinstance(inputs, Mapping) else (inputs,)
-    flat = net.calling.flat(tuple(args), inputs if isinstance(inputs, Mapping) else {})
+    flat = net.call_signature.flat(tuple(args), inputs if isinstance(inputs, Mapping) else {})
     found: list[LayerIncrements] = []
     left_out: dict[str, str] = {}
     wanted: dict[str, fx.Node] = {}
@@ -102,7 +102,7 @@ class LayerIncrements:
 
 
 @dataclass(frozen=True, eq=False)
-class ActivationIncrements(Sheets):
+class ActivationIncrements(Tables):
     """The layers of an anytime model; prints as a table of the shares that levels add.
 
     `layers`: in the order of the network. `left_out`: why other layers are not there, by name.
@@ -119,8 +119,8 @@ class ActivationIncrements(Sheets):
     def title(self) -> str:
         return "What levels add to the activations of the one before, as a share of their own"
 
-    def sheets(self, *, everything: bool) -> Iterator[Sheet]:
-        yield Sheet(
+    def tables(self, *, everything: bool) -> Iterator[Table]:
+        yield Table(
             "Layers",
             ("layer", ">positions", *(f">{name}" for name in self.levels)),
             tuple(
@@ -128,7 +128,7 @@ class ActivationIncrements(Sheets):
                 for layer in self.layers
             ),
         )
-        yield Sheet("Left out", ("layer", "why"), tuple(self.left_out.items()))
+        yield Table("Left out", ("layer", "why"), tuple(self.left_out.items()))
 
     def to_json(self) -> str:
         """The shares, without the maps."""
@@ -210,7 +210,7 @@ def _places(node: fx.Node, axes: Axes) -> list[int]:
 def _values(net: AnytimeModel, nodes: list[fx.Node], inputs: tuple[Tensor, ...]) -> list[dict[fx.Node, Tensor]]:
     """The activations of every level."""
     rewritten = net.rewritten
-    if rewritten.stacks:
+    if rewritten.stacked_parameters:
         leaves = [_run(leaf_program(net, leaf)[0], nodes, inputs) for leaf in range(len(rewritten.members))]
         counts = leaves_of_levels(net)
         return [
@@ -222,7 +222,7 @@ def _values(net: AnytimeModel, nodes: list[fx.Node], inputs: tuple[Tensor, ...])
 
 
 def _run(program: Program, nodes: list[fx.Node], inputs: tuple[Tensor, ...]) -> dict[fx.Node, Tensor]:
-    recorder = _Recorder(lift(program, training=False), {node.name for node in nodes})
+    recorder = _Recorder(to_modules(program, training=False), {node.name for node in nodes})
     with torch.no_grad():
         recorder.run(*inputs)
     return {node: recorder.values[node.name] for node in nodes if node.name in recorder.values}
@@ -286,7 +286,7 @@ def _increments(
 
 
 def _spread(value: Tensor, dim: int, places: Tensor, size: int) -> Tensor:
-    """The entries of a dimension at their places among `size`, zeros everywhere else."""
+    """The elements of a dimension at their places among `size`, zeros everywhere else."""
     whole = value.new_zeros((*value.shape[:dim], size, *value.shape[dim + 1 :]))
     return whole.index_copy_(dim, places, value)
 

@@ -22,9 +22,10 @@ from torch import Tensor, fx
 
 from anytimeify.diagnostics.pictures import drawing, grid
 from anytimeify.errors import ArgumentError
+from anytimeify.graph.traversal import ancestors
 from anytimeify.ir import PAIR, Level, Program, names
-from anytimeify.passes.rewrites.project import ancestors, project
-from anytimeify.report.tables import Sheet, Sheets
+from anytimeify.passes.rewrites.project import project
+from anytimeify.report.tables import Table, Tables
 from anytimeify.rules import Layers, contractions
 from anytimeify.runtime.model import AnytimeModel
 
@@ -43,7 +44,7 @@ def kernel_correlation(
 
     A kernel is what makes one output channel: its weights over input channels and positions. Kernels that read
     different numbers of channels are averaged over them first, all others if `average` says so: an average does not
-    depend on the order of the input channels, which two branches number differently behind their first layers.
+    depend on the order of the input channels, which two branches number differently after their first layers.
 
     Parameters
         one, other: levels; in an ensemble, whose levels are several networks each, numbers of leaves.
@@ -122,7 +123,7 @@ class LayerCorrelation:
 
 
 @dataclass(frozen=True, eq=False)
-class KernelCorrelation(Sheets):
+class KernelCorrelation(Tables):
     """The convolutions of two networks inside an anytime model; prints as a table.
 
     `layers`: in the order of the network. `left_out`: why other layers of both were not compared, by name.
@@ -140,15 +141,15 @@ class KernelCorrelation(Sheets):
     def title(self) -> str:
         return f"Correlation of the kernels of {self.one} with those of {self.other}"
 
-    def sheets(self, *, everything: bool) -> Iterator[Sheet]:
-        yield Sheet(
+    def tables(self, *, everything: bool) -> Iterator[Table]:
+        yield Table(
             "Layers",
             ("layer", ">kernels", ">weights", ">mean |r|", ">best |r|", ">by chance", ">likeness", ">mutual"),
             tuple(_row(layer) for layer in self.layers),
         )
         counts = tuple((str(count), why) for why, count in _reasons(self.left_out).items())
         rows = tuple(self.left_out.items()) if everything else counts
-        yield Sheet("Left out", ("layer" if everything else ">layers", "why"), rows)
+        yield Table("Left out", ("layer" if everything else ">layers", "why"), rows)
 
     def to_json(self) -> str:
         """The summaries, without the matrices."""
@@ -200,7 +201,7 @@ class _Network:
 
 
 def _network(net: AnytimeModel, given: int | Level) -> _Network:
-    stacks = net.rewritten.stacks
+    stacks = net.rewritten.stacked_parameters
     if stacks and isinstance(given, Level):
         raise ArgumentError(f"{given.name!r} is several networks: give the number of a leaf instead of a level")
     index: Any = given.index if isinstance(given, Level) else given
@@ -236,7 +237,7 @@ def leaf_program(net: AnytimeModel, index: int) -> tuple[Program, Mapping[str, i
     stacks, program = net.rewritten.program.tensors, net.captured.program
     leaves = len(net.rewritten.members)
     tensors, member = dict(program.tensors), {}
-    for name in net.rewritten.stacks:
+    for name in net.rewritten.stacked_parameters:
         own = program.tensors[name]
         count = stacks[name].numel() // own.numel()
         member[name] = index * count // leaves

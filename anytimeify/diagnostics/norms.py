@@ -23,7 +23,7 @@ from anytimeify.diagnostics.pictures import drawing
 from anytimeify.errors import ArgumentError
 from anytimeify.ir import names
 from anytimeify.passes.rewrites.reorder import units_of
-from anytimeify.report.tables import Sheet, Sheets
+from anytimeify.report.tables import Table, Tables
 from anytimeify.runtime.model import AnytimeModel
 
 __all__ = ["UnitNorms", "WeightNorms", "weight_norms"]
@@ -35,7 +35,7 @@ def weight_norms(
     """The norm of the weights of every unit of the axes that are narrowed, layer by layer, in the full level.
 
     A unit is a channel, or what is kept and dropped as a whole: a group of a grouped convolution (a branch of a
-    ResNeXt), a head. Its weights are all entries of a layer's weight that have it as their row, or their column.
+    ResNeXt), a head. Its weights are all elements of a layer's weight that have it as their row, or their column.
     Entries that a mask leaves out do not count. In an ensemble units are its members.
 
     Parameters
@@ -49,7 +49,7 @@ def weight_norms(
     if order not in (1, 2) or isinstance(order, bool):
         raise ArgumentError(f"order={order!r}: expected 1 or 2")
     norm = _Norm(order, per_weight)
-    rows = _members(net, norm) if net.rewritten.stacks else _units(net, where, norm)
+    rows = _members(net, norm) if net.rewritten.stacked_parameters else _units(net, where, norm)
     if not rows:
         raise ArgumentError("no layer has weights of such units; choose other axis groups in where")
     return WeightNorms(str(norm), tuple(level.name for level in net.levels), tuple(rows))
@@ -89,7 +89,7 @@ class UnitNorms:
 
 
 @dataclass(frozen=True, eq=False)
-class WeightNorms(Sheets):
+class WeightNorms(Tables):
     """The norms of an anytime model; prints as a table of the mean norm of the units that each level adds, as a
     multiple of the mean of all units."""
 
@@ -107,7 +107,7 @@ class WeightNorms(Sheets):
     def title(self) -> str:
         return f"{self.norm} of the units that levels add, as a multiple of the mean over units"
 
-    def sheets(self, *, everything: bool) -> Iterator[Sheet]:
+    def tables(self, *, everything: bool) -> Iterator[Table]:
         columns = ("layer", ">dimension", "axis group", ">units", *(f">{name}" for name in self.levels))
         rows = [
             (
@@ -123,8 +123,8 @@ class WeightNorms(Sheets):
         for place in range(len(self.levels)):
             known = [one for row in self.rows if (one := row.by_level[place]) is not None]
             means.append(f"{sum(known) / len(known):.3f}" if known else "")
-        yield Sheet("Mean over layers", columns[4:], (tuple(means),))
-        yield Sheet("Layers", columns, tuple(rows))
+        yield Table("Mean over layers", columns[4:], (tuple(means),))
+        yield Table("Layers", columns, tuple(rows))
 
     def to_json(self) -> str:
         """Everything."""
@@ -153,7 +153,7 @@ class _Norm:
         return f"l{self.order} norm{' per weight' if self.per_weight else ''}"
 
     def __call__(self, weight: Tensor, dim: int, unit: Tensor, units: int) -> tuple[Tensor, Tensor]:
-        """The norm of every unit, and how many weights it has; `unit`: of each entry of the dimension, or -1."""
+        """The norm of every unit, and how many weights it has; `unit`: of each element of the dimension, or -1."""
         entries = weight.detach().cpu().double().abs().movedim(dim, 0).flatten(1)[unit >= 0]
         place = unit[unit >= 0]
         sums = torch.zeros(units, dtype=torch.float64).index_add_(0, place, entries.pow(self.order).sum(1))
@@ -193,7 +193,7 @@ def _members(net: AnytimeModel, norm: _Norm) -> list[UnitNorms]:
     leaves, counts = len(rewritten.members), leaves_of_levels(net)
     rows = []
     for name, own in backbone.items():
-        if name not in rewritten.stacks or not isinstance(own, nn.Parameter) or own.ndim < 2:
+        if name not in rewritten.stacked_parameters or not isinstance(own, nn.Parameter) or own.ndim < 2:
             continue
         members = rewritten.program.tensors[name].detach().reshape(-1, own.numel())
         kept = tuple(-(-count * len(members) // leaves) for count in counts)

@@ -14,10 +14,11 @@ from dataclasses import replace
 from torch import fx
 
 from anytimeify.analysis.cost import macs_by_node, sizes
-from anytimeify.codegen.to_modules import lift
+from anytimeify.codegen.to_modules import to_modules
 from anytimeify.contract.pass_manager import rewrite
 from anytimeify.early_exit.cascade import Chain, Stage
 from anytimeify.early_exit.network import Staged
+from anytimeify.graph.traversal import descendants
 from anytimeify.ir import Captured, Level, Program, Size, TensorType, names
 from anytimeify.ir.node_meta import type_of
 from anytimeify.ir.rewritten import Rewritten
@@ -43,8 +44,8 @@ def build(
 
     1. keep their outputs, where they are computed one from the other if there is such a form; 2. turn parameter views
     into small parameters, and merge batch norms, if asked; 3. cut into a chain, in which sizes and what depends on no
-    input is computed where it is needed; 4. give private parameters of a level the backbone's names; 5. lift every
-    step in inference form. Running a stage needs torch and nothing else.
+    input is computed where it is needed; 4. give private parameters of a level the backbone's names; 5. turn every
+    step into modules in inference form. Running a stage needs torch and nothing else.
     """
     positions = [rewritten.position(level.index, granularity, role="step") for level in levels]
     program = fold(project(rewritten.program, positions))
@@ -71,14 +72,9 @@ def build(
 
 def _again(program: Program) -> set[fx.Node]:
     """Sizes, and what is made of parameters alone: handing them on would tie a stage to the batch of the one before."""
-    from_inputs: set[fx.Node] = set()
-    result: set[fx.Node] = set()
-    for node in program.graph.nodes:
-        if node.op == "placeholder" or not from_inputs.isdisjoint(node.all_input_nodes):
-            from_inputs.add(node)
-        if node.op == "call_function" and (node not in from_inputs or isinstance(type_of(node), Size)):
-            result.add(node)
-    return result
+    from_inputs = descendants(program.placeholders)
+    calls = (node for node in program.graph.nodes if node.op == "call_function")
+    return {node for node in calls if node not in from_inputs or isinstance(type_of(node), Size)}
 
 
 def _local_sizes(step: Step) -> Step:
@@ -143,7 +139,7 @@ def _with_backbone_names(program: Program, index: int) -> Program:
 
 
 def _lifted(program: Program) -> fx.GraphModule:
-    module = lift(program, training=False)
+    module = to_modules(program, training=False)
     for node in module.graph.nodes:
         node.meta.clear()  # types of ours, which a copy or a pickle of the graph would drag along
     return module

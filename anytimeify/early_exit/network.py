@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from anytimeify.codegen.call_signature import Calling
+from anytimeify.codegen.call_signature import CallSignature
 from anytimeify.early_exit.cascade import Chain
 from anytimeify.early_exit.policies import ExitPolicy
 from anytimeify.early_exit.running import links, run
@@ -55,7 +55,7 @@ class Staged(nn.Module):
         self.chain = chain
         self.stages = nn.ModuleList(stages)
         self.policy = policy
-        self.calling = Calling.from_signature(chain.signature, chain.inputs)
+        self.call_signature = CallSignature.from_signature(chain.signature, chain.inputs)
         self._example_inputs = example_inputs
         self._links = links(chain.inputs, [(stage.reads, stage.gives) for stage in chain.stages])
         self._separable = chain.separable
@@ -79,7 +79,7 @@ class Staged(nn.Module):
 
     def stream(self, *args: Any, **kwargs: Any) -> Iterator[tuple[Level, Tensor]]:
         """Predictions of better and better levels for the whole batch: stop whenever time is up."""
-        known = dict(zip(self.chain.inputs, self.calling.flat(args, kwargs), strict=True))
+        known = dict(zip(self.chain.inputs, self.call_signature.flat(args, kwargs), strict=True))
         yield from zip(self.levels, run(self.stages, self._links, known), strict=True)
 
     def forward(self, *args: Any, policy: ExitPolicy | None = None, **kwargs: Any) -> Exited:
@@ -90,7 +90,7 @@ class Staged(nn.Module):
                 "the exits predict different classes, so that samples which leave at different ones have no common "
                 "prediction: make it of one granularity, net.staged(granularity=...), or call stream"
             )
-        known: dict[str, Any] = dict(zip(self.chain.inputs, self.calling.flat(args, kwargs), strict=True))
+        known: dict[str, Any] = dict(zip(self.chain.inputs, self.call_signature.flat(args, kwargs), strict=True))
         batch = _Batch(self._separable)
         last = len(self._links) - 1
         for exit, prediction in enumerate(run(self.stages, self._links, known)):

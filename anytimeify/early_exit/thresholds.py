@@ -81,7 +81,7 @@ def record(staged: Staged, batches: Iterable[Any]) -> Recorded:
         for batch in batches:
             if not isinstance(batch, (tuple, list)):
                 raise ArgumentError(f"a batch is a {type(batch).__name__}: expected (inputs, target)")
-            args, kwargs = batch_arguments(batch, len(staged.calling.parameters))
+            args, kwargs = batch_arguments(batch, len(staged.call_signature.parameters))
             for kept, (_, prediction) in zip(found, staged.stream(*args, **kwargs), strict=True):
                 kept.append(prediction.cpu())
             targets.append(batch[-1].cpu())

@@ -1,21 +1,11 @@
 """The representation that everything reads and writes: programs, their types, and what stands at a node."""
 
-from anytimeify.ir.program import (
-    PAIR,
-    Captured,
-    Cost,
-    Level,
-    Origin,
-    Outputs,
-    Program,
-    Signature,
-    Size,
-    TensorType,
-    meta_of,
-    result_of,
-    type_text,
-)
+from anytimeify.ir.captured import PAIR, Captured, Signature
+from anytimeify.ir.levels import Cost, Level, Outputs
+from anytimeify.ir.origins import Origin, meta_of
+from anytimeify.ir.program import Program, result_of
 from anytimeify.ir.structures import Constant, Results, Structure, children
+from anytimeify.ir.types import Size, TensorType, type_text
 
 __all__ = [
     "PAIR",

@@ -4,7 +4,7 @@ Tensors have dotted names, `layer1.0.conv1.weight`: the path of a layer, and wha
 does not have lies below `anytime`, in state dicts and in saved files:
 
     anytime.<level>.<name>                  a level's own copy of the backbone's tensor <name>, or a tensor of a branch
-    anytime.<level>.masks.<weight>          which entries of <weight> the level keeps
+    anytime.<level>.masks.<weight>          which elements of <weight> the level keeps
     anytime.<level>.taxonomy.<g>.<name>     the level's own head for the granularity <g>, made after <name>
     anytime.taxonomy.<g>.<name>             one for several levels
     anytime.consensus.weight, .bias         a learned consensus
@@ -13,7 +13,7 @@ does not have lies below `anytime`, in state dicts and in saved files:
     anytime.calls.<path>                    modules that hold nothing, of operations for which the backbone has none
     anytime.loss.<name>                     the objective's
 
-Nodes have the names of the backbone's nodes behind a prefix: `level<n>_`, of a level alone; `member<n>_`; `joint_`, of
+Nodes have the names of the backbone's nodes after a prefix: `level<n>_`, of a level alone; `member<n>_`; `joint_`, of
 all levels in one pass; `step_`, of one level after the other.
 """
 
@@ -148,7 +148,7 @@ def taxonomy_prefix(granularity: str) -> str:
 
 
 def settled(name: str, levels: Collection[int]) -> str:
-    """The name of a coarse head's tensor behind the scheme: that of the level which has it for itself, by the scheme,
+    """The name of a coarse head's tensor after the scheme: that of the level which has it for itself, by the scheme,
     or because it alone of `levels` reads it. Other names as they are."""
     found = _COARSE.match(name)
     if found is None:

@@ -31,7 +31,8 @@ __all__ = [
         "is_through",
         "is_part",
     ),
-    *("kept_of", "kept_weight_of", "module_stack_of", "origin_of", "renamed_of", "stack_trace_of", "tensor_type"),
+    *("mask_nonzeros_of", "module_stack_of", "origin_of", "renamed_of", "stack_trace_of", "tensor_type"),
+    "weight_nonzeros_of",
     *("packed_of", "type_of", "value_of"),
 ]
 
@@ -82,9 +83,9 @@ KEYS: Mapping[str, Key] = MappingProxyType(
         "part": Key(
             "whether it takes a part of a parameter, and so belongs to no recomputed part", lambda v: v is True
         ),
-        "kept": Key("of a masked weight: how many entries are kept; costs count these", _is_count),
+        "mask_nonzeros": Key("of a masked weight: how many elements the mask keeps; costs count these", _is_count),
         "through": Key("of a masked weight: whether its gradient is that of the whole weight", lambda v: v is True),
-        "kept_weight": Key("of a layer that runs block by block: how many entries of its weight there are", _is_count),
+        "weight_nonzeros": Key("of a layer that runs block by block: how many elements its weight has", _is_count),
         "blocks": Key(
             "of a block-triangular weight: the rows of every block and the columns that they read", _is_blocks
         ),
@@ -102,7 +103,7 @@ EXPORTED: Mapping[str, str] = MappingProxyType(
         "stack_trace": "where in the source the call stands, as text",
     }
 )
-# Of graph modules: what `lift` writes.
+# Of graph modules: what `to_modules` writes.
 MODULE_KEYS: Mapping[str, str] = MappingProxyType({
     "renamed": "attribute names that could not be the backbone's, with the backbone's names",
 })  # fmt: skip
@@ -139,8 +140,8 @@ def is_part(node: fx.Node) -> bool:
 
 
 def is_masked(node: fx.Node) -> bool:
-    """Whether there is a `meta["kept"]`."""
-    return "kept" in node.meta
+    """Whether there is a `meta["mask_nonzeros"]`."""
+    return "mask_nonzeros" in node.meta
 
 
 def is_through(node: fx.Node) -> bool:
@@ -148,14 +149,14 @@ def is_through(node: fx.Node) -> bool:
     return bool(node.meta.get("through"))
 
 
-def kept_of(node: fx.Node) -> int:
-    """`meta["kept"]`; all entries where nothing is masked."""
-    return int(node.meta["kept"]) if "kept" in node.meta else tensor_type(node).size.coefficient
+def mask_nonzeros_of(node: fx.Node) -> int:
+    """`meta["mask_nonzeros"]`; all elements where nothing is masked."""
+    return int(node.meta["mask_nonzeros"]) if "mask_nonzeros" in node.meta else tensor_type(node).size.coefficient
 
 
-def kept_weight_of(node: fx.Node) -> int | None:
-    """`meta["kept_weight"]`; None of other layers."""
-    found: int | None = node.meta.get("kept_weight")
+def weight_nonzeros_of(node: fx.Node) -> int | None:
+    """`meta["weight_nonzeros"]`; None of other layers."""
+    found: int | None = node.meta.get("weight_nonzeros")
     return found
 
 
@@ -234,6 +235,6 @@ def _source(trace: str) -> str:
 
 
 def renamed_of(module: fx.GraphModule) -> Mapping[str, str]:
-    """`meta["renamed"]` of a lifted graph module: the backbone's names by the attribute names."""
+    """`meta["renamed"]` of a graph module: the backbone's names by the attribute names."""
     found: Mapping[str, str] = module.meta.get("renamed", {})
     return found

@@ -10,7 +10,8 @@ from torch import fx
 
 from anytimeify.ir.infer_types import UNKNOWN, TypeInferenceError, infer_type
 from anytimeify.ir.node_meta import Type, tensor_type, type_of
-from anytimeify.ir.program import Program, TensorType
+from anytimeify.ir.program import Program
+from anytimeify.ir.types import TensorType
 
 __all__ = ["recast"]
 

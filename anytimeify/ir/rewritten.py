@@ -90,7 +90,7 @@ class Rewritten:
     resumable: bool = False  # whether a stream of the steps computes at each what earlier ones did not
     shared_norms: bool = False  # whether levels share the statistics of norms that fit one of them only
     results: Results | None = None  # what levels return besides their predictions
-    stacks: frozenset[str] = frozenset()  # tensors that hold those of several members, the backbone's first
+    stacked_parameters: frozenset[str] = frozenset()  # tensors that hold those of several members, the backbone's first
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Fast forms of triangular layers: only the entries that a block-triangular weight has are multiplied."""
+"""Fast forms of triangular layers: only the elements that a block-triangular weight has are multiplied."""
 
 from anytimeify.kernels.choice import Form, Kind, choices, forget, form
 from anytimeify.kernels.layers import TriangularConv, TriangularLinear

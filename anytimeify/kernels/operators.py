@@ -1,7 +1,7 @@
 """`anytimeify::triangular_conv` and `anytimeify::triangular_linear`, with all that torch wants to know of an operator.
 
 `weight` has a row per output and a column per input, and every level has some of each: a row reads the columns of its
-level and of those before. The other entries of the weight count as zero, whatever they hold, and their gradient is
+level and of those before. The other elements of the weight count as zero, whatever they hold, and their gradient is
 zero. `rows` and `columns` are where the levels end: `[16, 32, 64]` with `levels=3` says that the first level has 16
 rows, the second 16 more. Behind a concatenation every part has rows of every level; the ends of all its parts follow
 each other: `[4, 8, 12, 14, 16, 18]` with `levels=3` are parts of 12 and 6 rows.

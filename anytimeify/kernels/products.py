@@ -2,7 +2,7 @@
 
 Forward, every block of rows is one product on the columns that it may read. Backward, every block of columns is one
 product with the gradients of the rows that read it, which gives its part of the input's gradient and its part of the
-weight's. Nothing of full size is filled with zeros and added up, and the entries that a weight has not are never read:
+weight's. Nothing of full size is filled with zeros and added up, and the elements that a weight has not are never read:
 not even what is not a number gets out of them.
 
 A convolution takes channels as dimension 1. As matrices, inputs are (samples, channels, positions), or where the
@@ -70,7 +70,7 @@ class Window:
 
 
 def take(tensor: Tensor, dim: int, intervals: Sequence[Interval]) -> Tensor:
-    """The intervals of one dimension behind each other: a view where there is but one."""
+    """The intervals of one dimension after one another: a view where there is but one."""
     if len(intervals) == 1:
         start, end = intervals[0]
         return tensor if end - start == tensor.shape[dim] else tensor.narrow(dim, start, end - start)
@@ -114,7 +114,7 @@ def part_of(
 
 
 def masked(weight: Tensor, shape: Staircase) -> Tensor:
-    """The whole weight, zeros where it has no entries."""
+    """The whole weight, zeros where it has no elements."""
     return _cleared(weight, shape.holes)
 
 

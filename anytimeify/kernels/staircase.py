@@ -1,8 +1,8 @@
-"""Which entries of a triangular weight exist: rows of a level read the columns of that level and of those before it.
+"""Which elements of a triangular weight exist: rows of a level read the columns of that level and of those before it.
 
-A `Staircase` is that shape as numbers. Rows and columns of a level need not lie together: behind a concatenation every
+A `Staircase` is that shape as numbers. Rows and columns of a level need not lie together: after a concatenation every
 part has rows of every level. `blocks` merges neighbouring levels, so that fewer and larger products do the work, with
-`holes` where a merged block has entries that the weight has not.
+`holes` where a merged block has elements that the weight has not.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from anytimeify.errors import ArgumentValueError
 __all__ = ["Block", "Interval", "Rectangle", "Staircase", "ends_of", "staircase"]
 
 Interval: TypeAlias = tuple[int, int]
-"""First index and the one behind the last."""
+"""First index and the one after the last."""
 Rectangle: TypeAlias = tuple[Interval, Interval]
 """Rows and columns."""
 
@@ -30,7 +30,7 @@ class Block:
     rows: tuple[Interval, ...]  # of these levels
     columns: tuple[Interval, ...]  # of these levels and all before
     new: tuple[Interval, ...]  # columns of these levels
-    later: tuple[Interval, ...]  # rows of these levels and all behind
+    later: tuple[Interval, ...]  # rows of these levels and all after
     holes: tuple[Rectangle, ...]  # of the matrix `rows` x `columns`, what the weight has not
     later_holes: tuple[Rectangle, ...]  # of the matrix `later` x `new`
 
@@ -190,7 +190,7 @@ def _blocks(shape: Staircase, count: int) -> tuple[Block, ...]:
 
 
 def _groups(shape: Staircase, count: int) -> list[range]:
-    """The levels in `count` runs whose products have the fewest entries: the best of every prefix, one run more at a
+    """The levels in `count` runs whose products have the fewest elements: the best of every prefix, one run more at a
     time."""
     heights = list(accumulate(map(size_of, shape.rows), initial=0))
     widths = list(accumulate(map(size_of, shape.columns), initial=0))

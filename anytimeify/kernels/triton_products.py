@@ -1,6 +1,6 @@
 """Triangular products of matrices as Triton kernels: one launch, whatever the number of levels.
 
-A tile of the result knows the highest level of its rows, and passes over the columns behind it without loading them. An
+A tile of the result knows the highest level of its rows, and passes over the columns after it without loading them. An
 input is given by its strides over (samples, positions, channels), so both layouts of `products.product` are one case.
 
 The gradient of the input is the same kernel: with rows and columns exchanged and levels negated, what a column is read
@@ -67,7 +67,7 @@ def _contraction(
     precision: tl.constexpr, never: tl.constexpr,
 ):  # fmt: skip
     """partial[s, o, c] = the sum of grad[n, p, o] * x[n, p, c] over the s-th part of all (n, p), zero where the weight
-    has no entry."""
+    has no element."""
     split = tl.program_id(2)
     o = tl.program_id(0) * tile_o + tl.arange(0, tile_o)
     c = tl.program_id(1) * tile_c + tl.arange(0, tile_c)

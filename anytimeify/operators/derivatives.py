@@ -1,7 +1,7 @@
 """Derivatives of the user's own: `torch.autograd.Function`s that a captured graph calls.
 
 In canonical form such a call is written twice. What its forward pass computes stands there as ordinary operations, by
-which axes are analysed, levels are cut, and inference graphs run; behind them stands
+which axes are analysed, levels are cut, and inference graphs run; after them stands
 
     torch.ops.anytimeify.autograd_function(Tensor[] traced, Tensor[] inputs, str function) -> Tensor[]
 

@@ -1,7 +1,7 @@
 """Operations and modules of ours that a training graph may hold. An inference graph holds none of them.
 
 `torch.ops.anytimeify.drop_path` is the canonical form of stochastic depth (Huang et al. 2016): it drops always, as
-dropout in its training form does; `DropPath` is what a lifted graph calls, and does nothing in eval mode.
+dropout in its training form does; `DropPath` is what a graph of modules calls, and does nothing in eval mode.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ def residual_imagenet(repeats: tuple[int, int]) -> tuple[Branch, Branch]:
 def dense(repeats: tuple[int, int], *, depth: int, growth: int = 12, stem: int = 16) -> tuple[Branch, Branch]:
     """The branches of `DenseNet(depth=depth, growth=growth, stem=stem)`; the late one grows three times as fast.
 
-    A transition has as many channels behind it as before it. So the early branch's has fewer than the backbone's, by
+    A transition has as many channels after it as before it. So the early branch's has fewer than the backbone's, by
     those that the missing layers would have added.
     """
     layers = (depth - 4) // 3

@@ -6,8 +6,8 @@ channels does not fit into a core of 4: in the network that is not widened the s
 
 What the paper leaves open or says differently from the demo that is made of its code, with the default here:
 
-* where norms stand: the text reads as behind convolutions, the demo has them before (`PreActivationResNet`);
-* where shortcuts put their zeros: on both sides, as in the demo; `padding="end"` of the backbone puts them behind. A
+* where norms stand: the text reads as after convolutions, the demo has them before (`PreActivationResNet`);
+* where shortcuts put their zeros: on both sides, as in the demo; `padding="end"` of the backbone puts them after. A
   level leaves out channels and zeros of each part, so that a feature is the same one on the shortcut and in the weights
   at every level; in the demo, with a prefix of every weight and zeros that follow the level's width, it is not;
 * how levels are weighted: the mean of all (`JointLoss(reduction="mean")`); the demo has `DEMO_WEIGHTS`;
@@ -52,7 +52,7 @@ IMAGENET = Training(
     augmentation=("random resized crop 224", "flip", "normalise"),
     order=OneAfterTheOther(),
 )
-# Of a learned consensus (`build(consensus="learned")`), behind the training of the network: 50,000 steps, the rate
+# Of a learned consensus (`build(consensus="learned")`), after the training of the network: 50,000 steps, the rate
 # falling after 20,000, 30,000 and 40,000. Batch and weight decay are not said.
 CONSENSUS = replace(
     CIFAR,

@@ -1,6 +1,6 @@
 """Shallow sub-networks: the multi-exit baseline that Lee and Shin 2018 hold their thin ones against (section 4.1).
 
-A plain ResNeXt with a classifier behind every block but the first; a level is the network up to there. The exits read
+A plain ResNeXt with a classifier after every block but the first; a level is the network up to there. The exits read
 average-pooled features directly. In the paper a norm and a ReLU come before the pooling, as they do before the last
 classifier here, and the pooling leaves one position where these heads keep up to 4x4.
 """
@@ -22,7 +22,7 @@ STAGES = 3
 
 
 def exits(depth: int = 29) -> tuple[Branch, ...]:
-    """A pooled head behind every block of `ResNeXt(depth=depth)` but the first, and the last, which has its own."""
+    """A pooled head after every block of `ResNeXt(depth=depth)` but the first, and the last, which has its own."""
     repeats = (depth - 2) // (3 * STAGES)
     blocks = [f"layer{stage}.{block}" for stage in range(1, STAGES + 1) for block in range(repeats)]
     return tuple(Branch(at, head="pool") for at in blocks[1:-1])

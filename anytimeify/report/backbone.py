@@ -9,8 +9,8 @@ from anytimeify.analysis.axes import Axes
 from anytimeify.analysis.blocks import Blocks, find_blocks
 from anytimeify.analysis.cost import cost, sizes
 from anytimeify.ir import Captured
-from anytimeify.report.rows import AxisRow, Place, axis_rows, axis_sheets, note_sheets, pinned_macs, without_rule
-from anytimeify.report.tables import Sheet, Sheets, in_bytes, in_percent, shortened
+from anytimeify.report.rows import AxisRow, Place, axis_rows, axis_tables, note_tables, pinned_macs, without_rule
+from anytimeify.report.tables import Table, Tables, in_bytes, in_percent, shortened
 
 __all__ = ["BlockRow", "Inspection", "StageRow", "inspect"]
 
@@ -34,7 +34,7 @@ class StageRow:
 
 
 @dataclass(frozen=True)
-class Inspection(Sheets):
+class Inspection(Tables):
     """A backbone: what may be narrowed and what not and why, where it can be cut, and what it repeats."""
 
     name: str
@@ -61,15 +61,15 @@ class Inspection(Sheets):
         pinned = f"{in_percent(self.pinned_share)} of the MACs pinned"
         return f"{self.name} on {', '.join(self.inputs)}: {costs} activations a sample; {pinned}"
 
-    def sheets(self, *, everything: bool) -> Iterator[Sheet]:
-        yield from axis_sheets(self.axes, everything=everything)
-        yield Sheet(
+    def tables(self, *, everything: bool) -> Iterator[Table]:
+        yield from axis_tables(self.axes, everything=everything)
+        yield Table(
             "MACs without an axis to narrow",
             (">share", "why", "operation", "where"),
             tuple((in_percent(share), place.reason, place.operation, place.origin) for place, share in self.pinned),
         )
         blocks = sum(row.count for stage in self.stages for row in stage.blocks)
-        yield Sheet(
+        yield Table(
             f"{len(self.cut_points)} cut points, {blocks} blocks, {len(self.stages)} stages",
             (">stage", ">positions", ">blocks", ">kind", "from", "to"),
             tuple(
@@ -79,8 +79,8 @@ class Inspection(Sheets):
             ),
         )
         if everything:
-            yield Sheet("Cut points", ("node",), tuple((name,) for name in self.cut_points))
-        yield from note_sheets(self.notes, self.without_rule)
+            yield Table("Cut points", ("node",), tuple((name,) for name in self.cut_points))
+        yield from note_tables(self.notes, self.without_rule)
 
 
 def inspect(captured: Captured, axes: Axes, name: str = "backbone") -> Inspection:

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 from anytimeify.analysis.mask_density import masks
 from anytimeify.ir import Program
-from anytimeify.report.tables import Sheet, Sheets, in_percent, shortened
+from anytimeify.report.tables import Table, Tables, in_percent, shortened
 
-__all__ = ["Densities", "DensityRow", "density_rows", "density_sheet"]
+__all__ = ["Densities", "DensityRow", "density_rows", "density_table"]
 
 
 @dataclass(frozen=True)
 class DensityRow:
-    """One masked weight: how many entries it has, and how many of them each level keeps, cheapest first."""
+    """One masked weight: how many elements it has, and how many of them each level keeps, cheapest first."""
 
     name: str
     entries: int
@@ -22,7 +22,7 @@ class DensityRow:
 
 
 @dataclass(frozen=True)
-class Densities(Sheets):
+class Densities(Tables):
     """The masked weights of a model, in the order of the network."""
 
     scheme: str
@@ -31,18 +31,18 @@ class Densities(Sheets):
 
     @property
     def kept(self) -> tuple[int, ...]:
-        """How many entries every level keeps of all masked weights."""
+        """How many elements every level keeps of all masked weights."""
         return tuple(sum(row.kept[level] for row in self.weights) for level in range(len(self.levels)))
 
     def title(self) -> str:
         return f"{self.scheme}: {len(self.weights)} masked weights"
 
-    def sheets(self, *, everything: bool) -> Iterator[Sheet]:
-        yield density_sheet(self.weights)
+    def tables(self, *, everything: bool) -> Iterator[Table]:
+        yield density_table(self.weights)
 
 
 def density_rows(program: Program, levels: int) -> tuple[DensityRow, ...]:
-    """Of a joint graph, as many entries as its tensors, the masks, keep now."""
+    """Of a joint graph, as many elements as its tensors, the masks, keep now."""
     sizes: dict[str, int] = {}
     kept: dict[str, dict[int, int]] = {}
     for mask in masks(program):
@@ -55,13 +55,13 @@ def density_rows(program: Program, levels: int) -> tuple[DensityRow, ...]:
     )
 
 
-def density_sheet(rows: Sequence[DensityRow]) -> Sheet:
+def density_table(rows: Sequence[DensityRow]) -> Table:
     """The rows as a table, the sum of them first."""
     if not rows:
-        return Sheet("Masked weights", (), ())
+        return Table("Masked weights", (), ())
     levels = range(len(rows[0].kept))
     total = DensityRow("all", sum(row.entries for row in rows), tuple(sum(row.kept[k] for row in rows) for k in levels))
-    return Sheet(
+    return Table(
         f"Masked weights: {len(rows)}, by level the share that is kept",
         ("weight", ">entries", *(f">level {level}" for level in levels)),
         tuple(

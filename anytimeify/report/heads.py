@@ -9,10 +9,10 @@ from anytimeify.analysis.cost import cost, sizes
 from anytimeify.ir import Captured
 from anytimeify.ir.rewritten import Rewritten
 from anytimeify.passes.rewrites.project import project
-from anytimeify.report.tables import Sheet, shortened
+from anytimeify.report.tables import Table, shortened
 from anytimeify.taxonomy import Taxonomy
 
-__all__ = ["HeadRow", "head_rows", "head_sheet"]
+__all__ = ["HeadRow", "head_rows", "head_table"]
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ def head_rows(captured: Captured, rewritten: Rewritten, taxonomy: Taxonomy | Non
     return tuple(rows)
 
 
-def head_sheet(rows: Sequence[HeadRow]) -> Sheet:
+def head_table(rows: Sequence[HeadRow]) -> Table:
     """The rows as a table."""
-    return Sheet(
+    return Table(
         "Predictions",
         (">level", "granularity", ">classes", ">MACs", ">parameters", ""),
         tuple(

@@ -10,11 +10,12 @@ from typing import Protocol
 from anytimeify.analysis.axes import Axes
 from anytimeify.ir import Captured, Level
 from anytimeify.ir.rewritten import Rewritten
-from anytimeify.report.densities import DensityRow, density_rows, density_sheet
-from anytimeify.report.heads import HeadRow, head_rows, head_sheet
+from anytimeify.report.densities import DensityRow, density_rows, density_table
+from anytimeify.report.heads import HeadRow, head_rows, head_table
+from anytimeify.report.held import HeldRow, held_rows, held_table
 from anytimeify.report.plot import plot
-from anytimeify.report.rows import AxisRow, Place, Readers, axis_rows, axis_sheets, note_sheets, without_rule
-from anytimeify.report.tables import Sheet, Sheets, in_bytes, in_percent, shortened
+from anytimeify.report.rows import AxisRow, Place, Readers, axis_rows, axis_tables, note_tables, without_rule
+from anytimeify.report.tables import Table, Tables, in_bytes, in_percent, shortened
 from anytimeify.taxonomy import Taxonomy
 
 __all__ = ["LevelRow", "Report", "report"]
@@ -34,7 +35,7 @@ class LevelRow:
 
 
 @dataclass(frozen=True)
-class Report(Sheets):
+class Report(Tables):
     """An anytime model: levels with their cost, axis groups with sites, roles and pins, notes of the capture."""
 
     scheme: str
@@ -44,6 +45,7 @@ class Report(Sheets):
     without_rule: tuple[Place, ...]
     densities: tuple[DensityRow, ...] = ()
     heads: tuple[HeadRow, ...] = ()  # with a taxonomy
+    held: tuple[HeldRow, ...] = ()  # where the cheapest level costs its width or more
 
     def plot(self, path: str | os.PathLike[str], scores: Mapping[str, float] | None = None) -> None:
         """Draws the cost of every level and, with `scores` (accuracy from 0 to 1 by level name), accuracy against MACs.
@@ -56,8 +58,9 @@ class Report(Sheets):
     def title(self) -> str:
         return f"{self.scheme}: {len(self.levels)} levels"
 
-    def sheets(self, *, everything: bool) -> Iterator[Sheet]:
-        yield Sheet(
+    def tables(self, *, everything: bool) -> Iterator[Table]:
+        yield held_table(self.held, self.levels[0].share)
+        yield Table(
             "Levels",
             (">level", "name", ">MACs", ">share", ">parameters", ">activations", ""),
             tuple(
@@ -72,10 +75,10 @@ class Report(Sheets):
                 for row in self.levels
             ),
         )
-        yield head_sheet(self.heads)
-        yield density_sheet(self.densities)
-        yield from axis_sheets(self.axes, everything=everything)
-        yield from note_sheets(self.notes, self.without_rule)
+        yield head_table(self.heads)
+        yield density_table(self.densities)
+        yield from axis_tables(self.axes, everything=everything)
+        yield from note_tables(self.notes, self.without_rule)
 
 
 class _Net(Protocol):
@@ -104,18 +107,20 @@ def report(net: _Net) -> Report:
     # Of tensors that hold several members a level reads as many as it has, which says nothing of widths.
     readers = (
         []
-        if rewritten.stacks
+        if rewritten.stacked_parameters
         else [Readers(rewritten.program, level.index, rewritten.position(level.index)) for level in net.levels]
     )
+    rows = axis_rows(captured, net.axes, readers)
     return Report(
         scheme=str(net.scheme),
         levels=tuple(
             LevelRow(level.index, level.name, *level.cost, level.cost.macs / full, level.training_only)
             for level in net.levels
         ),
-        axes=axis_rows(captured, net.axes, readers),
+        axes=rows,
         notes=(*captured.notes, *rewritten.notes),
         without_rule=without_rule(net.axes),
         densities=density_rows(rewritten.program, len(net.levels)),
         heads=head_rows(captured, rewritten, net.taxonomy),
+        held=held_rows(captured, net.axes, rows, net.levels, rewritten.levels),
     )

@@ -12,10 +12,10 @@ from torch import fx
 
 from anytimeify.analysis.axes import Axes, AxisGroup, Pin
 from anytimeify.analysis.cost import macs_by_node, sizes
+from anytimeify.graph.traversal import ancestors
 from anytimeify.ir import Captured, Program, names
 from anytimeify.ir.node_meta import is_part, origin_of, type_of
-from anytimeify.passes.rewrites.project import ancestors
-from anytimeify.report.tables import Sheet
+from anytimeify.report.tables import Table
 from anytimeify.rules.factors import Factor, Product, flat, leaves
 from anytimeify.rules.op import name_of
 
@@ -24,9 +24,12 @@ __all__ = [
     "Place",
     "Readers",
     "axis_rows",
-    "axis_sheets",
-    "note_sheets",
+    "axis_tables",
+    "factors_of",
+    "macs_shares",
+    "note_tables",
     "pinned_macs",
+    "reason_of",
     "sizes",
     "without_rule",
 ]
@@ -61,8 +64,8 @@ class AxisRow:
 def axis_rows(captured: Captured, axes: Axes, readers: Sequence[Readers] = ()) -> tuple[AxisRow, ...]:
     """All axis groups in graph order, with what each of the `readers` keeps of them."""
     touched: dict[Factor, float] = {}
-    for node, share in _shares(captured).items():
-        for factor in _factors(node, axes):
+    for node, share in macs_shares(captured).items():
+        for factor in factors_of(node, axes):
             touched[factor] = touched.get(factor, 0.0) + share
     dims = {str(node.target): axes.dims[node] for node in captured.program.graph.find_nodes(op="get_attr")}
     return tuple(
@@ -121,16 +124,16 @@ def pinned_macs(captured: Captured, axes: Axes) -> tuple[tuple[Place, float], ..
     """The MACs that no width changes, by reason and operation; the place is that of the first."""
     narrowable = {group.factor for group in axes.narrowable}
     found: dict[tuple[str, str], tuple[Place, float]] = {}
-    for node, share in _shares(captured).items():
-        if _factors(node, axes) & narrowable:
+    for node, share in macs_shares(captured).items():
+        if factors_of(node, axes) & narrowable:
             continue
-        place = _place(_reason(node, axes))
+        place = reason_of(node, axes)
         first, total = found.get((place.reason, place.operation), (place, 0.0))
         found[place.reason, place.operation] = (first, total + share)
     return tuple(sorted(found.values(), key=lambda row: -row[1]))
 
 
-def _reason(node: fx.Node, axes: Axes) -> Pin:
+def reason_of(node: fx.Node, axes: Axes) -> Place:
     """Why an operation's axes are pinned: what is said of its parameters first, and of channels before positions."""
     parameters = [source for source in node.all_input_nodes if source.op == "get_attr"]
     pins = [
@@ -141,16 +144,17 @@ def _reason(node: fx.Node, axes: Axes) -> Pin:
         if leaf.pin is not None
     ]
     telling = [pin for pin in pins if pin.kind not in ("position", "batch", "input")]
-    return next(iter((*telling, *pins)), Pin("no axis is longer than 1"))
+    return _place(next(iter((*telling, *pins)), Pin("no axis is longer than 1")))
 
 
-def _shares(captured: Captured) -> dict[fx.Node, float]:
+def macs_shares(captured: Captured) -> dict[fx.Node, float]:
+    """The MACs of every operation as a part of those of the full network."""
     macs = macs_by_node(captured.program, captured.batch, *sizes(captured))
     total = sum(macs.values())
     return {node: count / total for node, count in macs.items()} if total else {}
 
 
-def _factors(node: fx.Node, axes: Axes) -> set[Factor]:
+def factors_of(node: fx.Node, axes: Axes) -> set[Factor]:
     """The factors of an operation's result and operands."""
     exprs = (expr for one in (node, *node.all_input_nodes) for expr in flat(axes.dims.get(one, ())))
     return {leaf for expr in exprs for leaf in leaves(expr)}
@@ -169,13 +173,13 @@ def without_rule(axes: Axes) -> tuple[Place, ...]:
 # How they are shown.
 
 
-def axis_sheets(rows: Sequence[AxisRow], *, everything: bool) -> Iterator[Sheet]:
+def axis_tables(rows: Sequence[AxisRow], *, everything: bool) -> Iterator[Table]:
     """Free axis groups by role, then pinned ones by reason; those that touch most MACs come first."""
     ordered = sorted(rows, key=lambda row: -row.share)
     for role in ("stream", "inner"):
         free = [row for row in ordered if row.pin is None and row.role == role]
         kept = bool(free) and bool(free[0].kept)
-        yield Sheet(
+        yield Table(
             f"Axis groups that may be narrowed, {role}: {len(free)}",
             (">groups", "axis", ">channels", ">unit", ">sites", ">of MACs, each", *(["kept"] if kept else [])),
             tuple(_axis_cells(same) for same in ([[row] for row in free] if everything else _alike(free))),
@@ -184,7 +188,7 @@ def axis_sheets(rows: Sequence[AxisRow], *, everything: bool) -> Iterator[Sheet]
     for row in ordered:
         if row.pin is not None:
             pinned.setdefault((row.pin.reason, row.pin.operation), []).append(row)
-    yield Sheet(
+    yield Table(
         f"Pinned axis groups: {sum(map(len, pinned.values()))}",
         (">groups", "why", "operation", "where", "such as"),
         tuple(
@@ -226,8 +230,8 @@ def _range(numbers: Sequence[float], form: str) -> str:
     return low if low == high else f"{low} - {high}"
 
 
-def note_sheets(notes: Sequence[str], unknown: Sequence[Place]) -> Iterator[Sheet]:
+def note_tables(notes: Sequence[str], unknown: Sequence[Place]) -> Iterator[Table]:
     """Operations without a rule, and what was lost or decided on the way."""
     rows = tuple((place.operation, place.origin) for place in unknown)
-    yield Sheet("Operations without a rule: the axes that they touch are pinned", ("operation", "where"), rows)
-    yield Sheet("Notes", ("note",), tuple((note,) for note in notes))
+    yield Table("Operations without a rule: the axes that they touch are pinned", ("operation", "where"), rows)
+    yield Table("Notes", ("note",), tuple((note,) for note in notes))

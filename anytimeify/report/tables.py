@@ -8,16 +8,16 @@ from dataclasses import asdict, dataclass
 from io import StringIO
 
 from rich.console import Console, Group, RenderableType
-from rich.table import Table
+from rich.table import Table as RichTable
 from rich.text import Text
 
-__all__ = ["Sheet", "Sheets", "in_bytes", "in_percent", "shortened"]
+__all__ = ["Table", "Tables", "in_bytes", "in_percent", "shortened"]
 
 _LINES = 16  # of one table on the screen
 
 
 @dataclass(frozen=True)
-class Sheet:
+class Table:
     """One table. Columns whose title starts with `>` are aligned to the right."""
 
     title: str
@@ -25,7 +25,7 @@ class Sheet:
     rows: tuple[tuple[str, ...], ...]
 
     def shown(self, lines: int) -> RenderableType:
-        table = Table(box=None, pad_edge=False)
+        table = RichTable(box=None, pad_edge=False)
         for column in self.columns:
             right = column.startswith(">")
             table.add_column(column.removeprefix(">"), justify="right" if right else "left", overflow="fold")
@@ -46,22 +46,22 @@ def _row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
 
-class Sheets:
+class Tables:
     """What prints as tables. Subclasses are dataclasses that give the title and the tables."""
 
     def title(self) -> str:
         """One line that says what this is about."""
         raise NotImplementedError
 
-    def sheets(self, *, everything: bool) -> Iterator[Sheet]:
+    def tables(self, *, everything: bool) -> Iterator[Table]:
         """The tables; where not everything is asked for, rows that are alike may be put together."""
         raise NotImplementedError
 
     def shown(self, *, everything: bool = False) -> RenderableType:
         """For `rich`: tables of at most a screen, or whole ones."""
-        sheets = [sheet for sheet in self.sheets(everything=everything) if sheet.rows]
-        lines = max((len(sheet.rows) for sheet in sheets), default=0) if everything else _LINES
-        return Group(Text(self.title(), "bold"), "", *(sheet.shown(lines) for sheet in sheets))
+        tables = [table for table in self.tables(everything=everything) if table.rows]
+        lines = max((len(table.rows) for table in tables), default=0) if everything else _LINES
+        return Group(Text(self.title(), "bold"), "", *(table.shown(lines) for table in tables))
 
     def __rich__(self) -> RenderableType:
         return self.shown()
@@ -73,8 +73,8 @@ class Sheets:
 
     def to_markdown(self) -> str:
         """Everything, as a Markdown document."""
-        sheets = [sheet.markdown() for sheet in self.sheets(everything=True) if sheet.rows]
-        return "\n".join([f"# {self.title()}\n", *sheets])
+        tables = [table.markdown() for table in self.tables(everything=True) if table.rows]
+        return "\n".join([f"# {self.title()}\n", *tables])
 
     def to_json(self) -> str:
         """Everything, as a JSON document whose keys are the fields."""

@@ -28,7 +28,7 @@ UNIT = Size(1)
 
 @dataclass(frozen=True)
 class Where:
-    """The node on whose account something is pinned, and the axes whose entries it puts in another order."""
+    """The node on whose account something is pinned, and the axes whose elements it puts in another order."""
 
     node: str = ""
     op: str = ""
@@ -184,7 +184,7 @@ def pin(expr: Expr, reason: Pin) -> None:
 
 
 def keep_order(expr: Expr, reason: Pin) -> None:
-    """The axis may be narrowed but its entries may not be permuted."""
+    """The axis may be narrowed but its elements may not be permuted."""
     for leaf in leaves(resolve(expr)):
         leaf.ordered = leaf.ordered or reason
 

@@ -51,7 +51,7 @@ def _grouped_mm(op: Op) -> Dims:
 
 
 def _cut_in_steps(op: Op, expr: Expr, step: int) -> None:
-    """Keep so many entries together: in (units step) the outer part is the one that is cut."""
+    """Keep so many elements together: in (units step) the outer part is the one that is cut."""
     size = factors.size_of(expr)
     if not Size(step).divides(size) or factors.split(expr, [size // Size(step), Size(step)], op.where) is None:
         op.pin(expr, f"cut in steps of {step} entries alone")

@@ -112,7 +112,7 @@ axis_rule(
 )
 
 
-# unbind, select: the dimension disappears, and its entries have fixed meanings
+# unbind, select: the dimension disappears, and its elements have fixed meanings
 def _unbind(op: Op) -> tuple[Dims, ...]:
     x, dim = op.axes(op["self"]), op.dim()
     op.pin(x[dim], "its entries are used one by one")
@@ -314,7 +314,7 @@ def _index_put(op: Op) -> Dims:
 axis_rule(aten("index_put.default"), _index_put, kind="gather", placed=_indexed)
 
 
-# a histogram counts all entries, whatever their place
+# a histogram counts all elements, whatever their place
 def _histogram(op: Op) -> Dims:
     op.mix(*op.axes(op["self"]))
     return (op.pinned(op.type().shape[0], "counts of values"),)

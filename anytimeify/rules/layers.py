@@ -13,6 +13,7 @@ from functools import cached_property
 
 from torch import fx
 
+from anytimeify.graph.traversal import ancestors, reachable
 from anytimeify.ir import Program, Size
 from anytimeify.ir.node_meta import packed_of, type_of
 from anytimeify.ir.schema import bound
@@ -68,22 +69,17 @@ class Layers:
 
     @cached_property
     def last(self) -> tuple[fx.Node, ...]:
-        """The heads: the last layers on every way to an output, behind norms, scaling, softmax and whatever else."""
-        return tuple(node for node in self._behind if node in self.weights)
+        """The heads: the last layers on every way to an output, after norms, scaling, softmax and whatever else."""
+        return tuple(node for node in self._from_last_layers if node in self.weights)
 
     @cached_property
-    def _behind(self) -> Mapping[fx.Node, None]:
+    def _from_last_layers(self) -> Mapping[fx.Node, None]:
         """The last layers, and all between them and the outputs."""
-        found: dict[fx.Node, None] = {}
-        waiting = list(self.program.outputs)
-        while waiting:
-            node = waiting.pop()
-            if node in found or node.op != "call_function" or node in self.constant or node in self._inside:
-                continue
-            found[node] = None
-            if node not in self.weights:
-                waiting.extend(node.all_input_nodes)
-        return found
+        return reachable(
+            self.program.outputs,
+            lambda node: () if node in self.weights else node.all_input_nodes,
+            stop=lambda node: node.op != "call_function" or node in self.constant or node in self._inside,
+        )
 
     @cached_property
     def _inside(self) -> Set[fx.Node]:
@@ -91,15 +87,9 @@ class Layers:
         prediction, though it is returned."""
         if not any(map(packed_of, self.program.outputs)):
             return set()
-        found: set[fx.Node] = set()
         trained = [node for node, own in self.weights.items() if any(map(self._trains, own))]
-        waiting = [source for node in trained for source in node.all_input_nodes if source not in self.constant]
-        while waiting:
-            node = waiting.pop()
-            if node not in found:
-                found.add(node)
-                waiting.extend(node.all_input_nodes)
-        return found
+        read = [source for node in trained for source in node.all_input_nodes if source not in self.constant]
+        return ancestors(read)
 
     def _trains(self, weight: fx.Node) -> bool:
         if weight.op == "get_attr":
@@ -110,7 +100,7 @@ class Layers:
     def head_operands(self) -> Set[fx.Node]:
         """What is computed from tensors alone, and read by heads and what follows them but norms, and by nothing else:
         the tensors of the heads, and calls on the way to them."""
-        readers = {node for node in self._behind if not has_kind(node, "norm")}
+        readers = {node for node in self._from_last_layers if not has_kind(node, "norm")}
         found: set[fx.Node] = set()
         for node in reversed(self.program.graph.nodes):
             own = node in self.constant and not isinstance(node.meta.get("type"), Size)

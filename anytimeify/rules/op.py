@@ -81,9 +81,9 @@ class Op:
         factors.pin(expr, Pin(reason, self.where, kind))
 
     def mix(self, *exprs: Expr) -> None:
-        """Say that an entry of a result may depend on every entry of these axes: they are contracted, reduced or
-        normalised over. Along all other axes an entry depends on its own entry alone, so that leading channels never
-        depend on later ones; notation says it of itself, functions have to."""
+        """Say that an element of a result may depend on every element of these axes: they are contracted, reduced or
+        normalised over. Along all other axes an element depends on its own element alone, so that leading channels
+        never depend on later ones; notation says it of itself, functions have to."""
         self.mixed.extend(exprs)
 
     def pinned(self, size: Size, reason: str = "made by an operation", kind: PinKind = "constant") -> Expr:

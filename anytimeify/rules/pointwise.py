@@ -161,7 +161,7 @@ def _like_other(op: Op) -> Dims:
 axis_rule(aten("expand_as.default"), _like_other, kind="expansion")
 
 
-# softmax normalises along its dimension: its entries compete, so leaving some out changes what it means
+# softmax normalises along its dimension: its elements compete, so leaving some out changes what it means
 def _softmax(op: Op) -> Dims:
     x = op.axes(op["self"])
     op.pin(x[op.dim()], "normalised over")

@@ -47,7 +47,7 @@ def _averaged(node: fx.Node, dim: int) -> dict[fx.Node, int] | None:
 axis_rule(aten("mean.dim"), _reduce, kind="reduction", sources=_averaged)
 
 
-# the index of an extremum names an entry, so the dimension is pinned; its value alone does not
+# the index of an extremum names an element, so the dimension is pinned; its value alone does not
 def _extremum(op: Op) -> Any:
     x: list[Expr] = list(op.axes(op["self"]))
     if op["dim"] is not None:

@@ -116,7 +116,7 @@ axis_rule(aten("reshape_as.default", "view_as.default"), _view_as, view=True, ki
 axis_rule(aten("unsqueeze.default", "squeeze.dim", "squeeze.dims"), _view, view=True, kind="reshape")
 
 
-# squeezing whatever is of size one would also squeeze an axis that a width has left one entry of
+# squeezing whatever is of size one would also squeeze an axis that a width has left one element of
 def _squeezed(r: Resize) -> Call:
     shape = r.arguments["self"].meta["type"].shape
     dims = [dim for dim, size in enumerate(shape) if size == Size(1)]
@@ -170,7 +170,7 @@ axis_rule(
 axis_rule(aten("movedim", "moveaxis"), _movedim, view=True, kind="permutation")
 
 
-# expand makes axes that have one entry long: their length is open, and follows whatever they meet
+# expand makes axes that have one element long: their length is open, and follows whatever they meet
 def _expand(op: Op) -> Dims:
     x, shape = op.axes(op["self"]), op.type().shape
     lead = len(shape) - len(x)

@@ -199,10 +199,10 @@ def axis_rule(
         besides: members of an ensemble are another index. A function of the node where arguments decide.
     triangular: a function of the node that gives the call of an operation of ours which leaves out what a
         block-triangular weight does not have.
-    placed: a function of the node that gives the dimensions of the first operand whose entries are told apart by where
+    placed: a function of the node that gives the dimensions of the first operand whose elements are told apart by where
         they stand, though the result has them too; where not given, the argument `dim`.
     sources: a function of the node and a dimension of its result that says in which operands, and which dimension of
-        each, the same entries lie; None where they do not, or where they are not all in one place.
+        each, the same elements lie; None where they do not, or where they are not all in one place.
     module: the modules that compute it, the first that fits is taken.
 
     What is registered outside of this package may be registered again, as when a notebook's cell runs twice. Raises

@@ -29,7 +29,7 @@ def _fixed(line: str) -> Infer:
 
 
 def _macs(node: fx.Node) -> Size:
-    """Every entry of the weight that exists meets every position of the result."""
+    """Every element of the weight that exists meets every position of the result."""
     values: dict[str, Any] = bound(node)
     weight, result = values["weight"].meta["type"].shape, node.meta["type"].shape
     height, width = weight[0].coefficient, weight[1].coefficient

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from anytimeify.codegen.call_signature import Calling
+from anytimeify.codegen.call_signature import CallSignature
 from anytimeify.errors import BudgetError, refusing
 from anytimeify.ir import Captured, Level
 from anytimeify.ir.node_meta import type_of
@@ -197,7 +197,7 @@ def measure_latency(
 def latency(
     level: fx.GraphModule,
     captured: Captured,
-    calling: Calling,
+    call_signature: CallSignature,
     *,
     device: torch.device,
     dtype: torch.dtype,
@@ -207,7 +207,7 @@ def latency(
     """Median milliseconds of one batch through the extract of a level, made of the example inputs."""
     inputs = example_batch(captured, batch_size)
     moved = tuple(x.to(device, dtype) if x.is_floating_point() else x.to(device) for x in inputs)
-    args, kwargs = calling.arguments(moved, captured.signature)
+    args, kwargs = call_signature.arguments(moved, captured.signature)
     return measure_latency(level.to(device), args, kwargs, device=device, seconds=seconds)
 
 

@@ -1,4 +1,4 @@
-"""What runs: a rewritten network in lifted form, one graph for all of its levels and one for each, and their costs."""
+"""What runs: a rewritten network as modules, one graph for all of its levels and one for each, and their costs."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from torch import Tensor, fx, nn
 from anytimeify.analysis.axes import Axes
 from anytimeify.analysis.cost import cost, sizes
 from anytimeify.analysis.mask_density import recount
-from anytimeify.codegen.call_signature import Calling
-from anytimeify.codegen.prefix_slices import take_parts_together
+from anytimeify.codegen.call_signature import CallSignature
+from anytimeify.codegen.prefix_slices import take_prefixes_together
 from anytimeify.codegen.recompute import recomputing, share
-from anytimeify.codegen.to_modules import backbone_name, lift
+from anytimeify.codegen.to_modules import backbone_name, to_modules
 from anytimeify.early_exit.running import Link, links, run
+from anytimeify.graph.traversal import ancestors
 from anytimeify.ir import Captured, Level, Outputs, Program, Structure, names
 from anytimeify.ir.node_meta import renamed_of
 from anytimeify.ir.rewritten import Output, Rewritten
 from anytimeify.passes.options import Options
 from anytimeify.passes.rewrites.evaluate import evaluate
-from anytimeify.passes.rewrites.project import ancestors, project
+from anytimeify.passes.rewrites.project import project
 from anytimeify.passes.rewrites.resume import steps
 from anytimeify.passes.scheme import Scheme
 from anytimeify.runtime.definition import Definition
@@ -67,7 +68,7 @@ class Compiled:
 
     definition: Definition
     levels: tuple[Level, ...]
-    calling: Calling
+    call_signature: CallSignature
     network: fx.GraphModule  # gives every output of the rewritten program
     graphs: tuple[fx.GraphModule, ...]  # the joint one, then that of each level alone
     layout: Layout
@@ -86,9 +87,9 @@ class Compiled:
             *(_only(network.graph, nodes[rewritten.form("alone", level)]) for level in range(len(levels))),
         ]
         graphs = tuple(_view(definition, network, graph) for graph in views)
-        calling, layout = Calling.of(definition.captured), _layout(rewritten)
+        call_signature, layout = CallSignature.of(definition.captured), _layout(rewritten)
         forms = _forms(definition, network, nodes) if rewritten.results is not None else None
-        return Compiled(definition, levels, calling, network, graphs, layout, forms, renamed)
+        return Compiled(definition, levels, call_signature, network, graphs, layout, forms, renamed)
 
     def graph(self, level: int, granularity: int | None = None) -> fx.GraphModule:
         """A level alone: the granularity that it serves, or another that it has."""
@@ -132,7 +133,7 @@ class Compiled:
         return replace(self, definition=replace(definition, rewritten=rewritten), levels=levels)
 
     def replaced(self, owner: nn.Module, definition: Definition, graph: fx.Graph) -> Compiled:
-        """Another network in lifted form over the dictionaries of `owner`."""
+        """Another network as modules over the dictionaries of `owner`."""
         levels = _levels(definition.captured, definition.rewritten)
         return Compiled.of(definition, sharing(owner, graph), self.renamed, levels)
 
@@ -144,8 +145,8 @@ class Compiled:
 
 
 def compiled(captured: Captured, axes: Axes, scheme: Scheme, rewritten: Rewritten, options: Options) -> Compiled:
-    """A rewritten network in lifted form, with its views and costs. The modules hold the program's own tensors."""
-    network = lift(rewritten.program)
+    """A rewritten network as modules, with its views and costs. The modules hold the program's own tensors."""
+    network = to_modules(rewritten.program)
     _register_missing(network, captured.program)
     freeze_unread(rewritten.program)
     renamed = dict(renamed_of(network))
@@ -171,7 +172,7 @@ def freeze_unread(program: Program) -> None:
 
 
 def sharing(owner: nn.Module, graph: fx.Graph) -> fx.GraphModule:
-    """A lifted graph that runs over the dictionaries of `owner`."""
+    """A graph of modules that runs over the dictionaries of `owner`."""
     module: fx.GraphModule = share(owner, fx.GraphModule(share(owner, nn.Module()), graph))
     return module
 
@@ -240,8 +241,8 @@ def _layout(rewritten: Rewritten) -> Layout:
 
 
 def _view(definition: Definition, network: nn.Module, graph: fx.Graph) -> fx.GraphModule:
-    """A graph of lifted nodes, as it runs."""
-    take_parts_together(graph, share(network, nn.Module()))
+    """A graph of nodes that call modules, as it runs."""
+    take_prefixes_together(graph, share(network, nn.Module()))
     return recomputing(graph, network) if definition.options.checkpoint else sharing(network, graph)
 
 
@@ -254,7 +255,7 @@ def _outputs(graph: fx.Graph) -> tuple[fx.Node, ...]:
 
 
 def _only(graph: fx.Graph, output: fx.Node | Sequence[fx.Node]) -> fx.Graph:
-    """A lifted graph that returns one tensor of the whole one, or a tuple of some; placeholders all stay."""
+    """A graph of modules that returns one tensor of the whole one, or a tuple of some; placeholders all stay."""
     needed = ancestors([output] if isinstance(output, fx.Node) else output)
     result = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}

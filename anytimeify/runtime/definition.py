@@ -44,7 +44,7 @@ class Definition:
     ) -> Definition:
         """`owned`: the tensors of the model, by name."""
         return Definition(
-            replace(captured, program=_without_data(captured.program, owned), fresh=None),
+            replace(captured, program=_without_data(captured.program, owned), reinitialised=None),
             axes,
             scheme,
             replace(rewritten, program=_without_data(rewritten.program, owned)),
@@ -55,7 +55,7 @@ class Definition:
 
     def stacked(self) -> Mapping[str, Size]:
         """The backbone's shapes of the tensors that hold those of several members."""
-        return {name: self.captured.program.tensors[name].shape for name in self.rewritten.stacks}
+        return {name: self.captured.program.tensors[name].shape for name in self.rewritten.stacked_parameters}
 
     def captured_with(self, tensors: Mapping[str, Tensor]) -> Captured:
         """The backbone as `axes` know it: where tensors have been cast, types say the precision before."""
@@ -63,7 +63,7 @@ class Definition:
         parts: dict[int, Tensor] = {}  # tied stacks have tied parts
         own = {
             name: parts.setdefault(id(tensor), first_member(tensor, shapes[name]))
-            if name in self.rewritten.stacks
+            if name in self.rewritten.stacked_parameters
             else tensor
             for name, tensor in tensors.items()
             if name in shapes

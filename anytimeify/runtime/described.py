@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, fx
 
 from anytimeify.analysis.axes import Axes
-from anytimeify.codegen.call_signature import Calling
+from anytimeify.codegen.call_signature import CallSignature
 from anytimeify.ir import Captured, Level, Results
 from anytimeify.ir.rewritten import Rewritten
 from anytimeify.operators.modules import Watched
@@ -109,10 +109,10 @@ class Described(Watched):
         return self._definition.rewritten_with(self.tensors())
 
     @property
-    def calling(self) -> Calling:
-        return self._compiled.calling
+    def call_signature(self) -> CallSignature:
+        return self._compiled.call_signature
 
     @property
     def graphs(self) -> tuple[fx.GraphModule, ...]:
-        """The joint graph, then the graph of each level, as they run: in lifted form, with flat inputs."""
+        """The joint graph, then the graph of each level, as they run: as modules, with flat inputs."""
         return self._compiled.graphs

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from anytimeify.codegen.call_signature import batch_arguments
 from anytimeify.errors import ArgumentError, ArgumentValueError
-from anytimeify.report.tables import Sheet, Sheets, in_percent
+from anytimeify.report.tables import Table, Tables, in_percent
 from anytimeify.runtime.level_names import LevelName, find_level
 from anytimeify.runtime.model import AnytimeModel
 
@@ -35,7 +35,7 @@ class AccuracyRow:
 
 
 @dataclass(frozen=True)
-class Accuracies(Sheets):
+class Accuracies(Tables):
     """Accuracies from 0 to 1, over `samples` labels."""
 
     rows: tuple[AccuracyRow, ...]
@@ -58,11 +58,11 @@ class Accuracies(Sheets):
     def title(self) -> str:
         return f"Accuracy over {self.samples:,} labels"
 
-    def sheets(self, *, everything: bool) -> Iterator[Sheet]:
+    def tables(self, *, everything: bool) -> Iterator[Table]:
         kinds = list(dict.fromkeys((row.granularity, row.head) for row in self.rows))
         levels = dict.fromkeys((row.level, row.name) for row in self.rows)
         known = {(row.level, row.granularity, row.head): in_percent(row.accuracy) for row in self.rows}
-        yield Sheet(
+        yield Table(
             "Levels",
             (">level", "name", *(f">{one if one == head else f'{one} of {head}'}" for one, head in kinds)),
             tuple((str(level), name, *(known.get((level, *kind), "") for kind in kinds)) for level, name in levels),
@@ -107,7 +107,7 @@ def _run(net: AnytimeModel, batch: Any) -> tuple[Any, Any]:
         raise ArgumentError("a batch is expected to be the inputs, then the target: (inputs, target)")
     *inputs, target = batch
     given = inputs[0] if len(inputs) == 1 else tuple(inputs)
-    args, kwargs = batch_arguments(given, len(net.calling.parameters))
+    args, kwargs = batch_arguments(given, len(net.call_signature.parameters))
     return net(*args, **kwargs), target
 
 

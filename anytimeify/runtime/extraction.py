@@ -13,8 +13,8 @@ from dataclasses import replace
 
 from torch import fx
 
-from anytimeify.codegen.call_signature import Calling
-from anytimeify.codegen.to_modules import lift
+from anytimeify.codegen.call_signature import CallSignature
+from anytimeify.codegen.to_modules import to_modules
 from anytimeify.contract.pass_manager import rewrite
 from anytimeify.ir import Program, Structure, names
 from anytimeify.passes.rewrites.cut_blocks import cut_blocks
@@ -29,7 +29,7 @@ __all__ = ["as_module", "extract", "small_program"]
 def extract(
     program: Program,
     index: int,
-    calling: Calling,
+    call_signature: CallSignature,
     *,
     positions: Sequence[int] | None = None,
     structure: Structure | None = None,
@@ -39,14 +39,14 @@ def extract(
     """Level `index`, the outputs at `positions`, as a plain `fx.GraphModule` in eval mode that owns its tensors. It
     returns the one output, or the outputs in a `structure`.
 
-    1. keep those outputs alone, as eval mode computes it; 2. turn parameter views into small parameters; 3. give private
-    parameters and nodes of the level the backbone's names; 4. if asked, merge batch norms, and evaluate what else
-    depends on parameters; 5. unless `dense`, cut triangular layers into the blocks that they have; 6. lift in inference
-    form; 7. call it like the backbone. Running the result needs torch and nothing else.
+    1. keep those outputs alone, as eval mode computes them; 2. turn parameter views into small parameters; 3. give
+    private parameters and nodes of the level the backbone's names; 4. if asked, merge batch norms, and evaluate what else
+    depends on parameters; 5. unless `dense`, cut triangular layers into the blocks that they have; 6. turn into modules
+    in inference form; 7. call it like the backbone. Running the result needs torch and nothing else.
     """
     small = small_program(program, index, positions, computed=merge_batch_norms)
     small = fold_batch_norms(small) if merge_batch_norms else small
-    return as_module(small if dense else cut_blocks(small), calling, structure)
+    return as_module(small if dense else cut_blocks(small), call_signature, structure)
 
 
 @rewrite("extract")
@@ -58,9 +58,9 @@ def small_program(
     return _with_backbone_names(_with_counters(fold(alone, computed=computed), program), index)
 
 
-def as_module(program: Program, calling: Calling, structure: Structure | None = None) -> fx.GraphModule:
+def as_module(program: Program, call_signature: CallSignature, structure: Structure | None = None) -> fx.GraphModule:
     """Steps 6 and 7."""
-    module = calling.call_like_backbone(lift(program, training=False), structure)
+    module = call_signature.call_like_backbone(to_modules(program, training=False), structure)
     for node in module.graph.nodes:
         node.meta.clear()  # types of ours, which a copy or a pickle of the graph would drag along
     return module.eval()

@@ -28,7 +28,7 @@ def refresh(net: AnytimeModel) -> float:
     """Makes every mask anew from the weights as they are now, in place; costs of the levels follow.
 
     Masks nest afterwards as before. Call it too when weights of a backbone alone have been loaded, whose checkpoint
-    says nothing of masks. Returns the share of the masked entries, over all levels, of which the masks think otherwise
+    says nothing of masks. Returns the share of the masked elements, over all levels, of which the masks think otherwise
     now. `ArgumentError` for a model of another scheme.
     """
     scheme = _scheme(net)
@@ -42,7 +42,7 @@ def refresh(net: AnytimeModel) -> float:
 
 
 def densities(net: AnytimeModel) -> Densities:
-    """How many entries of every masked weight each level keeps; prints as a table. `ArgumentError` for a model of
+    """How many elements of every masked weight each level keeps; prints as a table. `ArgumentError` for a model of
     another scheme."""
     _scheme(net)
     names = tuple(level.name for level in net.levels)

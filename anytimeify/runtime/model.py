@@ -62,7 +62,7 @@ class AnytimeModel(Described):
         rewritten = compiled.definition.rewritten
         if compiled.renamed:
             keep_state_dict_names(self, dict(compiled.renamed))
-        if rewritten.stacks:
+        if rewritten.stacked_parameters:
             accept_backbones(self, lambda net: net._compiled.definition.stacked())
         if any(masks(rewritten.program)):
             self.register_load_state_dict_post_hook(_recount)  # type: ignore[no-untyped-call]  # of torch
@@ -141,7 +141,7 @@ class AnytimeModel(Described):
         if self._watch.changed and not torch.compiler.is_compiling():
             check_shapes(self._definition, self.tensors())
             self._watch.changed = False
-        inputs = self.calling.flat(args, kwargs)
+        inputs = self.call_signature.flat(args, kwargs)
         if level is None:
             if granularity is not None:
                 raise ArgumentError("granularity is given without level: all levels give all that they have")
@@ -157,7 +157,7 @@ class AnytimeModel(Described):
         return self.graph(index, granularity)(*inputs)
 
     def graph(self, level: LevelName, granularity: int | str | None = None) -> fx.GraphModule:
-        """The graph of one level as it runs, in lifted form, with flat inputs: the granularity that it serves, or
+        """The graph of one level as it runs, as modules, with flat inputs: the granularity that it serves, or
         another one that it has."""
         index = self._index(level)
         if granularity is None:
@@ -175,7 +175,7 @@ class AnytimeModel(Described):
 
         Where the model is `resumable`, each step computes only what the steps before it did not."""
         if self.resumable:
-            yield from self._compiled.stream(self.calling.flat(args, kwargs))
+            yield from self._compiled.stream(self.call_signature.flat(args, kwargs))
             return
         for level in self.levels:
             if not level.training_only:
@@ -213,7 +213,7 @@ class AnytimeModel(Described):
             dtype = next((t.dtype for t in self.parameters() if t.is_floating_point()), torch.get_default_dtype())
             module, captured = self.extract(index), self._definition.captured
             self._latencies[key] = budgets.latency(
-                module, captured, self.calling, device=where, dtype=dtype, batch_size=batch_size, seconds=seconds
+                module, captured, self.call_signature, device=where, dtype=dtype, batch_size=batch_size, seconds=seconds
             )
         return self._latencies[key]
 
@@ -240,7 +240,7 @@ class AnytimeModel(Described):
         return extraction.extract(
             rewritten.program,
             index,
-            self.calling,
+            self.call_signature,
             positions=rewritten.positions(index, wanted),
             structure=None if rewritten.results is None else rewritten.results.evaluation,
             merge_batch_norms=fold,
@@ -286,11 +286,11 @@ class AnytimeModel(Described):
         # Members of a stack have statistics of their own, whoever reads them in parts; and where levels nest in one
         # pass, those of a channel are the same at every level.
         rewritten = self._definition.rewritten
-        apart = rewritten.stacks or not self.exact
+        apart = rewritten.stacked_parameters or not self.exact
         calls = any(isinstance(module, BatchNormCall) for module in self.modules())
         shared = not apart and (calls or rewritten.shared_norms)
         level = self.full if shared else None
-        count = len(self.calling.parameters)
+        count = len(self.call_signature.parameters)
 
         def forward(batch: Any) -> None:
             args, kwargs = batch_arguments(batch, count)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from anytimeify.analysis.axes import Axes, analyse
-from anytimeify.codegen.to_modules import backbone_name, lift
+from anytimeify.codegen.to_modules import backbone_name, to_modules
 from anytimeify.errors import ArgumentValueError, SchemeError
 from anytimeify.ir import Captured, names
 from anytimeify.ir.node_meta import renamed_of, type_of
@@ -55,7 +55,7 @@ def new_heads(module: nn.Module, compiled: Compiled, live: Mapping[str, Tensor],
     tensors = {name: tensor if name in new else before.get(name, tensor) for name, tensor in found.items()}
     check_shapes(definition, {name: tensor for name, tensor in live.items() if name not in new})
     rewritten = replace(rewritten, program=replace(rewritten.program, tensors=tensors))
-    network = lift(rewritten.program)
+    network = to_modules(rewritten.program)
     freeze_unread(rewritten.program)
     for path, part in list(network.named_modules()):
         _install(module, path, part, _own(network, path, part) & new)

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from anytimeify.codegen.call_signature import batch_arguments
 from anytimeify.codegen.recompute import recomputing
-from anytimeify.codegen.to_modules import lift
+from anytimeify.codegen.to_modules import to_modules
 from anytimeify.contract.pass_manager import run_pass
 from anytimeify.errors import SchemeError
 from anytimeify.ir import Outputs, Program
@@ -85,14 +85,14 @@ class SandwichSampler(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Outputs:
         self.widths = self.draw()
-        inputs = self.net.calling.flat(args, kwargs)
+        inputs = self.net.call_signature.flat(args, kwargs)
         self._drop_stale_graphs()
         return Outputs(tuple(self._run(width, inputs) for width in self.widths))
 
     def run_at(self, width: float, *args: Any, **kwargs: Any) -> Tensor:
         """The prediction at one width, in the network's own mode and with its own parameters."""
         self._drop_stale_graphs()
-        return self._run(width, self.net.calling.flat(args, kwargs))
+        return self._run(width, self.net.call_signature.flat(args, kwargs))
 
     def net_at(self, width: float, *, batches: Iterable[Any] | None = None, fold: bool = False) -> fx.GraphModule:
         """The network at one width as a standalone module, as `AnytimeModel.extract` makes them.
@@ -103,15 +103,15 @@ class SandwichSampler(nn.Module):
         program, index = self._program(width)
         small = extraction.small_program(program, index)
         if batches is not None:
-            count = len(self.net.calling.parameters)
-            module = extraction.as_module(small, self.net.calling)
+            count = len(self.net.call_signature.parameters)
+            module = extraction.as_module(small, self.net.call_signature)
 
             def forward(batch: Any) -> None:
                 args, kwargs = batch_arguments(batch, count)
                 module(*args, **kwargs)
 
             calibrate(module, batches, forward)  # writes into the tensors of `small`, which the module holds
-        return extraction.as_module(fold_batch_norms(small) if fold else small, self.net.calling)
+        return extraction.as_module(fold_batch_norms(small) if fold else small, self.net.call_signature)
 
     def _run(self, width: float, inputs: tuple[Tensor, ...]) -> Tensor:
         key = self._channels(width)
@@ -119,7 +119,7 @@ class SandwichSampler(nn.Module):
             result: Tensor = self.net.graphs[1 + self.net.full](*inputs)
             return result
         if key not in self._graphs:
-            lifted = lift(project(*self._kept(width)))
+            lifted = to_modules(project(*self._kept(width)))
             self._graphs[key] = recomputing(lifted.graph, lifted) if self.net.checkpoint else lifted
             while len(self._graphs) > self.cache:
                 self._graphs.popitem(last=False)

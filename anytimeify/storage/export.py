@@ -75,7 +75,9 @@ def export_onnx(
     """Writes an ONNX model, compared with torch in onnxruntime. Needs the extra `onnx`; raises as `export_pt2` does.
 
     Where the module returns several tensors, they are called as in the structure: `logits`, `hidden_states_0`, or
-    `output_1` of a tuple. Constants among them are left out. Weights of more than 1 GiB go into a second file beside it, `NAME.data`.
+    `output_1` of a tuple. Constants among them are left out.
+
+    Weights of more than 1 GiB go into a second file beside it, `NAME.data`.
     """
     require("onnx")
     with new_file(path) as temporary, quiet():

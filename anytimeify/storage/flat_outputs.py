@@ -27,7 +27,7 @@ def flat_outputs(program: ExportedProgram) -> list[str] | None:
     A tensor that stands at several places, and an input, is returned as a copy: files have one name for each."""
     spec = program.call_spec.out_spec
     node = program.graph.output_node()
-    pairs = list(zip(node.args[0], program.graph_signature.output_specs, strict=True))  # type: ignore[arg-type]  # the exporter: one tuple
+    pairs = list(zip(node.args[0], program.graph_signature.output_specs, strict=True))
     given = [result for result, kind in pairs if kind.kind is OutputKind.USER_OUTPUT]
     if spec == flatten(0)[1]:
         return None
@@ -43,7 +43,7 @@ def flat_outputs(program: ExportedProgram) -> list[str] | None:
         kept.append((own, OutputSpec(kind.kind, TensorArgument(own.name), kind.target)))
     node.args = (tuple(own for own, _ in kept),)
     program.graph_signature.output_specs[:] = [kind for _, kind in kept]
-    program.module_call_graph[0].signature.out_spec = flatten(tuple(range(len(called))))[1]  # type: ignore[union-attr]  # of the whole program
+    program.module_call_graph[0].signature.out_spec = flatten(tuple(range(len(called))))[1]
     program.graph_module.recompile()
     inputs = {str(one.target) for one in program.graph.find_nodes(op="placeholder")}
     return [_free(called[place], inputs) for place in sorted(called)]

@@ -115,8 +115,8 @@ def _open(source: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     found = document.get("format")
     if type(found) is not int or found not in (*_BEFORE, FORMAT, WITH_RESULTS):
         raise ArtifactError(
-            f"{source} has format {found!r}, this version of anytimeify reads format {WITH_RESULTS} and those before: load "
-            "it with the version that wrote it, or a newer one"
+            f"{source} has format {found!r}, this version of anytimeify reads format {WITH_RESULTS} and those before: "
+            "load it with the version that wrote it, or a newer one"
         )
     return document, tensors
 

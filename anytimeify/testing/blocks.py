@@ -53,7 +53,7 @@ class State:
 @dataclass(frozen=True)
 class Block:
     """`grouped`: the block has a grouped layer or group norm on the stream, which then keeps whole groups.
-    `repeats`: how many entries per channel the block reads somewhere (pixel shuffles)."""
+    `repeats`: how many elements per channel the block reads somewhere (pixel shuffles)."""
 
     @property
     def grouped(self) -> bool:
@@ -258,7 +258,7 @@ class Pyramid(Block):
 
 @dataclass(frozen=True)
 class SpaceToDepth(Block):
-    """Pixels to channels, a convolution, and back; four entries per channel in between."""
+    """Pixels to channels, a convolution, and back; four elements per channel in between."""
 
     @property
     def repeats(self) -> int:

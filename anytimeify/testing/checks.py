@@ -59,7 +59,7 @@ def assert_full_equals_backbone(
     if same_weights:
         own = model.state_dict()
         found = {
-            name: first_member(tensor, own[name].shape) if name in net.rewritten.stacks else tensor
+            name: first_member(tensor, own[name].shape) if name in net.rewritten.stacked_parameters else tensor
             for name, tensor in net.state_dict().items()
         }
         _assert_same_tensors(own, found, "the backbone", "the anytime model")
@@ -202,7 +202,7 @@ def given_inputs(net: AnytimeModel, inputs: Inputs) -> tuple[Any, ...]:
     if inputs is not None:
         return tuple(inputs)
     captured = net.captured
-    args, kwargs = net.calling.arguments(captured.example_inputs, captured.signature)
+    args, kwargs = net.call_signature.arguments(captured.example_inputs, captured.signature)
     assert not kwargs, "the backbone is called with keywords: give the inputs of the check by position"
     return args
 

@@ -30,8 +30,8 @@ def found_costs(net: AnytimeModel, level: int | Level) -> Found:
     """The extract of a level is run on one sample (or on the batch that it insists on) under `FlopCounterMode`, half of
     whose operations are multiply-accumulates; tied parameters count once.
 
-    Where weights are masked, as by `NestedWeights`, extracts are dense: then entries count that are not zero, and of a
-    layer's operations the share that its entries have.
+    Where weights are masked, as by `NestedWeights`, extracts are dense: then elements count that are not zero, and of a
+    layer's operations the share that its elements have.
     """
     captured, sparse = net.captured, any(masks(net.rewritten.program))
     if sparse:
@@ -39,7 +39,7 @@ def found_costs(net: AnytimeModel, level: int | Level) -> Found:
         for parameter in net.parameters():
             parameter.data = torch.randn_like(parameter)  # no zeros but those of masks
     small, inputs = net.extract(level), example_batch(captured, 1)
-    args, kwargs = net.calling.arguments(inputs, captured.signature)
+    args, kwargs = net.call_signature.arguments(inputs, captured.signature)
     names = [str(node.target) for node in small.graph.find_nodes(op="placeholder")]
     counter = _Counter(small, sparse)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # torch counts attention where it runs as products

@@ -224,7 +224,7 @@ def backbones(draw: st.DrawFn, max_stages: int = 3, max_blocks: int = 2) -> Back
 
 
 def _after(entry: e.Entry, side: int, tokens: int) -> tuple[int, int]:
-    """The side and the number of tokens behind an entry."""
+    """The side and the number of tokens after an entry."""
     if isinstance(entry, e.Patches):
         side //= entry.patch
         return side, side**2 + entry.class_token

@@ -48,7 +48,7 @@ class Part:
     Fields
         terms: the summands by name; none where a level has no objective (a consensus that averages), and then there is
             nothing to go backward from.
-        update: whether the parameters are changed behind it.
+        update: whether the parameters are changed after it.
     """
 
     terms: Mapping[str, Tensor]
@@ -94,7 +94,7 @@ class Order(ABC):
         Parameters
             inputs: a tensor, a tuple of positional or a mapping of keyword arguments of the model.
             target: as the loss wants it.
-            optimizer: has `step()` and `zero_grad()`; gradients are none behind every update, and should be at the
+            optimizer: has `step()` and `zero_grad()`; gradients are none after every update, and should be at the
                 start.
             loss: in place of the model's own.
             generator: what levels are drawn with, on the CPU; the global one by default.
@@ -147,7 +147,7 @@ class OneAfterTheOther(Order):
     """Level after level, cheapest first, each in a pass of its own through the level alone.
 
     Fields
-        update: `"each"`: the parameters are updated behind every level, which makes as many steps of the optimiser as
+        update: `"each"`: the parameters are updated after every level, which makes as many steps of the optimiser as
             there are levels, and the next level is run with the new ones; nothing is frozen (how Kim et al. 2018 train
             NestedNet on ImageNet). `"accumulate"`: gradients are added up for one update, that of `Together` with less
             memory (how Lee and Shin 2018 train I-ResNeXt).

@@ -20,8 +20,8 @@ from torch.export import ExportedProgram
 
 from anytimeify._torch import flatten
 from anytimeify.capture.compare import buffers_kept, difference, randomness, seeded, tolerance
-from anytimeify.codegen.call_signature import Calling
-from anytimeify.codegen.to_modules import lift
+from anytimeify.codegen.call_signature import CallSignature
+from anytimeify.codegen.to_modules import to_modules
 from anytimeify.errors import AnytimeWarning, VerificationError
 from anytimeify.ir import Captured, Program, TensorType, names
 from anytimeify.ir.node_meta import origin_of, type_of
@@ -59,8 +59,12 @@ def verify(
     with _evaluating(net), torch.no_grad():
         args, kwargs = _call(net, inputs)
         outputs = net(*args, **kwargs)
-        levels = clone(tuple(tensors(outputs.results[index] if outputs.results else given)
-                             for index, given in enumerate(outputs.levels)))
+        levels = clone(
+            tuple(
+                tensors(outputs.results[index] if outputs.results else given)
+                for index, given in enumerate(outputs.levels)
+            )
+        )
         for place, (model, reference) in enumerate(zip(models, references, strict=True)):
             backbone = _eval_form(model)
             if backbone is not None and net.exact:
@@ -136,7 +140,8 @@ def _check_other_batch(net: AnytimeModel, place: int, model: nn.Module) -> None:
 
 
 def _check_other_inputs(net: AnytimeModel, model: nn.Module) -> None:
-    """What is the backbone on other inputs, against the backbone: the first tensor of each. Warns of what the backbone does not take."""
+    """What is the backbone on other inputs, against the backbone: the first tensor of each. Warns of what the backbone
+    does not take."""
     captured = net.captured
     for name, program, inputs in net.scheme.on_other_inputs(captured, net.axes):
         try:
@@ -149,7 +154,7 @@ def _check_other_inputs(net: AnytimeModel, model: nn.Module) -> None:
                 stacklevel=4,
             )
             continue
-        small = lift(program, training=False)
+        small = to_modules(program, training=False)
         found = small(*clone(captured.example_inputs))
         if _agree(reference, found):
             continue
@@ -207,7 +212,7 @@ def _check_full(
             f"inputs: {_FIXED_BATCH}"
         )
     kept = [place] if captured.results is None else captured.results.evaluation.outputs
-    source = lift(project(captured.program, kept), training=False)
+    source = to_modules(project(captured.program, kept), training=False)
     whole = net.graph_of(level, _finest(net))
     node = _first_difference(source, captured.example_inputs, whole, captured.example_inputs)
     if node is None:
@@ -317,7 +322,7 @@ def _run_level(
 
 
 def _run_backbone(model: nn.Module, captured: Captured, inputs: tuple[Tensor, ...]) -> list[Tensor]:
-    args, kwargs = Calling.of(captured).arguments(clone(inputs), captured.signature)
+    args, kwargs = CallSignature.of(captured).arguments(clone(inputs), captured.signature)
     with _evaluating(model), buffers_kept(model), seeded():
         leaves = flatten(model(*args, **kwargs))[0]
     return tensors(leaves if captured.results is not None else leaves[captured.signature.prediction])
@@ -341,4 +346,4 @@ def _where(net: AnytimeModel, name: str | None) -> str:
 
 
 def _call(net: AnytimeModel, inputs: tuple[Tensor, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    return net.calling.arguments(clone(inputs), net.captured.signature)
+    return net.call_signature.arguments(clone(inputs), net.captured.signature)

@@ -25,7 +25,7 @@ from anytimeify.capture.compare import buffers_kept, difference, plain_attribute
 from anytimeify.capture.custom_derivatives import direct_checkpoints
 from anytimeify.capture.modes import in_mode
 from anytimeify.capture.training_form import trains
-from anytimeify.codegen.call_signature import Calling
+from anytimeify.codegen.call_signature import CallSignature
 from anytimeify.codegen.stacked_parameters import first_member
 from anytimeify.errors import AnytimeWarning, VerificationError
 from anytimeify.ir import PAIR, Captured, names
@@ -47,7 +47,8 @@ class Step:
     buffers: Mapping[str, Tensor]
     changed: frozenset[str]  # the buffers that the step wrote to
     trains: bool  # whether the prediction has a derivative at all
-    again: Sequence[Tensor] | None  # the predictions of a second forward pass, where the first has changed plain attributes
+    # The predictions of a second forward pass, where the first has changed plain attributes.
+    again: Sequence[Tensor] | None
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ def _step_of_backbone(net: AnytimeModel, model: nn.Module, inputs: tuple[Tensor,
     where = signature.prediction if signature.trained is None else signature.trained
 
     def predict() -> Sequence[Tensor]:
-        args, kwargs = Calling.of(captured).arguments(clone(inputs), signature)
+        args, kwargs = CallSignature.of(captured).arguments(clone(inputs), signature)
         leaves = flatten(model(*args, **kwargs))[0]
         return tensors(leaves if captured.results is not None else leaves[where : where + 1])
 
@@ -164,7 +165,7 @@ def _step_of_level(net: AnytimeModel, inputs: tuple[Tensor, ...], place: int, *,
     def predict() -> Sequence[Tensor]:
         if net.results is None:
             return [net.graph(level, None if net.taxonomy is None else 0)(*clone(inputs))]
-        args, kwargs = net.calling.arguments(clone(inputs), net.captured.signature)
+        args, kwargs = net.call_signature.arguments(clone(inputs), net.captured.signature)
         return tensors(net(*args, level=level, **kwargs))
 
     parameters = {name: tensor for name, tensor in net.tensors().items() if isinstance(tensor, nn.Parameter)}
@@ -214,7 +215,8 @@ def _dense(gradient: Tensor | None) -> Tensor | None:
 
 def _gap(net: AnytimeModel, model: nn.Module, theirs: Step, ours: Step, place: int, limit: float) -> Gap:
     prefix, tensors = _prefix(net, place), net.tensors()
-    largest = max((float(one.abs().max()) for one in theirs.gradients.values() if one is not None), default=0.0)
+    given = [one for one in theirs.gradients.values() if one is not None and one.numel()]
+    largest = max((float(one.abs().max()) for one in given), default=0.0)
     moved = not _same_order(net, model, prefix)
     gradient, parameter = 0.0, ""
     for name, one in reversed(list(model.named_parameters()) if theirs.trains else []):
@@ -249,7 +251,7 @@ def _gap(net: AnytimeModel, model: nn.Module, theirs: Step, ours: Step, place: i
 
 
 def _same_order(net: AnytimeModel, model: nn.Module, prefix: str) -> bool:
-    """Whether the parameters are the backbone's entry for entry: a scheme may permute channels."""
+    """Whether the parameters are the backbone's element for element: a scheme may permute channels."""
     tensors = net.tensors()
     pairs = [(one, tensors[prefix + name]) for name, one in model.named_parameters() if prefix + name in tensors]
     return all(torch.equal(one, first_member(stack.detach(), one.shape)) for one, stack in pairs)

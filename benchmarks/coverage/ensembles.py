@@ -28,9 +28,9 @@ _MEMBER = re.compile(r"member\d+_")
 
 
 def ensemble(net: AnytimeModel) -> dict[str, Any]:
-    """How much of the siblings is computed together, and what streaming costs.
+    """How much of the replicas is computed together, and what streaming costs.
 
-    `fused`: the share of the MACs behind the first cut that run as one operation for all siblings. `unrolled`: the
+    `fused`: the share of the MACs after the first cut that run as one operation for all replicas. `unrolled`: the
     operations that run member by member, how many nodes of the backbone they are, and their share of those MACs.
     `stream`: the MACs of all steps of a stream over those of one evaluation of all leaves.
     """
@@ -93,7 +93,7 @@ def assert_fused_equals_unrolled(say: Say, net: AnytimeModel, params: int) -> No
 
 def _differences(net: AnytimeModel, apart: AnytimeModel, dtype: torch.dtype, *, gradients: bool) -> dict[str, Any]:
     given = tuple(x.to(dtype) if x.is_floating_point() else x.clone() for x in net.captured.example_inputs)
-    args, kwargs = net.calling.arguments(given, net.captured.signature)
+    args, kwargs = net.call_signature.arguments(given, net.captured.signature)
     with torch.no_grad():
         fused = net(*args, **kwargs)
         stream = [prediction for _, prediction in net.stream(*args, **kwargs)]

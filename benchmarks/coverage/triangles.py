@@ -63,7 +63,7 @@ def assert_one_pass_is_many(say: Say, net: AnytimeModel, params: int) -> None:
 def _arguments(net: AnytimeModel) -> tuple[Any, Any]:
     dtype = next(parameter.dtype for parameter in net.parameters() if parameter.is_floating_point())
     given = (x.to(dtype) if x.is_floating_point() else x.clone() for x in net.captured.example_inputs)
-    return net.calling.arguments(tuple(given), net.captured.signature)
+    return net.call_signature.arguments(tuple(given), net.captured.signature)
 
 
 def _differences(net: AnytimeModel, dtype: torch.dtype, *, gradients: bool) -> dict[str, Any]:

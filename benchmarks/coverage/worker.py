@@ -25,9 +25,10 @@ from anytimeify.capture import capture
 from anytimeify.capture.export import export
 from anytimeify.capture.inputs import CallInputs, call_inputs
 from anytimeify.errors import AnytimeError
+from anytimeify.graph.builder import Builder
 from anytimeify.ir import Captured, Outputs
 from anytimeify.passes.options import Options
-from anytimeify.passes.rewrites.narrow import Builder
+from anytimeify.passes.rewrites.narrow import clone_narrowed
 from anytimeify.passes.scheme import parse_scheme, schemes
 from anytimeify.rules.factors import Expr, Pin, flat, leaves
 from anytimeify.runtime.compiled import compiled
@@ -165,7 +166,9 @@ def _export_alone(model: nn.Module, inputs: CallInputs) -> str:
 def _training_step(net: AnytimeModel) -> dict[str, list[str]]:
     """Parameters without a gradient. The loss is the model's own for class scores, alone or at every pixel; for results
     of other shapes it is the sum of squares: plain sums have no gradient through a norm."""
-    args, kwargs = net.calling.arguments(tuple(x.clone() for x in net.captured.example_inputs), net.captured.signature)
+    args, kwargs = net.call_signature.arguments(
+        tuple(x.clone() for x in net.captured.example_inputs), net.captured.signature
+    )
     net.train()
     outputs: Outputs = net(*args, **kwargs)
     _loss(net, outputs).backward()
@@ -214,7 +217,7 @@ def held(captured: Captured, axes: Axes, width: float = WIDTH) -> dict[str, Any]
     total = sum(full.values())
     widths = axes.widths(width) if axes.narrowable else {}
     builder = Builder.copying(program)
-    env = builder.clone_narrowed(program, axes, widths, prefix="")
+    env = clone_narrowed(builder, program, axes, widths, prefix="")
     thin = macs_by_node(
         program, captured.batch, *sizes(captured), nodes=dict.fromkeys(env.get(node, node) for node in full)
     )

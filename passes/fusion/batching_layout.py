@@ -6,7 +6,7 @@ Every node of the backbone has a `Value`: how many members it stands for, and th
 * `"batch"`: members outermost in the batch dimension: `(members * n, ...)`;
 * `"channel"`: members outermost in the second dimension: `(n, members * c, ...)`;
 * `"stack"`: no batch, members outermost in the first dimension: stacked parameters;
-* `"apart"`: a separate tensor for each of them.
+* `"separate"`: a separate tensor for each of them.
 
     (members * n, c)  ->  unflatten (members, n, c)  ->  transpose (n, members, c)  ->  flatten (n, members * c)
 
@@ -25,21 +25,21 @@ import torch
 from torch import fx
 
 from anytimeify.analysis.axes import Axes
+from anytimeify.graph.builder import Builder
 from anytimeify.ir import Program, Size, TensorType, meta_of
 from anytimeify.ir.node_meta import type_of
-from anytimeify.passes.rewrites.narrow import Builder
 from anytimeify.passes.rewrites.replicate import Tree
 from anytimeify.rules.factors import Expr, Factor, Product, leaves, resolve
 
-__all__ = ["Layout", "Layouts", "Value", "grown_type", "is_batch"]
+__all__ = ["BatchingLayouts", "Layout", "Value", "grown_type", "is_batch"]
 
 aten = torch.ops.aten
-Layout: TypeAlias = Literal["one", "batch", "channel", "stack", "apart"]
+Layout: TypeAlias = Literal["one", "batch", "channel", "stack", "separate"]
 
 
 @dataclass(frozen=True)
 class Value:
-    """What a node of the backbone is in the new graph. `nodes` has one entry, but for `"apart"` one per member."""
+    """What a node of the backbone is in the new graph. `nodes` has one entry, but for `"separate"` one per member."""
 
     depth: int
     layout: Layout
@@ -51,7 +51,7 @@ class Value:
         return self.nodes[0]
 
 
-class Layouts:
+class BatchingLayouts:
     """The values of the backbone's nodes in one graph for the first `leaves` leaves of a tree, and their other forms,
     appended to a builder."""
 
@@ -71,7 +71,7 @@ class Layouts:
     def members_of(self, source: fx.Node, depth: int | None = None) -> list[Any]:
         """A tensor for every member at a depth, by default the value's own."""
         value: Value = self.values[source]
-        key = (source, "apart", value.depth)
+        key = (source, "separate", value.depth)
         if key not in self.forms:
             self.forms[key] = self._parted(source, value)
         own: list[Any] = self.forms[key]
@@ -83,7 +83,7 @@ class Layouts:
         count, kind = self.count(value.depth), type_of(source)
         if value.layout == "one":
             return [value.node] * count
-        if value.layout == "apart":
+        if value.layout == "separate":
             return list(value.nodes)
         if value.layout == "stack" and source.op == "get_attr":
             return [self.of_stack(source, value.node, member) for member in range(count)]
@@ -111,7 +111,7 @@ class Layouts:
             return node
         if value.layout == "one":  # the same for all
             return self.repeat(value.node, dim, count, source)
-        if value.layout == "apart":
+        if value.layout == "separate":
             if not kind.shape:
                 return self.emit(aten.stack.default, (list(value.nodes), 0), f"{source.name}_stack")
             return self.emit(aten.cat.default, (list(value.nodes), dim), f"{source.name}_joined")
@@ -134,8 +134,8 @@ class Layouts:
         value: Value = self.values[source]
         if value.depth == depth or value.layout == "one":
             return value
-        if value.layout in ("apart", "stack"):
-            return Value(depth, "apart", tuple(self.members_of(source, depth)))
+        if value.layout in ("separate", "stack"):
+            return Value(depth, "separate", tuple(self.members_of(source, depth)))
         count, dim = self.count(value.depth), self._dim_of(source, value.layout)
         times = self.tree.members(depth) // self.tree.members(value.depth)
         node = self.unflatten(value.node, dim, count, source.name)

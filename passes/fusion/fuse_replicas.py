@@ -31,7 +31,7 @@ from anytimeify.ir.node_meta import type_of
 from anytimeify.ir.schema import bound, may_be_none, rebind
 from anytimeify.passes.fusion.batching_layout import Value, grown_type
 from anytimeify.passes.fusion.fused_products import products
-from anytimeify.passes.fusion.replicas import FuseRule, Siblings
+from anytimeify.passes.fusion.replicas import FuseRule, Replicas
 from anytimeify.passes.fusion.sample_by_sample import sample_by_sample
 from anytimeify.rules import Contraction, Kind, contractions, has_kind, notation_of, traits
 from anytimeify.rules.notation import Dots, Name, Notation
@@ -45,7 +45,7 @@ aten = torch.ops.aten
 # Without parameters: the members are more samples.
 
 
-def larger_batch(s: Siblings, node: fx.Node) -> Any:
+def larger_batch(s: Replicas, node: fx.Node) -> Any:
     """The operation as it is, members outermost in the batch; None where it reads parameters of members, where the
     batch is not the outermost factor of one dimension throughout, or where samples are mixed."""
     depth = s.deepest(node)
@@ -75,7 +75,7 @@ def larger_batch(s: Siblings, node: fx.Node) -> Any:
 # Per channel: the members are more channels.
 
 
-def per_channel(s: Siblings, node: fx.Node) -> Any:
+def per_channel(s: Replicas, node: fx.Node) -> Any:
     """An operation that treats every channel for itself, where its operand lies by channels; else on a larger batch."""
     if not isinstance(type_of(node), TensorType):
         return None
@@ -106,7 +106,7 @@ def _worked_along(node: fx.Node) -> Sequence[int]:
     return [dim for dim, term in enumerate(line.operands[0]) if term not in line.results[0]]
 
 
-def reshape(s: Siblings, node: fx.Node) -> Any:
+def reshape(s: Replicas, node: fx.Node) -> Any:
     """Parameters, and after the batch also channels, stay those of their members whatever the rest is read as."""
     first, depth = node.all_input_nodes[0], s.deepest(node)
     kind = type_of(node)
@@ -131,7 +131,7 @@ def _says_sizes(node: fx.Node) -> bool:
 # Element by element, with parameters of members or without.
 
 
-def pointwise(s: Siblings, node: fx.Node) -> Any:
+def pointwise(s: Replicas, node: fx.Node) -> Any:
     """Operands of one layout as they are; otherwise a dimension of members is set beside the batch of each operand."""
     if not isinstance(type_of(node), TensorType) or traits(node).resize is not None:
         return None
@@ -164,7 +164,7 @@ def pointwise(s: Siblings, node: fx.Node) -> Any:
     return Value(depth, layout, (s.flatten(result, place, node.name),))
 
 
-def _broadcasts_freely(s: Siblings, source: fx.Node, layout: str, node: fx.Node) -> bool:
+def _broadcasts_freely(s: Replicas, source: fx.Node, layout: str, node: fx.Node) -> bool:
     """Whether an operand may be read as it is beside others of the layout."""
     value, shape = s.values[source], type_of(source).shape
     rank = len(type_of(node).shape)
@@ -177,7 +177,7 @@ def _broadcasts_freely(s: Siblings, source: fx.Node, layout: str, node: fx.Node)
     return layout == "batch" or len(shape) < rank - 1 or shape[len(shape) - rank + 1] == Size(1)
 
 
-def _beside_batch(s: Siblings, source: fx.Node, node: fx.Node, place: int, layout: str, depth: int) -> fx.Node | None:
+def _beside_batch(s: Replicas, source: fx.Node, node: fx.Node, place: int, layout: str, depth: int) -> fx.Node | None:
     """An operand with a dimension more, at `place` of the result's rank: its members, or one element for all."""
     rank, count = len(type_of(node).shape), s.count(depth)
     value, shape = s.values[source], type_of(source).shape
@@ -217,7 +217,7 @@ def _beside_batch(s: Siblings, source: fx.Node, node: fx.Node, place: int, layou
 # Convolutions and norms over stacked channels.
 
 
-def layer(s: Siblings, node: fx.Node) -> Any:
+def layer(s: Replicas, node: fx.Node) -> Any:
     """With weights of members: groups of channels where the operation has groups, otherwise products."""
     for one in contractions(node):
         if s.values[one.weight].layout != "one" and not s.has_batch(one.weight):
@@ -225,7 +225,7 @@ def layer(s: Siblings, node: fx.Node) -> Any:
     return None
 
 
-def grouped(s: Siblings, node: fx.Node, layer: Contraction) -> Any:
+def grouped(s: Replicas, node: fx.Node, layer: Contraction) -> Any:
     depth = s.deepest(node)
     given, argument = bound(node), traits(node).groups
     x, weight, bias = layer.input, layer.weight, layer.bias
@@ -251,7 +251,7 @@ def _target(node: fx.Node) -> Any:
     return node.target
 
 
-def norm(s: Siblings, node: fx.Node) -> Any:
+def norm(s: Replicas, node: fx.Node) -> Any:
     """Of channels, or of the last dimensions, as its line says."""
     line = notation_of(node)
     if line is None:
@@ -259,7 +259,7 @@ def norm(s: Siblings, node: fx.Node) -> Any:
     return (last_dimensions_norm if line.operands[0][:1] == (Dots(),) else channel_norm)(s, node, line)
 
 
-def channel_norm(s: Siblings, node: fx.Node, line: Notation) -> Any:
+def channel_norm(s: Replicas, node: fx.Node, line: Notation) -> Any:
     """A norm that treats every channel for itself, or every group, and has a parameter for each channel."""
     depth, groups = s.deepest(node), traits(node).groups
     x, *parameters = tensor_operands(node)
@@ -283,7 +283,7 @@ def channel_norm(s: Siblings, node: fx.Node, line: Notation) -> Any:
 # Norms over the last dimensions: the affine part is each member's own.
 
 
-def last_dimensions_norm(s: Siblings, node: fx.Node, line: Notation) -> Any:
+def last_dimensions_norm(s: Replicas, node: fx.Node, line: Notation) -> Any:
     """Without scale and shift on a larger batch, then scaled and shifted."""
     depth, given, members = s.deepest(node), bound(node), s.count(s.deepest(node))
     x, *parameters = tensor_operands(node)
@@ -322,7 +322,7 @@ def _of_last_dimensions(line: Notation, count: int) -> bool:
 # Joining and parting along channels.
 
 
-def cat(s: Siblings, node: fx.Node) -> Any:
+def cat(s: Replicas, node: fx.Node) -> Any:
     depth = s.deepest(node)
     tensors: list[fx.Node] = list(bound(node)["tensors"])
     dim = int(bound(node)["dim"]) % len(type_of(node).shape)

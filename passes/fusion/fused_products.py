@@ -19,7 +19,7 @@ from anytimeify.ir import Size
 from anytimeify.ir.node_meta import type_of
 from anytimeify.ir.schema import bound
 from anytimeify.passes.fusion.batching_layout import Value
-from anytimeify.passes.fusion.replicas import Siblings
+from anytimeify.passes.fusion.replicas import Replicas
 from anytimeify.rules import Contraction, notation_of, traits
 from anytimeify.rules.notation import Dots, Name, Pattern
 from anytimeify.rules.op import spread
@@ -30,7 +30,7 @@ __all__ = ["products"]
 aten = torch.ops.aten
 
 
-def products(s: Siblings, node: fx.Node, layer: Contraction) -> Any:
+def products(s: Replicas, node: fx.Node, layer: Contraction) -> Any:
     """A call that is nothing but the sum of products which its line says; None where it is more, or may be."""
     only = traits(node).products
     if only is None or not only(node):
@@ -38,7 +38,7 @@ def products(s: Siblings, node: fx.Node, layer: Contraction) -> Any:
     return _matrices(s, node, layer) or _einsum(s, node)
 
 
-def _matrices(s: Siblings, node: fx.Node, layer: Contraction) -> Any:
+def _matrices(s: Replicas, node: fx.Node, layer: Contraction) -> Any:
     """`x @ weight + bias` along the last dimension, as a batched matrix product."""
     depth = s.deepest(node)
     x, weight, bias = layer.input, layer.weight, layer.bias
@@ -78,7 +78,7 @@ def _matrices(s: Siblings, node: fx.Node, layer: Contraction) -> Any:
     return Value(depth, "batch", (s.flatten(result, place, node.name),))
 
 
-def _einsum(s: Siblings, node: fx.Node) -> Any:
+def _einsum(s: Replicas, node: fx.Node) -> Any:
     """The line as an equation, members an index more of every operand that differs between them; the bias is added."""
     line, place, kind = notation_of(node), s.find_batch(node), type_of(node)
     if line is None or place is None:
@@ -115,7 +115,7 @@ def _einsum(s: Siblings, node: fx.Node) -> Any:
 
 
 def _with_members(
-    s: Siblings, source: fx.Node, term: str | None, member: str, depth: int
+    s: Replicas, source: fx.Node, term: str | None, member: str, depth: int
 ) -> tuple[str, fx.Node] | None:
     """An operand of the equation, with what it has of the letters."""
     value, at = s.values[source], s.find_batch(source)

@@ -18,25 +18,25 @@ import torch
 from torch import fx
 
 from anytimeify.analysis.axes import Axes
+from anytimeify.graph.builder import Builder
 from anytimeify.ir import Program, Size, names, result_of
 from anytimeify.ir.node_meta import type_of
 from anytimeify.ir.schema import bound, rebind
-from anytimeify.passes.fusion.batching_layout import Layout, Layouts, Value
-from anytimeify.passes.rewrites.narrow import Builder
+from anytimeify.passes.fusion.batching_layout import BatchingLayouts, Layout, Value
 from anytimeify.passes.rewrites.replicate import Tree
 from anytimeify.rules import Call, Kind, Resize, has_kind, rule_of, traits
 
-__all__ = ["FuseRule", "Siblings"]
+__all__ = ["FuseRule", "Replicas"]
 
 aten = torch.ops.aten
-FuseRule: TypeAlias = "Callable[[Siblings, fx.Node], Value | tuple[Value, ...] | None]"
+FuseRule: TypeAlias = "Callable[[Replicas, fx.Node], Value | tuple[Value, ...] | None]"
 
 
-class Siblings(Layouts):
+class Replicas(BatchingLayouts):
     """One graph for the first `leaves` leaves of a tree, appended to a builder whose tensors are stacks.
 
     `rules` fuse operations of a kind; a node that they do not take, or give None for, runs member by member and is
-    counted in `apart`."""
+    counted in `separate`."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class Siblings(Layouts):
     ) -> None:
         super().__init__(builder, program, axes, tree, leaves_wanted, prefix)
         self.tensors, self.rules, self.otherwise = tensors, rules, otherwise
-        self.apart: Counter[str] = Counter()
+        self.separate: Counter[str] = Counter()
 
     def run(self) -> list[Value]:
         """Appends everything; one value per output of the program."""
@@ -129,7 +129,7 @@ class Siblings(Layouts):
 
     def member_by_member(self, node: fx.Node, depth: int) -> Any:
         """One call for every member: the meaning that a fused form has to have."""
-        self.apart[str(node.target)] += 1
+        self.separate[str(node.target)] += 1
         count = self.count(depth)
         sources = {source: self.members_of(source, depth) for source in node.all_input_nodes}
         results = []
@@ -140,11 +140,11 @@ class Siblings(Layouts):
             results.append(self.emit(node.target, args, name, kind=type_of(node), kwargs=kwargs, exact=True))
         kinds = type_of(node)
         if not isinstance(kinds, tuple):
-            return Value(depth, "apart", tuple(results))
+            return Value(depth, "separate", tuple(results))
         return tuple(
             Value(
                 depth,
-                "apart",
+                "separate",
                 tuple(
                     self.emit(
                         operator.getitem, (one, index), f"{names.member_prefix(member)}{node.name}_{index}", exact=True

@@ -11,13 +11,13 @@ from torch import fx
 from anytimeify.ir import Size, TensorType
 from anytimeify.ir.node_meta import type_of
 from anytimeify.ir.schema import bound
-from anytimeify.passes.fusion.batching_layout import Layouts, is_batch
+from anytimeify.passes.fusion.batching_layout import BatchingLayouts, is_batch
 from anytimeify.rules import has_kind, traits
 
 __all__ = ["sample_by_sample"]
 
 
-def sample_by_sample(s: Layouts, node: fx.Node) -> bool:
+def sample_by_sample(s: BatchingLayouts, node: fx.Node) -> bool:
     """Whether a sample of the results depends on that sample of the operands alone, and not on its place.
 
     The batch of every result has to be that of an operand: an operation that picks, moves or joins samples makes an
@@ -37,14 +37,14 @@ def sample_by_sample(s: Layouts, node: fx.Node) -> bool:
     return s.find_batch(tensors[0]) not in _by_place(s, node, given, len(type_of(tensors[0]).shape))
 
 
-def _elements_before(s: Layouts, node: fx.Node) -> Size | None:
+def _elements_before(s: BatchingLayouts, node: fx.Node) -> Size | None:
     """How many elements the dimensions before the batch have: where that stays the same, so do members, whatever the
     other dimensions are read as."""
     place = s.find_batch(node)
     return None if place is None else math.prod(type_of(node).shape[:place], start=Size(1))
 
 
-def _by_place(s: Layouts, node: fx.Node, given: Mapping[str, Any], rank: int) -> Sequence[int]:
+def _by_place(s: BatchingLayouts, node: fx.Node, given: Mapping[str, Any], rank: int) -> Sequence[int]:
     """The dimensions of the first operand whose elements are distinguished by their place, though the result has them
     too: those that something is written to or gathered from at an index."""
     indices = given["indices"] if has_kind(node, "gather") else ()

@@ -15,6 +15,7 @@ from dataclasses import replace
 from torch import fx
 
 from anytimeify.contract.pass_manager import rewrite
+from anytimeify.graph.traversal import reachable
 from anytimeify.ir import Program
 from anytimeify.ir.node_meta import type_of
 from anytimeify.ir.schema import bound
@@ -91,14 +92,7 @@ def _reads(program: Program, name: str) -> set[fx.Node]:
 
 def _reached(program: Program, updates: list[fx.Node]) -> set[fx.Node]:
     """What results depend on in training otherwise than by these updates."""
-    found: set[fx.Node] = set()
-    waiting = [program.graph.output_node()]
-    while waiting:
-        node = waiting.pop()
-        if node not in found and node not in updates:
-            found.add(node)
-            waiting += _operands(node)
-    return found
+    return set(reachable([program.graph.output_node()], _operands, stop=updates.__contains__))
 
 
 def _operands(node: fx.Node) -> list[fx.Node]:

@@ -15,11 +15,11 @@ import numpy as np
 from torch import fx
 
 from anytimeify.contract.pass_manager import rewrite
+from anytimeify.graph.traversal import ancestors, descendants
 from anytimeify.ir import Program
-from anytimeify.ir.node_meta import kept_of, type_of, weight_blocks_of
+from anytimeify.ir.node_meta import mask_nonzeros_of, type_of, weight_blocks_of
 from anytimeify.ir.schema import rebind
 from anytimeify.kernels import ends_of, staircase
-from anytimeify.passes.rewrites.project import ancestors
 from anytimeify.rules import Call, has_kind, traits
 
 __all__ = ["use_blocks"]
@@ -48,7 +48,7 @@ def use_blocks(program: Program, outputs: Sequence[int], *, smallest: int = SMAL
     calls = {node: call for node in ancestors(fast) if (call := _fast_call(node, smallest)) is not None}
     if not calls:
         return program
-    changed = _reached(program, calls, ancestors(fast))
+    changed = descendants(calls) & ancestors(fast)
     graph = fx.Graph()
     ours: dict[fx.Node, fx.Node] = {}
     theirs: dict[fx.Node, fx.Node] = {}
@@ -67,19 +67,10 @@ def use_blocks(program: Program, outputs: Sequence[int], *, smallest: int = SMAL
             target, values, kept = calls[node]
             ours[node].target = target
             ours[node].args, ours[node].kwargs = fx.map_arg(rebind(target, values), ours.__getitem__)
-            ours[node].meta = {**node.meta, "kept_weight": kept}
+            ours[node].meta = {**node.meta, "weight_nonzeros": kept}
     results = [(ours if position in chosen else theirs)[node] for position, node in enumerate(program.outputs)]
     graph.output(tuple(results)).meta = dict(program.graph.output_node().meta)
     return _without_leftovers(program, graph)
-
-
-def _reached(program: Program, calls: dict[fx.Node, Any], needed: set[fx.Node]) -> set[fx.Node]:
-    """The needed nodes that are, or depend on, what changes."""
-    reached: set[fx.Node] = set()
-    for node in program.graph.nodes:
-        if node in calls or (node in needed and not reached.isdisjoint(node.all_input_nodes)):
-            reached.add(node)
-    return reached
 
 
 def _fast_call(node: fx.Node, smallest: int) -> tuple[Any, dict[str, Any], int] | None:
@@ -92,7 +83,7 @@ def _fast_call(node: fx.Node, smallest: int) -> tuple[Any, dict[str, Any], int] 
     levels = _levels(product)
     if levels is None or min(size.coefficient for size in type_of(product).shape[:2]) < smallest:
         return None
-    return call.target, {**call.arguments, "weight": product.args[0], **levels}, kept_of(product)
+    return call.target, {**call.arguments, "weight": product.args[0], **levels}, mask_nonzeros_of(product)
 
 
 def _levels(product: fx.Node) -> dict[str, Any] | None:
@@ -107,7 +98,7 @@ def _levels(product: fx.Node) -> dict[str, Any] | None:
     if sum(map(len, rows)) != height or sum(map(len, columns)) != width:
         return None
     ends = ends_of(rows), ends_of(columns)
-    if staircase(height, width, *ends, len(rows)).kept * math.prod(kernel) != kept_of(product):
+    if staircase(height, width, *ends, len(rows)).kept * math.prod(kernel) != mask_nonzeros_of(product):
         return None
     return {"rows": list(ends[0]), "columns": list(ends[1]), "levels": len(rows)}
 

@@ -8,7 +8,7 @@ value. There are four ways to compute a result, depending on what its operation 
 2. *masked*: it is a layer, and a mask removes the elements of its weight that read a later chunk than they write;
 3. *assembled*: it mixes channels in another way (layer norm, weight standardisation), or reads a value that is separate
    for each level (a gate made of all channels): it is called for every level, and what each level adds is concatenated;
-4. *apart*: its result has no narrowed axis (a head, a mean over channels): every level has a separate value.
+4. *separate*: its result has no narrowed axis (a head, a mean over channels): every level has a separate value.
 
     y = linear(x, w)            ->      y = linear(x, mul(w, mask))                          masked
     y = layer_norm(x, [4])      ->      y0 = layer_norm(slice(x, 1, 0, 2), [2])              assembled
@@ -38,7 +38,7 @@ from anytimeify.passes.rewrites.operands import Blocks, blocks_of
 from anytimeify.rules import Layers, contractions, notation_of, traits
 from anytimeify.rules.factors import Expr, Factor, Sum, leaves, resolve
 
-__all__ = ["Kind", "Layer", "Nest", "Places"]
+__all__ = ["BlockTriangularDependence", "Kind", "Layer", "Places"]
 
 Places: TypeAlias = npt.NDArray[np.int64]
 
@@ -50,7 +50,7 @@ class Kind(Enum):
     WHOLE = "whole"
     MASKED = "masked"
     ASSEMBLED = "assembled"
-    APART = "apart"
+    SEPARATE = "separate"
 
     @property
     def nested(self) -> bool:
@@ -66,7 +66,7 @@ class Layer:
     dims: tuple[int, ...]
 
 
-class Nest:
+class BlockTriangularDependence:
     """What is known of a program whose axes are cut into chunks: of every node, how its value differs between levels.
 
     `widths` are those of all levels, cheapest first, the last one empty. `alone`: nodes of which every level is to have
@@ -92,23 +92,23 @@ class Nest:
                 self.kinds[node] = Kind.WHOLE if self.narrowed_dims(node) else Kind.SAME
             elif node.op != "output":
                 self.kinds[node] = self._kind(node) if node in differs else Kind.SAME
-        self._set_apart(alone)
+        self._set_separate(alone)
 
-    def _set_apart(self, alone: Set[fx.Node]) -> None:
+    def _set_separate(self, alone: Set[fx.Node]) -> None:
         """Take some nodes, and what depends on them, from the values of all levels, unless a later one of these needs
         them."""
         last: set[fx.Node] = set()  # with nothing behind that makes a value for all levels of it but by channels alone
         for node in reversed(self.program.graph.nodes):
             kind = self.kinds[node] if node.op == "call_function" else Kind.SAME
             cheap = kind is Kind.WHOLE and traits(node).macs is None
-            if (cheap or kind is Kind.APART) and all(user.op == "output" or user in last for user in node.users):
+            if (cheap or kind is Kind.SEPARATE) and all(user.op == "output" or user in last for user in node.users):
                 last.add(node)
         for node in self.program.graph.nodes:
             if node in alone and node in self.parameters:
-                self.kinds[node] = Kind.APART
+                self.kinds[node] = Kind.SEPARATE
             sources = (one for one in node.all_input_nodes if one in last)
-            if node in last and (node in alone or any(self.kinds[one] is Kind.APART for one in sources)):
-                self.kinds[node] = Kind.APART
+            if node in last and (node in alone or any(self.kinds[one] is Kind.SEPARATE for one in sources)):
+                self.kinds[node] = Kind.SEPARATE
 
     def _chunks(self, factor: Factor) -> Places:
         """The first level that keeps each element of a factor."""
@@ -118,16 +118,16 @@ class Nest:
 
     def _kind(self, node: fx.Node) -> Kind:
         if isinstance(type_of(node), Size) or not self._wide(node):
-            return Kind.APART
+            return Kind.SEPARATE
         sources = node.all_input_nodes
-        apart = any(self.kinds[one] is Kind.APART and not isinstance(type_of(one), Size) for one in sources)
+        separate = any(self.kinds[one] is Kind.SEPARATE and not isinstance(type_of(one), Size) for one in sources)
         mixes = any(factor in self.chunk_of for factor in self.axes.mixed.get(node, ()))
         if isinstance(type_of(node), tuple):
-            return Kind.APART if apart or mixes else Kind.WHOLE
+            return Kind.SEPARATE if separate or mixes else Kind.WHOLE
         layer = self._layer(node) if mixes else None
         if layer is not None:
             self.layers[node] = layer
-        if apart:
+        if separate:
             return Kind.ASSEMBLED
         return Kind.MASKED if layer is not None else Kind.ASSEMBLED if mixes else Kind.WHOLE
 
@@ -153,9 +153,9 @@ class Nest:
         return dims if isinstance(type_of(node), tuple) else (dims,)
 
     @cached_property
-    def apart(self) -> frozenset[fx.Node]:
+    def separate(self) -> frozenset[fx.Node]:
         """The nodes that have a separate value for every level."""
-        return frozenset(node for node, kind in self.kinds.items() if kind is Kind.APART)
+        return frozenset(node for node, kind in self.kinds.items() if kind is Kind.SEPARATE)
 
     def is_narrowed(self, expr: Expr) -> bool:
         return any(leaf in self.chunk_of for leaf in leaves(resolve(expr)))

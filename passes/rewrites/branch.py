@@ -31,13 +31,15 @@ from torch import Tensor, fx, nn
 from anytimeify.analysis.axes import Widths
 from anytimeify.analysis.blocks import Block
 from anytimeify.errors import SchemeError
+from anytimeify.graph.builder import Builder
+from anytimeify.graph.traversal import ancestors
 from anytimeify.ir import Program, names
 from anytimeify.ir.node_meta import type_of
-from anytimeify.passes.rewrites.downstream import Rest
+from anytimeify.passes.rewrites.downstream import Downstream
 from anytimeify.passes.rewrites.frozen import at_size, frozen, is_trained
-from anytimeify.passes.rewrites.narrow import Builder
-from anytimeify.passes.rewrites.project import ancestors
+from anytimeify.passes.rewrites.narrow import clone_region
 from anytimeify.passes.rewrites.resized import Spread, resized, spreads
+from anytimeify.passes.rewrites.skipped_blocks import SkippedBlocks
 
 __all__ = ["Branch", "grow"]
 
@@ -101,7 +103,7 @@ def _as_multiple(value: Any) -> float:
 
 def grow(
     builder: Builder,
-    rest: Rest,
+    downstream: Downstream,
     left_out: Sequence[Block],
     widths: Widths,
     level: int,
@@ -111,21 +113,21 @@ def grow(
     start as those of `drawn`, or of the backbone without it. What is frozen in the backbone has its values and stays
     frozen, unless it is wider here, or all of the backbone is frozen, so that nothing would train: then it is drawn and
     trained, and the builder notes it."""
-    program, axes = rest.captured.program, rest.axes
-    instead = {block.end: block.start for block in left_out if block.start is not None}
-    removed = {node for block in left_out for node in block.nodes}
-    own = rest.own_tensors()
-    copies = _Copies(rest, widths, drawn)
+    program, axes = downstream.captured.program, downstream.axes
+    skipped = SkippedBlocks(left_out)
+    own = downstream.own_tensors()
+    copies = _Copies(downstream, widths, drawn)
     for node in program.graph.find_nodes(op="get_attr"):
         name = str(node.target)
-        if name in own and not removed.issuperset(node.users):
+        if name in own and not skipped.removed.issuperset(node.users):
             builder.tensors[names.of_level(level, name)] = copies.of(node)
 
     def private(user: fx.Node, source: fx.Node, reached: Set[fx.Node]) -> str | None:
         return names.of_level(level, str(source.target)) if source.target in own else None
 
     prefix = names.level_prefix(level)
-    env = builder.clone_region(program, axes, widths, rest.region - removed, instead, prefix=prefix, private=private)
+    region = downstream.region - skipped.removed
+    env = clone_region(builder, program, axes, widths, region, skipped.instead, prefix=prefix, private=private)
     prediction = env[program.outputs[0]]
     read = {str(node.target) for node in ancestors([prediction]) if node.op == "get_attr"}
     for name in own:
@@ -140,8 +142,8 @@ def grow(
 class _Copies:
     """The tensors of one branch."""
 
-    def __init__(self, rest: Rest, widths: Widths, drawn: Mapping[str, Tensor] | None) -> None:
-        self.program, self.axes, self.widths = rest.captured.program, rest.axes, widths
+    def __init__(self, downstream: Downstream, widths: Widths, drawn: Mapping[str, Tensor] | None) -> None:
+        self.program, self.axes, self.widths = downstream.captured.program, downstream.axes, widths
         self.drawn = drawn if drawn is not None else self.program.tensors
         still = frozen(self.program)
         self.everything = bool(still) and not any(map(is_trained, self.program.tensors.values()))

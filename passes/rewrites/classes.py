@@ -9,10 +9,10 @@ from torch import fx
 
 from anytimeify.analysis.axes import Axes
 from anytimeify.errors import SchemeError
+from anytimeify.graph.traversal import ancestors
 from anytimeify.ir import Program, TensorType
 from anytimeify.ir.node_meta import origin_of, type_of
 from anytimeify.ir.schema import bound
-from anytimeify.passes.rewrites.project import ancestors
 from anytimeify.rules.factors import Factor, flat, leaves, resolve
 
 __all__ = ["CLASSES", "class_axis", "class_region", "has_axis"]

@@ -27,12 +27,12 @@ from torch import fx, nn
 
 from anytimeify.contract.pass_manager import rewrite
 from anytimeify.errors import SchemeError
+from anytimeify.graph.builder import Builder
+from anytimeify.graph.traversal import ancestors
 from anytimeify.ir import Size, TensorType, names
 from anytimeify.ir.node_meta import origin_of, type_of
 from anytimeify.ir.rewritten import LevelData, Output, Rewritten, Role
 from anytimeify.passes.rewrites.classes import CLASSES
-from anytimeify.passes.rewrites.narrow import Builder
-from anytimeify.passes.rewrites.project import ancestors
 
 __all__ = ["Consensus", "add_consensus"]
 

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from anytimeify.contract.pass_manager import rewrite
+from anytimeify.graph.builder import Builder
 from anytimeify.ir import Program, TensorType, names
 from anytimeify.ir.node_meta import origin_of, type_of, weight_blocks_of
-from anytimeify.passes.rewrites.narrow import Builder
 from anytimeify.passes.rewrites.operands import Blocks, blocks_of, contraction_of
 from anytimeify.rules import Contraction
 

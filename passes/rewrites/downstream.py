@@ -21,11 +21,11 @@ from anytimeify.passes.rewrites.replicate import depths
 from anytimeify.rules import rule_of
 from anytimeify.rules.factors import Factor, flat, leaves, resolve
 
-__all__ = ["Rest"]
+__all__ = ["Downstream"]
 
 
 @dataclass(frozen=True)
-class Rest:
+class Downstream:
     """The downstream subgraph of a fork: its nodes, and the blocks among them."""
 
     captured: Captured
@@ -36,11 +36,11 @@ class Rest:
     segments: tuple[Segment, ...]
 
     @staticmethod
-    def behind(captured: Captured, axes: Axes, blocks: Blocks, cut: Cut) -> Rest:
+    def of(captured: Captured, axes: Axes, blocks: Blocks, cut: Cut) -> Downstream:
         places = depths(captured.program, [cut])
         region = frozenset(node for node, depth in places.items() if depth and node.op == "call_function")
         inside = tuple(block for block in blocks.blocks if region.issuperset(_calls(block)))
-        return Rest(captured, axes, cut, region, inside, blocks.segments)
+        return Downstream(captured, axes, cut, region, inside, blocks.segments)
 
     # Blocks.
 

@@ -16,9 +16,10 @@ from torch import Tensor, fx, nn
 
 from anytimeify.analysis.stored_elements import base, fits, identity, stored
 from anytimeify.contract.pass_manager import rewrite
+from anytimeify.graph.traversal import ancestors
 from anytimeify.ir import Program, Size, TensorType, names
 from anytimeify.ir.node_meta import is_masked
-from anytimeify.passes.rewrites.project import ancestors, project
+from anytimeify.passes.rewrites.project import project
 
 __all__ = ["evaluate", "fold", "read_tensor"]
 

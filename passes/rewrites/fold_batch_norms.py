@@ -59,7 +59,7 @@ def fold_batch_norms(program: Program) -> Program:
     }
     for convolution, parameters in folded.items():  # what a masked weight lacks it still lacks
         masked = _contraction(convolution).weight.meta
-        reads[next(iter(parameters))].meta |= {key: masked[key] for key in ("kept", "blocks") if key in masked}
+        reads[next(iter(parameters))].meta |= {key: masked[key] for key in ("mask_nonzeros", "blocks") if key in masked}
     for node in program.graph.nodes:
         if node in merged:
             copies[node] = copies[merged[node]]

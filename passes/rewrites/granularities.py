@@ -17,15 +17,16 @@ from torch import fx
 
 from anytimeify.contract.pass_manager import rewrite
 from anytimeify.errors import SchemeError
+from anytimeify.graph.builder import Builder
+from anytimeify.graph.traversal import ancestors
 from anytimeify.ir import Program, names
 from anytimeify.ir.rewritten import Output, Rewritten
 from anytimeify.passes.rewrites.classes import CLASSES
-from anytimeify.passes.rewrites.narrow import Builder
 from anytimeify.passes.rewrites.parts import Parts
-from anytimeify.passes.rewrites.project import ancestors
 from anytimeify.taxonomy import Taxonomy
 
 __all__ = ["part_heads"]
+
 
 @rewrite("part heads")
 def part_heads(rewritten: Rewritten, taxonomy: Taxonomy, backbone: Program) -> Rewritten:
@@ -50,7 +51,7 @@ def part_heads(rewritten: Rewritten, taxonomy: Taxonomy, backbone: Program) -> R
         program=_without_unread(result, program, backbone),
         names=called,
         levels=levels,
-        stacks=frozenset(name for name in rewritten.stacks if name in backbone.tensors),
+        stacked_parameters=frozenset(name for name in rewritten.stacked_parameters if name in backbone.tensors),
     )
     return replace(parted, program=_with_names(parted))
 

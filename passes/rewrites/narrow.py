@@ -16,26 +16,23 @@ A pure selection, so nothing is refused here; what may be narrowed was decided b
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Set
 from typing import Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, fx
 
 from anytimeify.analysis.axes import Axes, Widths
 from anytimeify.contract.pass_manager import rewrite
-from anytimeify.ir import Program, Size, TensorType, meta_of, names, type_text
-from anytimeify.ir.infer_types import TypeInferenceError, fits, inferred_type, result_type
-from anytimeify.ir.node_meta import origin_of, type_of
-from anytimeify.ir.rewritten import Output
+from anytimeify.graph.builder import Builder
+from anytimeify.graph.traversal import descendants
+from anytimeify.ir import Program, Size, TensorType, meta_of
+from anytimeify.ir.node_meta import type_of
 from anytimeify.ir.schema import rebind
-from anytimeify.passes.rewrites.project import ancestors
 from anytimeify.rules import Call, Resize, has_kind, rule_of
 
-__all__ = ["Builder", "Clone", "Private", "narrow", "narrow_tensor", "reached"]
+__all__ = ["Clone", "Private", "clone_narrowed", "clone_region", "narrow", "narrow_tensor", "reached"]
 
 aten = torch.ops.aten
 Private: TypeAlias = Callable[[fx.Node, fx.Node, Set[fx.Node]], str | None]
@@ -45,7 +42,7 @@ Private: TypeAlias = Callable[[fx.Node, fx.Node, Set[fx.Node]], str | None]
 def narrow(program: Program, axes: Axes, widths: Widths) -> Program:
     """The program with every narrowed axis cut, reading its tensors through views."""
     builder = Builder.copying(program)
-    env = builder.clone_narrowed(program, axes, widths, prefix="")
+    env = clone_narrowed(builder, program, axes, widths, prefix="")
     return builder.build([env[node] for node in program.outputs], program.graph.output_node())
 
 
@@ -64,140 +61,43 @@ def reached(program: Program, axes: Axes, widths: Widths) -> Set[fx.Node]:
     return _reached(program, _types(program, axes, widths))
 
 
-@dataclass
-class Builder:
-    """A graph under construction: a full copy of one program, and narrowed clones of it."""
+def clone_narrowed(
+    builder: Builder,
+    program: Program,
+    axes: Axes,
+    widths: Widths,
+    *,
+    prefix: str,
+    private: Private | None = None,
+    also: Set[fx.Node] = frozenset(),
+) -> dict[fx.Node, fx.Node]:
+    """Append the narrowed program; nodes that no narrowed axis reaches are those of the full copy, but for those
+    in `also` and what depends on them.
 
-    graph: fx.Graph
-    tensors: dict[str, Tensor]
-    transient: set[str]
-    shared: dict[fx.Node, fx.Node] = field(default_factory=dict)  # nodes of the source program -> their full copies
-    notes: list[str] = field(default_factory=list)  # what was decided on the way, for the report
-    _attributes: dict[str, fx.Node] = field(default_factory=dict)
-    _constants: dict[bytes, str] = field(default_factory=dict)
-    _names: dict[str, int] = field(default_factory=dict)  # names given so far, and how often each was asked for
+    `private(user, source, reached)` names the tensor of its own that `user` reads in place of `source`, if any;
+    `reached` are the nodes whose values differ from the full ones.
+    """
+    clone = Clone(builder, program, axes, widths, prefix, private)
+    clone.reached = _reached(program, clone.types, also)
+    return clone.run()
 
-    @staticmethod
-    def copying(program: Program) -> Builder:
-        """A builder that holds a full copy of a program, without its output."""
-        builder = Builder(fx.Graph(), {}, set())
-        builder.add(program)
-        return builder
 
-    def add(self, program: Program, *, without: Set[fx.Node] = frozenset()) -> None:
-        """Append a full copy of a program, without its output; its inputs are those of the programs before it. Nodes in
-        `without` are left out: the caller makes them another way."""
-        given = self.graph.find_nodes(op="placeholder")
-        self.shared.update(zip(program.placeholders, given, strict=False))
-        self.tensors.update(program.tensors)
-        self.transient.update(program.transient)
-        for node in program.graph.nodes:
-            if node.op == "output" or node in self.shared or node in without:
-                continue
-            copy = self.graph.node_copy(node, lambda source: self.shared[source])
-            copy.meta = dict(node.meta)
-            self.shared[node] = copy
-            self._names[copy.name] = 1
-            if node.op == "get_attr":
-                self._attributes[str(node.target)] = copy
-
-    def build(self, outputs: Sequence[fx.Node], like: fx.Node) -> Program:
-        """The program that returns `outputs`: tensors moved to the top, nodes that nothing needs left out. The output
-        node takes its meta from `like`."""
-        needed = ancestors(outputs)
-        graph = fx.Graph()
-        copies: dict[fx.Node, fx.Node] = {}
-        for kinds in (("placeholder",), ("get_attr",), ("call_function",)):
-            for node in self.graph.nodes:
-                if node.op in kinds and (node.op == "placeholder" or node in needed):
-                    copies[node] = graph.node_copy(node, copies.__getitem__)
-        graph.output(tuple(copies[node] for node in outputs)).meta = dict(like.meta)
-        return Program(graph, self.tensors, frozenset(self.transient))
-
-    def build_named(self, outputs: Mapping[Output, fx.Node], like: fx.Node) -> tuple[Program, tuple[Output, ...]]:
-        """The program that returns `outputs`, and what each of them is, as `Rewritten` takes both."""
-        return self.build(list(outputs.values()), like), tuple(outputs)
-
-    def attribute(self, name: str, tensor: Tensor, like: fx.Node, *, transient: bool = False) -> fx.Node:
-        """The one node that reads a tensor, made where it does not exist yet; its origin is that of `like`."""
-        if name not in self._attributes:
-            self.tensors[name] = tensor
-            if transient:
-                self.transient.add(name)
-            node = self.graph.create_node("get_attr", name, name=self._unique(names.node_name(name)))
-            sizes = tuple(Size(n) for n in tensor.shape)
-            node.meta = {"type": TensorType(sizes, tensor.dtype), "origin": origin_of(like)}
-            self._attributes[name] = node
-        return self._attributes[name]
-
-    def _unique(self, name: str) -> str:
-        candidate = name
-        while candidate in self._names:
-            candidate = f"{name}_{self._names[name]}"
-            self._names[name] += 1
-        self._names[candidate] = 1
-        return candidate
-
-    def call(
-        self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str, meta: dict[str, Any]
-    ) -> fx.Node:
-        """Append a call. Its type is inferred; one that `meta` claims has to agree, and stands where none follows from
-        the operands'."""
-        node = self.graph.create_node("call_function", target, args, kwargs, name=self._unique(name))
-        node.meta = meta if "type" in meta else {"type": result_type(target, args, kwargs), **meta}
-        if "type" in meta and not fits(node):
-            raise TypeInferenceError(f"gives {type_text(inferred_type(node))}, and not {type_text(meta['type'])}")
-        return node
-
-    def clone_narrowed(
-        self,
-        program: Program,
-        axes: Axes,
-        widths: Widths,
-        *,
-        prefix: str,
-        private: Private | None = None,
-        also: Set[fx.Node] = frozenset(),
-    ) -> dict[fx.Node, fx.Node]:
-        """Append the narrowed program; nodes that no narrowed axis reaches are those of the full copy, but for those
-        in `also` and what depends on them.
-
-        `private(user, source, reached)` names the tensor of its own that `user` reads in place of `source`, if any;
-        `reached` are the nodes whose values differ from the full ones.
-        """
-        clone = Clone(self, program, axes, widths, prefix, private)
-        clone.reached = _reached(program, clone.types, also)
-        return clone.run()
-
-    def clone_region(
-        self,
-        program: Program,
-        axes: Axes,
-        widths: Widths,
-        region: Set[fx.Node],
-        instead: Mapping[fx.Node, fx.Node],
-        *,
-        prefix: str,
-        private: Private,
-    ) -> dict[fx.Node, fx.Node]:
-        """Append a copy of the calls in `region`, some of its axes at other widths, which may be larger ones. Nodes
-        outside are those of the full copy; each key of `instead` is replaced by the copy of its value."""
-        clone = Clone(self, program, axes, widths, prefix, private)
-        clone.reached, clone.instead = region, instead
-        return clone.run()
-
-    def mask(self, keep: npt.NDArray[np.bool_], dtype: torch.dtype, like: fx.Node) -> fx.Node:
-        """What a tensor of this type is multiplied with to keep some entries; equal masks are one constant."""
-        key = b"mask" + str((dtype, keep.shape)).encode() + np.packbits(keep).tobytes()
-        name = self._constants.setdefault(key, f"{names.CONSTANTS}mask_{len(self._constants)}")
-        device = next((t.device for t in self.tensors.values()), torch.device("cpu"))
-        return self.attribute(name, torch.from_numpy(keep).to(device, dtype), like, transient=True)
-
-    def constant(self, values: npt.NDArray[np.int64], like: fx.Node) -> fx.Node:
-        """An index table; equal tables are one constant."""
-        name = self._constants.setdefault(values.tobytes(), f"{names.CONSTANTS}index_{len(self._constants)}")
-        device = next((t.device for t in self.tensors.values()), torch.device("cpu"))
-        return self.attribute(name, torch.from_numpy(values.copy()).to(device), like, transient=True)
+def clone_region(
+    builder: Builder,
+    program: Program,
+    axes: Axes,
+    widths: Widths,
+    region: Set[fx.Node],
+    instead: Mapping[fx.Node, fx.Node],
+    *,
+    prefix: str,
+    private: Private,
+) -> dict[fx.Node, fx.Node]:
+    """Append a copy of the calls in `region`, some of its axes at other widths, which may be larger ones. Nodes
+    outside are those of the full copy; each key of `instead` is replaced by the copy of its value."""
+    clone = Clone(builder, program, axes, widths, prefix, private)
+    clone.reached, clone.instead = region, instead
+    return clone.run()
 
 
 class Clone:
@@ -333,15 +233,10 @@ def _type_at(node: fx.Node, axes: Axes, widths: Widths) -> Any:
 def _reached(program: Program, types: Mapping[fx.Node, Any], also: Set[fx.Node] = frozenset()) -> Set[fx.Node]:
     """The calls whose result differs from the full graph's: in shape, because something that they read does, or
     because they are in `also`."""
-    reached: set[fx.Node] = set()
-    for node in program.graph.nodes:
-        if node.op == "call_function" and (
-            node in also
-            or types[node] != type_of(node)
-            or any(source in reached or types[source] != type_of(source) for source in node.all_input_nodes)
-        ):
-            reached.add(node)
-    return reached
+    changed = (
+        node for node in program.graph.nodes if node.op != "output" and (node in also or types[node] != type_of(node))
+    )
+    return {node for node in descendants(changed) if node.op == "call_function"}
 
 
 def _refresh_sizes(program: Program, types: dict[fx.Node, Any]) -> None:

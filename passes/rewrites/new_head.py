@@ -26,11 +26,12 @@ from torch import Tensor, fx, nn
 from anytimeify.analysis.axes import Axes
 from anytimeify.contract.pass_manager import rewrite
 from anytimeify.errors import SchemeError
+from anytimeify.graph.builder import Builder
 from anytimeify.ir import Captured, Program, TensorType
 from anytimeify.ir.node_meta import origin_of, type_of
 from anytimeify.ir.schema import bound
 from anytimeify.passes.rewrites.classes import CLASSES, class_axis, class_region, has_axis
-from anytimeify.passes.rewrites.narrow import Builder, reached
+from anytimeify.passes.rewrites.narrow import clone_narrowed, reached
 from anytimeify.passes.rewrites.resized import resized
 from anytimeify.rules import Layers, has_kind, traits
 from anytimeify.rules.factors import Factor
@@ -42,7 +43,7 @@ _WANTED = "another number of classes"
 
 @rewrite("new head")
 def with_classes(captured: Captured, axes: Axes, classes: int) -> Captured:
-    """The backbone with a new head. Its initialisers (`fresh`) draw the head anew, and keep everything else."""
+    """The backbone with a new head. Its initialisers (`reinitialised`) draw the head anew, and keep everything else."""
     program = captured.program
     sizes: dict[Factor, int] = {}
     for prediction in program.outputs:
@@ -63,9 +64,11 @@ def with_classes(captured: Captured, axes: Axes, classes: int) -> Captured:
         copy.meta = {**node.meta, "type": axes.shape(axes.dims[node], type_of(node), sizes)}
         builder.shared[node] = copy
     builder.add(replace(program, tensors={**program.tensors, **head}), without=changed)
-    env = builder.clone_narrowed(program, axes, sizes, prefix="", private=lambda user, source, _: _own(source, readers))
+    env = clone_narrowed(
+        builder, program, axes, sizes, prefix="", private=lambda user, source, _: _own(source, readers)
+    )
     made = builder.build([env[node] for node in program.outputs], program.graph.output_node())
-    return replace(captured, program=made, reference=None, fresh=lambda: {**made.tensors, **draw()})
+    return replace(captured, program=made, reference=None, reinitialised=lambda: {**made.tensors, **draw()})
 
 
 def _own(source: fx.Node, readers: list[fx.Node]) -> str | None:

@@ -13,10 +13,10 @@ from dataclasses import replace
 from torch import fx
 
 from anytimeify.contract.pass_manager import rewrite
+from anytimeify.graph.traversal import ancestors
 from anytimeify.ir.rewritten import Output, Rewritten
 from anytimeify.ir.schema import bound, rebind
 from anytimeify.operators.modes import UPDATE_BUFFER
-from anytimeify.passes.rewrites.project import ancestors
 from anytimeify.rules import traits
 
 __all__ = ["one_writer"]

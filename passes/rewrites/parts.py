@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import fx
 
+from anytimeify.graph.builder import Builder
 from anytimeify.ir import Size, result_of
 from anytimeify.ir.node_meta import origin_of, packed_of, type_of
 from anytimeify.ir.schema import bound
-from anytimeify.passes.rewrites.narrow import Builder
 from anytimeify.rules import has_kind, traits
 
 __all__ = ["Parts"]

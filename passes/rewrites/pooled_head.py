@@ -15,9 +15,9 @@ from torch import fx, nn
 
 from anytimeify.analysis.axes import Axes
 from anytimeify.errors import SchemeError
+from anytimeify.graph.builder import Builder
 from anytimeify.ir import Program, names
 from anytimeify.ir.node_meta import origin_of, packed_of, type_of
-from anytimeify.passes.rewrites.narrow import Builder
 from anytimeify.passes.rewrites.taxonomy import heads_of_output
 from anytimeify.rules.factors import Expr, leaves, resolve
 

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from torch import fx
 
 from anytimeify.contract.pass_manager import rewrite
+from anytimeify.graph.traversal import ancestors
 from anytimeify.ir import Program
 
-__all__ = ["ancestors", "project"]
+__all__ = ["project"]
 
 
 @rewrite("project")
@@ -42,15 +43,3 @@ def project(program: Program, keep: Sequence[int], *, keep_tensors: bool = False
     read = {node.target for node in graph.find_nodes(op="get_attr")}
     tensors = {name: tensor for name, tensor in program.tensors.items() if name in read}
     return Program(graph, tensors, program.transient & tensors.keys())
-
-
-def ancestors(nodes: Sequence[fx.Node]) -> set[fx.Node]:
-    """The nodes themselves and everything that they depend on."""
-    found: set[fx.Node] = set()
-    waiting = list(nodes)
-    while waiting:
-        node = waiting.pop()
-        if node not in found:
-            found.add(node)
-            waiting.extend(node.all_input_nodes)
-    return found

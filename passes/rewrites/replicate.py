@@ -18,13 +18,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
+from anytimeify.graph.traversal import descendants
 from anytimeify.ir import Program
 from anytimeify.ir.schema import bound
 from anytimeify.passes.rewrites.frozen import STATISTICS, frozen
 
 __all__ = ["Tree", "depths", "stacked", "tensor_depths"]
 
-Fresh = Callable[[], Mapping[str, Tensor]]
+Reinitialised = Callable[[], Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -62,16 +63,8 @@ def depths(program: Program, cuts: Sequence[Sequence[fx.Node]]) -> dict[fx.Node,
     """The number of cuts that lie before every node; nodes that carry no data belong where they are first read."""
     result: dict[fx.Node, int] = {}
     for depth, cut in enumerate(cuts, start=1):
-        waiting = [user for node in cut for user in node.users]
-        while waiting:
-            node = waiting.pop()
-            if result.get(node, 0) < depth and node.op != "output":
-                result[node] = depth
-                waiting.extend(node.users)
-    behind_input = set(program.placeholders)
-    for node in program.graph.nodes:
-        if any(source in behind_input for source in node.all_input_nodes):
-            behind_input.add(node)
+        result.update(dict.fromkeys(descendants(user for node in cut for user in node.users), depth))
+    behind_input = descendants(program.placeholders)
     for node in reversed(program.graph.nodes):
         if node not in behind_input and node.op != "output":
             result[node] = min((result[user] for user in node.users if user.op != "output"), default=0)
@@ -94,11 +87,13 @@ def tensor_depths(program: Program, places: Mapping[fx.Node, int]) -> dict[str, 
     return {name: of_tensor[id(tensor)] for name, tensor in program.tensors.items() if id(tensor) in of_tensor}
 
 
-def stacked(program: Program, tree: Tree, places: Mapping[str, int], fresh: Fresh | None) -> dict[str, Tensor]:
+def stacked(
+    program: Program, tree: Tree, places: Mapping[str, int], reinitialised: Reinitialised | None
+) -> dict[str, Tensor]:
     """All tensors of a program, those of several members stacked.
 
-    The first member has the backbone's values, the others those of a call of `fresh` each, or copies without it; of
-    what is frozen all members have copies, and the stack is frozen."""
+    The first member has the backbone's values, the others those of a call of `reinitialised` each, or copies without
+    it; of what is frozen all members have copies, and the stack is frozen."""
     drawn: list[Mapping[str, Tensor]] = []
     stacks: dict[int, Tensor] = {}
     result: dict[str, Tensor] = {}
@@ -110,8 +105,8 @@ def stacked(program: Program, tree: Tree, places: Mapping[str, int], fresh: Fres
             continue
         if id(tensor) not in stacks:
             others = [tensor] * (count - 1)
-            if fresh is not None and name not in still:
-                drawn.extend(fresh() for _ in range(len(drawn), count - 1))
+            if reinitialised is not None and name not in still:
+                drawn.extend(reinitialised() for _ in range(len(drawn), count - 1))
                 others = [values.get(name, tensor) for values in drawn[: count - 1]]
             parts = [one.detach().to(tensor).reshape(_stackable(tensor)) for one in (tensor, *others)]
             stack = torch.cat(parts)

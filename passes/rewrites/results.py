@@ -27,12 +27,12 @@ from torch import fx
 
 from anytimeify.contract.pass_manager import rewrite
 from anytimeify.errors import SchemeError
+from anytimeify.graph.builder import Builder
+from anytimeify.graph.traversal import ancestors
 from anytimeify.ir import Captured, Program, Results, Size, TensorType, names
 from anytimeify.ir.node_meta import origin_of, type_of
 from anytimeify.ir.rewritten import Rewritten
-from anytimeify.passes.rewrites.narrow import Builder
 from anytimeify.passes.rewrites.parts import Parts
-from anytimeify.passes.rewrites.project import ancestors
 from anytimeify.rules import has_kind
 
 __all__ = ["pack", "unpack"]

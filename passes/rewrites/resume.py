@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from anytimeify.graph.traversal import reachable
+
 __all__ = ["Step", "steps"]
 
 
@@ -38,12 +40,12 @@ def steps(graph: fx.Graph, outputs: Sequence[fx.Node], again: Collection[fx.Node
     repeated = frozenset(again)
     owner: dict[fx.Node, int] = {}
     for index, output in enumerate(outputs):
-        waiting = [output]
-        while waiting:
-            node = waiting.pop()
-            if node not in owner and node.op not in ("placeholder", "get_attr"):
-                owner[node] = index
-                waiting.extend(_sources(node, repeated))
+        new = reachable(
+            [output],
+            lambda node: _sources(node, repeated),
+            stop=lambda node: node in owner or node.op in ("placeholder", "get_attr"),
+        )
+        owner.update(dict.fromkeys(new, index))
     given: dict[int, dict[fx.Node, None]] = {index: {} for index in range(len(outputs))}
     for node in graph.nodes:
         for source in _sources(node, repeated):
@@ -57,14 +59,8 @@ def steps(graph: fx.Graph, outputs: Sequence[fx.Node], again: Collection[fx.Node
 
 def _sources(node: fx.Node, repeated: Collection[fx.Node]) -> Iterator[fx.Node]:
     """What a node reads, and what the repeated ones among it are computed from."""
-    waiting, seen = list(node.all_input_nodes), set()
-    while waiting:
-        source = waiting.pop()
-        if source not in repeated:
-            yield source
-        elif source not in seen:
-            seen.add(source)
-            waiting.extend(source.all_input_nodes)
+    sources = reachable(node.all_input_nodes, lambda one: one.all_input_nodes if one in repeated else ())
+    return (source for source in sources if source not in repeated)
 
 
 def _step(

@@ -26,11 +26,12 @@ from torch import Tensor, fx, nn
 from anytimeify.analysis.axes import Axes
 from anytimeify.contract.pass_manager import rewrite
 from anytimeify.errors import SchemeError
+from anytimeify.graph.builder import Builder
 from anytimeify.ir import Captured, Program, names
 from anytimeify.ir.node_meta import granularities_of, granularity_of, origin_of, type_of
 from anytimeify.passes.rewrites.classes import CLASSES, class_axis, class_region, has_axis
 from anytimeify.passes.rewrites.frozen import is_trained
-from anytimeify.passes.rewrites.narrow import Builder
+from anytimeify.passes.rewrites.narrow import clone_region
 from anytimeify.passes.rewrites.resized import Spread, resized, spreads
 from anytimeify.rules.factors import Factor
 from anytimeify.taxonomy import Taxonomy
@@ -46,15 +47,17 @@ def add_heads(captured: Captured, axes: Axes, taxonomy: Taxonomy) -> Captured:
     program = captured.program
     builder = Builder.copying(program)
     made: dict[str, tuple[str, tuple[int, ...]]] = {}  # tensors of coarse heads: what each is drawn as, and its shape
-    fresh = _drawn(captured)
-    others = spreads(fresh.get(name, tensor) for name, tensor in program.tensors.items())
+    reinitialised = _drawn(captured)
+    others = spreads(reinitialised.get(name, tensor) for name, tensor in program.tensors.items())
     outputs = []
     for prediction in program.outputs:
         factor = _classes(axes, prediction, taxonomy)
         region = class_region(program, axes, prediction, factor, "taxonomy")
         parts = [builder.shared[prediction]]
         for name, size in zip(taxonomy.granularities[1:], taxonomy.sizes[1:], strict=True):
-            parts.append(_head(builder, program, axes, prediction, factor, region, name, size, fresh, others, made))
+            parts.append(
+                _head(builder, program, axes, prediction, factor, region, name, size, reinitialised, others, made)
+            )
         prefixes = ("", *(names.taxonomy_prefix(name) for name in taxonomy.granularities[1:]))
         meta = {
             "origin": origin_of(prediction),
@@ -65,7 +68,7 @@ def add_heads(captured: Captured, axes: Axes, taxonomy: Taxonomy) -> Captured:
         captured,
         program=builder.build(outputs, program.graph.output_node()),
         notes=(*captured.notes, *_trained_all_the_same(program, made)),
-        fresh=_fresh(captured.fresh, program.tensors, others, made),
+        reinitialised=_reinitialised(captured.reinitialised, program.tensors, others, made),
         reference=None,
     )
 
@@ -84,7 +87,7 @@ def _trained_all_the_same(program: Program, made: Mapping[str, tuple[str, tuple[
 def _drawn(captured: Captured) -> Mapping[str, Tensor]:
     """Fresh tensors of the backbone; none where its initialisers cannot run again, and what is there has to do."""
     try:
-        return captured.fresh() if captured.fresh is not None else {}
+        return captured.reinitialised() if captured.reinitialised is not None else {}
     except SchemeError:
         return {}
 
@@ -104,7 +107,7 @@ def heads_of_output(prediction: fx.Node) -> tuple[tuple[str, int], ...]:
     return parts or (("", type_of(prediction).shape[CLASSES].coefficient),)
 
 
-def _fresh(
+def _reinitialised(
     draw: Callable[[], Mapping[str, Tensor]] | None,
     tensors: Mapping[str, Tensor],
     others: Sequence[Spread],
@@ -113,13 +116,13 @@ def _fresh(
     if draw is None:
         return None
 
-    def fresh() -> Mapping[str, Tensor]:
+    def reinitialised() -> Mapping[str, Tensor]:
         drawn = dict(draw())
         for name, (source, shape) in made.items():
             drawn[name] = resized(drawn.get(source, tensors[source]), shape, others)
         return drawn
 
-    return fresh
+    return reinitialised
 
 
 def _classes(axes: Axes, prediction: fx.Node, taxonomy: Taxonomy) -> Factor:
@@ -143,7 +146,7 @@ def _head(
     region: set[fx.Node],
     name: str,
     size: int,
-    fresh: Mapping[str, Tensor],
+    reinitialised: Mapping[str, Tensor],
     others: Sequence[Spread],
     made: dict[str, tuple[str, tuple[int, ...]]],
 ) -> fx.Node:
@@ -158,7 +161,7 @@ def _head(
         tensor = program.tensors[source]
         if id(tensor) not in ties:
             shape = tuple(s.coefficient for s in axes.shape(axes.dims[node], type_of(node), {factor: size}).shape)
-            value = resized(fresh.get(source, tensor).detach().to(tensor), shape, others)
+            value = resized(reinitialised.get(source, tensor).detach().to(tensor), shape, others)
             ties[id(tensor)] = nn.Parameter(value) if isinstance(tensor, nn.Parameter) else value
         builder.tensors[own[node]] = ties[id(tensor)]
         made[own[node]] = (source, tuple(ties[id(tensor)].shape))
@@ -166,7 +169,7 @@ def _head(
     def private(user: fx.Node, source: fx.Node, reached: object) -> str | None:
         return own.get(source)
 
-    env = builder.clone_region(program, axes, {factor: size}, region, {}, prefix=f"{name}_", private=private)
+    env = clone_region(builder, program, axes, {factor: size}, region, {}, prefix=f"{name}_", private=private)
     for node in region:
         env[node].meta["granularity"] = name
     return env[prediction]

@@ -19,9 +19,9 @@ from fnmatch import fnmatchcase
 from torch import fx
 
 from anytimeify.analysis.stored_elements import deterministic
+from anytimeify.graph.traversal import ancestors, descendants
 from anytimeify.ir import Program, Size, TensorType, result_of
 from anytimeify.ir.node_meta import type_of
-from anytimeify.passes.rewrites.project import ancestors
 from anytimeify.rules import Layers, traits
 from anytimeify.rules.layers import may_be_weights
 
@@ -68,7 +68,7 @@ class _Finder:
             if node.op == "get_attr" or (deterministic(node) and self.constant.issuperset(node.all_input_nodes)):
                 self.constant.add(node)
         self.layers = tuple(Layers(program).weights)
-        self.after = _reached(program, self.layers)
+        self.after = descendants(user for layer in self.layers for user in layer.users)
         self.before = ancestors([source for layer in self.layers for source in layer.all_input_nodes])
 
     def run(self) -> list[Weight]:
@@ -151,12 +151,3 @@ def _is_matrix(node: fx.Node) -> bool:
     if not isinstance(kind, TensorType) or len(kind.shape) < 2 or not kind.size.static or kind.size.coefficient < 2:
         return False
     return bool(kind.dtype.is_floating_point or kind.dtype.is_complex)
-
-
-def _reached(program: Program, sources: Sequence[fx.Node]) -> set[fx.Node]:
-    """Everything that depends on some nodes, these left out."""
-    start, found = set(sources), set[fx.Node]()
-    for node in program.graph.nodes:
-        if any(source in start or source in found for source in node.all_input_nodes):
-            found.add(node)
-    return found

@@ -2,15 +2,15 @@
 
 The rewrite:
 
-1. the backbone is cut at some of its nodes, one after the other; behind each cut every copy goes on as several siblings
+1. the backbone is cut at some of its nodes, one after the other; after each cut every copy goes on as several replicas
    with parameters of their own, so that the leaves of the tree are networks which share more or less of their trunk;
 2. a prediction of `n` leaves is the average of the logits of the first `n` (Eq. 1 and 5), for which only the ancestors
    of those leaves are computed; the first leaf is the backbone, and the levels are the sub-trees that begin with it;
-3. isomorphic siblings are one operation (`fuse_siblings`) over stacked parameters, and beside that joint graph there is
+3. isomorphic replicas are one operation (`fuse_replicas`) over stacked parameters, and beside that joint graph there is
    one for each level, and the unrolled one, which computes leaf after leaf.
 
-Several branches behind one cut are the multi-branch networks of the paper, a cut at the input gives independent ones.
-Refused: cuts that data flows around, or behind which nothing has parameters.
+Several branches after one cut are the multi-branch networks of the paper, a cut at the input gives independent ones.
+Refused: cuts that data flows around, or after which nothing has parameters.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from torch import fx, nn
 from anytimeify.analysis.axes import Axes
 from anytimeify.analysis.blocks import find_blocks
 from anytimeify.errors import SchemeError
+from anytimeify.graph.builder import Builder
 from anytimeify.ir import Captured, Program, Size, TensorType, names
 from anytimeify.ir.node_meta import type_of
 from anytimeify.ir.rewritten import LevelData, Output, Rewritten, Role
 from anytimeify.passes.fusion.batching_layout import Value
 from anytimeify.passes.fusion.fuse_replicas import RULES, larger_batch
-from anytimeify.passes.fusion.replicas import Siblings
+from anytimeify.passes.fusion.replicas import Replicas
 from anytimeify.passes.rewrites.cuts import Cut, balanced_cuts, cut_named
 from anytimeify.passes.rewrites.frozen import is_trained
-from anytimeify.passes.rewrites.narrow import Builder
 from anytimeify.passes.rewrites.replicate import Tree, depths, stacked, tensor_depths
 from anytimeify.passes.scheme import Scheme
 
@@ -52,10 +52,10 @@ class HierarchicalEnsemble(Scheme):
     Fields
         depth: how many times a binary tree splits, at cuts that are chosen: where the resolution changes if there are
             enough such places, in any case so that the parts between cuts cost about the same.
-        cuts: instead of `depth`, the names of layers behind which to split in two; `"input"` is the very beginning.
-        splits: instead of either, pairs of a cut and how many siblings every copy goes on as there: `(("layer2", 16),)`
+        cuts: instead of `depth`, the names of layers after which to split in two; `"input"` is the very beginning.
+        splits: instead of either, pairs of a cut and how many replicas every copy goes on as there: `(("layer2", 16),)`
             is a network of 16 branches.
-        fuse: compute siblings as one operation where there is a rule for it. Changes nothing but speed.
+        fuse: compute replicas as one operation where there is a rule for it. Changes nothing but speed.
         init: `"fresh"`: the other leaves' parameters start as the backbone's own did, by its initialisers or as its
             constructor drew them; `"copy"`: they start as copies of the backbone's.
         sizes: `"trees"`: a level for every sub-tree that begins with the first leaf; `"all"`: one for every number of
@@ -109,22 +109,22 @@ class HierarchicalEnsemble(Scheme):
             if depth not in tensors.values():
                 raise SchemeError(
                     f"nothing between {_names(cuts[depth - 1])} and the next cut or the end has parameters of its own, "
-                    "so the siblings there would all be the same; cut earlier"
+                    "so the replicas there would all be the same; cut earlier"
                 )
-        fresh = captured.fresh if self.init == "fresh" else None
-        builder = _builder(replace(program, tensors=stacked(program, tree, tensors, fresh)))
+        reinitialised = captured.reinitialised if self.init == "fresh" else None
+        builder = _builder(replace(program, tensors=stacked(program, tree, tensors, reinitialised)))
         counts = tree.sub_trees() if self.sizes == "trees" else tuple(range(1, tree.leaves + 1))
         graph = _Ensemble(builder, program, axes, tree, tensors)
         unrolled, _ = graph.leaves(tree.leaves, "", fuse=False)
         steps = [unrolled.average(count) for count in counts]
         notes = list(_alike(program, cuts, tensors))
         if self.fuse:
-            joint, apart = graph.leaves(tree.leaves, "", fuse=True)
+            joint, separate = graph.leaves(tree.leaves, "", fuse=True)
             levels = [joint.average(count) for count in counts]
             alone = [steps[0], *(self._alone(graph, count, level) for level, count in enumerate(counts[1:-1], 1))]
             alone.append(levels[-1])
             members = [joint.one(leaf) for leaf in range(tree.leaves)]
-            notes += _said(apart)
+            notes += _said(separate)
         else:
             levels = alone = steps
             members = [unrolled.one(leaf) for leaf in range(tree.leaves)]
@@ -137,7 +137,7 @@ class HierarchicalEnsemble(Scheme):
                 for level, count in enumerate(counts)
             ),
             resumable=True,
-            stacks=frozenset(name for name, depth in tensors.items() if depth),
+            stacked_parameters=frozenset(name for name, depth in tensors.items() if depth),
             notes=tuple(notes),
         )
 
@@ -215,25 +215,25 @@ class _Ensemble:
 
     def leaves(self, count: int, prefix: str, *, fuse: bool) -> tuple[_Leaves, Mapping[str, int]]:
         """The predictions of the first leaves, and which operations run member by member."""
-        siblings = Siblings(
+        replicas = Replicas(
             self.builder, self.program, self.axes, self.tree, self.tensors, count, prefix, RULES if fuse else {},
             larger_batch if fuse else None,
         )  # fmt: skip
-        (value,) = siblings.run()
-        return _Leaves(siblings, self.program.outputs[0], value), siblings.apart
+        (value,) = replicas.run()
+        return _Leaves(replicas, self.program.outputs[0], value), replicas.separate
 
 
 @dataclass
 class _Leaves:
-    """The predictions of leaves, side by side or apart."""
+    """The predictions of leaves, side by side or separate."""
 
-    siblings: Siblings
+    replicas: Replicas
     output: fx.Node
     value: Value
 
     @property
     def _wide(self) -> tuple[fx.Node, int]:
-        s, value = self.siblings, self.value
+        s, value = self.replicas, self.value
         place = s.batch_dim(self.output) if value.layout == "batch" else 1
         key = (self.output, "wide", value.depth)
         if key not in s.forms:
@@ -241,9 +241,9 @@ class _Leaves:
         return s.forms[key], place
 
     def one(self, index: int) -> fx.Node:
-        s = self.siblings
-        if self.value.layout in ("one", "apart"):
-            node: fx.Node = self.value.nodes[index if self.value.layout == "apart" else 0]
+        s = self.replicas
+        if self.value.layout in ("one", "separate"):
+            node: fx.Node = self.value.nodes[index if self.value.layout == "separate" else 0]
             return node
         wide, place = self._wide
         return s.emit(aten.select.int, (wide, place, index), f"leaf_{index}")
@@ -252,8 +252,8 @@ class _Leaves:
         """The mean of the logits of the first leaves (Eq. 1)."""
         if count == 1:
             return self.one(0)
-        s = self.siblings
-        if self.value.layout == "apart":
+        s = self.replicas
+        if self.value.layout == "separate":
             wide, place = s.emit(aten.stack.default, (list(self.value.nodes[:count]), 0), "leaves"), 0
         else:
             wide, place = self._wide
@@ -262,19 +262,19 @@ class _Leaves:
         return s.emit(aten.mean.dim, (wide, [place]), f"mean_{count}")
 
 
-def _said(apart: Mapping[str, int]) -> list[str]:
-    if not apart:
+def _said(separate: Mapping[str, int]) -> list[str]:
+    if not separate:
         return []
-    listed = ", ".join(f"{name} ({count})" for name, count in sorted(apart.items(), key=lambda item: -item[1])[:6])
-    return [f"siblings are not fused, but computed one after the other, in: {listed}"]
+    listed = ", ".join(f"{name} ({count})" for name, count in sorted(separate.items(), key=lambda item: -item[1])[:6])
+    return [f"replicas are not fused, but computed one after the other, in: {listed}"]
 
 
 def _alike(program: Program, cuts: Sequence[Cut], tensors: Mapping[str, int]) -> Iterator[str]:
-    """Where all that siblings have is frozen, so that each computes what the others do."""
+    """Where all that replicas have is frozen, so that each computes what the others do."""
     for depth, cut in enumerate(cuts, start=1):
         own = [program.tensors[name] for name, place in tensors.items() if place == depth]
         if not any(map(is_trained, own)):
-            yield f"siblings behind {_names(cut)} are all the same there: what they have of their own is frozen"
+            yield f"replicas behind {_names(cut)} are all the same there: what they have of their own is frozen"
 
 
 def _names(cut: Cut) -> str:

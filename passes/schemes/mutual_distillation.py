@@ -21,14 +21,14 @@ from torch import fx, nn
 from anytimeify.analysis.axes import Axes, analyse
 from anytimeify.analysis.cost import cost, sizes
 from anytimeify.errors import SchemeError
+from anytimeify.graph.builder import Builder
 from anytimeify.ir import PAIR, Captured
 from anytimeify.ir.node_meta import type_of
 from anytimeify.ir.rewritten import LevelData, Output, Rewritten
 from anytimeify.passes.rewrites.branch import Branch
-from anytimeify.passes.rewrites.narrow import Builder
+from anytimeify.passes.rewrites.exits import Exit, as_branches, place_exits
 from anytimeify.passes.rewrites.project import project
 from anytimeify.passes.scheme import Scheme
-from anytimeify.passes.schemes.auxiliary_branches import Exit, as_branches, place
 
 __all__ = ["MutualDistillation"]
 
@@ -86,29 +86,29 @@ class MutualDistillation(Scheme):
         level_of = {place: level for level, place in enumerate(order)}
         builder = Builder.copying(heads[0].half.program)
         builder.add(heads[-1].half.program)
-        drawn = [captured.fresh() if captured.fresh is not None else None for _ in heads]
+        drawn = [captured.reinitialised() if captured.reinitialised is not None else None for _ in heads]
         made: list[fx.Node] = []
-        for place_, head in enumerate(heads):
-            level = level_of[place_]
+        for place, head in enumerate(heads):
+            level = level_of[place]
             own = builder.shared[head.half.program.outputs[0]]
-            made.append(own if head.exit is None else head.exit(builder, level, drawn[place_]))
-        outputs = {Output("level", level): made[place_] for level, place_ in enumerate(order)}
+            made.append(own if head.exit is None else head.exit(builder, level, drawn[place]))
+        outputs = {Output("level", level): made[place] for level, place in enumerate(order)}
         limits = [head.macs for head in heads if head.exit is None]
         return Rewritten(
             *builder.build_named(outputs, captured.program.graph.output_node()),
-            tuple(replace(heads[place_].level(limits), member=place_) for place_ in order),
+            tuple(replace(heads[place].level(limits), member=place) for place in order),
             resumable=True,
             notes=tuple(builder.notes),
         )
 
     def _heads(self, captured: Captured, network: int) -> list[_Head]:
         """The heads of one network, cheapest first, and its own output last."""
-        half = replace(captured, program=project(captured.program, [network], keep_tensors=True), fresh=None)
+        half = replace(captured, program=project(captured.program, [network], keep_tensors=True), reinitialised=None)
         branches, prefix = self._of(network), PAIR[network]
         exits: list[Exit] = []
         if branches != 0 and branches != ():
             given = branches if isinstance(branches, int) else tuple(_within(one, prefix) for one in branches)
-            exits = place(half, analyse(half.program), given, "branch")
+            exits = place_exits(half, analyse(half.program), given, "branch")
         names = [f"{prefix}/{exit.name.replace(f' {prefix}.', ' ')}" for exit in exits]
         heads = [_Head(name, network, half, exit, _macs(half, exit)) for name, exit in zip(names, exits, strict=True)]
         return [*heads, _Head(f"{prefix}/full", network, half, None, _macs(half, None))]

@@ -23,15 +23,17 @@ from torch import fx, nn
 
 from anytimeify.analysis.axes import Axes, Widths
 from anytimeify.errors import SchemeError
+from anytimeify.graph.builder import Builder
 from anytimeify.ir import Captured, Program, names
 from anytimeify.ir.rewritten import Output, Rewritten, numbered
-from anytimeify.passes.rewrites.narrow import Builder
+from anytimeify.passes.rewrites.narrow import clone_narrowed
+from anytimeify.passes.rewrites.private_tensors import PrivateTensors
 from anytimeify.passes.rewrites.reorder import reorder
 from anytimeify.passes.rewrites.triangular import triangular
 from anytimeify.passes.scheme import Scheme
 from anytimeify.rules import Layers, has_kind
 
-__all__ = ["NestedChannels", "PrivateTensors"]
+__all__ = ["NestedChannels"]
 
 
 @dataclass(frozen=True)
@@ -109,8 +111,8 @@ class NestedChannels(Scheme):
         also = self._always_private(program)
         for level, widths in enumerate(self.kept(axes)[:-1]):
             private = PrivateTensors(program, builder, level, heads, norms=self.norms != "shared")
-            env = builder.clone_narrowed(
-                program, axes, widths, prefix=names.level_prefix(level), private=private, also=also
+            env = clone_narrowed(
+                builder, program, axes, widths, prefix=names.level_prefix(level), private=private, also=also
             )
             outputs[Output("level", level)] = env[program.outputs[0]]
         outputs[Output("level", len(self.widths) - 1)] = builder.shared[program.outputs[0]]
@@ -179,32 +181,3 @@ def _as_width(value: Any) -> float:
 
 def _listed(widths: Any) -> str:
     return ",".join(f"{width:g}" if isinstance(width, int | float) else str(width) for width in widths)
-
-
-@dataclass(frozen=True)
-class PrivateTensors:
-    """Which tensors a level has for itself: those of its norms and `heads`, unless something else reads them too (a
-    tied weight, a norm whose other call no narrowed axis reaches)."""
-
-    program: Program
-    builder: Builder
-    level: int
-    heads: Set[fx.Node]
-    norms: bool
-
-    def __call__(self, user: fx.Node, source: fx.Node, reached: Set[fx.Node]) -> str | None:
-        name = str(source.target)
-        if source in self.heads:
-            tensor = self.program.tensors[name]
-            tied = sum(other is tensor for other in self.program.tensors.values()) > 1
-            return None if tied or name in self.program.transient else names.of_level(self.level, name)
-        if self.norms and all(has_kind(other, "norm") and other in reached for other in source.users):
-            self._count_batches(name)
-            return names.of_level(self.level, name)
-        return None
-
-    def _count_batches(self, name: str) -> None:
-        """A private batch norm counts its own batches."""
-        counter = names.counter(name)
-        if names.is_mean(name) and counter in self.program.tensors:
-            self.builder.tensors.setdefault(names.of_level(self.level, counter), self.program.tensors[counter].clone())

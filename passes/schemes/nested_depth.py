@@ -4,9 +4,9 @@ The rewrite:
 
 1. the full network stays as it is;
 2. for every lower depth, of each run of equal blocks the last ones are left out, at least one staying; what lies before
-   the first of them is computed once for all levels, what lies behind is copied and reads the same parameters (of dense
+   the first of them is computed once for all levels, what comes after is copied and reads the same parameters (of dense
    layers, the part that is left);
-3. with private norms, a normalisation behind a block that is left out has parameters and statistics of its own per
+3. with private norms, a normalisation after a block that is left out has parameters and statistics of its own per
    level, which start as the full ones.
 
 Refused: networks in which no block can be left out, and depths that leave out the same blocks.
@@ -14,7 +14,6 @@ Refused: networks in which no block can be left out, and depths that leave out t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar, Literal, NoReturn
@@ -24,15 +23,17 @@ from torch import fx, nn
 from anytimeify.analysis.axes import Axes
 from anytimeify.analysis.blocks import Block, find_blocks
 from anytimeify.errors import SchemeError
-from anytimeify.ir import Captured, Program, names
+from anytimeify.graph.builder import Builder
+from anytimeify.ir import Captured, names
 from anytimeify.ir.rewritten import Output, Rewritten, numbered
-from anytimeify.passes.rewrites.downstream import Rest
-from anytimeify.passes.rewrites.narrow import Builder, Private
+from anytimeify.passes.rewrites.downstream import Downstream
+from anytimeify.passes.rewrites.narrow import Private, clone_region
+from anytimeify.passes.rewrites.private_tensors import PrivateTensors
+from anytimeify.passes.rewrites.skipped_blocks import SkippedBlocks
 from anytimeify.passes.rewrites.taxonomy import coarse_heads
 from anytimeify.passes.scheme import Scheme
-from anytimeify.passes.schemes.nested_channels import PrivateTensors
 
-__all__ = ["Gap", "NestedDepth"]
+__all__ = ["NestedDepth"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class NestedDepth(Scheme):
         depths: shares of the blocks, increasing, the last one 1. A run of n equal blocks keeps about that share of
             them, and at least one, or none where another block of the stage stays. Beside widths, in a sequence of
             schemes, neighbours may be equal.
-        norms: `"private"`: norms behind a block that is left out have parameters and statistics of their own per level;
+        norms: `"private"`: norms after a block that is left out have parameters and statistics of their own per level;
             `"shared"`: those of the full network.
 
     Raises `SchemeError` for fields out of range and for backbones without blocks that could be left out.
@@ -77,35 +78,35 @@ class NestedDepth(Scheme):
     def apply(self, captured: Captured, axes: Axes) -> Rewritten:
         program = captured.program
         builder = Builder.copying(program)
-        rest = Rest.behind(captured, axes, find_blocks(program, axes), program.placeholders)
+        downstream = Downstream.of(captured, axes, find_blocks(program, axes), program.placeholders)
         outputs: dict[Output, fx.Node] = {}
-        for level, left_out in enumerate(self.left_out(rest)[:-1]):
-            outputs[Output("level", level)] = self._level(builder, rest, left_out, level)
+        for level, left_out in enumerate(self.left_out(downstream)[:-1]):
+            outputs[Output("level", level)] = self._level(builder, downstream, left_out, level)
         outputs[Output("level", len(self.depths) - 1)] = builder.shared[program.outputs[0]]
         named = builder.build_named(outputs, program.graph.output_node())
         return Rewritten(*named, numbered("depth", self.depths), shared_norms=self.norms == "shared")
 
-    def _level(self, builder: Builder, rest: Rest, left_out: list[Block], level: int) -> fx.Node:
-        program = rest.captured.program
-        gap = Gap.of(program, left_out)
+    def _level(self, builder: Builder, downstream: Downstream, left_out: list[Block], level: int) -> fx.Node:
+        program = downstream.captured.program
+        skipped = SkippedBlocks(left_out)
         private: Private = PrivateTensors(program, builder, level, coarse_heads(program), norms=self.norms == "private")
-        env = builder.clone_region(
-            *(program, rest.axes, rest.widths({}, left_out), gap.behind, gap.instead),
+        env = clone_region(
+            *(builder, program, downstream.axes, downstream.widths({}, left_out), skipped.after, skipped.instead),
             prefix=names.level_prefix(level),
             private=private,
         )
         return env[program.outputs[0]]
 
-    def left_out(self, rest: Rest) -> list[list[Block]]:
+    def left_out(self, downstream: Downstream) -> list[list[Block]]:
         """The blocks that each level leaves out. Refuses two depths that leave out the same."""
-        left_out = [rest.shortened(depth) for depth in self.depths]
+        left_out = [downstream.shortened(depth) for depth in self.depths]
         for (depth, other), (many, few) in zip(pairwise(self.depths), pairwise(left_out), strict=True):
             if depth != other and len(many) == len(few):
-                self._refuse(*((other, depth) if few else (depth, other)), rest)
+                self._refuse(*((other, depth) if few else (depth, other)), downstream)
         return left_out
 
-    def _refuse(self, depth: float, other: float, rest: Rest) -> None:
-        count = len(rest.removable())
+    def _refuse(self, depth: float, other: float, downstream: Downstream) -> None:
+        count = len(downstream.removable())
         raise SchemeError(
             f"depths: depth {depth:g} leaves out the same blocks as {other:g}; leave one of them out. This network has "
             f"{count} block{'s' * (count != 1)} that can be left out"
@@ -120,22 +121,3 @@ class NestedDepth(Scheme):
 def _listed(depths: Any) -> str:
     given = depths if isinstance(depths, tuple | list) else (depths,)
     return ",".join(f"{depth:g}" if isinstance(depth, int | float) else str(depth) for depth in given)
-
-
-@dataclass(frozen=True)
-class Gap:
-    """Where blocks are left out: their nodes, what lies behind any of them, and what is read in place of their ends."""
-
-    removed: Set[fx.Node]
-    behind: Set[fx.Node]
-    instead: Mapping[fx.Node, fx.Node]
-
-    @staticmethod
-    def of(program: Program, left_out: Iterable[Block]) -> Gap:
-        removed = {node for block in left_out for node in block.nodes}
-        instead = {block.end: block.start for block in left_out if block.start is not None}
-        found = set(instead)
-        for node in program.graph.nodes:
-            if node.op == "call_function" and any(source in found for source in node.all_input_nodes):
-                found.add(node)
-        return Gap(removed, found - removed, instead)

@@ -1,18 +1,18 @@
-"""Nested weights: lower levels read the largest entries of every weight alone (NestedNet's nested pruning).
+"""Nested weights: lower levels read the largest elements of every weight alone (NestedNet's nested pruning).
 
 The rewrite:
 
 1. the full network stays as it is, and reads no mask;
-2. for every lower density each weight of a layer is multiplied with a mask that keeps its largest entries, those of the
-   levels below among them; what no mask reaches is computed once for all levels, what lies behind is copied;
-3. with private norms, a normalisation behind a masked weight has parameters and statistics of its own per level, which
+2. for every lower density each weight of a layer is multiplied with a mask that keeps its largest elements, those of
+   the levels below among them; what no mask reaches is computed once for all levels, what comes after is copied;
+3. with private norms, a normalisation after a masked weight has parameters and statistics of its own per level, which
    start as the full ones.
 
 Masks are buffers of the model: they are saved and loaded with it, and stay as they are until
 `anytimeify.masks.refresh(net)` makes them anew from the weights of the time. What counts as a weight says
 `anytimeify.passes.rewrites.weights`.
 
-Refused: networks without such weights, and densities that keep the same entries.
+Refused: networks without such weights, and densities that keep the same elements.
 """
 
 from __future__ import annotations
@@ -28,16 +28,17 @@ from torch import Tensor, fx, nn
 from anytimeify.analysis.axes import Axes
 from anytimeify.analysis.mask_density import recount
 from anytimeify.errors import SchemeError
+from anytimeify.graph.builder import Builder
+from anytimeify.graph.traversal import descendants
 from anytimeify.ir import Captured, Program, names
 from anytimeify.ir.node_meta import origin_of
 from anytimeify.ir.rewritten import Output, Rewritten, numbered
 from anytimeify.passes.rewrites.fold import evaluate
 from anytimeify.passes.rewrites.magnitude import largest, share_of
-from anytimeify.passes.rewrites.narrow import Builder
+from anytimeify.passes.rewrites.private_tensors import PrivateTensors
 from anytimeify.passes.rewrites.taxonomy import coarse_heads
 from anytimeify.passes.rewrites.weights import Weight, find_weights
 from anytimeify.passes.scheme import Scheme
-from anytimeify.passes.schemes.nested_channels import PrivateTensors
 
 __all__ = ["NestedWeights"]
 
@@ -49,14 +50,14 @@ class NestedWeights(Scheme):
     """Levels are densities: level k reads the share `densities[k]` of the weights that is largest in magnitude.
 
     Fields
-        densities: shares of the entries of the masked weights, increasing, the last one 1. A mask keeps exactly
-            `max(1, round(entries * density))`; of equal entries the first.
+        densities: shares of the elements of the masked weights, increasing, the last one 1. A mask keeps exactly
+            `max(1, round(elements * density))`; of equal elements the first.
         scope: `"layer"`: that share of every weight; `"global"`: of all of them together, so that layers with larger
-            entries keep more.
-        norms: `"private"`: norms behind masked weights have parameters and statistics of their own per level;
+            elements keep more.
+        norms: `"private"`: norms after masked weights have parameters and statistics of their own per level;
             `"shared"`: those of the full network.
         gradients: `"masked"`: a level gives no gradient to what it does not read; `"straight-through"`: it gives the
-            gradient that the entry would have if it were read, so that it may grow and be kept at the next refresh.
+            gradient that the element would have if it were read, so that it may grow and be kept at the next refresh.
         where: `"all"` weights, or patterns of parameters, layers, or parts of the network such as
             `("layer3", "blocks.*.mlp")`.
         ends: `"masked"`: the first and the last layers too, as where the paper compresses a network; `"dense"`: not
@@ -111,7 +112,7 @@ class NestedWeights(Scheme):
 
     def masks(self, program: Program) -> list[dict[str, Tensor]]:
         """The masks of every level below the full one as its weights are now, by the buffer's name. A weight of which a
-        level keeps every entry has none there."""
+        level keeps every element has none there."""
         weights, _ = self._chosen(program)
         values = evaluate(program, [weight.nodes[0] for weight in weights])
         tensors = [values[weight.nodes[0]] for weight in weights]
@@ -133,7 +134,7 @@ class NestedWeights(Scheme):
         return made
 
     def _counts(self, weights: Sequence[Weight]) -> list[int | tuple[int, ...]]:
-        """How many entries every level below the full one keeps: of each weight, or of all. Refuses levels that are
+        """How many elements every level below the full one keeps: of each weight, or of all. Refuses levels that are
         equal."""
         entries = tuple(weight.entries for weight in weights)
         units = entries if self.scope == "layer" else (sum(entries),)
@@ -201,7 +202,7 @@ class _Level:
     def run(self, weights: Sequence[Weight], masks: Mapping[str, Tensor]) -> fx.Node:
         by_weight = {names.of_mask(name)[1]: (name, mask) for name, mask in masks.items()}
         self.masks = {node: by_weight[one.name] for one in weights if one.name in by_weight for node in one.nodes}
-        self.region = _behind(self.program, set(self.masks))
+        self.region = descendants(user for node in self.masks for user in node.users)
         for node in self.program.graph.nodes:
             if node in self.region:
                 self.env[node] = self.copy(node)
@@ -238,7 +239,7 @@ class _Level:
         return result
 
     def call(self, target: Any, args: tuple[Any, ...], source: fx.Node, what: str, **more: bool) -> fx.Node:
-        meta = {"origin": origin_of(source), "kept": 0, **more}  # counted in the end
+        meta = {"origin": origin_of(source), "mask_nonzeros": 0, **more}  # counted in the end
         return self.builder.call(target, args, {}, f"{names.level_prefix(self.level)}{source.name}_{what}", meta)
 
 
@@ -246,12 +247,3 @@ def _copy(program: Program, source: fx.Node) -> Tensor:
     tensor = program.tensors[str(source.target)]
     copy = tensor.detach().clone()
     return nn.Parameter(copy, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copy
-
-
-def _behind(program: Program, sources: set[fx.Node]) -> set[fx.Node]:
-    """The calls that depend on some nodes, these left out."""
-    found: set[fx.Node] = set()
-    for node in program.graph.nodes:
-        if node.op == "call_function" and any(one in sources or one in found for one in node.all_input_nodes):
-            found.add(node)
-    return found

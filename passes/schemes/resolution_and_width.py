@@ -22,12 +22,14 @@ from typing import ClassVar
 from torch import Tensor, fx
 
 from anytimeify.analysis.axes import Axes
+from anytimeify.graph.builder import Builder
 from anytimeify.ir import Captured, Program, names
 from anytimeify.ir.rewritten import Output, Rewritten
-from anytimeify.passes.rewrites.narrow import Builder
+from anytimeify.passes.rewrites.private_tensors import PrivateTensors
+from anytimeify.passes.rewrites.resized_inputs import ResizedClone
 from anytimeify.passes.schemes.beside_widths import BesideWidths
-from anytimeify.passes.schemes.nested_channels import NestedChannels, PrivateTensors
-from anytimeify.passes.schemes.nested_resolution import NestedResolution, Resized
+from anytimeify.passes.schemes.nested_channels import NestedChannels
+from anytimeify.passes.schemes.nested_resolution import NestedResolution
 
 __all__ = ["ResolutionAndWidth"]
 
@@ -56,7 +58,7 @@ class ResolutionAndWidth(BesideWidths):
         for level, (smaller, widths) in enumerate(levels):
             own = PrivateTensors(program, builder, level, heads, norms=norms)
             prefix = names.level_prefix(level)
-            clone = Resized(builder, program, axes, smaller, widths, prefix, own, self.resolution.mode)
+            clone = ResizedClone(builder, program, axes, smaller, widths, prefix, own, self.resolution.mode)
             clone.reached = clone.reached | computed
             outputs[Output("level", level)] = clone.run()[program.outputs[0]]
         full = len(self.channels.widths) - 1

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from anytimeify._torch import flatten, unflatten
 from anytimeify.capture import capture
-from anytimeify.codegen.to_modules import lift
+from anytimeify.codegen.to_modules import to_modules
 from anytimeify.ir import Captured, Program
 
 
@@ -38,7 +38,8 @@ def randomise_statistics(model: nn.Module) -> nn.Module:
 
 
 def check(model: nn.Module, inputs: Any = None, *, training: bool = True, **options: Any) -> Captured:
-    """Captures, lifts, compares with the backbone: eval mode, inference form, one step of training, state dict."""
+    """Captures, turns into modules, compares with the backbone: eval mode, inference form, one step of training, state
+    dict."""
     randomise_statistics(model)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     flags = [module.training for module in model.modules()]
@@ -50,7 +51,7 @@ def check(model: nn.Module, inputs: Any = None, *, training: bool = True, **opti
         map(id, captured.program.tensors.values())
     )
 
-    network = lift(captured.program)
+    network = to_modules(captured.program)
     state = network.state_dict()
     assert set(state) == set(before)
     assert all(torch.equal(tensor, before[name]) for name, tensor in state.items())
@@ -61,7 +62,7 @@ def check(model: nn.Module, inputs: Any = None, *, training: bool = True, **opti
 
 
 def assert_same_in_eval_mode(model: nn.Module, captured: Captured) -> None:
-    network, inference = lift(captured.program).eval(), lift(captured.program, training=False)
+    network, inference = to_modules(captured.program).eval(), to_modules(captured.program, training=False)
     assert "anytimeify" not in inference.code
     assert not any(module.training for module in inference.modules())
     model.eval()

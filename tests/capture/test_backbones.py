@@ -1,4 +1,4 @@
-"""Real backbones, small: captured, lifted, and compared with themselves in both modes."""
+"""Real backbones, small: captured, turned into modules, and compared with themselves in both modes."""
 
 from __future__ import annotations
 

@@ -133,6 +133,13 @@ class Alone(Vectors):
         return x * 2 if x.shape[0] == 1 else x
 
 
+class Distances(Vectors):
+    """What torch computes in another way from 26 rows on, in one operation."""
+
+    def between(self, x: Tensor) -> Tensor:
+        return torch.cdist(x, x) @ x
+
+
 class Even(Vectors):
     def between(self, x: Tensor) -> Tensor:
         return x * 2 if x.shape[0] % 2 else x
@@ -231,6 +238,12 @@ def test_a_single_sample_that_takes_another_way_is_refused() -> None:
     assert "batches of 2 or more" in told
     with pytest.raises(ArgumentError, match="a batch of 1 was given"):
         net(X[:1])
+
+
+def test_a_range_of_an_operation_is_none_of_the_model() -> None:
+    captured = capture(Distances(), X)
+    assert captured.batch_range == (1, None)
+    assert captured.limit is None
 
 
 def test_a_condition_that_is_no_range() -> None:

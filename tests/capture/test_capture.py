@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anytimeify.capture import capture
-from anytimeify.codegen.to_modules import lift
+from anytimeify.codegen.to_modules import to_modules
 from anytimeify.errors import CaptureError, UnsupportedOpError
 from anytimeify.ir import Captured, Origin, Size, TensorType
 from anytimeify.operators.modes import BY_MODE
@@ -285,7 +285,7 @@ class Recurrent(nn.Module):
 def test_a_recurrent_layer_may_be_cast(tokens: bool, dtype: torch.dtype) -> None:
     x = torch.randint(9, (2, 3)) if tokens else torch.randn(2, 3, 4)
     model = Recurrent(nn.Embedding(9, 4) if tokens else nn.Linear(4, 4))
-    network = lift(capture(model, x).program).to(dtype)
+    network = to_modules(capture(model, x).program).to(dtype)
     x = x if tokens else x.to(dtype)
     torch.testing.assert_close(network(x)[0], model.to(dtype)(x))
 

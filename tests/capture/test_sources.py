@@ -44,10 +44,10 @@ def save(path: Path, *, training: bool, dynamic: bool = True) -> nn.Module:
 
 
 def agree(model: nn.Module, path: Path) -> list[str]:
-    from anytimeify.codegen.to_modules import lift
+    from anytimeify.codegen.to_modules import to_modules
 
     captured = capture(resolve(str(path)).model)
-    network = lift(captured.program)
+    network = to_modules(captured.program)
     assert set(network.state_dict()) == set(model.state_dict())
     torch.testing.assert_close(network.eval()(X)[0], model.eval()(X))
     assert "batch_norm(" in text(captured.program)

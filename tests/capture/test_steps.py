@@ -1,4 +1,4 @@
-"""Every step of capture: the draft before and after it, as text, and the same numbers from both."""
+"""Every step of capture: the work graph before and after it, as text, and the same numbers from both."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from anytimeify.capture.simplify import drop_identities, freeze_unread, simplify
 from anytimeify.capture.stochastic_depth import recognise_stochastic_depth
 from anytimeify.capture.training_form import restore_training_form
 from anytimeify.capture.two_modes import merge
-from anytimeify.capture.work_graph import Draft
-from anytimeify.codegen.to_modules import lift
+from anytimeify.capture.work_graph import WorkGraph
+from anytimeify.codegen.to_modules import to_modules
 from anytimeify.ir import Program
 from tests.building import BATCH, Build, run
 from tests.printing import calls, lines
@@ -31,28 +31,28 @@ aten = torch.ops.aten
 X = torch.randn(BATCH, 4, generator=torch.Generator().manual_seed(0))
 
 
-def draft_of(build: Build, *outputs: fx.Node) -> Draft:
+def draft_of(build: Build, *outputs: fx.Node) -> WorkGraph:
     """A hand-written graph as the exporter records it: with a value on every node."""
     program = build.done(*outputs)
     for node, value in build.values.items():
         node.meta = {"val": value}
-    return Draft(program.graph, dict(program.tensors), set(program.transient))
+    return WorkGraph(program.graph, dict(program.tensors), set(program.transient))
 
 
-def numbers(draft: Draft, x: Tensor = X) -> tuple[Tensor, ...]:
-    """What a draft computes in eval mode, from copies of its graph and of its tensors, which it may write to."""
+def numbers(work: WorkGraph, x: Tensor = X) -> tuple[Tensor, ...]:
+    """What a work graph computes in eval mode, from copies of its graph and of its tensors, which it may write to."""
     graph = fx.Graph()
-    graph.output(graph.graph_copy(draft.graph, {}))
-    return run(Program(graph, {name: tensor.clone() for name, tensor in draft.tensors.items()}), x)
+    graph.output(graph.graph_copy(work.graph, {}))
+    return run(Program(graph, {name: tensor.clone() for name, tensor in work.tensors.items()}), x)
 
 
-def becomes(draft: Draft, before: str, after: str, step: Callable[[Draft], object], x: Tensor = X) -> None:
+def becomes(work: WorkGraph, before: str, after: str, step: Callable[[WorkGraph], object], x: Tensor = X) -> None:
     """A step rewrites one text to the other, and the numbers stay."""
-    assert calls(draft) == lines(before)
-    expected = numbers(draft, x)
-    step(draft)
-    assert calls(draft) == lines(after)
-    torch.testing.assert_close(numbers(draft, x), expected)
+    assert calls(work) == lines(before)
+    expected = numbers(work, x)
+    step(work)
+    assert calls(work) == lines(after)
+    torch.testing.assert_close(numbers(work, x), expected)
 
 
 class Scaled(nn.Module):
@@ -75,14 +75,14 @@ def test_lower() -> None:
     exported = torch.export.export(model, (X,), strict=False)
     (inner,) = [node for node in exported.graph.nodes if "wrap_with_set_grad_enabled" in str(node.target)]
     assert inner.args[0] is False
-    draft = lower(exported, list(model.state_dict()))
-    assert [line.partition(" = call")[0].strip() for line in str(draft.graph).splitlines()[1:5]] == [
+    work = lower(exported, list(model.state_dict()))
+    assert [line.partition(" = call")[0].strip() for line in str(work.graph).splitlines()[1:5]] == [
         "%x : [num_users=2] = placeholder[target=x]",
         "%a_weight : [num_users=2] = get_attr[target=a.weight]",
         "%a_bias : [num_users=1] = get_attr[target=a.bias]",
         "%b_bias : [num_users=1] = get_attr[target=b.bias]",
     ]
-    assert calls(draft) == lines("""
+    assert calls(work) == lines("""
         linear = linear(x, a_weight, a_bias)
         exp = exp(linear)
         detach_default = detach(exp)
@@ -90,8 +90,8 @@ def test_lower() -> None:
         linear_1 = linear(div, a_weight, b_bias)
         return linear_1
     """)
-    torch.testing.assert_close(numbers(draft), (model(X),))
-    assert draft.tensors["b.weight"] is draft.tensors["a.weight"]
+    torch.testing.assert_close(numbers(work), (model(X),))
+    assert work.tensors["b.weight"] is work.tensors["a.weight"]
 
 
 def test_recompose() -> None:
@@ -103,9 +103,9 @@ def test_recompose() -> None:
         *(b.read("mean"), b.read("var"), 0.1, 1e-5),
         name="norm",
     )
-    draft = draft_of(b, b(operator.getitem, norm, 0, name="first"))
+    work = draft_of(b, b(operator.getitem, norm, 0, name="first"))
     becomes(
-        draft,
+        work,
         """
         convolution = convolution(x, kernel, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1)
         norm = _native_batch_norm_legit_no_training(convolution, gain, shift, mean, var, 0.1, 1e-05)
@@ -142,7 +142,7 @@ def test_drop_identities() -> None:
     )
 
 
-def counting() -> Draft:
+def counting() -> WorkGraph:
     b = Build({"seen": torch.zeros(4)}, x=X)
     b(aten.add_.Tensor, b.read("seen"), b(aten.mean.dim, b.x, [0]))
     return draft_of(b, b(aten.mul.Tensor, b.x, 2))
@@ -158,7 +158,7 @@ COUNTING = """
 
 def test_drop_dead_writes() -> None:
     becomes(counting(), COUNTING, "mul = mul.Tensor(x, 2)\nreturn mul", drop_dead_writes)
-    becomes(counting(), COUNTING, COUNTING, lambda draft: drop_dead_writes(draft, updates=True))
+    becomes(counting(), COUNTING, COUNTING, lambda work: drop_dead_writes(work, updates=True))
 
 
 def test_functionalise() -> None:
@@ -198,7 +198,7 @@ def test_functionalise_with_updates() -> None:
         mul = mul.Tensor(after_default, 2)
         return mul
         """,
-        lambda draft: functionalise(draft, updates=True),
+        lambda work: functionalise(work, updates=True),
     )
 
 
@@ -215,21 +215,21 @@ def test_restore_training_form() -> None:
         batch_norm = batch_norm(x, None, None, mean, var, True, 0.1, 1e-05, False)
         return batch_norm
         """,
-        lambda draft: restore_training_form(draft, held=frozenset()),
+        lambda work: restore_training_form(work, held=frozenset()),
     )
 
 
 def test_a_dropout_that_is_on_in_eval_mode_is_a_product_with_random_numbers() -> None:
     b = Build({}, x=X)
-    draft = draft_of(b, b(aten.dropout.default, b.x, 0.75, True))
-    restore_training_form(draft, held=frozenset())
-    assert calls(draft) == lines("""
+    work = draft_of(b, b(aten.dropout.default, b.x, 0.75, True))
+    restore_training_form(work, held=frozenset())
+    assert calls(work) == lines("""
         bernoulli_p = bernoulli.p(x, 0.25)
         div_tensor = div.Tensor(bernoulli_p, 0.25)
         mul_tensor = mul.Tensor(x, div_tensor)
         return mul_tensor
     """)
-    ratio = numbers(draft)[0] / X
+    ratio = numbers(work)[0] / X
     assert set(ratio.round(decimals=4).unique().tolist()) == {0.0, 4.0}
 
 
@@ -268,20 +268,20 @@ def test_recognise_stochastic_depth(scaled: bool) -> None:
     factor = b(aten.bernoulli.p, b(aten.new_empty.default, b.x, [BATCH, 1], name="empty"), 0.5, name="noise")
     if scaled:
         factor = b(aten.div.Tensor, factor, 0.5, name="scaled")
-    draft = draft_of(b, b(aten.mul.Tensor, b.x, factor))
-    assert calls(draft) == [
+    work = draft_of(b, b(aten.mul.Tensor, b.x, factor))
+    assert calls(work) == [
         "empty = new_empty(x, [7, 1])",
         "noise = bernoulli.p(empty, 0.5)",
         *(["scaled = div.Tensor(noise, 0.5)"] if scaled else []),
         f"mul = mul.Tensor(x, {'scaled' if scaled else 'noise'})",
         "return mul",
     ]
-    recognise_stochastic_depth(draft)
-    assert calls(draft) == lines(f"""
+    recognise_stochastic_depth(work)
+    assert calls(work) == lines(f"""
         drop_path_default = anytimeify.drop_path(x, 0.5, {scaled}, row)
         return drop_path_default
     """)
-    rows = (numbers(draft)[0] / X).round(decimals=4)
+    rows = (numbers(work)[0] / X).round(decimals=4)
     assert torch.equal(rows, rows[:, :1].expand_as(rows))  # one number a sample
     assert set(rows.unique().tolist()) == {0.0, 2.0 if scaled else 1.0}
 
@@ -319,25 +319,25 @@ def test_freeze_unread() -> None:
     result = b(aten.linear.default, b.x, b.read("read.weight"))
     b.graph.erase_node(b.reads["unread.weight"])
     b.graph.output((result,))
-    draft = Draft(b.graph, b.tensors, set())
+    work = WorkGraph(b.graph, b.tensors, set())
     text = "linear = linear(x, read_weight)\nreturn linear"
-    becomes(draft, text, text, freeze_unread)
-    assert [tensor.requires_grad for tensor in draft.tensors.values()] == [True, False]
-    assert draft.notes == ["parameters that the prediction does not read were kept and frozen: unread.weight"]
+    becomes(work, text, text, freeze_unread)
+    assert [tensor.requires_grad for tensor in work.tensors.values()] == [True, False]
+    assert work.notes == ["parameters that the prediction does not read were kept and frozen: unread.weight"]
 
 
-def squares(batch: int) -> Draft:
+def squares(batch: int) -> WorkGraph:
     """Exported for one batch: its size is a number."""
     b = Build({}, x=torch.randn(batch, 4))
     return draft_of(b, b(aten.exp.default, b(aten.reshape.default, b.x, [2 * batch, 2])))
 
 
 def test_generalise() -> None:
-    draft, other = squares(2), squares(3)
-    assert calls(draft) == ["reshape = reshape(x, [4, 2])", "exp = exp(reshape)", "return exp"]
+    work, other = squares(2), squares(3)
+    assert calls(work) == ["reshape = reshape(x, [4, 2])", "exp = exp(reshape)", "return exp"]
     assert calls(other) == ["reshape = reshape(x, [6, 2])", "exp = exp(reshape)", "return exp"]
-    generalise(draft, other, 2, 3)
-    assert calls(draft) == lines("""
+    generalise(work, other, 2, 3)
+    assert calls(work) == lines("""
         sym_size_int = sym_size.int(x, 0)
         mul = mul(sym_size_int, 2)
         reshape = reshape(x, [mul, 2])
@@ -346,7 +346,7 @@ def test_generalise() -> None:
     """)
     for batch in (1, 2, 3, 5):
         x = torch.randn(batch, 4)
-        torch.testing.assert_close(numbers(draft, x), (x.reshape(-1, 2).exp(),))
+        torch.testing.assert_close(numbers(work, x), (x.reshape(-1, 2).exp(),))
 
 
 class Blocks(nn.Module):
@@ -363,14 +363,14 @@ class Blocks(nn.Module):
 
 def test_finish() -> None:
     model = Blocks()
-    draft = lower(torch.export.export(model, (X,), strict=False))
-    assert calls(draft) == lines("""
+    work = lower(torch.export.export(model, (X,), strict=False))
+    assert calls(work) == lines("""
         linear = linear(x, body_0_weight, body_0_bias)
         relu = relu(linear)
         add = add.Tensor(relu, x)
         return add
     """)
-    program = finish(draft, {})
+    program = finish(work, {})
     assert str(program).splitlines() == lines("""
         x = input  # [7, 4]
         body_0_weight = body.0.weight  # [4, 4]
@@ -403,7 +403,7 @@ def test_merge_both_modes() -> None:
         act_by_mode = anytimeify.by_mode(act, act_1)
         return act_by_mode
     """)
-    network = lift(merged)
+    network = to_modules(merged)
     torch.testing.assert_close(network.train()(X), run(training, X))
     torch.testing.assert_close(network.eval()(X), run(evaluation, X))
 

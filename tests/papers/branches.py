@@ -50,7 +50,7 @@ class Sizes:
         # Half the size: the last stage of every network has 4x4 pixels or so.
         x = torch.zeros(2, channels, height // 2, width // 2)
         captured = [capture(backbone, (x,)) for backbone in blank(make, num_classes)]
-        whole = replace(captured[0] if len(captured) == 1 else side_by_side(*captured), fresh=None)
+        whole = replace(captured[0] if len(captured) == 1 else side_by_side(*captured), reinitialised=None)
         return Sizes(whole, analyse(whole.program))
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Hierarchical ensembles of small backbones, and the comparison of fused siblings with unrolled ones."""
+"""Hierarchical ensembles of small backbones, and the comparison of fused replicas with unrolled ones."""
 
 from __future__ import annotations
 

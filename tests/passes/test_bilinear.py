@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import anytimeify
 from anytimeify import HierarchicalEnsemble, NestedChannels, load, transform
-from anytimeify.codegen.to_modules import lift
+from anytimeify.codegen.to_modules import to_modules
 from anytimeify.passes.rewrites.fold_batch_norms import fold_batch_norms
 from anytimeify.testing import check
 from tests.rounding import close
@@ -84,7 +84,7 @@ def test_a_norm_behind_it_folds_into_it() -> None:
     program = net.captured.program
     folded = fold_batch_norms(program)
     assert not any("batch_norm" in str(node.target) for node in folded.graph.nodes)
-    (result,) = lift(folded, training=False)(*INPUTS)
+    (result,) = to_modules(folded, training=False)(*INPUTS)
     assert close(result, model(*INPUTS))
 
 

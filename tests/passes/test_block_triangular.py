@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from anytimeify.analysis.cost import cost, macs_by_node
-from anytimeify.codegen.to_modules import lift
+from anytimeify.codegen.to_modules import to_modules
 from anytimeify.contract.spec import verify
 from anytimeify.ir import Program
 from anytimeify.kernels import TriangularConv, TriangularLinear
@@ -48,7 +48,7 @@ def masked(build: Build, weight: str, mask: str, rows: Levels, columns: Levels) 
     )
     tensor = build.tensors[mask]
     shares = build.tensors[weight].numel() // tensor.numel()
-    node.meta["kept"] = int(tensor.sum()) * shares
+    node.meta["mask_nonzeros"] = int(tensor.sum()) * shares
     node.meta["blocks"] = tuple(zip(map(np.asarray, rows), read_by(columns), strict=True))
     return node
 
@@ -162,7 +162,7 @@ def test_leftovers() -> None:
     "changes",
     [
         {"blocks": ()},
-        {"kept": 5},
+        {"mask_nonzeros": 5},
         {"blocks": tuple(zip(map(np.asarray, QUARTERS[:3]), read_by(QUARTERS)[:3], strict=True))},
     ],
     ids=["no blocks", "another mask", "rows of no level"],
@@ -190,14 +190,14 @@ def test_nothing_to_do() -> None:
 def test_lifted() -> None:
     """Modules under the backbone's names, with its tensors."""
     program = use_blocks(network(), [0, 1])
-    net = lift(program)
+    net = to_modules(program)
     assert isinstance(net.conv, TriangularConv)
     assert isinstance(net.fc, TriangularLinear)
     assert net.conv.weight is program.tensors["conv.weight"]
     assert net.state_dict().keys() == {"conv.weight", "conv.bias", "fc.weight"}
     x = torch.randn(3, 8, 6, 6)
     torch.testing.assert_close(net(x), run(program, x))
-    apart = lift(use_blocks(network(), [0]))
+    apart = to_modules(use_blocks(network(), [0]))
     assert apart.state_dict().keys() == {"conv.weight", "conv.bias", "fc.weight"}
     apart.load_state_dict(net.state_dict())
     torch.testing.assert_close(apart(x), net(x))

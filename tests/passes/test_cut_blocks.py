@@ -43,7 +43,7 @@ def layer(target: Any, weight: Tensor, x: Tensor, blocks: Blocks, *, left: bool 
     bias = next((one for one in rest if isinstance(one, Tensor)), None)
     tensors = {"layer.weight": nn.Parameter(weight)} | ({} if bias is None else {"layer.bias": bias})
     build = Build(tensors, x=x)
-    build.read("layer.weight").meta |= {"blocks": places(blocks), "kept": int(weight.count_nonzero())}
+    build.read("layer.weight").meta |= {"blocks": places(blocks), "mask_nonzeros": int(weight.count_nonzero())}
     operands: list[Any] = [build.read("layer.weight"), build.x] if left else [build.x, build.read("layer.weight")]
     others = [build.read("layer.bias") if isinstance(one, Tensor) else one for one in rest]
     if target is aten.addmm.default:
@@ -161,7 +161,7 @@ def test_a_mask_that_stays_in_the_graph_is_cut_too() -> None:
     mask = masked((6, 6), STAIRS, 0, 1).ne(0).float()
     build = Build({"weight": nn.Parameter(weight), "mask": mask}, x=torch.randn(BATCH, 6))
     product = build(aten.mul.Tensor, build.read("weight"), build.read("mask"), name="product")
-    product.meta |= {"blocks": places(STAIRS), "kept": int(mask.sum())}
+    product.meta |= {"blocks": places(STAIRS), "mask_nonzeros": int(mask.sum())}
     first = build(aten.linear.default, build.x, product, name="first")
     program = build.done(build(aten.linear.default, first, build.read("weight"), name="second"))
     small, x = cut_blocks(program), torch.randn(3, 6)

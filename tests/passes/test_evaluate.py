@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from anytimeify import AnytimeModel, transform
 from anytimeify.capture import capture
-from anytimeify.codegen.to_modules import lift
+from anytimeify.codegen.to_modules import to_modules
 from anytimeify.passes.rewrites.evaluate import evaluate
 from tests.capture.helpers import text
 
@@ -55,7 +55,7 @@ def test_a_program_and_its_evaluation_form_agree_in_eval_mode() -> None:
     model = Centred()
     model.mean.normal_()
     program = capture(model, X).program
-    network, inference = lift(program).eval(), lift(program, training=False)
+    network, inference = to_modules(program).eval(), to_modules(program, training=False)
     torch.testing.assert_close(network(X)[0], inference(X)[0], rtol=0, atol=0)
     assert not any("anytimeify" in type(module).__module__ for module in inference.modules())
     assert torch.equal(network(X)[0], model.eval()(X))

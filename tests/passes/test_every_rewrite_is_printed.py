@@ -73,7 +73,7 @@ REWRITES: dict[str, tuple[str, ...]] = {
         "model/test_extraction.py::test_printed",
         "model/test_extraction.py::test_extracts_are_small_and_equal_their_level",
     ),
-    "lift": ("test_lift.py::test_printed", "test_lift.py::test_layer_comes_back"),
+    "to modules": ("test_to_modules.py::test_printed", "test_to_modules.py::test_layer_comes_back"),
     "part of a stage": ("staged/test_staged.py::test_printed", "staged/test_staged.py::test_every_exit_is_its_level"),
     "recount": (f"{PRINTED}::test_recount",),
 }

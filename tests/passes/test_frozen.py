@@ -155,7 +155,7 @@ def test_members_that_only_have_frozen_parts_are_said_to_be_alike() -> None:
     backbone.head.requires_grad_(True)
     net = net_of(backbone, HierarchicalEnsemble(cuts=("stem", "stage2")))
     (note,) = (note for note in net.report().notes if "all the same" in note)
-    assert note.startswith("siblings behind stem")
+    assert note.startswith("replicas behind stem")
     leaves = net.eval()(images()).members
     assert not torch.equal(leaves[0], leaves[1])
     net.get_parameter("head.weight").data.copy_(backbone.head.weight.repeat(4, 1))

@@ -74,7 +74,7 @@ def test_a_member_reaches_the_leaves_below_it_and_no_others(net: AnytimeModel) -
         stem.div_(1.5)
 
 
-def test_swapping_siblings_leaves_the_full_level_unchanged(net: AnytimeModel) -> None:
+def test_swapping_replicas_leaves_the_full_level_unchanged(net: AnytimeModel) -> None:
     (x,) = images()
     before = net(x)
     state = {name: tensor.clone() for name, tensor in net.state_dict().items()}
@@ -93,7 +93,7 @@ def test_fusing_changes_nothing() -> None:
     differences(Chain(), images(), HierarchicalEnsemble(cuts=CUTS))
 
 
-def test_siblings_are_one_operation(net: AnytimeModel) -> None:
+def test_replicas_are_one_operation(net: AnytimeModel) -> None:
     point = net.get_submodule("stage3.point")
     assert isinstance(point, nn.Conv2d)
     assert (point.groups, point.out_channels) == (8, 64)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from anytimeify.analysis.axes import analyse
 from anytimeify.capture import capture
-from anytimeify.codegen.to_modules import lift
+from anytimeify.codegen.to_modules import to_modules
 from anytimeify.contract import spec
 from anytimeify.ir import Program
 from anytimeify.passes.rewrites.narrow import narrow
@@ -25,7 +25,7 @@ def narrowed(model: nn.Module, x: Tensor, width: float) -> Program:
 
 
 def run(program: Program, x: Tensor) -> Tensor:
-    result: Tensor = lift(program, training=False)(x)[0]
+    result: Tensor = to_modules(program, training=False)(x)[0]
     return result
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from anytimeify.analysis.axes import analyse
 from anytimeify.capture import capture
-from anytimeify.codegen.to_modules import lift
+from anytimeify.codegen.to_modules import to_modules
 from anytimeify.contract import spec
 from anytimeify.errors import SchemeError
 from anytimeify.ir import Program
@@ -62,7 +62,7 @@ def test_shared_norms_and_heads_add_no_tensors() -> None:
 def test_shared_statistics_are_trained_by_every_level() -> None:
     torch.manual_seed(0)
     program = rewrite(Small(), NestedChannels((0.5, 1.0), norms="shared"), torch.randn(2, 3, 4, 4)).program
-    module = lift(program).train()
+    module = to_modules(program).train()
     before = program.tensors["norm.running_mean"].clone()
     module(torch.randn(4, 3, 4, 4))
     moved = (module.get_buffer("norm.running_mean") - before).abs() > 0
@@ -203,7 +203,7 @@ def test_scattered_statistics_are_written_back() -> None:
     scheme = NestedChannels((0.5, 1.0), norms="shared")
     captured = capture(Joined(), (torch.randn(2, 3, 4, 4),))
     rewritten = scheme.apply(captured, analyse(captured.program))
-    module = lift(rewritten.program).train()
+    module = to_modules(rewritten.program).train()
     # the narrow level alone: only its channels' statistics move
     first = module.graph.output_node().all_input_nodes[0]
     module.graph.output_node().args = ((first,),)

@@ -16,9 +16,9 @@ from anytimeify import (
 from anytimeify.analysis.axes import analyse
 from anytimeify.analysis.mask_density import recount
 from anytimeify.capture import capture
-from anytimeify.codegen.to_modules import lift
+from anytimeify.codegen.to_modules import to_modules
 from anytimeify.ir import Captured, Program
-from anytimeify.ir.node_meta import kept_of
+from anytimeify.ir.node_meta import mask_nonzeros_of
 from anytimeify.ir.rewritten import Output, Rewritten
 from anytimeify.passes.rewrites.as_before import as_before
 from anytimeify.passes.rewrites.consensus import Consensus, add_consensus
@@ -235,7 +235,7 @@ def test_as_before() -> None:
         head = linear(sub, head_weight, head_bias)
         return head
     """)
-    torch.testing.assert_close(lift(told_apart).train()(X), (model(X),))
+    torch.testing.assert_close(to_modules(told_apart).train()(X), (model(X),))
     torch.testing.assert_close(told_apart.tensors["mean"], model.mean)
 
 
@@ -260,7 +260,7 @@ def test_one_writer() -> None:
     assert calls(rewritten.program) == lines(CENTRED)[:-1] + lines(half.format(update.format("")))
     single = one_writer(rewritten)
     assert calls(single.program) == lines(CENTRED)[:-1] + lines(half.format(update.format(", False")))
-    network = lift(single.program).train()
+    network = to_modules(single.program).train()
     mean = single.program.tensors["mean"].clone()
     _, full = network(X)
     torch.testing.assert_close(full, model(X))
@@ -302,7 +302,7 @@ def test_recount() -> None:
     program = applied(NestedWeights((0.5, 1.0)), captured_mlp()).program
 
     def kept(program: Program) -> dict[str, int]:
-        return {node.name: kept_of(node) for node in program.graph.nodes if "masked" in node.name}
+        return {node.name: mask_nonzeros_of(node) for node in program.graph.nodes if "masked" in node.name}
 
     text = lines(MLP)[:-1] + lines("""
         level0_body_weight_masked = mul.Tensor(body_weight, anytime_0_masks_body_weight)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from anytimeify.analysis.axes import analyse
 from anytimeify.capture import capture
-from anytimeify.codegen.to_modules import lift
+from anytimeify.codegen.to_modules import to_modules
 from anytimeify.passes.rewrites.reorder import reorder
 from tests.passes.test_narrow import Grouped, Heads, Mixed
 
@@ -17,7 +17,7 @@ def sorted_program(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, dict[st
     result = reorder(captured, analyse(captured.program))
     for name, tensor in captured.program.tensors.items():
         assert torch.equal(tensor, before[name])
-    old, new = lift(captured.program, training=False)(x)[0], lift(result.program, training=False)(x)[0]
+    old, new = to_modules(captured.program, training=False)(x)[0], to_modules(result.program, training=False)(x)[0]
     return old, new, dict(result.program.tensors)
 
 

@@ -96,13 +96,13 @@ def test_parameters_and_statistics_have_members_and_tables_do_not(program: Progr
 def test_the_first_member_is_the_backbones_and_the_others_are_drawn(program: Program) -> None:
     drawn = iter((1.0, 2.0, 3.0))
 
-    def fresh() -> dict[str, Tensor]:
+    def reinitialised() -> dict[str, Tensor]:
         value = next(drawn)
         return {name: torch.full_like(tensor, value) for name, tensor in program.tensors.items()}
 
     tree = Tree((2, 2))
     places = tensor_depths(program, depths(program, cuts_of(program, "first", "norm")))
-    stacks = stacked(program, tree, places, fresh)
+    stacks = stacked(program, tree, places, reinitialised)
     assert torch.equal(stacks["second.weight"][:4], program.tensors["second.weight"])
     assert (stacks["second.weight"][4:] == 1).all()
     assert stacks["second.weight"] is stacks["third.weight"]

@@ -18,7 +18,7 @@ from anytimeify.analysis.axes import analyse
 from anytimeify.capture import capture
 from anytimeify.contract import spec
 from anytimeify.errors import SchemeError
-from anytimeify.passes.rewrites.block_triangular_dependence import Kind, Nest
+from anytimeify.passes.rewrites.block_triangular_dependence import BlockTriangularDependence, Kind
 from anytimeify.testing import assert_prefixes_nest, check, randomise
 from anytimeify.verification import difference
 from tests.passes.test_narrow import assert_types_are_true
@@ -259,15 +259,15 @@ def test_a_stream_that_is_the_output_is_refused_for_that() -> None:
 def test_what_an_operation_does_to_chunks() -> None:
     captured = capture(ByHand().eval(), (torch.randn(2, 6),))
     axes = analyse(captured.program)
-    nest = Nest(captured.program, axes, [axes.widths(0.5), {}])
-    kinds = {node.name: kind for node, kind in nest.kinds.items() if node.op == "call_function"}
+    dependence = BlockTriangularDependence(captured.program, axes, [axes.widths(0.5), {}])
+    kinds = {node.name: kind for node, kind in dependence.kinds.items() if node.op == "call_function"}
     assert kinds == {
         "first": Kind.WHOLE,  # reads an input that is the same at every level
         "pow_op": Kind.WHOLE,
-        "mean": Kind.APART,
-        "add": Kind.APART,
-        "rsqrt": Kind.APART,
+        "mean": Kind.SEPARATE,
+        "add": Kind.SEPARATE,
+        "rsqrt": Kind.SEPARATE,
         "mul": Kind.ASSEMBLED,
         "mul_1": Kind.WHOLE,
-        "last": Kind.APART,
+        "last": Kind.SEPARATE,
     }

@@ -79,7 +79,7 @@ def test_inputs_may_be_given_in_any_form_afterwards() -> None:
 
 def test_what_follows_an_input_that_was_left_out_is_given_by_name() -> None:
     net = transform(Positional().eval(), SCHEME, {"mask": MASK, "x": X})
-    assert [parameter.name for parameter in net.calling.parameters] == ["x", "mask"]
+    assert [parameter.name for parameter in net.call_signature.parameters] == ["x", "mask"]
     with pytest.raises(ArgumentError, match="of which 'mask' cannot be: give it by name"):
         net(X, MASK)
     close(net(X, mask=MASK, level=0), net(mask=MASK, x=X, level=0))

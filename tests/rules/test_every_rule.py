@@ -12,9 +12,10 @@ from torch import Tensor, fx
 
 from anytimeify._torch import schema
 from anytimeify.analysis.axes import analyse
+from anytimeify.graph.builder import Builder
 from anytimeify.ir import Origin, Program, Size, TensorType
 from anytimeify.operators.derivatives import name_of
-from anytimeify.passes.rewrites.narrow import Builder
+from anytimeify.passes.rewrites.narrow import clone_narrowed
 from anytimeify.rules import axis_rule, registered
 from anytimeify.rules.pointwise import pointwise
 from anytimeify.rules.table import unregister
@@ -315,7 +316,7 @@ def run_rule(target: Any, arguments: tuple[Any, ...], width: float) -> bool:
         return False
     builder = Builder.copying(program)
     widths = axes.widths(width)
-    env = builder.clone_narrowed(program, axes, widths, prefix="thin_")
+    env = clone_narrowed(builder, program, axes, widths, prefix="thin_")
     thin = builder.build([env[node]], program.graph.output_node())
     values: dict[fx.Node, Any] = {}
     for step in thin.graph.nodes:

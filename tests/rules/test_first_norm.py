@@ -12,9 +12,9 @@ from torch import Tensor, fx, nn
 
 from anytimeify import AnytimeModel, HierarchicalEnsemble, NestedChannels, load, transform
 from anytimeify.capture import capture
-from anytimeify.codegen.to_modules import lift
+from anytimeify.codegen.to_modules import to_modules
+from anytimeify.graph.traversal import ancestors
 from anytimeify.passes.rewrites.fold_batch_norms import fold_batch_norms
-from anytimeify.passes.rewrites.project import ancestors
 from anytimeify.rules import axis_rule
 from anytimeify.rules.table import registered, unregister
 from tests.building import BATCH, Build, run
@@ -242,5 +242,7 @@ def test_a_norm_with_a_flag_follows_the_mode() -> None:
     captured = capture(model, INPUTS)
     assert any("flagged_norm" in line for line in calls(captured.program))
     for training in (True, False):
-        torch.testing.assert_close(lift(captured.program).train(training)(*INPUTS), (model.train(training)(*INPUTS),))
-    torch.testing.assert_close(lift(captured.program, training=False)(*INPUTS), (model(*INPUTS),))
+        torch.testing.assert_close(
+            to_modules(captured.program).train(training)(*INPUTS), (model.train(training)(*INPUTS),)
+        )
+    torch.testing.assert_close(to_modules(captured.program, training=False)(*INPUTS), (model(*INPUTS),))

@@ -18,10 +18,8 @@ OUTSIDE = [
 ]
 # Operators of ours beside those that give their gradients; functions of Python on sizes, which are no operations.
 DEFINITIONS = {"anytimeify/kernels/operators.py", "anytimeify/contract/spec.py", "anytimeify/storage/graphs.py"}
-DEFINITIONS |= {
-    "passes/schemes/nested_resolution.py",
-    "passes/rewrites/interpolate.py",
-}  # which operation resizes, by the dimensions
+# Which operation resizes, by the dimensions.
+DEFINITIONS |= {"passes/rewrites/resized_inputs.py", "passes/rewrites/interpolate.py"}
 DEFINITIONS |= {"anytimeify/ir/infer_types.py"}  # runs operations to see what they give; rules stand on it
 CAPTURE = "anytimeify/capture/"  # reads patterns of operations that the canonical form does not have
 

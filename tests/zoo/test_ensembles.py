@@ -1,4 +1,4 @@
-"""Hierarchical ensembles of published networks: fusing siblings changes neither predictions nor gradients.
+"""Hierarchical ensembles of published networks: fusing replicas changes neither predictions nor gradients.
 
 Everything is computed in double precision, where sums in another order differ by about 1e-15 of the largest term; a
 member that read another one's parameters would differ in the first digits. Parameters and statistics are drawn anew,
@@ -125,7 +125,7 @@ def disturb(net: AnytimeModel) -> None:
 def example(net: AnytimeModel) -> tuple[tuple[Any, ...], dict[str, Any]]:
     captured = net.captured
     flat = tuple(x.double() if x.is_floating_point() else x for x in captured.example_inputs)
-    return net.calling.arguments(flat, captured.signature)
+    return net.call_signature.arguments(flat, captured.signature)
 
 
 def predictions_and_gradients(

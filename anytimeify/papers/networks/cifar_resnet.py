@@ -81,7 +81,7 @@ class CifarResNet(nn.Module):
     8x8.
 
     Parameters
-        block: `"basic"`, with depth 6n + 2, or `"bottleneck"`, with depth 9n + 2, four times as many channels behind
+        block: `"basic"`, with depth 6n + 2, or `"bottleneck"`, with depth 9n + 2, four times as many channels after
             every block; the shortcuts have no parameters in both.
         initialise: draws the weights of a layer.
     """

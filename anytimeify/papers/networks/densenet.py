@@ -13,7 +13,7 @@ __all__ = ["DenseNet"]
 
 
 class DenseLayer(nn.Module):
-    """The input, and behind its channels those of norm, ReLU, 3x3 convolution.
+    """The input, and after its channels those of norm, ReLU, 3x3 convolution.
 
     (N, C, H, W) -> (N, C + growth, H, W).
     """

@@ -17,7 +17,7 @@ class PaddedShortcut(nn.Module):
     """2x2 average pooling where the size halves, and channels of zeros.
 
     (N, inputs, H, W) -> (N, outputs, H/stride, W/stride). `padding`: zeros on both sides of the input's channels, or
-    behind them.
+    after them.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int, padding: Literal["centre", "end"]) -> None:
@@ -62,7 +62,7 @@ class PreActivationResNet(nn.Module):
     Parameters
         depth: 6n + 2, for n blocks in a stage.
         widening: k.
-        padding: where the shortcuts put their zeros: half of them on each side (`"centre"`), or all behind (`"end"`).
+        padding: where the shortcuts put their zeros: half of them on each side (`"centre"`), or all after (`"end"`).
         initialise: draws the weights of a layer.
     """
 

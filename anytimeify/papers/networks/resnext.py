@@ -18,7 +18,7 @@ class Block(nn.Module):
 
     (N, inputs, H, W) -> (N, outputs, H, W). `groups`: of the 3x3 convolution; `chunks`: of the last 1x1 one, whose
     groups each write a part of the outputs. With `halve` 2x2 average pooling comes first, before both ways, and with
-    `inputs < outputs` channels of zeros, behind each of `chunks` equal parts of the input's.
+    `inputs < outputs` channels of zeros, after each of `chunks` equal parts of the input's.
     """
 
     def __init__(self, inputs: int, outputs: int, middle: int, groups: int, *, halve: bool, chunks: int = 1) -> None:

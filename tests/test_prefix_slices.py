@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from anytimeify import AnytimeModel, NestedChannels, transform
-from anytimeify.codegen.prefix_slices import parts
+from anytimeify.codegen.prefix_slices import prefix_slices
 from tests.backbones import Residual, images
 
 SIZES = ((2, 3, 3), (4, 3, 3), (6, 8, 3), (2, 8, 3))
@@ -22,7 +22,7 @@ def by_slices(whole: Tensor) -> tuple[Tensor, ...]:
 @pytest.mark.parametrize("read", [(0, 1, 2, 3), (1,), (3, 0)])
 def test_values_and_gradients_are_those_of_slices(read: tuple[int, ...]) -> None:
     whole = nn.Parameter(torch.randn(6, 8, 3, dtype=torch.double))
-    expected, found = by_slices(whole), parts(whole, *SIZES)
+    expected, found = by_slices(whole), prefix_slices(whole, *SIZES)
     for one, other in zip(expected, found, strict=True):
         assert torch.equal(one, other)
     gradients: list[Tensor] = []
@@ -34,13 +34,13 @@ def test_values_and_gradients_are_those_of_slices(read: tuple[int, ...]) -> None
 
 def test_gradients_of_gradients() -> None:
     whole = torch.randn(3, 4, dtype=torch.double, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: parts(x, (2, 4), (1, 2)), (whole,))
-    assert torch.autograd.gradgradcheck(lambda x: parts(x, (2, 4), (1, 2)), (whole,))
+    assert torch.autograd.gradcheck(lambda x: prefix_slices(x, (2, 4), (1, 2)), (whole,))
+    assert torch.autograd.gradgradcheck(lambda x: prefix_slices(x, (2, 4), (1, 2)), (whole,))
 
 
 def test_per_sample_gradients() -> None:
     def loss(weight: Tensor, x: Tensor) -> Tensor:
-        small, large = parts(weight, (2, 3), (4, 3))
+        small, large = prefix_slices(weight, (2, 3), (4, 3))
         return (x[:3] @ small.T).square().sum() + (x[:3] @ large.T).sum()
 
     weight, x = torch.randn(4, 5), torch.randn(6, 5)
@@ -51,14 +51,14 @@ def test_per_sample_gradients() -> None:
 def test_without_gradients_they_are_views() -> None:
     whole = nn.Parameter(torch.randn(6, 8, 3))
     with torch.no_grad():
-        assert all(part.data_ptr() == whole.data_ptr() for part in parts(whole, *SIZES))
+        assert all(part.data_ptr() == whole.data_ptr() for part in prefix_slices(whole, *SIZES))
     whole.requires_grad_(False)
-    assert all(part.data_ptr() == whole.data_ptr() for part in parts(whole, *SIZES))
+    assert all(part.data_ptr() == whole.data_ptr() for part in prefix_slices(whole, *SIZES))
 
 
 def test_memory_formats_stay() -> None:
     whole = nn.Parameter(torch.randn(6, 8, 3, 3).contiguous(memory_format=torch.channels_last))
-    (part,) = parts(whole, (3, 4, 3, 3))
+    (part,) = prefix_slices(whole, (3, 4, 3, 3))
     assert part.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -72,11 +72,11 @@ def test_graphs_that_run_take_parts_together(norms: str) -> None:
     net = net_of(norms=norms)
     for one in (net, copy.deepcopy(net)):
         joint = one.graphs[0].graph
-        assert any(one.graphs[1].graph.find_nodes(op="call_function", target=parts))
+        assert any(one.graphs[1].graph.find_nodes(op="call_function", target=prefix_slices))
         sliced = {
             node.args[0].target for node in joint.find_nodes(op="call_function", target=torch.ops.aten.slice.Tensor)
         }
-        calls = joint.find_nodes(op="call_function", target=parts)
+        calls = joint.find_nodes(op="call_function", target=prefix_slices)
         assert calls
         assert not sliced & {node.args[0].target for node in calls}
 

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from anytimeify.capture import capture
-from anytimeify.codegen.to_modules import lift
+from anytimeify.codegen.to_modules import to_modules
 from anytimeify.ir import Origin, Program, Size, TensorType
 from anytimeify.operators.modules import Added, AttentionDropout, BatchNormCall, DropPath, Part, TrainingSwitch
 from tests.capture.helpers import check
@@ -76,7 +76,7 @@ LAYERS: list[tuple[nn.Module, tuple[int, ...]]] = [
 def test_layer_comes_back(layer: nn.Module, shape: tuple[int, ...]) -> None:
     model = nn.Sequential(nn.Identity(), copy.deepcopy(layer))
     captured = check(model, torch.randn(shape))
-    network = lift(captured.program)
+    network = to_modules(captured.program)
     found = network.get_submodule("1")
     assert type(found) is type(layer)
     layer = type(layer)(**{**_config(layer), "inplace": False}) if getattr(layer, "inplace", False) else layer
@@ -109,7 +109,7 @@ def test_printed() -> None:
     assert [line.partition("(")[0] for line in calls(program)] == [
         *("fc = linear", "norm = batch_norm", "exp = exp", "drop = dropout", "dropout = dropout", "return dropout")
     ]
-    assert calls(lift(program)) == lines("""
+    assert calls(to_modules(program)) == lines("""
         fc = fc(x)
         norm = norm(fc)
         exp = exp(norm)
@@ -117,7 +117,7 @@ def test_printed() -> None:
         dropout = anytime.calls.dropout(drop)
         return dropout
     """)
-    assert calls(lift(program, training=False)) == lines("""
+    assert calls(to_modules(program, training=False)) == lines("""
         fc = fc(x)
         norm = norm(fc)
         exp = exp(norm)
@@ -139,7 +139,7 @@ class Embedded(nn.Module):
 
 def test_embeddings_transient_buffers_and_unread_parameters() -> None:
     captured = check(Embedded(), torch.randint(0, 20, (3, 5)))
-    network = lift(captured.program)
+    network = to_modules(captured.program)
     assert modules(network) == {"words": nn.Embedding, "places": nn.Embedding}
     words = network.get_submodule("words")
     assert isinstance(words, nn.Embedding)
@@ -169,7 +169,7 @@ class Tied(nn.Module):
 
 def test_tied_parameters_and_modules_called_twice() -> None:
     captured = check(Tied(), torch.randn(3, 4))
-    network = lift(captured.program)
+    network = to_modules(captured.program)
     assert network.get_parameter("first.weight") is network.get_parameter("second.weight")
     assert not network.get_parameter("scale").requires_grad
     assert modules(network) == {"first": nn.Linear, "second": nn.Linear, "act": nn.ReLU, "norm": nn.LayerNorm}
@@ -189,7 +189,7 @@ class Standardised(nn.Conv2d):
 
 def test_computed_weights_stay_functional() -> None:
     captured = check(nn.Sequential(Standardised(8, 8, 3), nn.Flatten()), torch.randn(IMAGE))
-    assert modules(lift(captured.program)) == {"1": nn.Flatten}
+    assert modules(to_modules(captured.program)) == {"1": nn.Flatten}
 
 
 class Functional(nn.Module):
@@ -203,11 +203,11 @@ class Functional(nn.Module):
 
 def test_functional_dropout_follows_the_mode() -> None:
     captured = check(Functional(), torch.randn(3, 2, 5, 4))
-    network = lift(captured.program)
+    network = to_modules(captured.program)
     assert [type(module) for module in network.get_submodule("anytime.calls").children()] == [
         *(nn.Dropout, AttentionDropout, TrainingSwitch)
     ]
-    assert not list(lift(captured.program, training=False).children())
+    assert not list(to_modules(captured.program, training=False).children())
 
 
 class Twice(nn.Module):
@@ -226,7 +226,7 @@ class Twice(nn.Module):
 
 
 def test_what_is_no_module_of_the_backbone_is_below_anytime_once_for_all_copies() -> None:
-    network = lift(check(Twice(), torch.randn(3, 5, 4)).program)
+    network = to_modules(check(Twice(), torch.randn(3, 5, 4)).program)
     calls = network.get_submodule("anytime.calls")
     assert {name: type(module) for name, module in calls.named_children()} == {
         "attention": AttentionDropout,
@@ -249,7 +249,7 @@ class Recurrent(nn.Module):
 
 def test_recurrent_layers_follow_the_mode() -> None:
     captured = check(Recurrent(), torch.randn(3, 6, 4))
-    assert TrainingSwitch in modules(lift(captured.program)).values()
+    assert TrainingSwitch in modules(to_modules(captured.program)).values()
 
 
 class Clashing(nn.Module):
@@ -272,7 +272,7 @@ class Clashing(nn.Module):
 def test_names_that_clash_with_attributes_of_modules() -> None:
     model = Clashing()
     captured = check(model, torch.randn(3, 4))
-    network = lift(captured.program)
+    network = to_modules(captured.program)
     changed = {name: tensor + 1 for name, tensor in model.state_dict().items()}
     network.load_state_dict(changed)
     assert all(torch.equal(tensor, changed[name]) for name, tensor in network.state_dict().items())
@@ -292,7 +292,7 @@ def drop_path_program(mode: str) -> Program:
 
 @pytest.mark.parametrize("mode", ["row", "batch"])
 def test_drop_path(mode: str) -> None:
-    network = lift(drop_path_program(mode))
+    network = to_modules(drop_path_program(mode))
     (layer,) = network.get_submodule("anytime.calls").children()
     assert isinstance(layer, DropPath)
     x = torch.ones(64, 4)
@@ -301,7 +301,7 @@ def test_drop_path(mode: str) -> None:
     kept = y[:, 0].bool()
     torch.testing.assert_close(y, 2 * x * kept[:, None])
     assert kept.any() != kept.all() if mode == "row" else kept.any() == kept.all()
-    assert not list(lift(drop_path_program(mode), training=False).children())
+    assert not list(to_modules(drop_path_program(mode), training=False).children())
     with pytest.raises(ValueError, match="mode"):
         torch.ops.anytimeify.drop_path(x, 0.5, True, "column")
 
@@ -339,7 +339,7 @@ def test_batch_norm_with_views_writes_its_statistics_back(selection: str) -> Non
             type=TensorType((Size(1, ("s0",)), Size(len(kept)), Size(5), Size(5)), torch.float32), origin=Origin()
         )
     before = {name: tensor.detach().clone() for name, tensor in tensors.items()}
-    network = lift(Program(graph, tensors, frozenset({"anytime.constants.index"})))
+    network = to_modules(Program(graph, tensors, frozenset({"anytime.constants.index"})))
     assert BatchNormCall in modules(network).values()
 
     reference = nn.BatchNorm2d(len(kept))
@@ -361,7 +361,7 @@ def test_batch_norm_with_views_writes_its_statistics_back(selection: str) -> Non
 
 def test_inference_form_has_batch_norm_in_eval_form() -> None:
     captured = capture(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)), torch.randn(2, 3, 4, 4))
-    network = lift(captured.program, training=False)
+    network = to_modules(captured.program, training=False)
     assert not network.training
     assert isinstance(network.get_submodule("1"), nn.BatchNorm2d)
-    assert lift(captured.program).training
+    assert to_modules(captured.program).training

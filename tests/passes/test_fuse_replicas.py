@@ -1,4 +1,4 @@
-"""What siblings become as one operation, and that this never changes what a member computes."""
+"""What replicas become as one operation, and that this never changes what a member computes."""
 
 from __future__ import annotations
 

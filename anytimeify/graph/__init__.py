@@ -1,0 +1,1 @@
+"""Building graphs and walking through them."""

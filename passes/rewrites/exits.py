@@ -1,0 +1,174 @@
+"""Exits of a network: where branches fork off, chosen or given, and which of them are cheap enough."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import fx
+
+from anytimeify.analysis.axes import Axes, Widths
+from anytimeify.analysis.blocks import Block, Blocks, find_blocks
+from anytimeify.analysis.cost import cost, sizes
+from anytimeify.errors import SchemeError
+from anytimeify.graph.builder import Builder
+from anytimeify.ir import Captured, Program
+from anytimeify.passes.rewrites.branch import Branch, grow
+from anytimeify.passes.rewrites.cuts import Cut, cut_named, even_cuts, name_of_cut
+from anytimeify.passes.rewrites.downstream import Downstream
+from anytimeify.passes.rewrites.pooled_head import pooled_head
+
+__all__ = ["Exit", "as_branches", "place_exits"]
+
+
+def as_branches(given: Any) -> int | tuple[Branch, ...]:
+    """A number of branches, or each of them; a single one in a tuple. The name of a layer is a branch behind it."""
+    if isinstance(given, Branch | str):
+        given = (given,)
+    if isinstance(given, int) and not isinstance(given, bool) and given >= 1:
+        return given
+    if isinstance(given, tuple | list) and given and all(isinstance(one, Branch | str) for one in given):
+        return tuple(one if isinstance(one, Branch) else Branch(one) for one in given)
+    raise SchemeError(
+        f"branches={given!r}: expected a number of 1 or more, or branches such as (Branch('layer2'), Branch('layer3'))"
+    )
+
+
+@dataclass(frozen=True)
+class Exit:
+    """A branch that is decided: `exit(builder, level, drawn)` appends it and gives its prediction."""
+
+    name: str
+    grow: Callable[[Builder, int, Any], fx.Node]
+
+    def __call__(self, builder: Builder, level: int, drawn: Any) -> fx.Node:
+        return self.grow(builder, level, drawn)
+
+
+def place_exits(captured: Captured, axes: Axes, branches: int | tuple[Branch, ...], heads: str) -> list[Exit]:
+    """The branches in the order of their forks."""
+    blocks = find_blocks(captured.program, axes)
+    if isinstance(branches, int):
+        return _automatic(captured, axes, blocks, branches, heads)
+    order = {node: index for index, node in enumerate(captured.program.graph.nodes)}
+    forks = [(cut_named(captured.program, blocks, branch.at, field="at"), branch) for branch in branches]
+    forks.sort(key=lambda fork: order[fork[0][-1]])
+    return [_exit(captured, axes, blocks, cut, branch) for cut, branch in forks]
+
+
+def _exit(captured: Captured, axes: Axes, blocks: Blocks, cut: Cut, branch: Branch) -> Exit:
+    name = f"branch at {branch.at}"
+    if branch.head == "pool":
+        return _pooled(captured, axes, cut, name)
+    downstream = Downstream.of(captured, axes, blocks, cut)
+    left_out = downstream.without(dict(branch.repeats))
+    widths = downstream.widths(dict(branch.widths), left_out)
+    return Exit(name, partial(_grow, downstream, left_out, widths))
+
+
+def _grow(
+    downstream: Downstream, left_out: Sequence[Block], widths: Widths, builder: Builder, level: int, drawn: Any
+) -> fx.Node:
+    return grow(builder, downstream, left_out, widths, level, drawn)
+
+
+def _pooled(captured: Captured, axes: Axes, cut: Cut, name: str) -> Exit:
+    if len(cut) != 1:
+        raise SchemeError("a pooled head reads one tensor, and the fork is at several inputs")
+    return Exit(name, lambda builder, level, drawn: pooled_head(builder, captured.program, axes, cut[0], level))
+
+
+# Automatic branches.
+
+
+def _automatic(captured: Captured, axes: Axes, blocks: Blocks, count: int, heads: str) -> list[Exit]:
+    """Forks at even shares of cost, and at each the largest branch that keeps the order of costs strict; else the last
+    forks at which there are such branches."""
+    program = captured.program
+    even = [
+        list(dict.fromkeys(_settled(program, blocks, cut) for cut in cuts))
+        for cuts in even_cuts(captured, blocks, count)
+    ]
+    anywhere: list[Cut] = [(block.end,) for block in blocks.blocks[:-1]]
+    for cuts in [*even, anywhere]:
+        chosen = _cheaper_and_cheaper(captured, axes, blocks, cuts, heads, skip=cuts is anywhere)[:count]
+        if len(chosen) == count:
+            return chosen[::-1]
+    raise SchemeError(
+        f"branches={count}: no branches of this network's own blocks would be cheaper than the network and than the "
+        "branches behind them; fewer branches may do, or say each as a Branch"
+        if even
+        else f"branches={count}: this network has too few places to fork at with layers behind each; use fewer branches"
+    )
+
+
+def _cheaper_and_cheaper(
+    captured: Captured, axes: Axes, blocks: Blocks, cuts: Sequence[Cut], heads: str, *, skip: bool
+) -> list[Exit]:
+    """From the last fork to the first, the largest branch that is noticeably cheaper than the one before; a fork
+    without any is the end, or is skipped."""
+    limit = _WORTH * cost(captured.program, captured.batch, *sizes(captured)).macs
+    chosen: list[Exit] = []
+    for cut in reversed(cuts):
+        found = ((option, _macs(captured, option)) for option in _options(captured, axes, blocks, cut, heads))
+        best = next(((option, macs) for option, macs in found if 0 < macs < limit), None)
+        if best is not None:
+            chosen.append(best[0])
+            limit = _WORTH * best[1]
+        elif not skip:
+            break
+    return chosen
+
+
+def _settled(program: Program, blocks: Blocks, cut: Cut) -> Cut:
+    """The end of the last residual block of the stage that a cut ends, where that ends a larger part of the network:
+    the first layers of a block that goes on at another resolution are left to the branch."""
+    if len(cut) > 1:
+        return cut
+    node = cut[0]
+    stage = next((stage for stage in blocks.stages if any(block.end is node for block in stage.blocks)), None)
+    if stage is None:  # inside a block
+        return cut
+    place = next(place for place, block in enumerate(stage.blocks) if block.end is node)
+    before = [block.end for block in stage.blocks[:place] if block.branching]
+    nodes = [node, *before[-1:]]
+    return (min(nodes, key=lambda one: _depth(program, blocks, one)),)
+
+
+def _depth(program: Program, blocks: Blocks, node: fx.Node) -> int:
+    """How deep in the modules the part is that ends at a cut point."""
+    name = name_of_cut(program, blocks, (node,))
+    return name.count(".") if name != node.name else len(node.name)
+
+
+def _options(captured: Captured, axes: Axes, blocks: Blocks, cut: Cut, heads: str) -> Iterator[Exit]:
+    """What may fork at a node, from the largest to the smallest."""
+    name = f"branch at {name_of_cut(captured.program, blocks, cut)}"
+    if heads == "branch":
+        downstream = Downstream.of(captured, axes, blocks, cut)
+        for share, multiple in _SIZES:
+            left_out = downstream.shortened(share)
+            try:
+                widths = downstream.widths({"": multiple} if multiple != 1 else {}, left_out)
+            except SchemeError:
+                continue  # nothing to narrow
+            yield Exit(name, partial(_grow, downstream, left_out, widths))
+    if len(cut) == 1:
+        yield _pooled(captured, axes, cut, name)
+
+
+_WORTH = 0.98  # of the cost of the next level: an exit that saves less is none
+_SIZES: Sequence[tuple[float, float]] = ((0.5, 1.0), (0.25, 1.0), (0.0, 1.0), (0.5, 0.5), (0.0, 0.5), (0.0, 0.25))
+
+
+def _macs(captured: Captured, exit: Exit) -> int:
+    """The cost of an exit with its part of the trunk; 0 where it cannot be."""
+    builder = Builder.copying(captured.program)
+    try:
+        output = exit(builder, 0, None)
+    except SchemeError:
+        return 0
+    program = builder.build([output], captured.program.graph.output_node())
+    return cost(program, captured.batch, *sizes(captured)).macs
