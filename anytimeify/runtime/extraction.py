@@ -40,9 +40,9 @@ def extract(
     returns the one output, or the outputs in a `structure`.
 
     1. keep those outputs alone, as eval mode computes them; 2. turn parameter views into small parameters; 3. give
-    private parameters and nodes of the level the backbone's names; 4. if asked, merge batch norms, and evaluate what else
-    depends on parameters; 5. unless `dense`, cut triangular layers into the blocks that they have; 6. turn into modules
-    in inference form; 7. call it like the backbone. Running the result needs torch and nothing else.
+    private parameters and nodes of the level the backbone's names; 4. if asked, merge batch norms, and evaluate what
+    else depends on parameters; 5. unless `dense`, cut triangular layers into the blocks that they have; 6. turn into
+    modules in inference form; 7. call it like the backbone. Running the result needs torch and nothing else.
     """
     small = small_program(program, index, positions, computed=merge_batch_norms)
     small = fold_batch_norms(small) if merge_batch_norms else small

@@ -74,7 +74,7 @@ def _decode_tree(data: Any) -> Any:
         return _KINDS[kind](parts)
     names = [str(name) for name, _ in parts]
     _check(all(map(_is_field, [str(data["name"]), *names])) and len({*names}) == len(names), "a field of no name")
-    return namedtuple(str(data["name"]), names)(*(part for _, part in parts))  # type: ignore[misc]  # the fields are known now
+    return namedtuple(str(data["name"]), names)(*(part for _, part in parts))  # the fields are known now
 
 
 def _is_field(name: str) -> bool:
