@@ -51,7 +51,7 @@ class Options:
         if captured.results is not None:
             self._check_results()
             packed = pack(captured, captured.results)
-            return packed, analyse(packed.program)
+            return packed, analyse(packed.program, returned={node.name for node in captured.program.outputs})
         if self.taxonomy is None:
             return captured, axes
         several = add_heads(captured, axes, self.taxonomy)

@@ -97,12 +97,31 @@ class Layers:
         return any(map(self._trains, weight.all_input_nodes))
 
     @cached_property
+    def _only_returned(self) -> Set[fx.Node]:
+        """Tables that a network returns and reads nowhere, repeated for every sample, where all that it returns stands
+        side by side."""
+        found = {node for node in self.program.outputs if packed_of(node)}
+        tables: set[fx.Node] = set()
+        for node in self.program.graph.nodes if found else ():
+            operands = [one for one in node.all_input_nodes if not isinstance(type_of(one), Size)]
+            repeated = node.op == "call_function" and bool(operands) and tables.issuperset(operands)
+            if repeated or self.constant.get(node) is False:
+                tables.add(node)
+        for node in reversed(self.program.graph.nodes):
+            if node in tables and node.users and found.issuperset(node.users):
+                found.add(node)
+        return found
+
+    @cached_property
     def head_operands(self) -> Set[fx.Node]:
         """What is computed from tensors alone, and read by heads and what follows them but norms, and by nothing else:
         the tensors of the heads, and calls on the way to them."""
         readers = {node for node in self._from_last_layers if not has_kind(node, "norm")}
         found: set[fx.Node] = set()
+        only_returned = self._only_returned
         for node in reversed(self.program.graph.nodes):
+            if node in only_returned:
+                continue
             own = node in self.constant and not isinstance(node.meta.get("type"), Size)
             if own and node.users and all(user in readers or user in found for user in node.users):
                 found.add(node)
