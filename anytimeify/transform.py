@@ -66,6 +66,9 @@ def transform(
             without randomness, the prediction, the gradients and the buffers after one step must equal the backbone's,
             and so must the prediction for a batch of another size. A difference raises `VerificationError`.
         output: which tensor of a structured result is the prediction: a position, a field, or a path like `"heads.0"`.
+            With `"all"`, levels return everything that the backbone returns, in train mode and in eval mode: see
+            `AnytimeModel.forward`. So they do by default where what the backbone returns in train mode does not hold
+            the prediction of eval mode.
         taxonomy: coarser classes above those of the backbone. Every level gets one head per granularity, and the
             default loss covers all of them.
         consensus: add a last level that combines all others: `"average"`, `"learned"`, or a `Consensus`.
@@ -91,6 +94,12 @@ def transform(
     # Tensors made under a caller's inference mode could never be trained.
     with ONE_AT_A_TIME, without_garbage_search(), torch.inference_mode(False):
         parts = [capture(one, example_inputs, dynamic_shapes=dynamic_shapes, output=output) for one in models]
+        if len(parts) > 1 and any(part.results is not None for part in parts):
+            raise SchemeError(
+                "of two backbones, levels return predictions, and not all that the backbones return (output='all', or "
+                "a backbone that returns different things in train mode and eval mode): say with output=... which of "
+                "the results is the prediction"
+            )
         references = [part.reference for part in parts]
         captured = parts[0] if len(parts) == 1 else side_by_side(*parts)
         captured = replace(captured, notes=(*captured.notes, *_recomputation(parts, checkpoint)))
@@ -100,7 +109,7 @@ def transform(
         captured = replace(run_pass(f"prepare {chosen.name}", chosen.prepare, captured, axes), reference=None)
         several, its_axes = options.before(captured, axes)
         rewritten = run_pass(chosen.name, chosen.apply, several, its_axes)
-        rewritten = options.after(rewritten, captured, several)
+        rewritten = options.after(rewritten, captured, several, chosen)
         captured = captured.losing(*norms_without_count(rewritten.program))
         net = AnytimeModel(compiled(captured, axes, chosen, rewritten, options), loss)
         if isinstance(models[0], nn.Module):

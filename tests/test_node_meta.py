@@ -75,6 +75,7 @@ VALUES = [
     ("blocks", ((ROWS, ROWS),), [(ROWS, ROWS), [(ROWS, ROWS)]]),
     ("counts", (Counted("other", 0.5, (("add", 1),)),), [[Counted("other", 0.5, ())], (Counted("other", 3.0, ()),)]),
     ("granularity", "coarse", [1]),
+    ("packed", ("logits", "aux"), ["logits", ("logits", 1)]),
     ("granularities", (("", 3), ("coarse.", 2)), [("", 3), [("", 3)]]),
 ]
 

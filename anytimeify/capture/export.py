@@ -1,7 +1,7 @@
 """The one front end: `torch.export` on the model in train mode, with errors that say what to do.
 
-The model is left as it was: training flags and momenta are set and restored one by one, and nothing is written to its
-tensors.
+The model is left as it was: training flags, momenta and other attributes are set and restored one by one, and nothing
+is written to its tensors.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ __all__ = [
     ),
     *("mask_nonzeros_of", "module_stack_of", "origin_of", "renamed_of", "stack_trace_of", "tensor_type"),
     "weight_nonzeros_of",
-    *("type_of", "value_of"),
+    *("packed_of", "type_of", "value_of"),
 ]
 
 Type: TypeAlias = Any  # a TensorType, a Size, None for another number, or a tuple of these
@@ -81,6 +81,10 @@ def _is_granularities(value: Any) -> bool:
     )
 
 
+def _is_names(value: Any) -> bool:
+    return isinstance(value, tuple) and all(isinstance(one, str) for one in value)
+
+
 def _is_counted(value: Any) -> bool:
     return isinstance(value, tuple) and all(
         isinstance(one, Counted) and one.power in (1.0, -1.0, 0.5, -0.5) for one in value
@@ -104,6 +108,7 @@ KEYS: Mapping[str, Key] = MappingProxyType(
         ),
         "counts": Key("numbers among the arguments that are powers of sizes, and follow the widths", _is_counted),
         "granularity": Key("of a head: the name of the labels that it predicts", lambda v: isinstance(v, str)),
+        "packed": Key("of a concatenation of all that a backbone returns: what its parts are called", _is_names),
         "granularities": Key("of a concatenated prediction: name and classes of each part", _is_granularities),
     }
 )
@@ -194,6 +199,12 @@ def granularity_of(node: fx.Node) -> str | None:
 def granularities_of(node: fx.Node) -> tuple[tuple[str, int], ...]:
     """`meta["granularities"]`; empty of a prediction of one granularity."""
     found: tuple[tuple[str, int], ...] = node.meta.get("granularities", ())
+    return found
+
+
+def packed_of(node: fx.Node) -> tuple[str, ...]:
+    """`meta["packed"]`; empty of other nodes."""
+    found: tuple[str, ...] = node.meta.get("packed", ())
     return found
 
 

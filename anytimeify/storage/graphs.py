@@ -27,7 +27,15 @@ from anytimeify.ir.recast import recast
 from anytimeify.ir.schema import bound, is_mutable
 from anytimeify.rules.table import has_rule, of_other_libraries
 
-__all__ = ["decode_program", "decode_signature", "dtype_of", "encode_program", "encode_signature"]
+__all__ = [
+    "decode_program",
+    "decode_signature",
+    "decode_value",
+    "dtype_of",
+    "encode_program",
+    "encode_signature",
+    "encode_value",
+]
 
 _OPERATORS: dict[str, Callable[..., Any]] = {
     **{function.__name__: function for function in INTEGER_FUNCTIONS},
@@ -131,6 +139,16 @@ def decode_signature(data: Mapping[str, Any]) -> Signature:
     return Signature(
         in_spec, flatten(0)[1], 0, constants, tuple(_identifier(name or "_") for name in names), positional
     )
+
+
+def encode_value(value: Any) -> Any:
+    """A constant, such as a number, a text or a tuple of them. `ArtifactError` for what cannot be saved."""
+    return _encode(value)
+
+
+def decode_value(data: Any) -> Any:
+    """The inverse of `encode_value`."""
+    return _decode(data, {})
 
 
 def dtype_of(name: str) -> torch.dtype:

@@ -17,7 +17,7 @@ from anytimeify.analysis.axes import Axes
 from anytimeify.errors import SchemeError
 from anytimeify.graph.builder import Builder
 from anytimeify.ir import Program, names
-from anytimeify.ir.node_meta import origin_of, type_of
+from anytimeify.ir.node_meta import origin_of, packed_of, type_of
 from anytimeify.passes.rewrites.taxonomy import heads_of_output
 from anytimeify.rules.factors import Expr, leaves, resolve
 
@@ -35,6 +35,8 @@ def pooled_head(builder: Builder, program: Program, axes: Axes, at: fx.Node, lev
     vector of scores a sample, or the features are not those of an image or a sequence.
     """
     prediction, kind = type_of(program.outputs[0]), type_of(at)
+    if packed_of(program.outputs[0]):
+        raise SchemeError("a pooled head makes one prediction, and with output='all' levels return more")
     if len(prediction.shape) != 2 or not prediction.shape[1].static:
         raise SchemeError(
             f"a pooled head gives one vector of scores a sample, and the prediction of this network has the shape "
