@@ -12,13 +12,17 @@ from torch import fx
 from anytimeify.analysis.axes import Axes, Widths
 from anytimeify.analysis.blocks import Block, Blocks, find_blocks
 from anytimeify.analysis.cost import cost, sizes
+from anytimeify.analysis.residual_units import ResidualUnits
 from anytimeify.errors import SchemeError
 from anytimeify.graph.builder import Builder
 from anytimeify.ir import Captured, Program
+from anytimeify.ir.node_meta import type_of
 from anytimeify.passes.rewrites.branch import Branch, grow
-from anytimeify.passes.rewrites.cuts import Cut, cut_named, even_cuts, name_of_cut
-from anytimeify.passes.rewrites.downstream import Downstream
+from anytimeify.passes.rewrites.cuts import Cut, cut_named, even_cuts, name_of_cut, wider_cuts
+from anytimeify.passes.rewrites.downstream import Downstream, has_layer
 from anytimeify.passes.rewrites.pooled_head import pooled_head
+from anytimeify.passes.rewrites.shaped_head import ShapedHead
+from anytimeify.passes.rewrites.trunks import Trunks
 
 __all__ = ["Exit", "as_branches", "place_exits"]
 
@@ -77,7 +81,14 @@ def _grow(
 def _pooled(captured: Captured, axes: Axes, cut: Cut, name: str) -> Exit:
     if len(cut) != 1:
         raise SchemeError("a pooled head reads one tensor, and the fork is at several inputs")
-    return Exit(name, lambda builder, level, drawn: pooled_head(builder, captured.program, axes, cut[0], level))
+    if len(type_of(captured.program.outputs[0]).shape) != 2:
+        head = ShapedHead.of(captured.program, axes, cut[0])
+        return Exit(name, lambda builder, level, drawn: head(builder, level))
+    return _classifier(captured, axes, cut[0], name)
+
+
+def _classifier(captured: Captured, axes: Axes, at: fx.Node, name: str) -> Exit:
+    return Exit(name, lambda builder, level, drawn: pooled_head(builder, captured.program, axes, at, level))
 
 
 # Automatic branches.
@@ -93,26 +104,36 @@ def _automatic(captured: Captured, axes: Axes, blocks: Blocks, count: int, heads
     ]
     anywhere: list[Cut] = [(block.end,) for block in blocks.blocks[:-1]]
     for cuts in [*even, anywhere]:
-        chosen = _cheaper_and_cheaper(captured, axes, blocks, cuts, heads, skip=cuts is anywhere)[:count]
+        options = partial(_options, captured, axes, blocks, heads)
+        chosen = _cheaper_and_cheaper(captured, options, cuts, skip=cuts is anywhere)[:count]
         if len(chosen) == count:
             return chosen[::-1]
+    if heads == "branch":
+        for cuts in [*even, *wider_cuts(captured, count), anywhere]:
+            options = partial(_finer_options, captured, axes, blocks)
+            chosen = _cheaper_and_cheaper(captured, options, cuts, skip=cuts is anywhere)[:count]
+            if len(chosen) == count:
+                return chosen[::-1]
+    chosen = _pooled_exits(captured, axes, blocks, count, heads)
+    if len(chosen) == count:
+        return chosen[::-1]
     raise SchemeError(
-        f"branches={count}: no branches of this network's own blocks would be cheaper than the network and than the "
-        "branches behind them; fewer branches may do, or say each as a Branch"
-        if even
-        else f"branches={count}: this network has too few places to fork at with layers behind each; use fewer branches"
+        f"branches={count}: neither branches of this network's own blocks nor pooled heads would be cheaper than the "
+        f"network and than those behind them; "
+        + (f"at most {len(chosen)} fit" if chosen else "it has too few layers for any exit before its last")
+        + ("; use fewer branches" if count > 1 and chosen else "; use another scheme")
     )
 
 
 def _cheaper_and_cheaper(
-    captured: Captured, axes: Axes, blocks: Blocks, cuts: Sequence[Cut], heads: str, *, skip: bool
+    captured: Captured, options: Callable[[Cut], Iterator[Exit]], cuts: Sequence[Cut], *, skip: bool
 ) -> list[Exit]:
     """From the last fork to the first, the largest branch that is noticeably cheaper than the one before; a fork
     without any is the end, or is skipped."""
     limit = _WORTH * cost(captured.program, captured.batch, *sizes(captured)).macs
     chosen: list[Exit] = []
     for cut in reversed(cuts):
-        found = ((option, _macs(captured, option)) for option in _options(captured, axes, blocks, cut, heads))
+        found = ((option, _macs(captured, option)) for option in options(cut))
         best = next(((option, macs) for option, macs in found if 0 < macs < limit), None)
         if best is not None:
             chosen.append(best[0])
@@ -143,7 +164,7 @@ def _depth(program: Program, blocks: Blocks, node: fx.Node) -> int:
     return name.count(".") if name != node.name else len(node.name)
 
 
-def _options(captured: Captured, axes: Axes, blocks: Blocks, cut: Cut, heads: str) -> Iterator[Exit]:
+def _options(captured: Captured, axes: Axes, blocks: Blocks, heads: str, cut: Cut) -> Iterator[Exit]:
     """What may fork at a node, from the largest to the smallest."""
     name = f"branch at {name_of_cut(captured.program, blocks, cut)}"
     if heads == "branch":
@@ -156,7 +177,56 @@ def _options(captured: Captured, axes: Axes, blocks: Blocks, cut: Cut, heads: st
                 continue  # nothing to narrow
             yield Exit(name, partial(_grow, downstream, left_out, widths))
     if len(cut) == 1:
-        yield _pooled(captured, axes, cut, name)
+        yield _classifier(captured, axes, cut[0], name)
+
+
+def _finer_options(captured: Captured, axes: Axes, blocks: Blocks, cut: Cut) -> Iterator[Exit]:
+    """Branches of the network's own blocks from the largest to the smallest, of which residual units are left out."""
+    name = f"branch at {name_of_cut(captured.program, blocks, cut)}"
+    downstream = Downstream.of(captured, axes, blocks, cut)
+    for share, multiple in _SIZES:
+        left_out = max(downstream.shortenings(share), key=lambda found: sum(map(has_layer, found)))
+        try:
+            widths = downstream.widths({"": multiple} if multiple != 1 else {}, left_out)
+        except SchemeError:
+            continue  # nothing to narrow
+        yield Exit(name, partial(_grow, downstream, left_out, widths))
+
+
+def _pooled_exits(captured: Captured, axes: Axes, blocks: Blocks, count: int, heads: str) -> list[Exit]:
+    """Pooled heads from the last to the first, at even shares of the cost."""
+    ends = {block.end for block in blocks.blocks} | {unit.end for unit in ResidualUnits(captured.program).units}
+    places = Trunks(captured, axes)
+    for among in (ends, None):
+        chosen: list[Exit] = []
+        limit = _WORTH * places.total
+        for number in range(count, 0, -1):
+            found = (
+                (option, _macs(captured, option))
+                for head in places.heads(number / (count + 1), limit, among)
+                for option in [_shaped(head, blocks, captured.program, told=heads == "branch")]
+            )
+            best = next(((option, macs) for option, macs in found if 0 < macs < limit), None)
+            if best is None:
+                break
+            chosen.append(best[0])
+            limit = _WORTH * best[1]
+        if len(chosen) == count:
+            break
+    return chosen
+
+
+def _shaped(head: ShapedHead, blocks: Blocks, program: Program, *, told: bool) -> Exit:
+    name = name_of_cut(program, blocks, (head.at,))
+
+    def append(builder: Builder, level: int, drawn: Any) -> fx.Node:
+        if told:
+            builder.notes.append(
+                f"level {level}: a pooled head at {name}, for no branch of the network's own blocks fits there"
+            )
+        return head(builder, level)
+
+    return Exit(f"branch at {name}", append)
 
 
 _WORTH = 0.98  # of the cost of the next level: an exit that saves less is none
