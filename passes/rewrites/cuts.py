@@ -12,17 +12,13 @@ from torch import fx
 from anytimeify.analysis.blocks import Blocks
 from anytimeify.analysis.cost import macs_by_node, sizes
 from anytimeify.errors import SchemeError
-from anytimeify.graph.traversal import descendants
 from anytimeify.ir import Captured, Program
 from anytimeify.ir.node_meta import origin_of
 from anytimeify.passes.rewrites.separators import separators
 
-__all__ = ["Cut", "balanced_cuts", "cut_named", "even_cuts", "name_of_cut", "wider_cuts"]
+__all__ = ["Cut", "balanced_cuts", "cut_named", "even_cuts", "name_of_cut"]
 
 Cut: TypeAlias = tuple[fx.Node, ...]
-
-_FEW, _MANY = 4, 16  # tensors of a cut that a name lists, and that branches may fork at
-_INPUTS = 3  # inputs that are tried one by one
 
 
 def cut_named(program: Program, blocks: Blocks, name: str, *, field: str = "cuts") -> Cut:
@@ -59,8 +55,6 @@ def cut_named(program: Program, blocks: Blocks, name: str, *, field: str = "cuts
 
 def name_of_cut(program: Program, blocks: Blocks, cut: Cut) -> str:
     """The shortest name by which `cut_named` finds a cut; those of its nodes where there are several."""
-    if len(cut) > _FEW:
-        return f"{cut[-1].name} and {len(cut) - 1} more"
     if len(cut) > 1:
         return " and ".join(node.name for node in cut)
     node = cut[0]
@@ -72,20 +66,6 @@ def name_of_cut(program: Program, blocks: Blocks, cut: Cut) -> str:
         if name and cut_named(program, blocks, name) == (node,):
             return name
     return node.name
-
-
-def wider_cuts(captured: Captured, count: int) -> Iterator[list[Cut]]:
-    """Cuts of several tensors, skip connections among them, between which the network costs about the same. What does
-    not depend on the input that most of the cost depends on may go around them."""
-    macs = macs_by_node(captured.program, captured.batch, *sizes(captured))
-
-    def behind(node: fx.Node) -> int:
-        return sum(macs.get(one, 0) for one in descendants([node]))
-
-    for source in sorted(captured.program.placeholders, key=behind, reverse=True)[:_INPUTS]:
-        found = separators(captured, count, largest=_MANY, source=source)
-        if found is not None:
-            yield found
 
 
 def balanced_cuts(captured: Captured, blocks: Blocks, count: int) -> list[Cut]:

@@ -32,17 +32,29 @@ class Downstream:
 
     captured: Captured
     axes: Axes
-    cut: Cut
     region: frozenset[fx.Node]
     blocks: tuple[Block, ...]
     segments: tuple[Segment, ...]
+    units: ResidualUnits  # of the whole network
 
     @staticmethod
     def of(captured: Captured, axes: Axes, blocks: Blocks, cut: Cut) -> Downstream:
         places = depths(captured.program, [cut])
         region = frozenset(node for node, depth in places.items() if depth and node.op == "call_function")
+        return Downstream.within(captured, axes, blocks, region)
+
+    @staticmethod
+    def within(
+        captured: Captured,
+        axes: Axes,
+        blocks: Blocks,
+        region: frozenset[fx.Node],
+        units: ResidualUnits | None = None,
+    ) -> Downstream:
+        """The calls of a region that nothing outside of it depends on."""
         inside = tuple(block for block in blocks.blocks if region.issuperset(_calls(block)))
-        return Downstream(captured, axes, cut, region, inside, blocks.segments)
+        units = ResidualUnits(captured.program) if units is None else units
+        return Downstream(captured, axes, region, inside, blocks.segments, units)
 
     # Blocks.
 
@@ -129,11 +141,6 @@ class Downstream:
             kinds.setdefault(block.kind, []).append(block)
         ways = [*self.units.runs(), list(kinds.values())]
         return [[[block for block in run if self.region.issuperset(_calls(block))] for run in runs] for runs in ways]
-
-    @cached_property
-    def units(self) -> ResidualUnits:
-        """The residual units of the whole network."""
-        return ResidualUnits(self.captured.program)
 
     def _follows_other(self, block: Block) -> bool:
         """Whether a block of the same layer, which cannot be left out, comes before it."""

@@ -18,8 +18,9 @@ from anytimeify.graph.builder import Builder
 from anytimeify.ir import Captured, Program
 from anytimeify.ir.node_meta import type_of
 from anytimeify.passes.rewrites.branch import Branch, grow
-from anytimeify.passes.rewrites.cuts import Cut, cut_named, even_cuts, name_of_cut, wider_cuts
+from anytimeify.passes.rewrites.cuts import Cut, cut_named, even_cuts, name_of_cut
 from anytimeify.passes.rewrites.downstream import Downstream, has_layer
+from anytimeify.passes.rewrites.forks import Fork, even_forks, fork_at
 from anytimeify.passes.rewrites.pooled_head import pooled_head
 from anytimeify.passes.rewrites.shaped_head import ShapedHead
 from anytimeify.passes.rewrites.trunks import Trunks
@@ -109,31 +110,39 @@ def _automatic(captured: Captured, axes: Axes, blocks: Blocks, count: int, heads
         if len(chosen) == count:
             return chosen[::-1]
     if heads == "branch":
-        for cuts in [*even, *wider_cuts(captured, count), anywhere]:
-            options = partial(_finer_options, captured, axes, blocks)
-            chosen = _cheaper_and_cheaper(captured, options, cuts, skip=cuts is anywhere)[:count]
+        units = ResidualUnits(program)
+        finer = partial(_finer_options, captured, axes, blocks, units)
+        for forks in [*(list(map(partial(fork_at, program), cuts)) for cuts in even), even_forks(captured, count)]:
+            chosen = _cheaper_and_cheaper(captured, finer, forks, skip=False)[:count]
             if len(chosen) == count:
                 return chosen[::-1]
     chosen = _pooled_exits(captured, axes, blocks, count, heads)
     if len(chosen) == count:
         return chosen[::-1]
     raise SchemeError(
-        f"branches={count}: neither branches of this network's own blocks nor pooled heads would be cheaper than the "
-        f"network and than those behind them; "
-        + (f"at most {len(chosen)} fit" if chosen else "it has too few layers for any exit before its last")
-        + ("; use fewer branches" if count > 1 and chosen else "; use another scheme")
+        f"branches={count}: no branches of this network's own blocks would be cheaper than the network and than the "
+        f"branches behind them, and {_why_no_heads(captured, axes, chosen)}"
     )
 
 
+def _why_no_heads(captured: Captured, axes: Axes, chosen: Sequence[Exit]) -> str:
+    reason = ShapedHead.refusal(captured.program, axes)
+    if reason:
+        return f"{reason}; choose what the model returns with output=, or say each branch as a Branch"
+    if chosen:
+        return f"pooled heads only at {len(chosen)} place{'s' * (len(chosen) > 1)}; use fewer branches"
+    return "no place is left at which a pooled head would be; the network is too small for exits, use another scheme"
+
+
 def _cheaper_and_cheaper(
-    captured: Captured, options: Callable[[Cut], Iterator[Exit]], cuts: Sequence[Cut], *, skip: bool
+    captured: Captured, options: Callable[[Any], Iterator[Exit]], forks: Sequence[Cut | Fork], *, skip: bool
 ) -> list[Exit]:
     """From the last fork to the first, the largest branch that is noticeably cheaper than the one before; a fork
     without any is the end, or is skipped."""
     limit = _WORTH * cost(captured.program, captured.batch, *sizes(captured)).macs
     chosen: list[Exit] = []
-    for cut in reversed(cuts):
-        found = ((option, _macs(captured, option)) for option in options(cut))
+    for fork in reversed(forks):
+        found = ((option, _macs(captured, option)) for option in options(fork))
         best = next(((option, macs) for option, macs in found if 0 < macs < limit), None)
         if best is not None:
             chosen.append(best[0])
@@ -180,10 +189,10 @@ def _options(captured: Captured, axes: Axes, blocks: Blocks, heads: str, cut: Cu
         yield _classifier(captured, axes, cut[0], name)
 
 
-def _finer_options(captured: Captured, axes: Axes, blocks: Blocks, cut: Cut) -> Iterator[Exit]:
+def _finer_options(captured: Captured, axes: Axes, blocks: Blocks, units: ResidualUnits, fork: Fork) -> Iterator[Exit]:
     """Branches of the network's own blocks from the largest to the smallest, of which residual units are left out."""
-    name = f"branch at {name_of_cut(captured.program, blocks, cut)}"
-    downstream = Downstream.of(captured, axes, blocks, cut)
+    name = f"branch at {fork.name(captured.program, blocks)}"
+    downstream = Downstream.within(captured, axes, blocks, fork.behind, units)
     for share, multiple in _SIZES:
         left_out = max(downstream.shortenings(share), key=lambda found: sum(map(has_layer, found)))
         try:

@@ -6,7 +6,7 @@ separator of the graph of activations, by maximum flow, wanted near a given shar
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import networkx as nx
 from networkx.algorithms.flow import shortest_augmenting_path
@@ -20,26 +20,21 @@ from anytimeify.ir.node_meta import type_of
 __all__ = ["separators"]
 
 _LARGEST = 4  # tensors in one cut
+_FAR = _LARGEST + 1  # what a tensor away from the wanted place counts as
 
 
-def separators(
-    captured: Captured, count: int, *, largest: int = _LARGEST, source: fx.Node | None = None
-) -> list[tuple[fx.Node, ...]] | None:
+def separators(captured: Captured, count: int) -> list[tuple[fx.Node, ...]] | None:
     """`count` cuts, one after the other, between which the network costs about the same; None where there are none of
-    at most `largest` tensors.
-
-    They cut what depends on all inputs, or on one of them, the `source`: the others then may go around (conditioning,
-    masks)."""
+    few tensors."""
     program = captured.program
     nodes = data_nodes(program)
     shares = _shares(captured, nodes)
-    sources = set(program.placeholders) if source is None else {source}
     half = 0.4 / (count + 1)
     cuts = []
     for number in range(1, count + 1):
         wanted = number / (count + 1)
         near = {node for node in nodes if abs(shares[node] - wanted) <= half and _can_be_cut(program, node)}
-        cut = _minimum(program, nodes, near, sources, largest)
+        cut = _minimum(program, nodes, near)
         if cut is None:
             return None
         cuts.append(cut)
@@ -69,17 +64,14 @@ def _can_be_cut(program: Program, node: fx.Node) -> bool:
     )
 
 
-def _minimum(
-    program: Program, nodes: Mapping[fx.Node, None], near: set[fx.Node], sources: set[fx.Node], largest: int
-) -> tuple[fx.Node, ...] | None:
+def _minimum(program: Program, nodes: Mapping[fx.Node, None], near: set[fx.Node]) -> tuple[fx.Node, ...] | None:
     graph = nx.DiGraph()
-    far = largest + 1  # what a tensor away from the wanted place counts as
     for node in nodes:  # a node is an edge from where it is read to where it reads
-        graph.add_edge(("in", node), ("out", node), capacity=1 if node in near else far)
-        for read in node.all_input_nodes:
-            if read in nodes:
-                graph.add_edge(("out", read), ("in", node))
-        if node in sources:
+        graph.add_edge(("in", node), ("out", node), capacity=1 if node in near else _FAR)
+        sources: Sequence[fx.Node] = [source for source in node.all_input_nodes if source in nodes]
+        for source in sources:
+            graph.add_edge(("out", source), ("in", node))
+        if node.op == "placeholder":
             graph.add_edge("inputs", ("in", node))
     for node in program.outputs:
         if node in nodes:
@@ -87,6 +79,6 @@ def _minimum(
     if "inputs" not in graph or "outputs" not in graph:
         return None
     value, (before, _) = nx.minimum_cut(graph, "inputs", "outputs", flow_func=shortest_augmenting_path)
-    if value > largest:
+    if value > _LARGEST:
         return None
     return tuple(node for node in nodes if ("in", node) in before and ("out", node) not in before)

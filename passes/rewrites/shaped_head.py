@@ -22,7 +22,7 @@ from torch import fx, nn
 from anytimeify.analysis.axes import Axes
 from anytimeify.errors import SchemeError
 from anytimeify.graph.builder import Builder
-from anytimeify.ir import Program, Size, TensorType, names
+from anytimeify.ir import Program, Size, TensorType, names, type_text
 from anytimeify.ir.node_meta import origin_of, type_of
 from anytimeify.passes.rewrites.pooled_head import enumerates_positions
 from anytimeify.passes.rewrites.resized_inputs import RESIZE
@@ -41,7 +41,7 @@ _CONVOLUTIONS = {
 
 @dataclass(frozen=True)
 class _Layout:
-    """Which dimensions of a tensor count positions, and which one its channels (None: it has none)."""
+    """Which dimensions of a tensor count positions, and which one its channels (of predictions, None: it has none)."""
 
     kind: TensorType
     positions: tuple[int, ...]
@@ -68,24 +68,32 @@ class ShapedHead:
     @staticmethod
     def of(program: Program, axes: Axes, at: fx.Node) -> ShapedHead:
         """Raises `SchemeError` where no such head fits the features."""
-        prediction = program.outputs[0]
-        features, result = _layout(axes, at), _result_layout(program, axes, prediction)
-        kind = type_of(at)
-        rows = bool(kind.shape) and bool(result.kind.shape) and kind.shape[0] == result.kind.shape[0]
-        if not rows or features is None or features.channels is None or not kind.shape[features.channels].static:
+        prediction, kind = program.outputs[0], type_of(at)
+        result = _result_layout(program, axes, prediction)
+        features = _feature_layout(axes, at) if isinstance(kind, TensorType) else None
+        if features is None or kind.shape[:1] != result.kind.shape[:1] or not kind.shape[features.channels].static:
             raise SchemeError(
                 f"a pooled head needs features with the batch first and one dimension of channels; those of {at.name} "
-                f"are {_shape(kind)}; fork elsewhere"
+                f"are {type_text(kind)}; fork elsewhere"
             )
         if kind.dtype != result.kind.dtype or not kind.dtype.is_floating_point:
             raise SchemeError(f"a pooled head needs features of the prediction's type; {at.name} is {kind.dtype}")
         head = ShapedHead(at, prediction, features, result)
         if result.positions and head._grid() is None:
             raise SchemeError(
-                f"a pooled head cannot make {_shape(result.kind)} of {_shape(kind)} ({at.name}): their positions differ "
-                "in number; fork elsewhere"
+                f"a pooled head cannot make {_shape(result.kind)} of {_shape(kind)} ({at.name}): they have "
+                "other positions; fork elsewhere"
             )
         return head
+
+    @staticmethod
+    def refusal(program: Program, axes: Axes) -> str:
+        """Why no features have a head; nothing if that depends on them."""
+        try:
+            _result_layout(program, axes, program.outputs[0])
+        except SchemeError as error:
+            return str(error)
+        return ""
 
     def _grid(self) -> tuple[Size, ...] | None:
         """The positions of the features in as many dimensions as the prediction has; None where they have others."""
@@ -123,7 +131,8 @@ class ShapedHead:
     def _dense(self, made: _Made) -> fx.Node:
         """Channels first, one layer for every position, the prediction's positions, and its order of dimensions."""
         grid, wanted = self._grid(), self.result.grid
-        assert grid is not None and self.features.channels is not None  # by `of`
+        assert grid is not None  # by `of`
+        assert self.features.channels is not None
         node = made.permuted(made.shared, [0, self.features.channels, *self.features.positions], "channels_first")
         if len(self.features.positions) != len(grid):
             node = made.call(aten.unflatten.int, (node, 2, [size.coefficient for size in grid]), "grid")
@@ -174,13 +183,19 @@ class _Made:
 
 
 def _layout(axes: Axes, node: fx.Node) -> _Layout | None:
-    kind = type_of(node)
-    if not isinstance(kind, TensorType):
-        return None
-    dims = axes.dims[node]
+    kind, dims = type_of(node), axes.dims[node]
     positions = tuple(dim for dim in range(1, len(dims)) if enumerates_positions(dims[dim]))
     channels = [dim for dim in range(1, len(dims)) if dim not in positions]
     return _Layout(kind, positions, channels[0]) if len(channels) == 1 else None
+
+
+def _feature_layout(axes: Axes, node: fx.Node) -> _Layout | None:
+    """That of features; if all dimensions are the input's own, images have channels first and sequences last."""
+    rank = len(type_of(node).shape)
+    if rank > 1 and all(enumerates_positions(expr) for expr in axes.dims[node][1:]):
+        channels = 1 if rank > 3 else rank - 1
+        return _Layout(type_of(node), tuple(dim for dim in range(1, rank) if dim != channels), channels)
+    return _layout(axes, node)
 
 
 def _result_layout(program: Program, axes: Axes, prediction: fx.Node) -> _Layout:
@@ -192,15 +207,22 @@ def _result_layout(program: Program, axes: Axes, prediction: fx.Node) -> _Layout
     rank = len(kind.shape)
     if rank > 2 and all(enumerates_positions(expr) for expr in axes.dims[prediction][1:]):
         return _Layout(kind, tuple(range(1, rank)), None)
-    spatial = any(type_of(node).shape[2:] == kind.shape[2:] for node in program.placeholders)
-    if rank in (4, 5) and spatial and kind.shape[1].static:
+    if rank in (4, 5) and any(_same_proportions(type_of(node), kind) for node in program.placeholders):
         return _Layout(kind, tuple(range(2, rank)), 1)
-    if not all(size.static for size in kind.shape[1:]) or kind.size.coefficient > _LARGEST:
+    if rank < 2 or not all(size.static for size in kind.shape[1:]) or kind.size.coefficient > _LARGEST:
         raise SchemeError(
-            f"a pooled head gives class scores, vectors, sequences or images, and the prediction of this network is "
-            f"{_shape(kind)}; use head='branch'"
+            "a pooled head gives class scores, vectors, sequences or images of a known size for every sample, and the "
+            f"prediction of this network is {_shape(kind)}"
         )
     return _Layout(kind, (), 1 if rank == 2 else None)
+
+
+def _same_proportions(one: TensorType, other: TensorType) -> bool:
+    """Whether two are images or volumes of the same proportions, maybe of other sizes."""
+    if len(one.shape) != len(other.shape) or not all(size.static for size in (*one.shape[2:], *other.shape[1:])):
+        return one.shape[2:] == other.shape[2:] and other.shape[1].static
+    ratios = {b.coefficient / a.coefficient for a, b in zip(one.shape[2:], other.shape[2:], strict=True)}
+    return len(ratios) == 1
 
 
 def _shape(kind: TensorType) -> str:
