@@ -4,12 +4,16 @@ PYTHON ?= python3
 WORKERS ?= 2
 # More options for pytest, as in: make test PYTEST="-k narrow"
 PYTEST ?=
+# More options for the networks of other libraries, as in: make libraries LIBRARIES="--networks 'monai:*'"
+LIBRARIES ?=
+# Their environment. It is kept; `make clean` removes it.
+LIBRARIES_VENV ?= .venv-libraries
 
 # pip -qq: only errors. --no-compile: byte code is made for what is imported, not for the thousands of files that are not.
 INSTALL = -m pip install -qq --no-compile --disable-pip-version-check -c constraints.txt -e
 RUN_TESTS = -m pytest -n $(WORKERS) --dist worksteal $(PYTEST)
 
-.PHONY: help venv test test-all check lint format demo clean
+.PHONY: help venv test test-all check lint format demo libraries clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -45,6 +49,18 @@ demo: ## train, convert, compare, extract and export on real data, in a fresh en
 	$(PYTHON) -m venv --clear .venv-demo
 	.venv-demo/bin/python $(INSTALL) '.[onnx,plot]' scikit-learn
 	.venv-demo/bin/python examples/demo.py
+
+libraries: $(LIBRARIES_VENV)/installed ## networks of other people's libraries under every scheme: writes docs/libraries.md
+	$(LIBRARIES_VENV)/bin/python -m benchmarks.libraries $(LIBRARIES)
+
+PINS = benchmarks/libraries/requirements.txt benchmarks/libraries/without-dependencies.txt
+
+$(LIBRARIES_VENV)/installed: pyproject.toml constraints.txt $(PINS)
+	$(PYTHON) -m venv $(LIBRARIES_VENV)
+	$(LIBRARIES_VENV)/bin/python $(INSTALL) '.[zoo]' -r $(word 1,$(PINS))
+	$(LIBRARIES_VENV)/bin/python $(INSTALL:-e=--no-deps) -r $(word 2,$(PINS))
+	rm -f $(LIBRARIES_VENV)/lib/python3*/site-packages/torchaudio/lib/*torchaudio*.so
+	touch $@
 
 clean: ## remove the environments, caches and built files
 	rm -rf .venv .venv-* build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

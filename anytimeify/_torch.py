@@ -55,6 +55,7 @@ __all__ = [
     "SymbolicSizes",
     "TorchDispatchMode",
     "TreeSpec",
+    "assert_holds",
     "autograd_calls",
     "backward_hooks",
     "cope_with_torchvision",
@@ -77,6 +78,7 @@ __all__ = [
 ]
 
 TreeSpec = pytree.TreeSpec
+assert_holds = torch._assert  # a call that graphs, exporters and compilers know
 
 
 def flatten(tree: Any) -> tuple[list[Any], TreeSpec]:
@@ -167,9 +169,19 @@ class SymbolicSizes:
         assert isinstance(found, torch.SymInt)
         return found
 
-    def empty(self, shape: Sequence[sympy.Expr], dtype: torch.dtype) -> Tensor:
+    def empty(
+        self,
+        shape: Sequence[sympy.Expr],
+        dtype: torch.dtype,
+        device: torch.device | str = "meta",
+        strides: Sequence[sympy.Expr] | None = None,
+    ) -> Tensor:
+        """A tensor without data; contiguous without `strides`."""
+        sizes = [self.size(size) for size in shape]
         with self._mode:
-            return torch.empty([self.size(size) for size in shape], dtype=dtype, device="meta")
+            if strides is None:
+                return torch.empty(sizes, dtype=dtype, device=device)
+            return torch.empty_strided(sizes, [self.size(one) for one in strides], dtype=dtype, device=device)
 
     def run(self, target: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         with self._mode, torch.no_grad():

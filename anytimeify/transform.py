@@ -23,7 +23,7 @@ from anytimeify.ir import Captured
 from anytimeify.passes.options import Options
 from anytimeify.passes.rewrites.consensus import Consensus
 from anytimeify.passes.scheme import Scheme, compose
-from anytimeify.process import ONE_AT_A_TIME
+from anytimeify.process import ONE_AT_A_TIME, without_garbage_search
 from anytimeify.runtime.compiled import compiled
 from anytimeify.runtime.model import AnytimeModel
 from anytimeify.taxonomy import Taxonomy
@@ -83,7 +83,7 @@ def transform(
         expected = "one backbone" if chosen.backbones == 1 else "a pair of backbones, transform((a, b), ...)"
         raise SchemeError(f"{chosen.name} takes {expected}; {len(models)} were given")
     # Tensors made under a caller's inference mode could never be trained.
-    with ONE_AT_A_TIME, torch.inference_mode(False):
+    with ONE_AT_A_TIME, without_garbage_search(), torch.inference_mode(False):
         parts = [capture(one, example_inputs, dynamic_shapes=dynamic_shapes, output=output) for one in models]
         references = [part.reference for part in parts]
         captured = parts[0] if len(parts) == 1 else side_by_side(*parts)
@@ -114,7 +114,10 @@ def _recomputation(parts: Sequence[Captured], kept: bool) -> Iterator[str]:
 
 
 def _warn(captured: Captured) -> None:
-    """Says in Python warnings where the result does not train as the backbone does; the report says it too."""
+    """Says in Python warnings where the result does not train as the backbone does, or takes fewer inputs; the report
+    says it too."""
+    if captured.limit is not None:
+        warnings.warn(f"the result takes only {captured.limit}", AnytimeWarning, stacklevel=3)
     for lost in captured.lost:
         warnings.warn(f"the result trains differently from the backbone: {lost}", AnytimeWarning, stacklevel=3)
 

@@ -59,3 +59,4 @@ def pytest_collection_finish() -> None:
     """What is imported and collected by now stays, so the search for garbage, a tenth of the time, leaves it out."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000, 20, 20)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ import tomllib
 import zipfile
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,15 +49,38 @@ def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-def run_outside(script: str, site: Path, folder: Path) -> str:
-    """Run a script in a new process whose `anytimeify` is the installed one, and give what it prints."""
-    (folder / "script.py").write_text(script)
+EXTRAS = {
+    *("timm", "torchvision", "transformers", "onnx", "onnxscript", "onnxruntime", "accelerate", "torchmetrics"),
+    *("matplotlib", "sklearn", "hypothesis", "pytest", "yaml", "huggingface_hub"),
+    "torch._dynamo",  # torch imports it when something is exported: it takes as long as all of ours
+}
+SCRIPT = """
+import json, sys
+import anytimeify
+modules = sorted(sys.modules)
+import anytimeify.passes
+from anytimeify import cli
+print(json.dumps({
+    "modules": modules,
+    "files": [anytimeify.__file__, anytimeify.passes.__file__],
+    "main": callable(getattr(cli, "main", None)),
+    "version": anytimeify.__version__,
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def outside(site: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What a new process finds whose `anytimeify` is the installed one."""
+    folder = tmp_path_factory.mktemp("outside")
+    (folder / "script.py").write_text(SCRIPT)
     environment = {**os.environ, "PYTHONPATH": str(site)}
     result = subprocess.run(
         [sys.executable, "script.py"], cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stderr
-    return result.stdout
+    found: dict[str, Any] = json.loads(result.stdout)
+    return found
 
 
 def test_every_package_is_listed() -> None:
@@ -87,32 +112,24 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert packed == modules | {"anytimeify/py.typed"}
 
 
-def test_wheel_works_outside_the_repository(site: Path, tmp_path: Path) -> None:
-    script = "import anytimeify, anytimeify.passes\nprint(anytimeify.__file__)\nprint(anytimeify.passes.__file__)\n"
-    places = run_outside(script, site, tmp_path).split()
-    assert places == [str(site / "anytimeify" / "__init__.py"), str(site / "anytimeify" / "passes" / "__init__.py")]
+def test_wheel_works_outside_the_repository(site: Path, outside: dict[str, Any]) -> None:
+    package = site / "anytimeify"
+    assert outside["files"] == [str(package / "__init__.py"), str(package / "passes" / "__init__.py")]
 
 
-def test_importing_needs_no_extra(site: Path, tmp_path: Path) -> None:
-    script = (
-        "import sys, anytimeify\n"
-        "extras = {'timm', 'torchvision', 'transformers', 'onnx', 'onnxscript', 'onnxruntime', 'accelerate',"
-        " 'torchmetrics', 'matplotlib', 'sklearn', 'hypothesis', 'pytest', 'yaml', 'huggingface_hub',"
-        " 'torch._dynamo'}\n"  # torch imports it when something is exported: it takes as long as all of ours
-        "print(sorted(extras & set(sys.modules)))\n"
-    )
-    assert run_outside(script, site, tmp_path) == "[]\n"
+def test_importing_needs_no_extra(outside: dict[str, Any]) -> None:
+    assert "anytimeify" in outside["modules"]
+    assert EXTRAS & set(outside["modules"]) == set()
 
 
-def test_command_is_installed(site: Path, tmp_path: Path) -> None:
+def test_command_is_installed(site: Path, outside: dict[str, Any]) -> None:
     (entry,) = site.glob("anytimeify-*.dist-info/entry_points.txt")
     assert "anytimeify = anytimeify.cli:main" in entry.read_text()
-    assert run_outside("from anytimeify.cli import main\nprint(callable(main))\n", site, tmp_path) == "True\n"
+    assert outside["main"]
 
 
-def test_the_version_is_that_of_the_wheel(site: Path, tmp_path: Path) -> None:
-    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    assert run_outside("import anytimeify\nprint(anytimeify.__version__)\n", site, tmp_path) == f"{wanted}\n"
+def test_the_version_is_that_of_the_wheel(outside: dict[str, Any]) -> None:
+    assert outside["version"] == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 
 
 def test_passes_have_one_name() -> None:

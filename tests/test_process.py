@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import sys
 import threading
@@ -15,15 +16,16 @@ import torch
 
 from anytimeify import NestedChannels, transform
 from anytimeify._torch import quiet_exporter
+from anytimeify.process import without_garbage_search
 from anytimeify.storage.export import quiet
 
 
 def state() -> tuple[Any, ...]:
     disabled = logging.getLogger("torch._dynamo").disabled, logging.root.manager.disable
-    return list(warnings.filters), sys.stdout, sys.stderr, disabled
+    return list(warnings.filters), sys.stdout, sys.stderr, disabled, gc.isenabled()
 
 
-@pytest.mark.parametrize("context", [quiet, quiet_exporter])
+@pytest.mark.parametrize("context", [quiet, quiet_exporter, without_garbage_search])
 def test_contexts_take_turns(context: Callable[[], AbstractContextManager[None]]) -> None:
     before = state()
     inside, go_on, second_in = threading.Event(), threading.Event(), threading.Event()
@@ -55,6 +57,19 @@ def test_contexts_nest() -> None:
     with quiet_exporter(), quiet(), quiet_exporter():
         assert state() != before
     assert state() == before
+    with without_garbage_search(), without_garbage_search():
+        assert not gc.isenabled()
+    assert state() == before
+
+
+def test_who_looks_for_no_garbage_goes_on_so() -> None:
+    gc.disable()
+    try:
+        with without_garbage_search():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
 
 
 def test_one_backbone_in_two_threads() -> None:

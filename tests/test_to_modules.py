@@ -14,6 +14,7 @@ from anytimeify.codegen.to_modules import to_modules
 from anytimeify.ir import Origin, Program, Size, TensorType
 from anytimeify.operators.modules import Added, AttentionDropout, BatchNormCall, DropPath, Part, TrainingSwitch
 from tests.capture.helpers import check
+from tests.printing import calls, lines
 
 
 def modules(network: nn.Module) -> dict[str, type[nn.Module]]:
@@ -89,6 +90,39 @@ def test_layer_comes_back(layer: nn.Module, shape: tuple[int, ...]) -> None:
 
 def _config(layer: nn.Module) -> dict[str, float]:
     return {} if isinstance(layer, nn.ReLU) else {"p": layer.p}  # type: ignore[dict-item]
+
+
+class Modes(nn.Module):
+    """A layer, a norm, dropout as a module and as a function, and operations without a module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.norm, self.drop = nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.fc(x)).exp()
+        return F.dropout(self.drop(x), 0.25, self.training)
+
+
+def test_printed() -> None:
+    program = check(Modes(), torch.randn(4, 4)).program
+    assert [line.partition("(")[0] for line in calls(program)] == [
+        *("fc = linear", "norm = batch_norm", "exp = exp", "drop = dropout", "dropout = dropout", "return dropout")
+    ]
+    assert calls(to_modules(program)) == lines("""
+        fc = fc(x)
+        norm = norm(fc)
+        exp = exp(norm)
+        drop = drop(exp)
+        dropout = anytime.calls.dropout(drop)
+        return dropout
+    """)
+    assert calls(to_modules(program, training=False)) == lines("""
+        fc = fc(x)
+        norm = norm(fc)
+        exp = exp(norm)
+        return exp
+    """)
 
 
 class Embedded(nn.Module):

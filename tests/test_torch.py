@@ -185,3 +185,14 @@ def test_torchvision_imports_after_anytimeify() -> None:
     code = "import sys, anytimeify; assert 'torchvision' not in sys.modules; import torchvision.models"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_assertions_are_calls_that_exporters_know() -> None:
+    class Checked(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            _torch.assert_holds(x.size(0) == 2, "two of them")  # type: ignore[no-untyped-call]  # of torch
+            return x + 1
+
+    with pytest.raises(AssertionError, match="two of them"):
+        Checked()(torch.ones(3))
+    assert torch.export.export(Checked(), (torch.ones(2),)).module()(torch.ones(2)).shape == (2,)

@@ -1,5 +1,7 @@
 """How many elements masks keep: `meta["mask_nonzeros"]`, from which costs are counted.
 
+    w' = mul(w, mask)  # nonzeros: 12       ->      w' = mul(w, mask)  # nonzeros: 6
+
 A masked weight is `mul(weight, mask)`, the mask a buffer of the model below `anytime`. Masks change, when they are
 estimated anew or loaded; a graph says how many elements they kept when it was made. `recount` makes it say how many
 they keep now.

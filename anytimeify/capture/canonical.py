@@ -13,6 +13,8 @@ from torch.export.graph_signature import OutputKind
 from anytimeify.capture.constants import free_of_device
 from anytimeify.capture.finish import batch_symbols, finish
 from anytimeify.capture.functionalise import drop_dead_writes, functionalise
+from anytimeify.capture.generalise import generalise
+from anytimeify.capture.guards import batch_range
 from anytimeify.capture.inputs import CallInputs
 from anytimeify.capture.lower import lower
 from anytimeify.capture.recompose import recompose
@@ -22,7 +24,15 @@ from anytimeify.capture.training_form import restore_training_form
 from anytimeify.capture.work_graph import WorkGraph, fake
 from anytimeify.ir import Captured, Signature, names
 
-__all__ = ["Canonical", "canonicalise", "results_of"]
+__all__ = ["Canonical", "Counterpart", "canonicalise", "results_of"]
+
+
+class Counterpart(NamedTuple):
+    """The same model exported for a batch of another size, where neither export has a dynamic batch."""
+
+    exported: ExportedProgram
+    batch: int  # of the first export
+    other_batch: int  # of this one
 
 
 class Canonical(NamedTuple):
@@ -42,14 +52,19 @@ def canonicalise(
     restore: frozenset[str] | None = None,
     updates: bool = False,
     order: Sequence[str] = (),
+    counterpart: Counterpart | None = None,
 ) -> Canonical:
     """`positions`: the flat results to keep; the first of them is the prediction.
+
+    `counterpart`: makes the batch dynamic from two exports for a fixed one; raises `Differs` where that fails.
 
     `restore`: the export was made in eval mode, norms shall train again, except for modules of these paths.
     `updates`: what is written to buffers is part of the program. `order`: the names of the backbone's state dict, for
     the program's tensors.
     """
     work = lower(exported, order)
+    if counterpart is not None:
+        generalise(work, lower(counterpart.exported, order), counterpart.batch, counterpart.other_batch)
     recompose(work)
     _keep_results(work, exported, positions)
     drop_identities(work)
@@ -75,7 +90,10 @@ def canonicalise(
         else f"'{name}' keeps its value: the backbone writes to it, but its prediction does not read it"
         for name in collected
     )
-    return Canonical(Captured(program, signature, tuple(flat), batch, tuple(work.notes)), collected)
+    captured = Captured(
+        program, signature, tuple(flat), batch, tuple(work.notes), batch_range=batch_range(exported, batch)
+    )
+    return Canonical(captured, collected)
 
 
 def results_of(exported: ExportedProgram) -> list[Tensor | None]:

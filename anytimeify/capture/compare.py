@@ -15,7 +15,7 @@ from torch.export import ExportedProgram
 from anytimeify._torch import TreeSpec, flatten, unflatten
 from anytimeify.capture.custom_derivatives import direct_checkpoints
 from anytimeify.capture.inputs import CallInputs
-from anytimeify.capture.modes import in_mode
+from anytimeify.capture.modes import attributes_kept, in_mode
 from anytimeify.capture.outputs import choose
 from anytimeify.codegen.to_modules import to_modules
 from anytimeify.errors import CaptureError
@@ -183,18 +183,14 @@ def plain_attributes(model: nn.Module) -> list[tuple[nn.Module, str, Any]]:
 
 @contextmanager
 def buffers_kept(model: nn.Module) -> Iterator[None]:
-    """A forward pass may write to its buffers or put others in their place, and count in attributes."""
-    attributes = plain_attributes(model)
+    """A forward pass may write to its buffers or put others in their place, and keep things in attributes."""
     places = [(module, name, buffer) for module in model.modules() for name, buffer in module._buffers.items()]
     try:
-        with _kept({str(index): buffer for index, (_, _, buffer) in enumerate(places)}):
+        with attributes_kept(model), _kept({str(index): buffer for index, (_, _, buffer) in enumerate(places)}):
             yield
     finally:
         for module, name, buffer in places:
             module._buffers[name] = buffer
-        for module, name, value in attributes:
-            if name in vars(module):
-                vars(module)[name] = value
 
 
 @contextmanager

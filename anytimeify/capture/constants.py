@@ -1,5 +1,7 @@
 """Frees the graph of the device that it was exported on.
 
+    y = add(x, arange(8, device=cpu))       ->      y = add(x, anytime.constants.arange)
+
 An exported graph writes `arange(8, device=cpu)`, and would break on any other device than that of the capture.
 
 1. What is computed from nothing but numbers (`arange`, and what is made of it alone) becomes a buffer,

@@ -20,11 +20,11 @@ from torch.export import ExportedProgram
 from anytimeify._torch import quiet_exporter
 from anytimeify.capture.custom_derivatives import kept
 from anytimeify.capture.inputs import CallInputs, repeated, shapes_of_batch
-from anytimeify.capture.modes import in_mode
-from anytimeify.errors import CaptureError
+from anytimeify.capture.modes import attributes_kept, in_mode
+from anytimeify.errors import AnytimeError, CaptureError
 from anytimeify.operators.modules import CUMULATIVE
 
-__all__ = ["does_not_run", "explain", "export"]
+__all__ = ["does_not_run", "explain", "export", "reason_of"]
 
 
 @contextmanager
@@ -66,11 +66,13 @@ def export(
     """`torch.export`, the batch dynamic where `dynamic_shapes` is None, modules `held` in eval mode in any case.
 
     Raises whatever `torch.export` raises: see `explain`."""
+    inputs = inputs.aliased()
     if dynamic_shapes is None:
         inputs = repeated(inputs)
         dynamic_shapes = shapes_of_batch(model, inputs)
     with (
         in_mode(model, training=training, held=held),
+        attributes_kept(model),
         _cumulative_averages(model),
         _on_one_device(model),
         kept(),
@@ -88,13 +90,10 @@ _DATA_DEPENDENT = re.compile(
     r"data.dependent|unbacked|GuardOnDataDependent|DynamicOutputShape|on the value of|aten\.nonzero|_local_scalar"
 )
 _UNKNOWN_TYPE = re.compile(r"(?:Unsupported input type|Found) <class '(?:[\w.<>]+\.)?(\w+)'>")
-_SPECIALISED = re.compile(
-    r"[Cc]onstraints? violated|speciali[sz]ed|marked .* as dynamic|not all values|Suggested fixes", re.S
-)
 
 
-def explain(model: nn.Module, inputs: CallInputs, dynamic_shapes: Any, error: Exception) -> CaptureError:
-    """What went wrong in an export, in words; looks for the reason by running and exporting once more."""
+def explain(model: nn.Module, inputs: CallInputs, error: Exception) -> CaptureError:
+    """What went wrong in an export, in words; looks for the reason by running the model."""
     name = type(model).__qualname__
     where = _where(error)
     own = _runs(model, inputs)
@@ -112,11 +111,6 @@ def explain(model: nn.Module, inputs: CallInputs, dynamic_shapes: Any, error: Ex
         return CaptureError(
             f"{name} has control flow or sizes that depend on the values of tensors{where}: {_first_line(error)}. "
             "A graph cannot say that: replace the branch by arithmetic (torch.where), or take it out of forward()."
-        )
-    if dynamic_shapes is None and (_SPECIALISED.search(text) or _exports_static(model, inputs)):
-        return CaptureError(
-            f"The batch size of {name} cannot be dynamic{where}: {_reason(error)}. "
-            "Pass dynamic_shapes=... as torch.export takes it; dynamic_shapes={} keeps every size as in the example."
         )
     return CaptureError(
         f"torch.export cannot capture {name}{where}: {_reason(error)}. "
@@ -154,14 +148,6 @@ def _runs(model: nn.Module, inputs: CallInputs) -> Exception | None:
     return None
 
 
-def _exports_static(model: nn.Module, inputs: CallInputs) -> bool:
-    try:
-        export(model, repeated(inputs), {}, training=True)
-    except Exception:
-        return False
-    return True
-
-
 def _where(error: BaseException) -> str:
     """The innermost line of the user's code: outside torch and outside this package."""
     ours, theirs = __name__.partition(".")[0], "torch"
@@ -175,6 +161,12 @@ def _where(error: BaseException) -> str:
 def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+def reason_of(error: BaseException) -> str:
+    """The reason why a batch is not dynamic, with the line of the user's code where the exporter knows it."""
+    made_a_number = not isinstance(error, AnytimeError) and "pecializ" in str(error)
+    return ("forward() makes a plain number of it" if made_a_number else _reason(error)) + _where(error)
 
 
 def _reason(error: BaseException) -> str:

@@ -1,5 +1,7 @@
 """From a work graph to a `Program`: metadata of the canonical form, names made from module paths, nodes in order.
 
+    linear_3 = linear(x, w)     ->      layer1_fc = linear(x, layer1_fc_weight)  # [s0, 8]
+
 Names: a node is called after its module when it is the only operation of a module without modules inside
 (`layer1_0_conv1`), otherwise after its module and operation (`layer1_0_add`); inputs keep their names, tensors are
 called after theirs. The same backbone gets the same names every time.

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from anytimeify._torch import unflatten
-from anytimeify.capture.canonical import canonicalise, results_of
+from anytimeify.capture.canonical import Counterpart, canonicalise, results_of
 from anytimeify.capture.compare import (
     Expected,
     difference,
@@ -22,8 +22,10 @@ from anytimeify.capture.compare import (
     result_of,
     tolerance,
 )
-from anytimeify.capture.export import does_not_run, explain, export
-from anytimeify.capture.inputs import Arguments, CallInputs, in_order
+from anytimeify.capture.export import does_not_run, explain, export, reason_of
+from anytimeify.capture.generalise import Differs
+from anytimeify.capture.guards import unkept_guard
+from anytimeify.capture.inputs import Arguments, CallInputs, in_order, of_batch, refuse_no_sample
 from anytimeify.capture.modes import Modes, refuse_hooks
 from anytimeify.capture.outputs import choose
 from anytimeify.capture.two_modes import merge
@@ -33,32 +35,31 @@ from anytimeify.ir import Captured
 
 __all__ = ["from_module"]
 
+_LARGEST_TRIED = 256  # samples of a batch, to find out whether a limit is one of the model
+
 
 def from_module(
     model: nn.Module, inputs: CallInputs, dynamic_shapes: Any, output: int | str | None, *, check: bool
 ) -> Captured:
-    """The prediction is what the model returns in eval mode; train mode may return more, or another structure."""
+    """The prediction is what the model returns in eval mode; train mode may return more, or another structure.
+
+    Where no `dynamic_shapes` are given and the batch cannot be dynamic, it is made so from two exports for a fixed one;
+    where that fails too, it stays as in the example.
+    """
     inputs, arguments = in_order(model, inputs)
     refuse_hooks(model)
+    if dynamic_shapes is None:
+        refuse_no_sample(inputs)
     source = _Source(model, inputs, arguments, dynamic_shapes, output, Modes.of(model))
-    exported, why = source.export(training=True)
-    if check:
-        source = replace(source, expected=source.in_eval_mode())
-    attempt = source.capture(exported, training=True) if exported is not None else _Attempt(why=why)
-    if attempt.captured is not None and not attempt.collected:
-        return attempt.captured
-    exported, why = source.export(training=False)
-    again = source.capture(exported, training=False) if exported is not None else _Attempt(why=why)
-    if attempt.captured is not None and source.tells(attempt, again):
-        return _kept_in_eval_mode(attempt.captured, again.collected)
-    if exported is not None and again.captured is not None:
-        both = source.in_both_modes(attempt, exported)
-        if both is not None:
-            return _kept_in_eval_mode(both, again.collected)
-    why = attempt.why or _mutation(attempt.collected)
-    if again.captured is None:
-        raise source.refusal(why, again)
-    return again.captured.losing(f"training-only behaviour was lost: {_first_line(why)}")
+    found = source.capture_both(check)
+    if dynamic_shapes is None and (found.captured is None or found.unexported):
+        found = source.for_fixed_batches(found)
+    if found.captured is None:
+        raise found.refusal()
+    captured = found.source.within_range(found.captured)
+    if found.why is not None:
+        return captured.losing(f"training-only behaviour was lost: {_first_line(found.why)}")
+    return captured
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,33 @@ class _Attempt:
 
 
 @dataclass(frozen=True)
+class _Found:
+    """The outcome of both modes: a program, and why it lacks what training does besides; or why there is none."""
+
+    source: _Source
+    captured: Captured | None
+    why: Exception | None = None
+    again: _Attempt = _Attempt()  # in eval mode
+
+    @property
+    def unexported(self) -> bool:
+        """Whether train mode could not be exported: not because of what the graph says."""
+        return self.why is not None and not isinstance(self.why, BufferMutation | UnsupportedOpError)
+
+    def refusal(self) -> Exception:
+        assert self.why is not None
+        return self.source.refusal(self.why, self.again)
+
+
+@dataclass(frozen=True)
+class _Exported:
+    """A program; with a counterpart where the batch is fixed in both and is made dynamic afterwards."""
+
+    program: ExportedProgram
+    counterpart: Counterpart | None = None
+
+
+@dataclass(frozen=True)
 class _Source:
     """A module, how it is called, and what it returns in eval mode, once that is known."""
 
@@ -83,17 +111,128 @@ class _Source:
     output: int | str | None
     modes: Modes
     expected: Expected | None = None
+    generalises: bool = False  # exports for two fixed batches are put together
 
     @property
     def name(self) -> str:
         return type(self.model).__qualname__
 
-    def export(self, *, training: bool) -> tuple[ExportedProgram | None, Exception | None]:
+    def capture_both(self, check: bool) -> _Found:
+        """From train mode if that gives a program that is right in eval mode, else from eval mode."""
+        exported, why = self.export(training=True)
+        source = replace(self, expected=self.in_eval_mode()) if check and self.expected is None else self
+        attempt = source.capture(exported, training=True) if exported is not None else _Attempt(why=why)
+        if attempt.captured is not None and not attempt.collected:
+            return _Found(source, attempt.captured)
+        exported, why = source.export(training=False)
+        again = source.capture(exported, training=False) if exported is not None else _Attempt(why=why)
+        if attempt.captured is not None and source.tells(attempt, again):
+            return _Found(source, _kept_in_eval_mode(attempt.captured, again.collected))
+        if exported is not None and again.captured is not None:
+            both = source.in_both_modes(attempt, exported)
+            if both is not None:
+                return _Found(source, _kept_in_eval_mode(both, again.collected))
+        return _Found(source, again.captured, attempt.why or _mutation(attempt.collected), again)
+
+    def for_fixed_batches(self, dynamic: _Found) -> _Found:
+        """What exports for fixed batches give, where one for every batch fails, or loses what training does: a program
+        whose batch was made dynamic, else one for the batch of the example. Where both fail, the latter says why."""
+        source = replace(dynamic.source, dynamic_shapes={})
+        fixed = source.capture_both(check=False)
+        if fixed.captured is None:
+            return dynamic if dynamic.captured is not None else fixed
+        general = replace(source, generalises=True).capture_both(check=False)
+        why = general.why if general.captured is None else source.differs_at_another_batch(general.captured)
+        if general.captured is not None and why is None:
+            size = self._first_batch
+            note = f"the batch was made dynamic from exports for {size} and {size + 1} samples"
+            captured = replace(general.captured, notes=(*general.captured.notes, note))
+            return replace(general, captured=captured)
+        if dynamic.captured is not None:
+            return dynamic
+        assert dynamic.why is not None
+        limit = f"batches of {self.inputs.batch}, the size in the example, for {reason_of(dynamic.why)}"
+        if isinstance(why, Differs):
+            limit += f"; and between exports for two sizes, {why}"
+        return replace(fixed, captured=fixed.captured.limited_to(limit))
+
+    def export(self, *, training: bool) -> tuple[_Exported | None, Exception | None]:
         try:
-            held = self.modes.held
-            return export(self.model, self.inputs, self.dynamic_shapes, training=training, held=held), None
+            if self.generalises:
+                return self._export_twice(training), None
+            exported = self._export(self.inputs, self.dynamic_shapes, training)
+            guard = unkept_guard(exported) if self.dynamic_shapes is None else None
+            if guard is not None:
+                return None, CaptureError(f"forward() decides something by the size of its batch ({guard})")
+            return _Exported(exported), None
         except Exception as error:
             return None, error
+
+    def _export(self, inputs: CallInputs, dynamic_shapes: Any, training: bool) -> ExportedProgram:
+        return export(self.model, inputs, dynamic_shapes, training=training, held=self.modes.held)
+
+    def _export_twice(self, training: bool) -> _Exported:
+        size = self._first_batch
+        one, two = (self._export(of_batch(self.inputs, n), {}, training) for n in (size, size + 1))
+        return _Exported(one, Counterpart(two, size, size + 1))
+
+    @property
+    def _first_batch(self) -> int:
+        return max(2, self.inputs.batch or 0)  # a size of 1 may mean that something is repeated
+
+    def within_range(self, captured: Captured) -> Captured:
+        """The capture with the sizes of a batch that it is right for, where those are not all.
+
+        Exporters do not tell what a model does with a single sample alone: that is tried."""
+        least, most = captured.batch_range
+        if captured.batch is None:
+            return captured
+        # Operations of torch ask for sizes too, to choose among ways to compute one thing.
+        if least > 1 and self.is_other_at(least - 1, captured) is False:
+            least = 1
+        if most is not None and most < _LARGEST_TRIED and self.is_other_at(most + 1, captured) is False:
+            most = None
+        if least == 1 and self.inputs.batch != 1 and self.is_other_at(1, captured):
+            least = 2
+        if (least, most) == (1, None):
+            return replace(captured, batch_range=(1, None))
+        sizes = f"{least} or more" if most is None else f"{least} to {most}"
+        limit = f"batches of {sizes}, for forward() does something else with others"
+        return replace(captured, batch_range=(least, most)).limited_to(limit)
+
+    def is_other_at(self, count: int, captured: Captured) -> bool | None:
+        """Whether the program computes something else than the model for a batch of that size, or fails; None where
+        that cannot be told, for the model does not take it."""
+        if self.expected is None:
+            return None
+        inputs = of_batch(self.inputs, count)
+        try:
+            expected = expected_from_module(self.model, inputs, self.output)
+        except Exception:
+            return None
+        return self.differs_at(inputs, expected, captured) is not None
+
+    def differs_at_another_batch(self, captured: Captured) -> Exception | None:
+        """Why a program whose batch was made dynamic is wrong at another size; None where it is right."""
+        if self.expected is None:
+            return None
+        inputs = of_batch(self.inputs, 2 * self._first_batch + 1)
+        try:
+            expected = expected_from_module(self.model, inputs, self.output)
+        except Exception as error:
+            return error
+        return self.differs_at(inputs, expected, captured)
+
+    def differs_at(self, inputs: CallInputs, expected: Expected, captured: Captured) -> Exception | None:
+        """Why a program does not give what the model gives for these inputs, in eval mode; None where it does."""
+        try:
+            flat = inputs.flat(captured.signature.in_spec)
+            tensors = tuple(leaf for leaf in flat if isinstance(leaf, Tensor))
+            (gap,) = gaps(replace(captured, example_inputs=tensors), expected, training=False)
+        except Exception as error:
+            return error
+        wrong = gap > tolerance(expected.prediction.dtype)
+        return Differs(f"a batch of {inputs.batch} gives something else by {gap:.1e}") if wrong else None
 
     def in_eval_mode(self) -> Expected:
         try:
@@ -103,7 +242,7 @@ class _Source:
         except Exception as error:
             raise does_not_run(self.model, self.inputs, error) from error
 
-    def capture(self, exported: ExportedProgram, *, training: bool) -> _Attempt:
+    def capture(self, exported: _Exported, *, training: bool) -> _Attempt:
         """A wrong `output` is wrong in both modes, and raised."""
         mode = "train" if training else "eval"
         order = list(self.model.state_dict())
@@ -112,14 +251,15 @@ class _Source:
             if position is None:
                 return _Attempt(why=CaptureError(f"what {mode} mode returns does not tell the prediction of eval mode"))
             captured, collected = canonicalise(
-                exported,
+                exported.program,
                 self.inputs,
                 [position],
                 restore=None if training else self.modes.held,
                 updates=training,
                 order=order,
+                counterpart=exported.counterpart,
             )
-        except (BufferMutation, UnsupportedOpError) as error:
+        except (BufferMutation, Differs, UnsupportedOpError) as error:
             return _Attempt(why=error)
         names, positional = self.arguments.names, self.arguments.positional
         signature = replace(captured.signature, names=names, positional=positional, trained=position)
@@ -132,10 +272,10 @@ class _Source:
         differs = CaptureError(f"the graph of {mode} mode differs from the model in eval mode by {gap:.1e}")
         return _Attempt(why=_mutation(collected) or differs, collected=collected, wrong=captured, gap=gap)
 
-    def position(self, exported: ExportedProgram, *, training: bool) -> int | None:
+    def position(self, exported: _Exported, *, training: bool) -> int | None:
         """Which of the exported results is the prediction: the one in its place where the structure is that of eval
         mode; else the only one that computes the same in eval mode; None if none or several do."""
-        results, form = results_of(exported), exported.call_spec.out_spec
+        results, form = results_of(exported.program), exported.program.call_spec.out_spec
         if self.expected is None:
             tensors = [result is not None for result in results]
             return choose(unflatten(list(range(len(results))), form), tensors, self.output)
@@ -146,7 +286,14 @@ class _Source:
         if len(candidates) < 2:
             return candidates[0] if candidates else None
         restore = None if training else self.modes.held
-        captured, _ = canonicalise(exported, self.inputs, candidates, restore=restore, updates=training)
+        captured, _ = canonicalise(
+            exported.program,
+            self.inputs,
+            candidates,
+            restore=restore,
+            updates=training,
+            counterpart=exported.counterpart,
+        )
         found = gaps(captured, self.expected, training=False)
         same = [place for place, gap in zip(candidates, found, strict=True) if gap <= tolerance(want.dtype)]
         return same[0] if len(same) == 1 else None
@@ -166,16 +313,22 @@ class _Source:
             (gap,) = gaps(attempt.captured, replace(self.expected, prediction=want), training=False)
         return gap <= tolerance(want.dtype)
 
-    def in_both_modes(self, attempt: _Attempt, exported: ExportedProgram) -> Captured | None:
+    def in_both_modes(self, attempt: _Attempt, exported: _Exported) -> Captured | None:
         """The program of train mode with that of eval mode, `exported`, where they part; None where they cannot be put
         together."""
         trained = attempt.captured or attempt.wrong
         if trained is None or self.expected is None:
             return None
         try:
-            own, _ = canonicalise(exported, self.inputs, [self.expected.position], order=list(self.model.state_dict()))
+            own, _ = canonicalise(
+                exported.program,
+                self.inputs,
+                [self.expected.position],
+                order=list(self.model.state_dict()),
+                counterpart=exported.counterpart,
+            )
             program = merge(trained.program, own.program)
-        except (BufferMutation, CaptureError, UnsupportedOpError):
+        except (BufferMutation, CaptureError, Differs, UnsupportedOpError):
             return None
         note = "train mode and eval mode compute different things: both are kept"
         captured = self.as_in_eval_mode(replace(trained, program=program, notes=(*trained.notes, note)))
@@ -199,7 +352,7 @@ class _Source:
                 f"{why}, in eval mode too. Keep that state outside the model, or write to it in train mode only."
             )
         elif not isinstance(why, AnytimeError):
-            final = explain(self.model, self.inputs, self.dynamic_shapes, why)
+            final = explain(self.model, self.inputs, why)
         final.__cause__ = why if final is not why else None
         return final
 

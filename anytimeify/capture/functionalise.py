@@ -1,4 +1,8 @@
-"""Removes in-place operations.
+"""Removes in-place operations, and writes to buffers that no result depends on.
+
+    s = slice(x, 1, 1, 3)       ->      s = slice(x, 1, 1, 3)
+    mul_(s, 3)                          x' = slice_scatter(x, mul(s, 3), 1, 1, 3)
+    y = exp(x)                          y = exp(x')
 
 1. `y = add_(x, z)` becomes `y = add(x, z)`; whoever reads `x` afterwards reads `y`.
 2. A write through a view is written back into what the view was taken from (`slice_scatter`, `select_scatter`, a

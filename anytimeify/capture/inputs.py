@@ -14,7 +14,17 @@ from torch.export import Dim, ShapesCollection
 from anytimeify._torch import TreeSpec, flatten, unflatten
 from anytimeify.errors import CaptureError
 
-__all__ = ["Arguments", "CallInputs", "call_inputs", "image", "in_order", "owns_storage", "repeated", "shapes_of_batch"]
+__all__ = [
+    "Arguments",
+    "CallInputs",
+    "call_inputs",
+    "image",
+    "in_order",
+    "of_batch",
+    "owns_storage",
+    "repeated",
+    "shapes_of_batch",
+]
 
 
 @dataclass(frozen=True)
@@ -42,6 +52,14 @@ class CallInputs:
             [leaf.clone() if isinstance(leaf, Tensor) and leaf.is_inference() else leaf for leaf in leaves], spec
         )
         return CallInputs(args, kwargs)
+
+    def aliased(self) -> CallInputs:
+        """The same call with other tensors on the same data: an exporter marks those that it is given."""
+        leaves, spec = flatten((self.args, dict(self.kwargs)))
+        aliases = [
+            leaf.detach().requires_grad_(leaf.requires_grad) if isinstance(leaf, Tensor) else leaf for leaf in leaves
+        ]
+        return CallInputs(*unflatten(aliases, spec))
 
     def owned(self) -> CallInputs:
         """The same call; tensors that see a part of a larger storage, two images of a data set, as copies."""
@@ -112,10 +130,13 @@ def in_order(model: nn.Module, inputs: CallInputs) -> tuple[CallInputs, Argument
     return CallInputs(inputs.args, kwargs), Arguments(names, positional)
 
 
-def shapes_of_batch(model: nn.Module, inputs: CallInputs) -> Any:
-    """`dynamic_shapes` in which the first dimension of every input of the common batch is dynamic."""
+def refuse_no_sample(inputs: CallInputs) -> None:
     if inputs.batch == 0:
         raise CaptureError("The example inputs hold no sample: their first size is 0. Pass at least one sample.")
+
+
+def shapes_of_batch(model: nn.Module, inputs: CallInputs) -> Any:
+    """`dynamic_shapes` in which the first dimension of every input of the common batch is dynamic."""
     unnamed = _unnamed_keywords(model, inputs)
     if unnamed:
         raise CaptureError(
@@ -137,17 +158,21 @@ def _unnamed_keywords(model: nn.Module, inputs: CallInputs) -> list[str]:
     return [name for name in inputs.kwargs if name not in known] if has_rest else []
 
 
+def of_batch(inputs: CallInputs, count: int) -> CallInputs:
+    """The inputs as a batch of `count` samples: the first of them, or all again and again."""
+
+    def resized(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or leaf.dim() == 0 or leaf.shape[0] != inputs.batch or inputs.batch == count:
+            return leaf
+        return leaf.detach()[torch.arange(count, device=leaf.device) % leaf.shape[0]]
+
+    leaves, spec = flatten((inputs.args, dict(inputs.kwargs)))
+    return CallInputs(*unflatten([resized(leaf) for leaf in leaves], spec))
+
+
 def repeated(inputs: CallInputs) -> CallInputs:
     """A batch of 1 as a batch of 2: the exporter takes sizes of 0 and 1 for constants."""
-    if inputs.batch != 1:
-        return inputs
-    leaves, spec = flatten((inputs.args, dict(inputs.kwargs)))
-    leaves = [
-        torch.cat([leaf, leaf]) if isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == 1 else leaf
-        for leaf in leaves
-    ]
-    args, kwargs = unflatten(leaves, spec)
-    return CallInputs(args, kwargs)
+    return of_batch(inputs, 2) if inputs.batch == 1 else inputs
 
 
 def image(model: nn.Module, *size: int) -> CallInputs:

@@ -1,5 +1,8 @@
 """From an exported program to a work graph: one flat graph in which parameters are read by `get_attr`.
 
+    x, p_fc_weight: inputs              ->      fc_weight = fc.weight
+    y = linear(x, p_fc_weight)                  y = linear(x, fc_weight)
+
 1. Placeholders of parameters, buffers and constants become one `get_attr` per tensor; tied ones share the first name.
 2. Inputs that are not tensors become the constants they were exported with.
 3. `wrap_with_set_grad_enabled` and `wrap_with_autocast` are inlined; what was computed without gradients is detached.

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from anytimeify._torch import backward_hooks, gradient_hooks
 from anytimeify.errors import CaptureError
 
-__all__ = ["Modes", "in_mode", "refuse_hooks"]
+__all__ = ["Modes", "attributes_kept", "in_mode", "refuse_hooks"]
 
 
 # Layers of torch that compute something else in training.
@@ -40,6 +40,21 @@ def in_mode(model: nn.Module, *, training: bool, held: frozenset[str] = frozense
     finally:
         for _, module, flag in flags:
             module.training = flag
+
+
+@contextmanager
+def attributes_kept(model: nn.Module) -> Iterator[None]:
+    """What a forward pass keeps in attributes of modules (a counter, the last shape, a state) is put back, and what it
+    adds is removed: the next one finds the model as it was. What is inside of lists stays as it is."""
+    before = [(module, dict(vars(module))) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, attributes in before:
+            found = vars(module)
+            for name in found.keys() - attributes.keys():
+                del found[name]
+            found.update({name: value for name, value in attributes.items() if found.get(name) is not value})
 
 
 @dataclass(frozen=True)

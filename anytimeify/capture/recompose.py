@@ -1,4 +1,6 @@
-"""Writes operations of core ATen, which `run_decompositions` leaves, as the operations they were made of.
+"""Writes the operations of core ATen, which `run_decompositions` leaves, as the operations they were made of.
+
+    y = getitem(native_layer_norm(x, [8], w, b, 1e-5), 0)       ->      y = layer_norm(x, [8], w, b, 1e-5)
 
 `convolution` becomes `conv2d` and its kin, `native_layer_norm(...)[0]` becomes `layer_norm`, and so on. A batch norm of
 a program that was exported in train mode also returns its new running statistics, which the program's caller would

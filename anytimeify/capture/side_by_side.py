@@ -1,4 +1,11 @@
-"""`side_by_side`: two captured backbones as one program of two outputs, over the same inputs."""
+"""`side_by_side`: two captured backbones as one program of two outputs, over the same inputs.
+
+    y = linear(x, w)        ->      first = linear(x, first.w)
+    y = linear(x, w)                second = linear(x, second.w)
+                                    return first, second
+
+Names of tensors and module paths get the prefix of their network.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Removes what computes nothing, and writes operations that differ only in spelling in one way.
+"""Removes operations that compute nothing, and writes different spellings of one operation in the same way.
+
+    y = view(clone(x), [2, 8])      ->      y = reshape(x, [2, 8])
 
 1. Assertions go. `alias`, `contiguous`, `clone`, `lift_fresh_copy`, conversions to the dtype that a tensor has, slices
    of everything, expansions and paddings by nothing, dropout that drops nothing, and `detach` of what has no gradient

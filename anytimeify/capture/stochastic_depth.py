@@ -1,5 +1,7 @@
 """Recognises stochastic depth and writes it as `anytimeify::drop_path`.
 
+    y = mul(x, div(bernoulli(empty, 0.8), 0.8))     ->      y = drop_path(x, 0.8, True, "row")
+
 1. timm, torchvision: `x * (empty(b, 1, ...).bernoulli_(keep) [/ keep])`.
 2. transformers: `(x / keep) * floor(keep + rand(b, 1, ...))`.
 

@@ -1,5 +1,7 @@
 """Writes norms that were exported in eval mode in their training form.
 
+    y = batch_norm(x, w, b, m, v, False, ...)       ->      y = batch_norm(x, w, b, m, v, True, ...)
+
 A graph exported in eval mode has `batch_norm(..., training=False, ...)` everywhere. With running statistics, the
 training form means the same in eval mode, and trains. What else training does (dropout, stochastic depth) is lost.
 In a graph that was exported in train mode such a norm is frozen on purpose and stays.
@@ -32,7 +34,7 @@ def restore_training_form(work: WorkGraph, *, held: frozenset[str]) -> None:
     for node in list(work.graph.nodes):
         flag = training_flag(node.target)
         if flag is not None and has_kind(node, "norm"):
-            if bound(node)["running_mean"] is not None and origin_of(node).module_path not in held:
+            if bound(node).get("running_mean") is not None and origin_of(node).module_path not in held:
                 update(node, None, **{flag: True})
         elif node.target is aten.dropout.default:
             x, keep = node.args[0], 1 - bound(node)["p"]

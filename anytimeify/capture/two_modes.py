@@ -1,4 +1,7 @@
-"""One program out of two: what a model computes in train mode, and in eval mode.
+"""Merges what a model computes in train mode and in eval mode into one program.
+
+    train: y = relu(h)      ->      y = by_mode(relu(h), tanh(h))
+    eval:  y = tanh(h)
 
 Both programs read the same tensors under the same names, and mostly hold the same operations. Where they part, a
 `by_mode` chooses between the two values; from there on operations are shared again.

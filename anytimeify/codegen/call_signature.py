@@ -5,17 +5,71 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import operator
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, fx
 
-from anytimeify._torch import flatten, unflatten
+from anytimeify._torch import assert_holds, flatten, unflatten
 from anytimeify.errors import ArgumentError, CaptureError
-from anytimeify.ir import Captured, Signature
+from anytimeify.ir import Captured, Signature, Size
+from anytimeify.ir.node_meta import tensor_type
 
-__all__ = ["CallSignature", "Parameter", "batch_arguments"]
+__all__ = ["BatchLimits", "CallSignature", "Parameter", "batch_arguments"]
+
+
+@dataclass(frozen=True)
+class BatchLimits:
+    """The sizes that one dimension of a flat input may have, where the graph is not right for all."""
+
+    position: int
+    dim: int
+    least: int
+    most: int | None
+
+    @staticmethod
+    def of(captured: Captured) -> BatchLimits | None:
+        """Of the first input that has a batch."""
+        for position, node in enumerate(captured.program.placeholders):
+            for dim, size in enumerate(tensor_type(node).shape):
+                if captured.batch is None:
+                    return BatchLimits(position, dim, size.coefficient, size.coefficient) if size.static else None
+                if size == Size(1, (captured.batch,)):
+                    limits = BatchLimits(position, dim, *captured.batch_range)
+                    return None if (limits.least, limits.most) == (1, None) else limits
+        return None
+
+    @property
+    def message(self) -> str:
+        sizes = f"{self.least} or more" if self.most is None else f"{self.least} to {self.most}"
+        sizes = str(self.least) if self.least == self.most else sizes
+        return f"the graph holds for batches of {sizes}: see the notes of the report"
+
+    def check(self, inputs: Sequence[Any]) -> None:
+        """`ArgumentError` where a batch has another size."""
+        found = inputs[self.position]
+        if not isinstance(found, Tensor) or found.dim() <= self.dim:
+            return
+        size = found.shape[self.dim]
+        if size < self.least or (self.most is not None and size > self.most):
+            raise ArgumentError(f"a batch of {size} was given, but {self.message}")
+
+    def write(self, graph: fx.Graph) -> None:
+        """The same check as nodes in front of a graph of flat inputs; nothing but torch is needed to run them."""
+        inputs = graph.find_nodes(op="placeholder")
+        with graph.inserting_after(inputs[-1]):
+            size = graph.call_method("size", (inputs[self.position], self.dim))
+        bounds: list[tuple[Callable[..., Any], int]] = [(operator.ge, self.least)]
+        if self.most is not None:
+            bounds.append((operator.le, self.most))
+        if self.least == self.most:
+            bounds = [(operator.eq, self.least)]
+        for compare, bound in bounds:
+            with graph.inserting_after(size):
+                holds = graph.call_function(compare, (size, bound))
+            with graph.inserting_after(holds):
+                graph.call_function(assert_holds, (holds, self.message))
 
 
 @dataclass(frozen=True)
@@ -39,12 +93,12 @@ class CallSignature:
     constants: Mapping[int, Any]
     plain: bool  # all positional, all tensors
     positional: int  # how many may be given by position
+    limits: BatchLimits | None = None
 
     @staticmethod
     def of(captured: Captured) -> CallSignature:
-        return CallSignature.from_signature(
-            captured.signature, tuple(node.name for node in captured.program.placeholders)
-        )
+        names = tuple(node.name for node in captured.program.placeholders)
+        return replace(CallSignature.from_signature(captured.signature, names), limits=BatchLimits.of(captured))
 
     @staticmethod
     def from_signature(signature: Signature, names: tuple[str, ...]) -> CallSignature:
@@ -66,6 +120,12 @@ class CallSignature:
 
     def flat(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, ...]:
         """The program's inputs; `ArgumentError` (a `TypeError`) where the arguments do not fit the backbone's."""
+        inputs = self._flat(args, kwargs)
+        if self.limits is not None:
+            self.limits.check(inputs)
+        return inputs
+
+    def _flat(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, ...]:
         if self.plain and not kwargs and len(args) == len(self.parameters):
             return args
         leaves: dict[int, Any] = {}
@@ -96,6 +156,8 @@ class CallSignature:
         """Rewrites a module that takes flat inputs and returns a tuple of one tensor into one that is called like the
         backbone and returns the tensor. Nothing but torch is needed to run it."""
         old = module.graph
+        if self.limits is not None:
+            self.limits.write(old)
         if self.plain and [node.name for node in old.find_nodes(op="placeholder")] == [p.name for p in self.parameters]:
             output = old.output_node()
             output.args = (output.all_input_nodes[0],)

@@ -1,4 +1,6 @@
-"""Turns operations back into modules: the last step before a graph is run, trained, shown or exported.
+"""Turns operations back into modules, the last step before a graph is run, trained, shown or exported.
+
+    y = linear(x, fc_weight, fc_bias)       ->      y = fc(x)
 
 1. An operation whose tensors are `<path>.weight`, `<path>.bias`, ... of one path becomes the `torch.nn` module that
    computes it, under that path (`lifted_modules.parametric`). One path used twice is one module called twice.
@@ -130,7 +132,7 @@ class _Lifter:
             return self.values[values[rule.evaluation]]
         if rule.training is None:
             return None
-        if rule.kind == "norm" and (self.lifted_instance(node) is not None or values["running_mean"] is None):
+        if rule.kind == "norm" and (self.lifted_instance(node) is not None or values.get("running_mean", True) is None):
             return None
         new = self.copy(node)
         never = type(values[rule.training])()  # False, or a probability of 0

@@ -1,4 +1,10 @@
-"""From the joint graph of an anytime model to the graphs of a chain."""
+"""From the joint graph of an anytime model to the graphs of a chain.
+
+    h = f(x); low = a(h); full = b(h)       ->      stage 1: h = f(x); return h, a(h)
+                                                    stage 2: return b(h)
+
+Every stage owns its tensors and has the backbone's names.
+"""
 
 from __future__ import annotations
 

@@ -40,9 +40,15 @@ class Captured:
     lost: tuple[str, ...] = ()  # the notes among them that say how training differs from the backbone's
     held: frozenset[str] = frozenset()  # paths of the modules that are in eval mode while the backbone trains
     reference: Tensor | None = None  # the backbone's own prediction for the example inputs, in eval mode
+    batch_range: tuple[int, int | None] = (1, None)  # the sizes of a dynamic batch that the program is right for
+    limit: str | None = None  # the note that says why it takes fewer inputs than the backbone
     # The backbone's tensors as its own initialisers draw them; None where its class is not known (a loaded file).
     reinitialised: Callable[[], Mapping[str, Tensor]] | None = field(default=None, repr=False, compare=False)
 
     def losing(self, *lost: str) -> Captured:
         """The same, with more that training loses."""
         return replace(self, notes=(*self.notes, *lost), lost=(*self.lost, *lost))
+
+    def limited_to(self, limit: str) -> Captured:
+        """The same, with the reason why it takes fewer inputs than the backbone does."""
+        return replace(self, notes=(*self.notes, f"takes only {limit}"), limit=limit)

@@ -16,7 +16,6 @@ import enum
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
@@ -103,7 +102,7 @@ def _fits(call: _Call, claimed: Type) -> bool:
 
 def agree(one: Type, other: Type) -> bool:
     """Whether two types are the same, however their sizes are written: `2*s0` and `(s0+s0)`."""
-    if one == other:
+    if one is other or one == other:
         return True
     if isinstance(one, tuple) and isinstance(other, tuple):
         return len(one) == len(other) and all(map(agree, one, other))
@@ -124,8 +123,7 @@ class _Number(NamedTuple):
     value: Any
 
 
-@dataclass(frozen=True)
-class _Call:
+class _Call(NamedTuple):
     """An operation and its arguments, types in the place of nodes."""
 
     target: Callable[..., Any]
@@ -162,7 +160,7 @@ def _infer(
 
 def _is_known(target: object) -> bool:
     """Whether nothing has to be run."""
-    return target in (operator.getitem, AUTOGRAD_FUNCTION, aten.batch_norm.default) or target in _RECURRENT | _DIFFERENT
+    return target in _KNOWN
 
 
 def _call(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any], kind: Callable[[fx.Node], Type]) -> _Call:
@@ -183,6 +181,7 @@ def _frozen(value: Any, kind: Callable[[fx.Node], Type]) -> Any:
 # by-products of `embedding_bag` the sizes are others.
 _DIFFERENT = frozenset({aten._grouped_mm.default, aten.embedding_bag.default, aten.embedding_bag.padding_idx})
 _RECURRENT = frozenset({aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input})
+_KNOWN = frozenset({operator.getitem, AUTOGRAD_FUNCTION, aten.batch_norm.default}) | _RECURRENT | _DIFFERENT
 
 
 def _recurrent(args: Sequence[Any], kind: Callable[[fx.Node], Type]) -> Type:

@@ -10,11 +10,12 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+import torch
 from torch import fx
 
 from anytimeify._torch import OpOverload, schema
 
-__all__ = ["argument", "bound", "is_mutable", "mutated_arguments", "parameters", "position", "rebind"]
+__all__ = ["argument", "bound", "is_mutable", "may_be_none", "mutated_arguments", "parameters", "position", "rebind"]
 
 
 @cache
@@ -44,6 +45,11 @@ def bound(node: fx.Node) -> dict[str, Any]:
         elif has_default:
             values[name] = default
     return values
+
+
+def may_be_none(target: OpOverload, name: str) -> bool:
+    """Whether an argument is optional."""
+    return any(one.name == name and isinstance(one.type, torch.OptionalType) for one in schema(target).arguments)
 
 
 def argument(node: fx.Node, name: str) -> Any:

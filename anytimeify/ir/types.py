@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -69,6 +70,16 @@ class TensorType:
 
     shape: tuple[Size, ...]
     dtype: torch.dtype
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.shape, self.dtype))
+
+    def __hash__(self) -> int:
+        return self._hash  # types are looked up all the time
+
+    def __reduce__(self) -> tuple[type[TensorType], tuple[tuple[Size, ...], torch.dtype]]:
+        return TensorType, (self.shape, self.dtype)  # hashes of names differ from process to process
 
     @property
     def size(self) -> Size:

@@ -12,6 +12,7 @@ from anytimeify.ir import Captured, Level
 from anytimeify.ir.rewritten import Rewritten
 from anytimeify.report.densities import DensityRow, density_rows, density_table
 from anytimeify.report.heads import HeadRow, head_rows, head_table
+from anytimeify.report.held import HeldRow, held_rows, held_table
 from anytimeify.report.plot import plot
 from anytimeify.report.rows import AxisRow, Place, Readers, axis_rows, axis_tables, note_tables, without_rule
 from anytimeify.report.tables import Table, Tables, in_bytes, in_percent, shortened
@@ -44,6 +45,7 @@ class Report(Tables):
     without_rule: tuple[Place, ...]
     densities: tuple[DensityRow, ...] = ()
     heads: tuple[HeadRow, ...] = ()  # with a taxonomy
+    held: tuple[HeldRow, ...] = ()  # where the cheapest level costs its width or more
 
     def plot(self, path: str | os.PathLike[str], scores: Mapping[str, float] | None = None) -> None:
         """Draws the cost of every level and, with `scores` (accuracy from 0 to 1 by level name), accuracy against MACs.
@@ -57,6 +59,7 @@ class Report(Tables):
         return f"{self.scheme}: {len(self.levels)} levels"
 
     def tables(self, *, everything: bool) -> Iterator[Table]:
+        yield held_table(self.held, self.levels[0].share)
         yield Table(
             "Levels",
             (">level", "name", ">MACs", ">share", ">parameters", ">activations", ""),
@@ -107,15 +110,17 @@ def report(net: _Net) -> Report:
         if rewritten.stacked_parameters
         else [Readers(rewritten.program, level.index, rewritten.position(level.index)) for level in net.levels]
     )
+    rows = axis_rows(captured, net.axes, readers)
     return Report(
         scheme=str(net.scheme),
         levels=tuple(
             LevelRow(level.index, level.name, *level.cost, level.cost.macs / full, level.training_only)
             for level in net.levels
         ),
-        axes=axis_rows(captured, net.axes, readers),
+        axes=rows,
         notes=(*captured.notes, *rewritten.notes),
         without_rule=without_rule(net.axes),
         densities=density_rows(rewritten.program, len(net.levels)),
         heads=head_rows(captured, rewritten, net.taxonomy),
+        held=held_rows(captured, net.axes, rows, net.levels, rewritten.levels),
     )

@@ -25,8 +25,11 @@ __all__ = [
     "Readers",
     "axis_rows",
     "axis_tables",
+    "factors_of",
+    "macs_shares",
     "note_tables",
     "pinned_macs",
+    "reason_of",
     "sizes",
     "without_rule",
 ]
@@ -61,8 +64,8 @@ class AxisRow:
 def axis_rows(captured: Captured, axes: Axes, readers: Sequence[Readers] = ()) -> tuple[AxisRow, ...]:
     """All axis groups in graph order, with what each of the `readers` keeps of them."""
     touched: dict[Factor, float] = {}
-    for node, share in _shares(captured).items():
-        for factor in _factors(node, axes):
+    for node, share in macs_shares(captured).items():
+        for factor in factors_of(node, axes):
             touched[factor] = touched.get(factor, 0.0) + share
     dims = {str(node.target): axes.dims[node] for node in captured.program.graph.find_nodes(op="get_attr")}
     return tuple(
@@ -121,16 +124,16 @@ def pinned_macs(captured: Captured, axes: Axes) -> tuple[tuple[Place, float], ..
     """The MACs that no width changes, by reason and operation; the place is that of the first."""
     narrowable = {group.factor for group in axes.narrowable}
     found: dict[tuple[str, str], tuple[Place, float]] = {}
-    for node, share in _shares(captured).items():
-        if _factors(node, axes) & narrowable:
+    for node, share in macs_shares(captured).items():
+        if factors_of(node, axes) & narrowable:
             continue
-        place = _place(_reason(node, axes))
+        place = reason_of(node, axes)
         first, total = found.get((place.reason, place.operation), (place, 0.0))
         found[place.reason, place.operation] = (first, total + share)
     return tuple(sorted(found.values(), key=lambda row: -row[1]))
 
 
-def _reason(node: fx.Node, axes: Axes) -> Pin:
+def reason_of(node: fx.Node, axes: Axes) -> Place:
     """Why an operation's axes are pinned: what is said of its parameters first, and of channels before positions."""
     parameters = [source for source in node.all_input_nodes if source.op == "get_attr"]
     pins = [
@@ -141,16 +144,17 @@ def _reason(node: fx.Node, axes: Axes) -> Pin:
         if leaf.pin is not None
     ]
     telling = [pin for pin in pins if pin.kind not in ("position", "batch", "input")]
-    return next(iter((*telling, *pins)), Pin("no axis is longer than 1"))
+    return _place(next(iter((*telling, *pins)), Pin("no axis is longer than 1")))
 
 
-def _shares(captured: Captured) -> dict[fx.Node, float]:
+def macs_shares(captured: Captured) -> dict[fx.Node, float]:
+    """The MACs of every operation as a part of those of the full network."""
     macs = macs_by_node(captured.program, captured.batch, *sizes(captured))
     total = sum(macs.values())
     return {node: count / total for node, count in macs.items()} if total else {}
 
 
-def _factors(node: fx.Node, axes: Axes) -> set[Factor]:
+def factors_of(node: fx.Node, axes: Axes) -> set[Factor]:
     """The factors of an operation's result and operands."""
     exprs = (expr for one in (node, *node.all_input_nodes) for expr in flat(axes.dims.get(one, ())))
     return {leaf for expr in exprs for leaf in leaves(expr)}

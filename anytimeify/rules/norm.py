@@ -72,6 +72,8 @@ axis_rule(
     _instance_norm,
     notation="n c ..., c, c, c, c -> n c ...",
     kind="norm",
+    scale="weight",
+    shift="bias",
     training="use_input_stats",
     module=of_tensors(_instance_norm_module, _TENSORS),
 )
@@ -80,6 +82,8 @@ axis_rule(
     _batch_norm,
     notation="n~ c ..., c, c, c, c -> n c ...",
     kind="norm",
+    scale="weight",
+    shift="bias",
     training="training",
     module=[
         of_tensors(_batch_norm_module, _TENSORS),
@@ -125,11 +129,20 @@ def _rms_norm_module(values: Values, shapes: Shapes) -> Made:
     return nn.RMSNorm, {"normalized_shape": tuple(values["normalized_shape"]), "eps": values["eps"]}
 
 
-for name, module in (
-    ("layer_norm.default", of_tensors(_layer_norm_module)),
-    ("rms_norm.default", of_tensors(_rms_norm_module, {"weight": "weight"})),
+for name, shift, module in (
+    ("layer_norm.default", "bias", of_tensors(_layer_norm_module)),
+    ("rms_norm.default", None, of_tensors(_rms_norm_module, {"weight": "weight"})),
 ):
-    axis_rule(aten(name), _last_dimensions, literals=_normalized_shape, notation=_last_line, kind="norm", module=module)
+    axis_rule(
+        aten(name),
+        _last_dimensions,
+        literals=_normalized_shape,
+        notation=_last_line,
+        kind="norm",
+        scale="weight",
+        shift=shift,
+        module=module,
+    )
 
 
 # group norm: (g c~), groups outermost, so that whole groups are cut
@@ -163,6 +176,8 @@ axis_rule(
     literals=lambda r: {"num_groups": r.size(r.memo["groups"]).coefficient} if "groups" in r.memo else {},
     notation="n c~ ..., c, c -> n c ...",
     kind="norm",
+    scale="weight",
+    shift="bias",
     groups="num_groups",
     module=of_tensors(_group_norm_module),
 )

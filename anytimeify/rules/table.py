@@ -80,6 +80,8 @@ class Rule:
     bias: str | None = None  # the argument that a layer adds
     weights: tuple[str, ...] = ()  # arguments that hold weights, where no notation says so
     groups: str | None = None  # the argument that is the number of groups of channels
+    scale: str | None = None  # the argument that a norm multiplies what it has normalised by
+    shift: str | None = None  # the argument that it adds to that
     products: Callable[[fx.Node], bool] | None = None  # whether a call is nothing but the sum that its notation says
     triangular: Callable[[fx.Node], Call | None] | None = None  # the same with a block-triangular weight
     placed: Callable[[fx.Node], Sequence[int]] | None = None  # dimensions of the first operand told apart by place
@@ -164,6 +166,8 @@ def axis_rule(
     bias: str | None = None,
     weights: Sequence[str] = (),
     groups: str | None = None,
+    scale: str | None = None,
+    shift: str | None = None,
     products: bool | Callable[[fx.Node], bool] = False,
     triangular: Callable[[fx.Node], Call | None] | None = None,
     placed: Callable[[fx.Node], Sequence[int]] | None = None,
@@ -189,6 +193,8 @@ def axis_rule(
     bias: the argument that a layer adds.
     weights: the arguments that hold weights of a layer, where no line says so.
     groups: the argument that is the number of groups of channels: members of an ensemble are more groups.
+    scale, shift: of a norm, the argument that multiplies what has been normalised, and the one that is added to that,
+        with nothing else done to either. Where both may be None, members of an ensemble are normalised together.
     products: whether the result is the sum of products that the line says, as `torch.einsum` computes it, and the bias
         besides: members of an ensemble are another index. A function of the node where arguments decide.
     triangular: a function of the node that gives the call of an operation of ours which leaves out what a
@@ -212,6 +218,8 @@ def axis_rule(
         bias=bias,
         weights=tuple(weights),
         groups=groups,
+        scale=scale,
+        shift=shift,
         products=products if callable(products) else _always if products else None,
         triangular=triangular,
         placed=placed,

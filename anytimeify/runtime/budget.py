@@ -223,7 +223,8 @@ def usable(device: torch.device) -> torch.device:
 def example_batch(captured: Captured, batch_size: int) -> tuple[Tensor, ...]:
     """The example inputs, flat, with another number of samples: samples repeat as often as needed.
 
-    A model captured with a static batch can be run with that batch only; it is taken for the default of 1.
+    A model that was captured for one batch, or for some, can be run with those only; for the default of 1 the smallest
+    of them is taken.
     """
     symbol = captured.batch
     if symbol is None:
@@ -233,6 +234,13 @@ def example_batch(captured: Captured, batch_size: int) -> tuple[Tensor, ...]:
         if batch_size not in (1, static):
             raise BudgetError(f"batch_size={batch_size}: the backbone was captured with a static batch of {static}")
         return captured.example_inputs
+    least, most = captured.batch_range
+    batch_size = least if batch_size == 1 else batch_size
+    if batch_size < least or (most is not None and batch_size > most):
+        raise BudgetError(
+            f"batch_size={batch_size}: the graph holds for batches of {least} or more"
+            + (f", up to {most}" if most else "")
+        )
     resized = []
     for node, tensor in zip(captured.program.placeholders, captured.example_inputs, strict=True):
         for dim, size in enumerate(type_of(node).shape):

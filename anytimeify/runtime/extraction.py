@@ -1,4 +1,10 @@
-"""One level of a program as a standalone inference graph."""
+"""One level of a program as a standalone inference graph.
+
+    low = linear(x, slice(w, 0, 0, 4))      ->      y = linear(x, w)        # w: its first 4 rows
+    return low, full                                return y
+
+The extract owns its tensors and has the backbone's names.
+"""
 
 from __future__ import annotations
 

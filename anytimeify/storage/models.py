@@ -70,6 +70,7 @@ def write(path: str | os.PathLike[str], stored: Stored) -> None:
             [list(x.shape), str(x.dtype).removeprefix("torch."), _largest(x)] for x in captured.example_inputs
         ],
         "batch": captured.batch,
+        "batch_range": list(captured.batch_range),
         "notes": list(captured.notes),
         "loss": None if loss is None else encode_loss(loss),
         **_options_data(stored.options),
@@ -133,6 +134,7 @@ def _decode(document: Mapping[str, Any], tensors: dict[str, Tensor]) -> Stored:
         _examples(document["examples"]),
         document["batch"],
         tuple(map(str, document["notes"])),
+        batch_range=_batch_range(document.get("batch_range", [1, None])),
     )
     for node, example in zip(program.placeholders, captured.example_inputs, strict=True):
         if len(type_of(node).shape) != example.ndim:
@@ -143,6 +145,13 @@ def _decode(document: Mapping[str, Any], tensors: dict[str, Tensor]) -> Stored:
     }
     kept = document.get("loss")
     return Stored(captured, scheme, tensors, _options(document), None if kept is None else decode_loss(kept, of_loss))
+
+
+def _batch_range(found: Any) -> tuple[int, int | None]:
+    least, most = found
+    if type(least) is not int or (most is not None and type(most) is not int):
+        raise ArtifactError(f"batch_range is {found!r}: expected two whole numbers, the second one or null")
+    return least, most
 
 
 def _compare_checksums(

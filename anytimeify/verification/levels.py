@@ -148,11 +148,13 @@ def _check_other_inputs(net: AnytimeModel, model: nn.Module) -> None:
             )
 
 
-def _other_counts(captured: Captured) -> tuple[int, int]:
-    """Another size of a batch to try, and one to try where the backbone refuses that."""
+def _other_counts(captured: Captured) -> list[int]:
+    """Other sizes of a batch to try, one after the other where the backbone refuses."""
     single = with_batch(captured, captured.example_inputs, 1)
     one = all(x.shape == y.shape for x, y in zip(single, captured.example_inputs, strict=True))
-    return (3, 2) if one else (1, 5)
+    least, most = captured.batch_range
+    wanted = (3, 2) if one else (1, 5)
+    return list(dict.fromkeys(max(least, count if most is None else min(count, most)) for count in wanted))
 
 
 def _check_full(

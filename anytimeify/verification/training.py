@@ -205,7 +205,8 @@ def _dense(gradient: Tensor | None) -> Tensor | None:
 
 def _gap(net: AnytimeModel, model: nn.Module, theirs: Step, ours: Step, place: int, limit: float) -> Gap:
     prefix, tensors = _prefix(net, place), net.tensors()
-    largest = max((float(one.abs().max()) for one in theirs.gradients.values() if one is not None), default=0.0)
+    given = [one for one in theirs.gradients.values() if one is not None and one.numel()]
+    largest = max((float(one.abs().max()) for one in given), default=0.0)
     moved = not _same_order(net, model, prefix)
     gradient, parameter = 0.0, ""
     for name, one in reversed(list(model.named_parameters()) if theirs.trains else []):

@@ -15,17 +15,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from itertools import chain
 from pathlib import Path
 from threading import Lock
 from typing import Any, TypeAlias
 
 from benchmarks.coverage import children, page
+from benchmarks.coverage.results import begin, read_results, revision
 from benchmarks.coverage.selection import Backbone, backbones
 
 __all__ = ["PRUNING", "SUITE", "main", "measure", "read_results"]
@@ -59,7 +57,7 @@ def main(given: Sequence[str] | None = None) -> int:
             print(error, file=sys.stderr)
             return 2
         options.results.parent.mkdir(parents=True, exist_ok=True)
-        _begin(options.results, keep=options.resume)
+        begin(options.results, keep=options.resume)
         _run(tasks, options)
         rows = read_results(options.results)
     page.write(rows, options.out, PRUNING, options.note)
@@ -136,12 +134,6 @@ def _run(tasks: Iterable[Task], options: argparse.Namespace) -> None:
             pass
 
 
-def _begin(results: Path, *, keep: bool) -> None:
-    """An empty file, or the one that there is; a line that was cut off when the benchmark was stopped is ended."""
-    text = results.read_text() if keep and results.exists() else ""
-    results.write_text(text if not text or text.endswith("\n") else text + "\n")
-
-
 def measure(backbone: Backbone, scheme: str, *, seconds: float, threads: int) -> dict[str, Any]:
     """One backbone and one scheme, or Torch-Pruning, in a process of its own."""
     task: dict[str, Any] = {"backbone": backbone.name, "input_size": backbone.input_size}
@@ -151,7 +143,7 @@ def measure(backbone: Backbone, scheme: str, *, seconds: float, threads: int) ->
         task["do"], task["scheme"], limit = "measure", scheme, seconds
     found, ended = children.ask(WORKER, task, limit, {"OMP_NUM_THREADS": str(threads)})
     row = {"backbone": backbone.name, "scheme": scheme, "verified": False, **found}
-    row["revision"] = _revision()
+    row["revision"] = revision()
     if backbone.family:
         row["family"] = backbone.family
     if backbone.listed:
@@ -168,29 +160,6 @@ def measure(backbone: Backbone, scheme: str, *, seconds: float, threads: int) ->
         row["verified"] = False
         row["why"] = f"the process ended with {how} in step: {found.get('step', 'start')}. {ended.last}".strip()
     return row
-
-
-@cache
-def _revision() -> str:
-    """What is measured, by git; a `+` says that files differ from it."""
-    found = subprocess.run(
-        ["git", "describe", "--always", "--dirty=+"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    return found.stdout.strip() or "unknown"
-
-
-def read_results(*files: Path) -> list[dict[str, Any]]:
-    """Rows of results files; of several for one backbone and scheme the last one counts."""
-    rows = chain.from_iterable(_rows(file) for file in files if file.exists())
-    return list({(row["backbone"], row["scheme"]): row for row in rows}.values())
-
-
-def _rows(file: Path) -> Iterator[dict[str, Any]]:
-    for line in file.read_text().splitlines():
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError:  # cut off when the benchmark was stopped
-            continue
 
 
 if __name__ == "__main__":

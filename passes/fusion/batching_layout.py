@@ -1,12 +1,14 @@
-"""How the members of an ensemble lie in tensors, and how one way becomes another.
+"""The layout of an ensemble's members in tensors, and how one layout becomes another.
 
-Every node of the backbone has a `Value`: how many members it stands for and how they lie in tensors of the new graph:
+Every node of the backbone has a `Value`: how many members it stands for, and their layout in tensors of the new graph:
 
 * `"one"`: a single tensor, because one member is asked for or all are the same;
 * `"batch"`: members outermost in the batch dimension: `(members * n, ...)`;
 * `"channel"`: members outermost in the second dimension: `(n, members * c, ...)`;
-* `"stack"`: no batch, members outermost in the first dimension: parameters;
-* `"separate"`: a tensor for each of them.
+* `"stack"`: no batch, members outermost in the first dimension: stacked parameters;
+* `"separate"`: a separate tensor for each of them.
+
+    (members * n, c)  ->  unflatten (members, n, c)  ->  transpose (n, members, c)  ->  flatten (n, members * c)
 
 Where values of several depths meet, the shallower one is repeated for the children of its members: a split needs no
 operation of its own.

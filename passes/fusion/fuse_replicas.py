@@ -1,12 +1,15 @@
-"""`fuse_replicas`: isomorphic replicas become one operation.
+"""Isomorphic replicas become one operation.
+
+    y0 = conv2d(x, w0)      ->      y = conv2d(x, w)        # the stacked parameters: twice the channels
+    y1 = conv2d(x, w1)
 
 | operation | fused form |
 |---|---|
-| convolution | groups times members, depthwise and 1x1 included; replicas of one parent read it without a copy of it |
+| convolution | groups times members, depthwise and 1x1 included; replicas with one parent read it without a copy |
 | batch, instance and group norm | over stacked channels, groups times members |
 | linear | batched matrix product |
 | other sums of products | one `einsum`, the members an index more |
-| layer and RMS norm | normalised together, then scaled and shifted by each member's own |
+| layer and RMS norm | normalised together, then scaled and shifted by each member's own parameters |
 | element-wise, also with parameters | broadcast along the members |
 | what has no parameters | as it is, on a larger batch |
 
@@ -17,6 +20,7 @@ wherever it is not sure. Which of these an operation is follows from its kind an
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,13 +28,14 @@ from torch import fx
 
 from anytimeify.ir import Size, TensorType
 from anytimeify.ir.node_meta import type_of
-from anytimeify.ir.schema import bound, rebind
+from anytimeify.ir.schema import bound, may_be_none, rebind
 from anytimeify.passes.fusion.batching_layout import Value, grown_type
 from anytimeify.passes.fusion.fused_products import products
 from anytimeify.passes.fusion.replicas import FuseRule, Replicas
 from anytimeify.passes.fusion.sample_by_sample import sample_by_sample
 from anytimeify.rules import Contraction, Kind, contractions, has_kind, notation_of, traits
-from anytimeify.rules.notation import Dots
+from anytimeify.rules.notation import Dots, Name, Notation
+from anytimeify.rules.table import tensor_operands
 
 __all__ = ["RULES", "larger_batch"]
 
@@ -102,7 +107,7 @@ def _worked_along(node: fx.Node) -> Sequence[int]:
 
 
 def reshape(s: Replicas, node: fx.Node) -> Any:
-    """Parameters, and behind the batch also channels, stay those of their members whatever the rest is read as."""
+    """Parameters, and after the batch also channels, stay those of their members whatever the rest is read as."""
     first, depth = node.all_input_nodes[0], s.deepest(node)
     kind = type_of(node)
     if s.values[first].layout == "stack" and all(size.static for size in kind.shape):
@@ -173,7 +178,7 @@ def _broadcasts_freely(s: Replicas, source: fx.Node, layout: str, node: fx.Node)
 
 
 def _beside_batch(s: Replicas, source: fx.Node, node: fx.Node, place: int, layout: str, depth: int) -> fx.Node | None:
-    """An operand with a dimension more, at `place` of the result's rank: its members, or one entry for all."""
+    """An operand with a dimension more, at `place` of the result's rank: its members, or one element for all."""
     rank, count = len(type_of(node).shape), s.count(depth)
     value, shape = s.values[source], type_of(source).shape
     lead = rank - len(shape)  # dimensions that broadcasting adds in front
@@ -247,57 +252,71 @@ def _target(node: fx.Node) -> Any:
 
 
 def norm(s: Replicas, node: fx.Node) -> Any:
-    """Of channels, or of the last dimensions."""
+    """Of channels, or of the last dimensions, as its line says."""
     line = notation_of(node)
     if line is None:
         return None
-    return (last_dimensions_norm if line.operands[0][:1] == (Dots(),) else channel_norm)(s, node)
+    return (last_dimensions_norm if line.operands[0][:1] == (Dots(),) else channel_norm)(s, node, line)
 
 
-def channel_norm(s: Replicas, node: fx.Node) -> Any:
-    depth = s.deepest(node)
-    given = bound(node)
-    tensors = ("weight", "bias", "running_mean", "running_var")
-    read = {name: given[name] for name in tensors if given.get(name) is not None}
-    if s.find_batch(given["input"]) != 0 or any(s.values[one].layout == "one" for one in read.values()):
+def channel_norm(s: Replicas, node: fx.Node, line: Notation) -> Any:
+    """A norm that treats every channel for itself, or every group, and has a parameter for each channel."""
+    depth, groups = s.deepest(node), traits(node).groups
+    x, *parameters = tensor_operands(node)
+    channel = line.operands[0][1] if len(line.operands[0]) > 1 else None
+    if not isinstance(channel, Name) or (channel.mixed and groups is None) or line.results[0][1] != Name(channel.name):
         return None
-    members = s.count(depth)
-    arguments = {**given, "input": s.form(given["input"], "channel", depth)}
-    arguments.update({name: s.form(one, "stack", depth) for name, one in read.items()})
-    groups = traits(node).groups
-    if groups is not None:
-        arguments[groups] = given[groups] * members
-    args, kwargs = rebind(_target(node), arguments)
+    if any(pattern != (Name(channel.name),) for pattern in line.operands[1 : len(parameters) + 1]):
+        return None
+    if s.find_batch(x) != 0 or any(s.values[one].layout == "one" for one in parameters):
+        return None
+    sources = {x: s.form(x, "channel", depth), **{one: s.form(one, "stack", depth) for one in parameters}}
+    if groups is None:
+        return s.written(node, depth, "channel", sources, grown_type(type_of(node), 1, s.count(depth)))
+    given = bound(node)
+    args, kwargs = fx.map_arg(
+        rebind(_target(node), {**given, groups: given[groups] * s.count(depth)}), sources.__getitem__
+    )
     return Value(depth, "channel", (s.emit(node.target, args, node.name, kwargs=kwargs),))
 
 
 # Norms over the last dimensions: the affine part is each member's own.
 
 
-def last_dimensions_norm(s: Replicas, node: fx.Node) -> Any:
-    depth = s.deepest(node)
-    given = bound(node)
-    x, parameters = given["input"], [given.get("weight"), given.get("bias")]
+def last_dimensions_norm(s: Replicas, node: fx.Node, line: Notation) -> Any:
+    """Without scale and shift on a larger batch, then scaled and shifted."""
+    depth, given, members = s.deepest(node), bound(node), s.count(s.deepest(node))
+    x, *parameters = tensor_operands(node)
+    names = (traits(node).scale, traits(node).shift)
+    affine = {name: given[name] for name in names if name is not None and given.get(name) is not None}
     place, kind = s.find_batch(x), type_of(node)
-    count = len(given["normalized_shape"])
-    if place is None or place >= len(kind.shape) - count:
+    if place is None or place >= len(kind.shape) - len(line.operands[0]) + 1 or set(parameters) != set(affine.values()):
         return None
-    if any(one is not None and (s.values[one].layout == "one" or s.has_batch(one)) for one in parameters):
+    if not all(may_be_none(_target(node), name) for name in affine) or not _of_last_dimensions(line, len(parameters)):
         return None
-    arguments = {**given, "input": s.form(x, "batch", depth), "weight": None, "bias": None}
-    args, kwargs = rebind(_target(node), {name: value for name, value in arguments.items() if name in given})
-    members = s.count(depth)
+    if any(s.values[one].layout == "one" or s.has_batch(one) for one in parameters):
+        return None
+    without = {**given, **dict.fromkeys(affine)}
+    args, kwargs = fx.map_arg(rebind(_target(node), without), {x: s.form(x, "batch", depth)}.__getitem__)
     result = s.emit(node.target, args, f"{node.name}_plain", kwargs=kwargs)
-    if any(one is not None for one in parameters):
-        result = s.unflatten(result, place, members, node.name)
-        for target, one in zip((aten.mul.Tensor, aten.add.Tensor), parameters, strict=True):
-            if one is not None:
-                own = s.unflatten(s.form(one, "stack", depth), 0, members, one.name)
-                for _ in range(len(kind.shape) - place - count):
-                    own = s.unsqueeze(own, 1, one.name)
-                result = s.emit(target, (result, own), f"{node.name}_own")
-        result = s.flatten(result, place, node.name)
-    return Value(depth, "batch", (result,))
+    if not affine:
+        return Value(depth, "batch", (result,))
+    result = s.unflatten(result, place, members, node.name)
+    for name, one in affine.items():
+        own = s.unflatten(s.form(one, "stack", depth), 0, members, one.name)
+        for _ in range(len(kind.shape) - place - len(type_of(one).shape)):
+            own = s.unsqueeze(own, 1, one.name)
+        target = aten.mul.Tensor if name == traits(node).scale else aten.add.Tensor
+        result = s.emit(target, (result, own), f"{node.name}_own")
+    return Value(depth, "batch", (s.flatten(result, place, node.name),))
+
+
+def _of_last_dimensions(line: Notation, count: int) -> bool:
+    """Whether the first parameters have the last dimensions of what is normalised, and it keeps all of its own."""
+    plain = [
+        tuple(replace(term, mixed=False) if isinstance(term, Name) else term for term in one) for one in line.operands
+    ]
+    return line.results[0] == plain[0] and all(one and one == plain[0][-len(one) :] for one in plain[1 : count + 1])
 
 
 # Joining and parting along channels.

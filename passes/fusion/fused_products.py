@@ -1,4 +1,10 @@
-"""Layers of several members at once: linear ones as a batched matrix product, other sums of products as an `einsum`."""
+"""Layers of several members at once: linear layers as a batched matrix product, other sums of products as an `einsum`.
+
+    y0 = linear(x0, w0, b0)     ->      y = baddbmm(b, x, w)        # x: (members, n, i), w: (members, i, o)
+    y1 = linear(x1, w1, b1)
+
+An `einsum` gets one more index, the members.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,10 @@
-"""The copies of a network's parts, computed side by side: what `fuse_replicas` has rules for at once, the rest one
-member after the other."""
+"""The replicas of a network in one graph: fused where a rule takes the operation, otherwise one member after the other.
+
+    y0 = cumsum(x0, 0)      ->      x0, x1 = chunk(x, 2, 0)         # no rule: member by member
+    y1 = cumsum(x1, 0)              y = cat([cumsum(x0, 0), cumsum(x1, 0)], 0)
+
+The report lists the operations that are not fused.
+"""
 
 from __future__ import annotations
 

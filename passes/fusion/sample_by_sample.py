@@ -38,14 +38,14 @@ def sample_by_sample(s: BatchingLayouts, node: fx.Node) -> bool:
 
 
 def _elements_before(s: BatchingLayouts, node: fx.Node) -> Size | None:
-    """How many entries the dimensions before the batch have: where that stays the same, so do members, whatever the
-    rest is read as."""
+    """How many elements the dimensions before the batch have: where that stays the same, so do members, whatever the
+    other dimensions are read as."""
     place = s.find_batch(node)
     return None if place is None else math.prod(type_of(node).shape[:place], start=Size(1))
 
 
 def _by_place(s: BatchingLayouts, node: fx.Node, given: Mapping[str, Any], rank: int) -> Sequence[int]:
-    """The dimensions of the first operand whose entries are told apart by where they stand, though the result has them
+    """The dimensions of the first operand whose elements are distinguished by their place, though the result has them
     too: those that something is written to or gathered from at an index."""
     indices = given["indices"] if has_kind(node, "gather") else ()
     if any(one is not None and s.has_batch(one) for one in indices):

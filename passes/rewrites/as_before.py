@@ -1,4 +1,11 @@
-"""`as_before`: reads of a buffer that a forward pass writes to, told apart from the writes."""
+"""`as_before`: everything that reads a buffer reads its value from before the forward pass wrote to it.
+
+    new = update_buffer(b, v)       ->      old = buffer_before(b)
+    y = sub(x, b)                           new = update_buffer(b, v)
+                                            y = sub(x, old)
+
+A buffer whose old value only its own update reads is not copied.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +30,7 @@ __all__ = ["as_before"]
 def as_before(program: Program) -> Program:
     """A new program in which results that depend on what a buffer was before the forward pass read a copy of it.
 
-    The order of operations says nothing about memory: a read may come behind the write, and what was read may be needed
+    The order of operations says nothing about memory: a read may come after the write, and what was read may be needed
     again in the backward pass. A buffer of which only its own next value is computed needs no copy. A program that
     needs none is returned as it is.
     """

@@ -1,4 +1,9 @@
-"""`use_blocks`: layers with block-triangular masked weights become operators that multiply only what the masks keep."""
+"""`use_blocks`: a layer with a block-triangular mask becomes an operator that multiplies only the blocks.
+
+    y = linear(x, mul(w, mask))     ->      y = triangular_linear(x, w, None, rows, columns, levels)
+
+The numbers are the same up to rounding.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +34,7 @@ def use_blocks(program: Program, outputs: Sequence[int], *, smallest: int = SMAL
     1. `conv(x, mul(W, mask))` and `linear(x, mul(W, mask))` read `W` itself, as `anytimeify::triangular_conv` and
        `anytimeify::triangular_linear`. The levels are those of `meta["blocks"]` of the masked weight, for each the rows
        that it adds and the columns that they read. Names, types and origins stay.
-    2. A node that outputs of both kinds need is there twice, and the one of the others has `_masked` behind its name.
+    2. A node that outputs of both kinds need is there twice, and the one of the others has `_masked` after its name.
     3. Masked weights, and masks, that nothing reads any more are left out.
 
     A layer stays dense where it has fewer than `smallest` rows or columns, where its weight says nothing of blocks or
@@ -69,7 +74,7 @@ def use_blocks(program: Program, outputs: Sequence[int], *, smallest: int = SMAL
 
 
 def _fast_call(node: fx.Node, smallest: int) -> tuple[Any, dict[str, Any], int] | None:
-    """The operator that a layer becomes, its arguments, and how many entries of its weight exist; None if it stays."""
+    """The operator that a layer becomes, its arguments, and how many elements of its weight exist; None if it stays."""
     form = traits(node).triangular
     call: Call | None = form(node) if form is not None else None
     product = call.arguments["weight"] if call is not None else None

@@ -1,17 +1,21 @@
-"""What triangular nesting makes of a program: of every node, how its value differs between levels.
+"""The block-triangular dependence of a program: for each node, how its value differs between levels.
 
-The entries that a level adds to an axis are its chunk of that axis. A value nests if the entries of every level depend
-on entries of that level alone; then the value at a level is the leading part of the whole value. By what an operation
-does with narrowed axes, its result is computed
+The elements that a level adds to an axis are its chunk of that axis. A value is nested if the elements of every level
+depend on elements of that level and of lower ones alone; then the value at a level is the leading part of the whole
+value. There are four ways to compute a result, depending on what its operation does with narrowed axes:
 
-1. *whole*: it keeps channels apart, so it is called once, on whole values;
-2. *masked*: a layer; entries of its weights that read a later chunk than they write are masked;
-3. *assembled*: it mixes channels otherwise (layer norm, weight standardisation), or reads what is separate (a gate
-   made of all channels): it is called for every level, and what each of them adds is put together;
-4. *separate*: its result has no narrowed axis (a head, a mean over channels): there is a value for every level.
+1. *whole*: it treats each channel separately, so it is called once, on whole values;
+2. *masked*: it is a layer, and a mask removes the elements of its weight that read a later chunk than they write;
+3. *assembled*: it mixes channels in another way (layer norm, weight standardisation), or reads a value that is separate
+   for each level (a gate made of all channels): it is called for every level, and what each level adds is concatenated;
+4. *separate*: its result has no narrowed axis (a head, a mean over channels): every level has a separate value.
 
-What mixes channels nests all the same, because chunk k sees chunks 1 to k: a layer norm takes the statistics of the
-chunks so far.
+    y = linear(x, w)            ->      y = linear(x, mul(w, mask))                          masked
+    y = layer_norm(x, [4])      ->      y0 = layer_norm(slice(x, 1, 0, 2), [2])              assembled
+                                        y = cat([y0, slice(layer_norm(x, [4]), 1, 2, 4)], 1)
+
+Operations that mix channels are nested too, because chunk k reads chunks 1 to k: a layer norm takes its statistics over
+the chunks so far.
 """
 
 from __future__ import annotations
@@ -66,7 +70,7 @@ class BlockTriangularDependence:
     """What is known of a program whose axes are cut into chunks: of every node, how its value differs between levels.
 
     `widths` are those of all levels, cheapest first, the last one empty. `alone`: nodes of which every level is to have
-    a value of its own, wherever no layer behind them makes one for all levels.
+    a value of its own, wherever no layer after them makes one for all levels.
     """
 
     def __init__(
@@ -107,7 +111,7 @@ class BlockTriangularDependence:
                 self.kinds[node] = Kind.SEPARATE
 
     def _chunks(self, factor: Factor) -> Places:
-        """The first level that keeps each entry of a factor."""
+        """The first level that keeps each element of a factor."""
         size = factor.size.coefficient
         kept = [one.get(factor, size) for one in self.widths]
         return np.searchsorted(kept, np.arange(size), side="right").astype(np.int64)
@@ -134,7 +138,7 @@ class BlockTriangularDependence:
             expressions, dims = self.axes.dims[one.weight], (one.columns, *one.others)
             if one.weight not in self.parameters or one.input in self.parameters or len(expressions) < 2:
                 continue
-            # What the operands have in common they have in common with the weight: then entries of it can be masked.
+            # What the operands have in common they have in common with the weight: then elements of it can be masked.
             met = {leaf for dim in dims for leaf in leaves(expressions[dim])}
             if line is not None and len(line.contracted) == len(dims) and mixed <= met:
                 return Layer(one.weight, dims)
@@ -150,7 +154,7 @@ class BlockTriangularDependence:
 
     @cached_property
     def separate(self) -> frozenset[fx.Node]:
-        """The nodes whose values are separate."""
+        """The nodes that have a separate value for every level."""
         return frozenset(node for node, kind in self.kinds.items() if kind is Kind.SEPARATE)
 
     def is_narrowed(self, expr: Expr) -> bool:
@@ -165,7 +169,7 @@ class BlockTriangularDependence:
         return isinstance(type_of(node), TensorType) and len(self.narrowed_dims(node)) == 1
 
     def chunks(self, expr: Expr, counted: Callable[[Factor], bool] = lambda factor: True) -> Places:
-        """The first level that keeps each entry of a dimension, as far as it depends on the factors `counted`."""
+        """The first level that keeps each element of a dimension, as far as it depends on the factors `counted`."""
         expr = resolve(expr)
         if isinstance(expr, Factor):
             known = self.chunk_of.get(expr)
@@ -178,11 +182,11 @@ class BlockTriangularDependence:
         return result
 
     def kept(self, expr: Expr, level: int) -> Places:
-        """The entries of a dimension that a level keeps."""
+        """The elements of a dimension that a level keeps."""
         return self.axes.indices(expr, self.widths[level])
 
     def new(self, expr: Expr, level: int) -> Places:
-        """Where, among the entries that a level keeps, those are which it adds."""
+        """Where, among the elements that a level keeps, those are which it adds."""
         return np.flatnonzero(self.chunks(expr)[self.kept(expr, level)] == level)
 
     def is_cut(self, expr: Expr, level: int) -> bool:

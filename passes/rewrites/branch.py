@@ -1,11 +1,15 @@
-"""A branch: the rest of a network behind a fork, copied with fewer repeats of its blocks and at other widths.
+"""A branch: the downstream subgraph of a fork, copied with fewer repeats of its blocks and at other widths.
+
+    h = block2(block1(stem), w1, w2)        ->      ...
+    y = linear(h, head)                             h' = block1(stem, w1')
+                                                    y' = linear(h', head')
 
 What is copied:
 
-1. everything behind the fork, with parameters and running statistics of its own, which are frozen as the backbone's
-   where those are; constants, and tensors that the trunk reads too, are shared;
-2. repeats: blocks are left out whose result has the type of what they read; in dense layers the channels that they
-   would have added are missing behind them;
+1. everything after the fork, with its own parameters and running statistics. Where those of the backbone are frozen,
+   the copies are frozen too. Constants, and tensors that the trunk reads as well, are shared;
+2. repeats: blocks whose result has the type of their input are left out; in dense layers the channels that they would
+   have added are missing after them;
 3. widths: the axes that a layer makes are multiplied, larger or smaller; axes that the trunk has too keep their size,
    and a zero-padded shortcut is padded by what is missing from the total.
 
@@ -42,7 +46,7 @@ __all__ = ["Branch", "grow"]
 
 @dataclass(frozen=True)
 class Branch:
-    """A branch that forks behind a layer.
+    """A branch that forks after a layer.
 
     Fields
         at: the layer's name; data must not flow around its end.
@@ -50,7 +54,7 @@ class Branch:
             left out are (one that changes the resolution cannot).
         widths: multiples of the backbone's width, such as `{"layer4": 2.0}`, for the channel axes that are made inside
             a layer; of several names the longest counts.
-        head: `"branch"`: the rest of the network as said; `"pool"`: no blocks, only a classifier on features that are
+        head: `"branch"`: the downstream subgraph as said; `"pool"`: no blocks, only a classifier on features that are
             pooled to at most 4x4 positions.
     """
 

@@ -1,10 +1,13 @@
-"""Consensus: one more level over all levels of a model (Kim, Ahn and Oh 2018).
+"""Consensus: one more level, made of the predictions of all levels (Kim, Ahn and Oh 2018).
 
-The rewrite appends a last output, which is made of the predictions of all levels but those for training only:
+    return low, full        ->      both = sub(logsumexp(stack([log_softmax(low), log_softmax(full)]), [0]), log 2)
+                                    return low, full, both
+
+The rewrite appends a last output, which combines all levels except those for training only:
 
 1. `"average"`: the logarithm of the mean of their class probabilities, for each granularity over the levels that have
    it. Nothing is learned;
-2. `"learned"`: a linear layer on all of their predictions side by side, every granularity of each, that gives scores of
+2. `"learned"`: a linear layer on all of their predictions side by side, every granularity of each. It gives scores of
    the finest classes. Its parameters are `anytime.consensus.weight` and `.bias`; it starts as the mean of the levels'
    own scores of these classes.
 

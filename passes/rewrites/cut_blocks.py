@@ -1,4 +1,11 @@
-"""`cut_blocks`: layers with block-triangular weights become one layer for each block that exists."""
+"""`cut_blocks`: a layer with a block-triangular weight becomes one layer for each block.
+
+    y = linear(x, w, b)     ->      y0 = linear(slice(x, 1, 0, 2), w0, b0)
+                                    y1 = linear(x, w1, b1)
+                                    y = cat([y0, y1], 1)
+
+For inference: every block is a tensor of its own.
+"""
 
 from __future__ import annotations
 
@@ -76,7 +83,7 @@ class _Cut:
         return self.contraction.given
 
     def read(self, columns: Places) -> Places:
-        """The entries of the input that some columns meet: those of every group."""
+        """The elements of the input that some columns meet: those of every group."""
         width = type_of(self.weight).shape[self.contraction.columns].coefficient
         found: Places = (np.arange(self.contraction.groups)[:, None] * width + columns).reshape(-1)
         return found
@@ -188,7 +195,7 @@ class _Cutter:
         return found
 
     def _part(self, source: fx.Node, dim: int, entries: Places, like: fx.Node) -> fx.Node:
-        """Some entries along a dimension of a value, taken once for all that read them."""
+        """Some elements along a dimension of a value, taken once for all that read them."""
         kind: TensorType = type_of(source)
         dim %= len(kind.shape)
         if len(entries) == kind.shape[dim].coefficient:

@@ -1,4 +1,4 @@
-"""Where a network splits: behind layers that are named, or at places that are chosen by what lies between them."""
+"""Where a network splits: after named layers, or at places that are chosen by the cost between them."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def name_of_cut(program: Program, blocks: Blocks, cut: Cut) -> str:
 
 
 def balanced_cuts(captured: Captured, blocks: Blocks, count: int) -> list[Cut]:
-    """Cuts behind stages if enough of them end, else behind blocks, between which the network costs about the same."""
+    """Cuts after stages if enough of them end, else after blocks, between which the network costs about the same."""
     for cuts in even_cuts(captured, blocks, count):
         return cuts
     places = len(_candidates(captured, blocks))
@@ -80,7 +80,7 @@ def balanced_cuts(captured: Captured, blocks: Blocks, count: int) -> list[Cut]:
 
 
 def even_cuts(captured: Captured, blocks: Blocks, count: int) -> Iterator[list[Cut]]:
-    """Ways to cut a network so that its parts cost about the same: behind stages, behind any blocks, and where several
+    """Ways to cut a network so that its parts cost about the same: after stages, after any blocks, and where several
     tensors together carry all data."""
     macs = macs_by_node(captured.program, captured.batch, *sizes(captured))
     cost = [sum(macs.get(node, 0) for node in block.nodes) for block in blocks.blocks]
@@ -98,7 +98,7 @@ def even_cuts(captured: Captured, blocks: Blocks, count: int) -> Iterator[list[C
 
 
 def _candidates(captured: Captured, blocks: Blocks) -> list[int]:
-    """Blocks behind which there are parameters."""
+    """Blocks after which there are parameters."""
     owns = [_owns_parameters(captured.program, block.nodes) for block in blocks.blocks]
     return [i for i, _ in enumerate(blocks.blocks[:-1]) if any(owns[i + 1 :])]
 

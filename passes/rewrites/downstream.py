@@ -1,4 +1,4 @@
-"""What lies behind a fork: its blocks, and which of them can be left out; its axes, and which may have another size."""
+"""The downstream subgraph of a fork: its blocks and axes; which can be left out, and which may have another size."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = ["Downstream", "has_layer"]
 
 @dataclass(frozen=True)
 class Downstream:
-    """What lies behind a fork: its nodes, and the blocks among them."""
+    """The downstream subgraph of a fork: its nodes, and the blocks among them."""
 
     captured: Captured
     axes: Axes
@@ -266,7 +266,7 @@ class Downstream:
     # Tensors.
 
     def own_tensors(self) -> set[str]:
-        """Names of the parameters and statistics that only the rest of the network reads."""
+        """Names of the parameters and statistics that only the downstream subgraph reads."""
         program = self.captured.program
         shared, own = set(), set()
         for node in program.graph.find_nodes(op="get_attr"):

@@ -1,4 +1,10 @@
-"""`evaluate`: what a program computes in eval mode, without what training does besides."""
+"""`evaluate`: what a program computes in eval mode, without the operations that only training needs.
+
+    y = by_mode(a, b)                       ->      y = b
+    y = after(x, [update_buffer(b, v)])     ->      y = x
+
+Dropout and batch norms stay; as modules they follow the mode.
+"""
 
 from __future__ import annotations
 

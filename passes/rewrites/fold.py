@@ -1,4 +1,9 @@
-"""`fold`: evaluate what depends on parameters alone."""
+"""`fold`: values that depend on parameters alone are computed once and stored.
+
+    y = linear(x, slice(w, 0, 0, 4))        ->      y = linear(x, w)        # the small w is stored
+
+The result owns its tensors.
+"""
 
 from __future__ import annotations
 
@@ -35,8 +40,8 @@ def fold(program: Program, *, computed: bool = True) -> Program:
     With `computed=False` only parts of parameters and masked weights are evaluated, and results of buffers.
 
     Left alone: random operations, operations whose result differs between training and evaluation, creations of
-    constants from nothing (`arange`, `zeros`), and what would hold more entries than it is made of (a gathered table of
-    relative positions, `expand`, a part of what is read as a whole too): see `anytimeify.analysis.stored_elements`.
+    constants from nothing (`arange`, `zeros`), and what would hold more elements than it is made of (a gathered table
+    of relative positions, `expand`, a slice of what is read as a whole too): see `anytimeify.analysis.stored_elements`.
     """
     program = project(program, range(len(program.outputs)))
     held = stored(program, computed=computed)
@@ -116,7 +121,7 @@ def _result(program: Program, node: fx.Node, value: Tensor) -> Tensor:
     parameters = [source for source in sources if isinstance(source, nn.Parameter)]
     copy = value.detach().clone(memory_format=torch.contiguous_format)
     if is_masked(node):
-        copy[copy == 0] = 0  # a negative entry times zero is a negative zero
+        copy[copy == 0] = 0  # a negative element times zero is a negative zero
     if not parameters or not (copy.is_floating_point() or copy.is_complex()):
         return copy
     return nn.Parameter(copy, requires_grad=any(source.requires_grad for source in parameters))

@@ -1,4 +1,9 @@
-"""`fold_batch_norms`: merge batch norms into the convolutions before them."""
+"""`fold_batch_norms`: a batch norm becomes part of the layer before it.
+
+    y = batch_norm(conv2d(x, w, b), g, h, m, v)     ->      y = conv2d(x, w', b')
+
+For inference: the statistics no longer follow the batches.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +20,9 @@ from anytimeify.rules import Contraction, contractions, has_kind, notation_of, t
 from anytimeify.rules.notation import Name
 
 __all__ = ["fold_batch_norms"]
+
+
+_NAMES = {"input", "weight", "bias", "running_mean", "running_var", "eps"}  # of a norm that computes what torch's does
 
 
 @rewrite("fold batch norms")
@@ -71,9 +79,9 @@ def fold_batch_norms(program: Program) -> Program:
 
 def _foldable(norm: fx.Node) -> fx.Node | None:
     """The convolution that a batch norm can be merged into."""
-    if not _normalises_samples(norm):
-        return None
     arguments = bound(norm)
+    if not _normalises_samples(norm) or not _NAMES.issubset(arguments):
+        return None
     convolution: fx.Node = arguments["input"]
     layer = _layer(convolution)
     if layer is None or layer.given != 1 or len(convolution.users) != 1 or len(layer.weight.users) != 1:

@@ -1,7 +1,7 @@
-"""What a network does not train: copies of it hold the backbone's values, and are not trained either.
+"""The tensors that a network does not train. Copies of them hold the backbone's values, and are not trained either.
 
-Fixed filters, position tables made by a formula, pretrained parts that are frozen: nothing would ever train a copy that
-was drawn anew.
+Examples are fixed filters, position tables made by a formula, and pretrained parts that are frozen: nothing would ever
+train a copy that was drawn anew.
 """
 
 from __future__ import annotations

@@ -1,9 +1,13 @@
-"""The predictions of a model with a taxonomy, taken apart behind the scheme.
+"""`part_heads`: separates the predictions of a model with a taxonomy, after its scheme.
 
-Schemes see one prediction, in which the classes of all granularities stand side by side
-(`anytimeify.passes.rewrites.taxonomy`). The selection of one of them moves up through averages over leaves and whatever
-else does not mix classes, to the concatenation, which vanishes; where that is not known, the prediction is cut. What no
-level predicts is left out with its tensors, and heads are named after the level that has them.
+    y = cat([fine, coarse], 1)      ->      return fine, coarse
+    return y
+
+A scheme sees one prediction, in which the classes of all granularities are concatenated
+(`anytimeify.passes.rewrites.taxonomy`). The selection of one granularity moves up through averages over leaves and all
+other operations that do not mix classes, to the concatenation, which vanishes; where that is not possible, the
+prediction is sliced. Tensors of granularities that no level predicts are left out, and heads are named after the level
+that has them.
 """
 
 from __future__ import annotations
@@ -35,7 +39,7 @@ aten = torch.ops.aten
 
 @rewrite("part heads")
 def part_heads(rewritten: Rewritten, taxonomy: Taxonomy, backbone: Program) -> Rewritten:
-    """The predictions of every granularity apart, those that a level does not have left out."""
+    """The predictions of every granularity as separate outputs, without those that a level does not have."""
     program = rewritten.program
     builder = Builder.copying(program)
     parts = _Parts(builder, taxonomy)

@@ -1,8 +1,7 @@
-"""What sizes a network has where its input has another: of every axis that positions have, how many.
+"""The sizes that a network has for an input of another size: for every axis of positions, how many there are.
 
-The operations say it themselves: each is applied, without data, to operands of the new sizes, its size arguments
-rewritten by its rule; what its result has in place of a known axis is that axis's new size. Axes that no position
-reaches keep theirs.
+Each operation is applied, without data, to operands of the new sizes, with its size arguments rewritten by its rule.
+The size of its result in place of a known axis is that axis's new size. Axes that no position reaches keep theirs.
 
     conv [n, 64, 112, 112] -> relu -> view [n, 64, 12544]      of an input of 224 pixels
     conv [n, 64,  84,  84] -> relu -> view [n, 64,  7056]      of an input of 168

@@ -1,12 +1,16 @@
 """A tensor with an element for every position is read at other positions: interpolated, inside the graph.
 
+    y = add(x, table)       ->      y = add(x', upsample(table, [10, 10]))
+
+A table of 14 x 14 positions and a class token, step by step:
+
     [1, 197, c] -> [1, 1, c] and [1, 196, c]    a class token, and a grid
     [1, 196, c] -> [1, c, 14, 14] -> [1, c, 10, 10] -> [1, 100, c]
     [1, 1, c] and [1, 100, c] -> [1, 101, c]
 
-What positions a dimension counts is what the analysis knows of it: one factor or a product of factors, and beside that,
-in a sum, elements that are no positions (a class token). Grids of one and three dimensions are interpolated linearly,
-those of two by antialiased cubic splines, as vision transformers do it.
+The axis analysis says which positions a dimension counts: one factor or a product of factors, and in a sum, elements
+that are no positions (a class token). Grids of one and three dimensions are interpolated linearly, those of two by
+antialiased cubic splines, as vision transformers do it.
 """
 
 from __future__ import annotations
@@ -92,7 +96,7 @@ def interpolated(call: Call, node: fx.Node, dims: Sequence[Expr], axes: Axes, po
 
 
 def _resize(call: Call, node: fx.Node, dims: Sequence[Expr], axes: Axes, sizes: Widths) -> fx.Node:
-    """Positions last and apart, resized, and back."""
+    """Positions moved last, resized, and moved back."""
     grid = [leaf for expr in dims if axes.narrowed(expr, sizes) for leaf in leaves(resolve(expr))]
     moved = [dim for dim, expr in enumerate(dims) if axes.narrowed(expr, sizes)]
     order = [*(dim for dim in range(len(dims)) if dim not in moved), *moved]

@@ -1,4 +1,4 @@
-"""Masks by magnitude: how many entries a share of a tensor is, and which of several tensors' entries are largest."""
+"""Masks by magnitude: how many elements a mask density keeps, and which elements of several tensors are largest."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ __all__ = ["largest", "share_of"]
 
 
 def share_of(entries: int, density: float) -> int:
-    """How many of some entries a density keeps: at least one."""
+    """How many of some elements a mask density keeps: at least one."""
     return max(1, round(entries * density))
 
 
 @torch.no_grad()
 def largest(values: Sequence[Tensor], count: int) -> list[Tensor]:
-    """One mask for each tensor: together they keep exactly the `count` entries of largest magnitude.
+    """One mask for each tensor: together they keep exactly the `count` elements of largest magnitude.
 
-    Of equal entries the first ones are kept, in the order of the tensors and of their memory, so that the masks of a
+    Of equal elements the first ones are kept, in the order of the tensors and of their memory, so that the masks of a
     smaller count lie inside those of a larger one. What is not a number counts as infinite.
     """
     flat = torch.cat([_magnitude(value).to(values[0].device) for value in values])

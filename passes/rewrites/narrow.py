@@ -1,9 +1,11 @@
-"""Keep the leading part of some axis groups: the one mechanism behind widths, triangular prefixes and fewer leaves.
+"""`narrow`: keep a prefix of some axis groups. Widths, triangular connectivity and fewer leaves are all made of it.
+
+    y = linear(x, w)            ->      y = linear(x, slice(w, 0, 0, 4))
 
 What is rewritten:
 
 1. a parameter or buffer whose dimensions are narrowed is read through views: `slice` where a prefix is kept,
-   `index_select` where the kept entries are scattered (concatenations, inner parts of products);
+   `index_select` where the kept elements are scattered (concatenations, inner parts of products);
 2. arguments that are sizes (`view`, `expand`, `groups`, `split`, normalised shapes) are re-evaluated by the operation's
    rule;
 3. everything that no narrowed axis reaches is shared with the graph it came from.

@@ -1,15 +1,17 @@
 """`with_classes`: a backbone that predicts another number of classes.
 
+    y = linear(x, w[10, c])     ->      y = linear(x, w'[7, c])
+
 What is rewritten:
 
 1. the layers that make the classes of every prediction get new tensors under their old names, drawn as the layers of
    torch draw theirs: weights and biases of linear and convolutional layers uniformly within one over the root of the
-   fan-in, norms as ones and zeros, anything else as what was there;
-2. what follows them is the same with the axis of classes at its new size.
+   fan-in, norms as ones and zeros, other tensors in the manner of the old ones;
+2. the operations after them stay the same, with the axis of classes at its new size.
 
 Refused (`SchemeError`): predictions without an axis of classes that layers make, classes that an operation without a
-rule reads, and tensors with an entry for each class that are read elsewhere too, as an embedding that is tied to the
-head.
+rule reads, and tensors with an element for each class that are read elsewhere too, such as an embedding that is tied to
+the head.
 """
 
 from __future__ import annotations
@@ -31,18 +33,17 @@ from anytimeify.ir.schema import bound
 from anytimeify.passes.rewrites.classes import CLASSES, class_axis, class_region, has_axis
 from anytimeify.passes.rewrites.narrow import clone_narrowed, reached
 from anytimeify.passes.rewrites.resized import resized
-from anytimeify.rules import Layers, has_kind
+from anytimeify.rules import Layers, has_kind, traits
 from anytimeify.rules.factors import Factor
 
 __all__ = ["with_classes"]
 
 _WANTED = "another number of classes"
-_NORMAL = {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}
 
 
 @rewrite("new head")
 def with_classes(captured: Captured, axes: Axes, classes: int) -> Captured:
-    """The backbone with a new head. Its initialisers (`reinitialised`) draw the head anew, and keep the rest."""
+    """The backbone with a new head. Its initialisers (`reinitialised`) draw the head anew, and keep everything else."""
     program = captured.program
     sizes: dict[Factor, int] = {}
     for prediction in program.outputs:
@@ -128,7 +129,14 @@ def _value(layers: Layers, node: fx.Node, old: Tensor, shape: tuple[int, ...]) -
             most = 1 / math.sqrt(max(fan_in, 1))
             return torch.empty(shape, dtype=old.dtype, device=old.device).uniform_(-most, most)
         if has_kind(user, "norm"):
-            place = next((name for name in _NORMAL if given.get(name) is node), None)
-            if place is not None:
-                return old.new_full(shape, _NORMAL[place])
+            start = next((value for name, value in _starts(user).items() if given.get(name) is node), None)
+            if start is not None:
+                return old.new_full(shape, start)
     return resized(old, shape).detach()
+
+
+def _starts(norm: fx.Node) -> dict[str, float]:
+    """What the tensors of a norm start as, by the argument."""
+    rule = traits(norm)
+    own = {name: value for name, value in ((rule.scale, 1.0), (rule.shift, 0.0)) if name is not None}
+    return {**own, "running_mean": 0.0, "running_var": 1.0}

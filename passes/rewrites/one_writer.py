@@ -1,4 +1,9 @@
-"""`one_writer`: buffers are written to by the backbone's own level alone."""
+"""`one_writer`: only the level that equals the backbone writes to a buffer that levels share.
+
+    low = update_buffer(slice(b, 0, 0, 3), v)       ->      low = update_buffer(slice(b, 0, 0, 3), v, False)
+
+The other levels go on with the value that they would have written.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,10 @@
-"""A classifier on pooled features: the cheapest exit there is ("APFC": average pooling, fully connected)."""
+"""A classifier on pooled features, the cheapest exit ("APFC": average pooling, fully connected).
+
+    h = conv2d(x, w)        ->      h = conv2d(x, w)
+                                    y = linear(flatten(adaptive_avg_pool2d(h, [4, 4]), 1), w', b')
+
+Sequences are averaged over their tokens.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-"""`project`: keep some outputs of a program and what they need."""
+"""`project`: keep some outputs of a program and the nodes that they need.
+
+    return low, full        ->      return low
+
+The nodes that stay keep their names and order.
+"""
 
 from __future__ import annotations
 

@@ -1,10 +1,13 @@
-"""Permute the entries of axis groups by importance, the function staying the same.
+"""`reorder`: sort the channels of axis groups by importance. The function stays the same.
 
-1. every narrowable axis group gets an importance per unit (a channel, a whole group, a whole head): the l1 norm of all
-   the weights that belong to it;
-2. its units are sorted, the most important first, and every parameter and buffer of the group is permuted alike.
+    y = linear(relu(linear(x, w)), v)       ->      y = linear(relu(linear(x, w[order])), v[:, order])
 
-Left as they are: groups whose order an operation fixes (a channel shuffle), and parameters whose dimensions are pinned.
+1. Every narrowable axis group gets an importance per unit (a channel, a whole group, a whole head): the l1 norm of all
+   the weights that belong to it.
+2. Its units are sorted, the most important first, and every parameter and buffer of the group is permuted alike.
+
+The graph stays; only tensors change. Left as they are: groups whose order an operation fixes (a channel shuffle), and
+parameters whose dimensions are pinned.
 """
 
 from __future__ import annotations
@@ -57,7 +60,7 @@ def _importance(program: Program, axes: Axes, chosen: set[Factor]) -> dict[Facto
 
 
 def units_of(expr: Expr, factor: Factor) -> npt.NDArray[np.int64]:
-    """Which unit of a factor each entry of a dimension belongs to; -1 where it belongs to none."""
+    """Which unit of a factor each element of a dimension belongs to; -1 where it belongs to none."""
     if isinstance(expr, Factor):
         count = expr.size.coefficient
         return np.arange(count) if expr is factor else np.full(count, -1, dtype=np.int64)

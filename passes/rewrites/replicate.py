@@ -1,9 +1,12 @@
-"""`replicate`: the members of a tree of networks that share a trunk, and the tensors that each of them has.
+"""`replicate`: the members of a tree of networks that share a trunk, and the tensors of each member.
 
-A backbone is cut at some of its nodes; behind every cut each copy of what lies before it goes on as several replicas
-with parameters of their own. A member's copy of a tensor is one part of a stack: the tensor of the backbone's name
-grows along its first dimension, member after member, and the first member's part is the backbone's own. What lies
-before the first cut, index tables and other constants are shared by all.
+    y = linear(relu(x), w)      ->      y0 = linear(relu(x), slice(w, 0, 0, 3))
+                                        y1 = linear(relu(x), slice(w, 0, 3, 6))
+
+A backbone is cut at some of its nodes. After every cut, each copy of the network before it goes on as several replicas
+with parameters of their own. Their parameters are stacked: the tensor of the backbone's name grows along its first
+dimension, member after member, and the first member's slice is the backbone's own. All members share the nodes before
+the first cut, index tables and other constants.
 """
 
 from __future__ import annotations
@@ -39,7 +42,7 @@ class Tree:
         return math.prod(self.fanouts)
 
     def members(self, depth: int) -> int:
-        """How many copies there are behind `depth` splits."""
+        """How many copies there are after `depth` splits."""
         return math.prod(self.fanouts[:depth])
 
     def active(self, depth: int, leaves: int) -> int:
@@ -57,7 +60,7 @@ class Tree:
 
 
 def depths(program: Program, cuts: Sequence[Sequence[fx.Node]]) -> dict[fx.Node, int]:
-    """The number of cuts that every node lies behind; nodes that carry no data belong where they are first read."""
+    """The number of cuts that lie before every node; nodes that carry no data belong where they are first read."""
     result: dict[fx.Node, int] = {}
     for depth, cut in enumerate(cuts, start=1):
         result.update(dict.fromkeys(descendants(user for node in cut for user in node.users), depth))
@@ -71,7 +74,7 @@ def depths(program: Program, cuts: Sequence[Sequence[fx.Node]]) -> dict[fx.Node,
 
 
 def tensor_depths(program: Program, places: Mapping[fx.Node, int]) -> dict[str, int]:
-    """How many splits the members lie behind that have a tensor each; 0 for what all of them share.
+    """After how many splits the members have a tensor each; 0 for tensors that all of them share.
 
     Parameters and running statistics are replicated. A tensor that is read at several depths, under one name or as a
     tied one under several, belongs to the members of the least of them."""
@@ -87,7 +90,7 @@ def tensor_depths(program: Program, places: Mapping[fx.Node, int]) -> dict[str, 
 def stacked(
     program: Program, tree: Tree, places: Mapping[str, int], reinitialised: Reinitialised | None
 ) -> dict[str, Tensor]:
-    """All tensors of a program, those of several members as stacks.
+    """All tensors of a program, those of several members stacked.
 
     The first member has the backbone's values, the others those of a call of `reinitialised` each, or copies without
     it; of what is frozen all members have copies, and the stack is frozen."""

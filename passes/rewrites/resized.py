@@ -1,4 +1,4 @@
-"""Initial values of a tensor of another size, drawn in the manner of the one that it is made after.
+"""Initial values of a tensor of another size, drawn in the manner of the original tensor.
 
 A wider copy of a layer starts as its initialiser would start it, but all that is known are values which that
 initialiser drew at the backbone's sizes. They tell: constants stay constants; a weight keeps its gain, the standard
@@ -32,7 +32,7 @@ _CLOSE = 0.1  # relative, of a variance that is estimated from some hundred valu
 
 @dataclass(frozen=True)
 class Spread:
-    """The variance of a weight's entries, and how many there are and of what shape."""
+    """The variance of a weight's elements, and how many there are and of what shape."""
 
     variance: float
     entries: int

@@ -1,4 +1,10 @@
-"""`resume`: the outputs of a graph one after the other, each computing only what those before it did not."""
+"""`resume`: the outputs of a graph one after the other. Each step computes only what earlier steps did not.
+
+    h = f(x); low = a(h); full = b(h)       ->      step 1 reads x and gives h, low = a(h)
+                                                    step 2 reads h and gives full = b(h)
+
+Parameters are read in every step that needs them.
+"""
 
 from __future__ import annotations
 

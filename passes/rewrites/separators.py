@@ -1,4 +1,4 @@
-"""Cuts of several tensors, for networks that data flows through on parallel ways all along.
+"""Cuts of several tensors, for networks whose data flows through parallel paths from end to end.
 
 Where no single tensor carries everything (two towers that exchange tokens), a few together may: a minimum vertex
 separator of the graph of activations, by maximum flow, wanted near a given share of the cost.

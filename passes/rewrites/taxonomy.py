@@ -1,14 +1,16 @@
-"""Heads for labels of several granularities (Lee and Shin 2018, Eq. 2), whatever the scheme.
+"""`add_heads`: heads for labels of several granularities (Lee and Shin 2018, Eq. 2), for any scheme.
 
-Before a scheme, `add_heads`:
+    y = linear(h, w)        ->      y = cat([linear(h, w), linear(h, coarse_w)], 1)
 
-1. what makes the classes of a prediction, the last layer with parameters and all that follows it, is copied once for
-   each coarser granularity, the axis of classes at its size, with parameters of its own that are drawn as those of the
-   backbone's layer are, and that are trained, also where the backbone's head is frozen: its labels are others;
-2. the predictions of all granularities are concatenated, so that schemes see a network with one prediction; heads that
-   they make private to a level, replicate or fuse are so for every granularity.
+Before a scheme, `add_heads`
 
-Behind it, `anytimeify.passes.rewrites.granularities` takes the predictions of every level apart again.
+1. copies the last layer with parameters and all operations after it, once for each coarser granularity, with the axis
+   of classes at its size. The copies have their own parameters, drawn as those of the backbone's layer are. They are
+   trained even where the backbone's head is frozen, because their labels are others;
+2. concatenates the predictions of all granularities, so that schemes see a network with one prediction. A head that a
+   scheme makes private to a level, replicates or fuses is so for every granularity.
+
+After the scheme, `anytimeify.passes.rewrites.granularities` separates the predictions of every level again.
 
 Refused: predictions without an axis of classes that a layer makes, or of another size than the taxonomy has.
 """

@@ -1,7 +1,12 @@
-"""Triangular nesting: chunk k of every axis reads chunks 1 to k, so that one pass computes every level (IS-ResNeXt).
+"""Triangular connectivity: chunk k of every axis reads chunks 1 to k, so one pass computes all levels (IS-ResNeXt).
 
-`TriangularLevels` writes the graphs of a `BlockTriangularDependence`: all levels in one pass, one level alone, or level
-by level, each computing no more than its own chunks. They read the same tensors and mean the same.
+    h = linear(x, w)        ->      h = linear(x, mul(w, mask))
+    y = linear(h, head)             low = linear(slice(h, 1, 0, 2), low_head)
+                                    y = linear(h, head)
+
+`TriangularLevels` writes the graphs of a block-triangular dependence (`BlockTriangularDependence`): all levels in one
+pass, one level alone, or level by level, each computing only its own chunks. All forms read the same tensors and give
+the same results.
 """
 
 from __future__ import annotations
@@ -46,7 +51,7 @@ def triangular(
     """All levels in one pass; each of them alone; and a stream.
 
     `private(level, builder)` gives the tensors that a lower level has for itself, where values are separate; the nodes
-    in `stand_alone` are where they can. Raises `SchemeError` where so much is separate that one pass would cost more
+    in `stand_apart` are where they can be. Raises `SchemeError` where so much is separate that one pass would cost more
     than the backbone.
     """
     program = captured.program
@@ -109,7 +114,7 @@ def _note(captured: Captured, alone: Program) -> str:
 
 
 class TriangularLevels:
-    """The values of a dependence up to the level `top`, appended to a builder.
+    """The values up to the level `top`, appended to a builder.
 
     `stepwise=False`: whole values in one pass; a lower level's value is a part of them. `stepwise=True`: every level
     computes what it adds. `private` gives the tensors that a level has for itself, where values are separate.
@@ -212,7 +217,7 @@ class TriangularLevels:
         return self.pick(result, node, dim, np.argsort(order), "ordered")
 
     def _embedded(self, node: fx.Node, small: fx.Node, large: fx.Node, level: int) -> fx.Node:
-        """The value at a level, those of its entries that the level before has taken from there."""
+        """The value at a level, those of its elements that the level before has taken from there."""
         dims = self.dependence.narrowed_dims(node)
         places, inside = [], [large]
         for dim in dims:
@@ -232,10 +237,10 @@ class TriangularLevels:
         """What a level adds to a value along its one narrowed dimension; None if nothing, or if it cannot be told (of
         several results at once)."""
         if (node, level) not in self.added:
-            self.added[node, level] = self._fresh(node, level)
+            self.added[node, level] = self._compute_added(node, level)
         return self.added[node, level]
 
-    def _fresh(self, node: fx.Node, level: int) -> fx.Node | None:
+    def _compute_added(self, node: fx.Node, level: int) -> fx.Node | None:
         assembled = self.dependence.kinds[node] is Kind.ASSEMBLED
         if level == 0:
             return self.levels[0].call(node) if assembled else self.value(node, 0)

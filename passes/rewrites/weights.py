@@ -33,7 +33,7 @@ class Weight:
     """One weight: its `name` is that of the parameter, of which it may be a result.
 
     `nodes`: those that give it, several where the parameter has several names. `first`, `last`: whether no layer comes
-    before all that read it, or behind.
+    before all that read it, or after.
     """
 
     name: str
@@ -138,7 +138,7 @@ class _Finder:
 
 
 def _is_part(node: fx.Node) -> bool:
-    """Whether a node gives entries of its first operand, and nothing else."""
+    """Whether a node gives elements of its first operand, and nothing else."""
     rule = traits(node)
     if rule.view or rule.kind in ("selection", "split", "cast"):
         return True

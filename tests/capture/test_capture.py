@@ -385,14 +385,6 @@ def test_wrong_shape_gives_the_models_own_message() -> None:
         capture(Net(), torch.randn(2, 5, 8, 8))
 
 
-def test_a_batch_that_cannot_be_dynamic() -> None:
-    model = Unrolled()
-    with pytest.raises(CaptureError, match=r"batch size of Unrolled cannot be dynamic.*dynamic_shapes="):
-        capture(model, torch.randn(6, 3, 4))
-    captured = check(model, torch.randn(6, 3, 4), dynamic_shapes={})
-    assert captured.batch is None
-
-
 def test_what_does_not_survive_is_refused() -> None:
     class Changing(nn.Module):
         calls = 0

@@ -9,10 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from anytimeify import Budget
+from anytimeify import Budget, NestedChannels
+from anytimeify.capture import capture
+from anytimeify.passes.rewrites.project import project
+from anytimeify.runtime.extraction import small_program
 from tests.backbones import Residual, images, residual_net
+from tests.building import run
+from tests.printing import applied, calls, lines
 from tests.rounding import close
 
 
@@ -33,6 +38,44 @@ def test_extracts_are_small_and_equal_their_level(fold: bool) -> None:
         for tensor in small.state_dict().values():
             assert tensor.untyped_storage().data_ptr() not in storages
     assert [node.name for node in net.extract(0).graph.nodes][:3] == ["x", "stem", "bn1"]
+
+
+class Normed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.norm, self.head = nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.head(self.norm(self.body(x)))
+        return result
+
+
+def test_printed() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(3, 4)
+    program = applied(NestedChannels((0.5, 1.0)), capture(Normed(), x)).program
+    half = project(program, [0])
+    norm = ", ".join(f"anytime_0_norm_{name}" for name in ("weight", "bias", "running_mean", "running_var"))
+    assert [line.partition(", True")[0] for line in calls(half)] == lines(f"""
+        level0_body_weight_part0 = slice.Tensor(body_weight, 0, 0, 3)
+        level0_body_bias_part0 = slice.Tensor(body_bias, 0, 0, 3)
+        level0_body = linear(x, level0_body_weight_part0, level0_body_bias_part0)
+        level0_norm = batch_norm(level0_body, {norm}
+        level0_head = linear(level0_norm, anytime_0_head_weight, anytime_0_head_bias)
+        return level0_head
+    """)
+    small = small_program(program, 0)
+    assert [line.partition(", True")[0] for line in calls(small)] == lines(f"""
+        body = linear(x, body_weight, body_bias)
+        norm = batch_norm(body, {norm.replace("anytime_0_", "")}
+        head = linear(norm, head_weight, head_bias)
+        return head
+    """)
+    network = Normed()
+    network.body, network.norm, network.head = nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 5)
+    network.load_state_dict(small.tensors)
+    for result in (run(half, x), run(small, x)):
+        torch.testing.assert_close(result, (network.eval()(x),))
 
 
 def test_an_extract_follows_the_weights_as_they_are_now() -> None:

@@ -164,9 +164,9 @@ class Unnamed(Two):
         return self.join(inputs["x"], inputs["y"])
 
 
-def test_unnamed_keywords_are_refused_with_their_names() -> None:
-    with pytest.raises(CaptureError, match=r"Unnamed takes x, y through \*\*kwargs"):
-        transform(Unnamed(), SCHEME, {"x": X, "y": Y})
+def test_unnamed_keywords_have_a_batch_too() -> None:
+    net = transform(Unnamed().eval(), SCHEME, {"x": X, "y": Y})
+    assert len(net(x=X[:1], y=Y[:1], level=0)) == 1
 
 
 @dataclasses.dataclass

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from anytimeify import (
@@ -28,6 +28,8 @@ from anytimeify import (
 from tests.backbones import Keywords
 from tests.passes import branches
 from tests.passes.ensembles import Chain
+from tests.printing import calls as printed
+from tests.printing import lines
 from tests.staged.nets import (
     KINDS,
     Chosen,
@@ -243,6 +245,25 @@ def test_it_owns_its_tensors_and_asks_for_no_gradient() -> None:
     assert not any(parameter.requires_grad for parameter in staged.parameters())
     assert all(parameter.requires_grad for parameter in net.parameters())
     assert not any(module.training for module in staged.train().modules())
+
+
+def test_printed() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(3, 4)
+    backbone = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 5))
+    net = transform(backbone, AuxiliaryBranches((Branch("0", head="pool"),)), x).eval()
+    assert printed(net.rewritten.program) == lines("""
+        m0 = linear(input_op, m0_weight, m0_bias)
+        m1 = tanh(m0)
+        m2 = linear(m1, m2_weight, m2_bias)
+        level0_pooled = linear(m0, anytime_0_pooled_weight, anytime_0_pooled_bias)
+        return level0_pooled, m2
+    """)
+    first, last = (stage for stage in net.staged().stages if isinstance(stage, fx.GraphModule))
+    assert printed(first) == ["m0 = 0(input_op)", "level0_pooled = pooled(m0)", "return m0, level0_pooled"]
+    assert printed(last) == ["m1 = 1(m0)", "m2 = 2(m1)", "return m2"]
+    m0, low = first(x)
+    torch.testing.assert_close((low, *last(m0)), tuple(net(x).levels))
 
 
 def test_private_parameters_have_the_names_of_the_backbone() -> None:

@@ -74,6 +74,9 @@ def test_without_randomness() -> None:
         assert torch.equal(torch.randn(3) + torch.rand(3), torch.full((3,), 0.5))
         assert torch.equal(torch.empty(2).uniform_(1, 3), torch.full((2,), 2.0))
         assert torch.equal(torch.randperm(9), torch.randperm(9))
+        assert torch.equal(torch.floor(0.75 + torch.rand(3)), torch.full((3,), 0.75))
+        assert torch.equal((torch.rand_like(x) + 0.75).floor_(), torch.full((8,), 0.75))
+        assert torch.equal(torch.floor(torch.rand(3) * 4), torch.full((3,), 2.0))
         assert torch.equal(F.rrelu(x, training=True), torch.where(x < 0, x * (1 / 8 + 1 / 3) / 2, x))
 
 
@@ -132,17 +135,57 @@ def test_what_a_second_pass_does_otherwise_is_refused_and_undone() -> None:
     torch.testing.assert_close(net(X, level=-1), model(X))
 
 
-class Batch(Base):
+class FlooredCoins(Base):
+    """Stochastic depth as it was written before `bernoulli_` was common."""
+
     def forward(self, x: Tensor) -> Tensor:
         x = self.hidden(x)
-        result: Tensor = self.head(x * 2 if x.shape[0] > 2 else x)
+        if self.training:
+            x = x / 0.8 * torch.floor(0.8 + torch.rand([x.shape[0], 1], dtype=x.dtype))
+        result: Tensor = self.head(x)
         return result
 
 
-def test_a_batch_that_steers_is_found() -> None:
-    with pytest.raises(VerificationError, match=r"for a batch of 1 the full level differs .*dynamic_shapes=\{\}"):
-        transform(Batch(), SCHEME, X)
-    transform(Batch(), SCHEME, X, dynamic_shapes={})
+def test_coins_of_both_kinds_have_one_mean() -> None:
+    net = transform(FlooredCoins(), SCHEME, X)
+    assert any("drop_path" in str(node.target) for node in net.captured.program.graph.nodes)
+
+
+class Remembers(Base):
+    """What it keeps between calls: the last shape, a state, and a table that was made for it."""
+
+    shape: torch.Size | None = None
+    state: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.shape != x.shape:
+            self.shape, self.table = x.shape, len(x.shape)
+        x = self.hidden(x)
+        if not torch.compiler.is_exporting():
+            self.state = x if self.state is None or self.state.shape != x.shape else self.state + x
+        result: Tensor = self.head(x * self.table)
+        return result
+
+
+def test_what_a_backbone_remembers_is_put_back() -> None:
+    model = Remembers()
+    net = transform(model, SCHEME, X)
+    assert net.captured.batch is not None
+    assert "table" not in vars(model)
+    assert (model.shape, model.state) == (None, None)
+
+
+def test_a_parameter_without_elements() -> None:
+    class Empty(Base):
+        def __init__(self) -> None:
+            super().__init__()
+            self.none = nn.Parameter(torch.empty(0))
+
+        def forward(self, x: Tensor) -> Tensor:
+            result: Tensor = self.head(self.hidden(x)) + self.none.sum()
+            return result
+
+    transform(Empty(), SCHEME, X)
 
 
 def test_nothing_is_left_behind() -> None:

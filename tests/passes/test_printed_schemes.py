@@ -1,0 +1,289 @@
+"""What schemes write, as text: triangular levels, interpolated tables, branches, members; and their numbers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from anytimeify import AuxiliaryBranches, Branch, HierarchicalEnsemble, NestedChannels, NestedResolution
+from anytimeify.capture import capture
+from anytimeify.ir.rewritten import Output
+from anytimeify.passes.rewrites.project import project
+from tests.building import run
+from tests.printing import applied, calls, lines
+
+X = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+
+
+class Deep(nn.Module):
+    """A layer norm between two layers, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.b, self.head = (
+            nn.Linear(4, 4),
+            nn.RMSNorm(4, eps=1e-5),
+            nn.Linear(4, 4),
+            nn.Linear(4, 3),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.head(self.b(self.norm(self.a(x))).relu())
+        return result
+
+
+def test_triangular() -> None:
+    torch.manual_seed(0)
+    model = Deep()
+    captured = capture(model, X)
+    assert calls(captured.program) == lines("""
+        a = linear(x, a_weight, a_bias)
+        norm = rms_norm(a, [4], norm_weight, 1e-05)
+        b = linear(norm, b_weight, b_bias)
+        relu = relu(b)
+        head = linear(relu, head_weight, head_bias)
+        return head
+    """)
+    rewritten = applied(NestedChannels((0.5, 1.0), connectivity="triangular"), captured)
+    joint, alone, step = (
+        project(rewritten.program, [rewritten.names.index(Output(role, level)) for level in (0, 1)])
+        for role in ("level", "alone", "step")
+    )
+    assert calls(joint) == lines("""
+        a = linear(x, a_weight, a_bias)
+        norm = rms_norm(a, [4], norm_weight, 1e-05)
+        joint_a_at0 = slice.Tensor(a, 1, 0, 2)
+        joint_norm_weight_part0 = slice.Tensor(norm_weight, 0, 0, 2)
+        joint_norm = rms_norm(joint_a_at0, [2], joint_norm_weight_part0, 1e-05)
+        joint_norm_new1 = slice.Tensor(norm, 1, 2, 4)
+        joint_norm_to1 = cat([joint_norm, joint_norm_new1], 1)
+        joint_b_weight = mul.Tensor(b_weight, anytime_constants_mask_0)
+        joint_b = linear(joint_norm_to1, joint_b_weight, b_bias)
+        joint_relu = relu(joint_b)
+        joint_relu_at0 = slice.Tensor(joint_relu, 1, 0, 2)
+        joint_head = linear(joint_relu_at0, anytime_0_head_weight, anytime_0_head_bias)
+        joint_head_1 = linear(joint_relu, head_weight, head_bias)
+        return joint_head, joint_head_1
+    """)
+    assert (
+        calls(step)[-14:]
+        == lines("""
+        step_head = linear(step_relu, anytime_0_head_weight, anytime_0_head_bias)
+        step_a_weight_chunk = slice.Tensor(a_weight, 0, 2, 4)
+        step_a_bias_chunk = slice.Tensor(a_bias, 0, 2, 4)
+        step_a_1 = linear(x, step_a_weight_chunk, step_a_bias_chunk)
+        step_a_to1 = cat([step_a, step_a_1], 1)
+        step_norm_1 = rms_norm(step_a_to1, [4], norm_weight, 1e-05)
+        step_norm_new1 = slice.Tensor(step_norm_1, 1, 2, 4)
+        step_b_weight_new1 = slice.Tensor(b_weight, 0, 2, 4)
+        step_b_bias_new1 = slice.Tensor(b_bias, 0, 2, 4)
+        step_norm_to1 = cat([step_norm, step_norm_new1], 1)
+        step_b_1 = linear(step_norm_to1, step_b_weight_new1, step_b_bias_new1)
+        step_relu_1 = relu(step_b_1)
+        step_relu_to1 = cat([step_relu, step_relu_1], 1)
+        step_head_1 = linear(step_relu_to1, head_weight, head_bias)
+        return step_head, step_head_1
+    """)[-14:]
+    )
+    with torch.no_grad():
+        model.b.weight[:2, 2:] = 0
+        wide = model.a(X)
+        half = nn.functional.rms_norm(wide[:, :2], [2], model.norm.weight[:2], 1e-5)
+        hidden = model.b(torch.cat([half, model.norm(wide)[:, 2:]], 1)).relu()
+        weight, bias = (joint.tensors[f"anytime.0.head.{name}"] for name in ("weight", "bias"))
+        low, full = nn.functional.linear(hidden[:, :2], weight, bias), model.head(hidden)
+    for form in (joint, alone, step):
+        torch.testing.assert_close(run(form, X), (low, full))
+
+
+class Table(nn.Module):
+    """Patches, and an embedding of where they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch, self.positions, self.head = (
+            nn.Conv1d(3, 4, 2, stride=2),
+            nn.Parameter(torch.randn(1, 4, 8)),
+            nn.Linear(4, 3),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.head((self.patch(x) + self.positions).mean(2))
+        return result
+
+
+def test_interpolated_positions() -> None:
+    torch.manual_seed(0)
+    model, x = Table(), torch.randn(2, 3, 16)
+    captured = capture(model, x)
+    assert calls(captured.program) == lines("""
+        patch = conv1d(x, patch_weight, patch_bias, [2])
+        add = add.Tensor(patch, positions)
+        mean = mean.dim(add, [2])
+        head = linear(mean, head_weight, head_bias)
+        return head
+    """)
+    low = project(applied(NestedResolution((0.5, 1.0)), captured).program, [0])
+    assert calls(low) == lines("""
+        level0_x_resized = upsample_linear1d.vec(x, [8], False, None)
+        level0_patch = conv1d(level0_x_resized, patch_weight, patch_bias, [2])
+        level0_positions_positions_last = permute(positions, [0, 1, 2])
+        level0_positions_grid = reshape(level0_positions_positions_last, [1, 4, 8])
+        level0_positions_interpolated = upsample_linear1d.vec(level0_positions_grid, [4], False, None)
+        level0_positions_in_a_row = reshape(level0_positions_interpolated, [1, 4, 4])
+        level0_positions_positions = permute(level0_positions_in_a_row, [0, 1, 2])
+        level0_add = add.Tensor(level0_patch, level0_positions_positions)
+        level0_mean = mean.dim(level0_add, [2])
+        level0_head = linear(level0_mean, head_weight, head_bias)
+        return level0_head
+    """)
+    model.positions = nn.Parameter(nn.functional.interpolate(model.positions, 4, mode="linear"))
+    torch.testing.assert_close(run(low, x), (model(nn.functional.interpolate(x, 8, mode="linear")),))
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = x + self.fc(x).relu()
+        return result
+
+
+class Residual(nn.Module):
+    """A stem, residual blocks, a layer, and a head."""
+
+    def __init__(self, repeats: int = 2, width: int = 8) -> None:
+        super().__init__()
+        self.stem, self.mid, self.head = nn.Linear(4, 6), nn.Linear(6, width), nn.Linear(width, 3)
+        self.body = nn.Sequential(*(Block() for _ in range(repeats)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.head(self.mid(self.body(self.stem(x))).relu())
+        return result
+
+
+RESIDUAL = """
+    stem = linear(x, stem_weight, stem_bias)
+    body_0_fc = linear(stem, body_0_fc_weight, body_0_fc_bias)
+    body_0_relu = relu(body_0_fc)
+    body_0_add = add.Tensor(stem, body_0_relu)
+    body_1_fc = linear(body_0_add, body_1_fc_weight, body_1_fc_bias)
+    body_1_relu = relu(body_1_fc)
+    body_1_add = add.Tensor(body_0_add, body_1_relu)
+    mid = linear(body_1_add, mid_weight, mid_bias)
+    relu = relu(mid)
+    head = linear(relu, head_weight, head_bias)
+    return head
+"""
+
+
+def test_branch() -> None:
+    captured = capture(Residual(), X)
+    assert calls(captured.program) == lines(RESIDUAL)
+    branch = Branch("stem", repeats={"body": 1}, widths={"mid": 0.5})
+    program = applied(AuxiliaryBranches((branch,)), captured).program
+    assert calls(program) == lines(RESIDUAL)[:-1] + lines("""
+        level0_body_0_fc = linear(stem, anytime_0_body_0_fc_weight, anytime_0_body_0_fc_bias)
+        level0_body_0_relu = relu(level0_body_0_fc)
+        level0_body_0_add = add.Tensor(stem, level0_body_0_relu)
+        level0_mid = linear(level0_body_0_add, anytime_0_mid_weight, anytime_0_mid_bias)
+        level0_relu = relu(level0_mid)
+        level0_head = linear(level0_relu, anytime_0_head_weight, anytime_0_head_bias)
+        return level0_head, head
+    """)
+    small, tensors = Residual(repeats=1, width=4), program.tensors
+    small.load_state_dict({name: tensors.get(f"anytime.0.{name}", tensors[name]) for name in small.state_dict()})
+    low, full = run(program, X)
+    torch.testing.assert_close(low, small(X))
+    torch.testing.assert_close((full,), run(captured.program, X))
+
+
+def test_pooled_head() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(256, 5)), torch.randn(2, 3, 10, 10)
+    backbone = """
+        m0 = conv2d(input_op, m0_weight, m0_bias)
+        m1 = flatten.using_ints(m0, 1)
+        m2 = linear(m1, m2_weight, m2_bias)
+        return m2
+    """
+    captured = capture(model, x)
+    assert calls(captured.program) == lines(backbone)
+    program = applied(AuxiliaryBranches((Branch("0", head="pool"),)), captured).program
+    assert calls(program) == lines(backbone)[:-1] + lines("""
+        level0_average = adaptive_avg_pool2d(m0, [4, 4])
+        level0_flat = flatten.using_ints(level0_average, 1)
+        level0_pooled = linear(level0_flat, anytime_0_pooled_weight, anytime_0_pooled_bias)
+        return level0_pooled, m2
+    """)
+    pooled = nn.functional.avg_pool2d(model[0](x), 2).flatten(1)
+    weight, bias = (program.tensors[f"anytime.0.pooled.{name}"] for name in ("weight", "bias"))
+    torch.testing.assert_close(run(program, x), (nn.functional.linear(pooled, weight, bias), model(x)))
+
+
+class Ordered(nn.Module):
+    """What a sample becomes depends on those before it: members cannot be more samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.head(self.stem(x).tanh()).cumsum(0)
+        return result
+
+
+def test_what_is_not_fused_runs_member_by_member() -> None:
+    torch.manual_seed(0)
+    model = Ordered()
+    captured = capture(model, X)
+    assert calls(captured.program) == lines("""
+        stem = linear(x, stem_weight, stem_bias)
+        tanh = tanh(stem)
+        head = linear(tanh, head_weight, head_bias)
+        cumsum = cumsum(head, 0)
+        return cumsum
+    """)
+    fused, unrolled = (
+        project(rewritten.program, [rewritten.names.index(Output("member", member)) for member in (0, 1)])
+        for fuse in (True, False)
+        for rewritten in [applied(HierarchicalEnsemble(splits=(("stem", 2),), fuse=fuse), captured)]
+    )
+    assert calls(unrolled) == lines("""
+        stem = linear(x, stem_weight, stem_bias)
+        tanh = tanh(stem)
+        head_weight_part = slice.Tensor(head_weight, 0, 0, 3)
+        head_weight_part_1 = slice.Tensor(head_weight, 0, 3, 6)
+        head_bias_part = slice.Tensor(head_bias, 0, 0, 3)
+        head_bias_part_1 = slice.Tensor(head_bias, 0, 3, 6)
+        member0_head = linear(tanh, head_weight_part, head_bias_part)
+        member1_head = linear(tanh, head_weight_part_1, head_bias_part_1)
+        member0_cumsum = cumsum(member0_head, 0)
+        member1_cumsum = cumsum(member1_head, 0)
+        return member0_cumsum, member1_cumsum
+    """)
+    assert calls(fused) == lines("""
+        stem = linear(x, stem_weight, stem_bias)
+        tanh = tanh(stem)
+        tanh_repeated = repeat(tanh, [2, 1])
+        tanh_wide = unflatten.int(tanh_repeated, 0, [2, -1])
+        head_weight_wide = unflatten.int(head_weight, 0, [2, 3])
+        head_weight_turned = transpose.int(head_weight_wide, 1, 2)
+        head_bias_wide = unflatten.int(head_bias, 0, [2, 3])
+        head_bias_more = unsqueeze(head_bias_wide, 1)
+        head_product = baddbmm(head_bias_more, tanh_wide, head_weight_turned)
+        head_flat = flatten.using_ints(head_product, 0, 1)
+        head_members = chunk(head_flat, 2, 0)
+        head_member = getitem(head_members, 0)
+        head_member_1 = getitem(head_members, 1)
+        member0_cumsum_1 = cumsum(head_member, 0)
+        member1_cumsum_1 = cumsum(head_member_1, 0)
+        return member0_cumsum_1, member1_cumsum_1
+    """)
+    for program in (unrolled, fused):
+        weights, biases = (program.tensors[f"head.{name}"].chunk(2) for name in ("weight", "bias"))
+        hidden = model.stem(X).tanh()
+        expected = [nn.functional.linear(hidden, *own).cumsum(0) for own in zip(weights, biases, strict=True)]
+        torch.testing.assert_close(run(program, X), tuple(expected))
