@@ -117,7 +117,7 @@ class ResidualUnits:
 
     def _between(self, start: fx.Node, end: fx.Node) -> _Unit | None:
         inside = self._with_ancestors(end) & self._after(start)
-        found = self._beside(start, end, inside)
+        found = self._beside(end, inside)
         if found is None:
             return None
         nodes, beside = found
@@ -125,11 +125,9 @@ class ResidualUnits:
             return None
         return _Unit(start, end, nodes, self._key(nodes, end), beside)
 
-    def _beside(
-        self, start: fx.Node, end: fx.Node, inside: int
-    ) -> tuple[int, tuple[tuple[fx.Node, fx.Node], ...]] | None:
+    def _beside(self, end: fx.Node, inside: int) -> tuple[int, tuple[tuple[fx.Node, fx.Node], ...]] | None:
         """What else depends on the inside of a unit, if it ends in sums with other streams; None if it does not."""
-        after, beyond = self._after(start), self._with_descendants(end)
+        beyond = self._with_descendants(end)
         sums: list[tuple[fx.Node, fx.Node]] = []
         waiting = list(self._members(inside & ~self._bit(end)))
         while waiting:
@@ -140,7 +138,7 @@ class ResidualUnits:
                 if not place or place & beyond:
                     return None
                 inside |= place
-                other = [one for one in user.all_input_nodes if not self._bit(one) & after]
+                other = [one for one in user.all_input_nodes if not self._above.get(one, 0) & inside]
                 if traits(user).joins and len(other) == 1 and type_of(other[0]) == type_of(user):
                     if other[0] not in self._places or (_subtracts(user) and user.args[0] is not other[0]):
                         return None
