@@ -92,6 +92,19 @@ def _classifier(captured: Captured, axes: Axes, at: fx.Node, name: str) -> Exit:
     return Exit(name, lambda builder, level, drawn: pooled_head(builder, captured.program, axes, at, level))
 
 
+def _told(exit: Exit) -> Exit:
+    """A pooled head that nobody asked for: the report says so."""
+
+    def append(builder: Builder, level: int, drawn: Any) -> fx.Node:
+        place = exit.name.removeprefix("branch at ")
+        builder.notes.append(
+            f"level {level}: a pooled head at {place}, for no branch of the network's own blocks fits there"
+        )
+        return exit(builder, level, drawn)
+
+    return Exit(exit.name, append)
+
+
 # Automatic branches.
 
 
@@ -186,7 +199,8 @@ def _options(captured: Captured, axes: Axes, blocks: Blocks, heads: str, cut: Cu
                 continue  # nothing to narrow
             yield Exit(name, partial(_grow, downstream, left_out, widths))
     if len(cut) == 1:
-        yield _classifier(captured, axes, cut[0], name)
+        head = _classifier(captured, axes, cut[0], name)
+        yield head if heads == "pool" else _told(head)
 
 
 def _finer_options(captured: Captured, axes: Axes, blocks: Blocks, units: ResidualUnits, fork: Fork) -> Iterator[Exit]:
@@ -213,29 +227,21 @@ def _pooled_exits(captured: Captured, axes: Axes, blocks: Blocks, count: int, he
             found = (
                 (option, _macs(captured, option))
                 for head in places.heads(number / (count + 1), limit, among)
-                for option in [_shaped(head, blocks, captured.program, told=heads == "branch")]
+                for option in [_shaped(head, blocks, captured.program)]
             )
             best = next(((option, macs) for option, macs in found if 0 < macs < limit), None)
             if best is None:
                 break
-            chosen.append(best[0])
+            chosen.append(best[0] if heads == "pool" else _told(best[0]))
             limit = _WORTH * best[1]
         if len(chosen) == count:
             break
     return chosen
 
 
-def _shaped(head: ShapedHead, blocks: Blocks, program: Program, *, told: bool) -> Exit:
-    name = name_of_cut(program, blocks, (head.at,))
-
-    def append(builder: Builder, level: int, drawn: Any) -> fx.Node:
-        if told:
-            builder.notes.append(
-                f"level {level}: a pooled head at {name}, for no branch of the network's own blocks fits there"
-            )
-        return head(builder, level)
-
-    return Exit(f"branch at {name}", append)
+def _shaped(head: ShapedHead, blocks: Blocks, program: Program) -> Exit:
+    name = f"branch at {name_of_cut(program, blocks, (head.at,))}"
+    return Exit(name, lambda builder, level, drawn: head(builder, level))
 
 
 _WORTH = 0.98  # of the cost of the next level: an exit that saves less is none

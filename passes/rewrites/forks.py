@@ -54,7 +54,7 @@ def even_forks(captured: Captured, count: int) -> list[Fork]:
         shares = [abs(here / max(1, spent[-1]) - number / (count + 1)) for here in spent[:-1]]
         near = [(len(passing[place]), share, place) for place, share in enumerate(shares) if share <= half]
         places += [place for among, _, place in sorted(near) if among][:1]
-    return [Fork(passing[place], _behind(captured.program, data[place + 1 :])) for place in dict.fromkeys(places)]
+    return [Fork(passing[place], _behind(captured.program, data, place)) for place in dict.fromkeys(places)]
 
 
 def _passing(data: Sequence[fx.Node]) -> list[Cut]:
@@ -67,10 +67,10 @@ def _passing(data: Sequence[fx.Node]) -> list[Cut]:
     return [tuple(nodes) for nodes in passing]
 
 
-def _behind(program: Program, data: Sequence[fx.Node]) -> frozenset[fx.Node]:
-    """These calls, and what is computed for them alone."""
-    behind = set(data)
+def _behind(program: Program, data: Sequence[fx.Node], place: int) -> frozenset[fx.Node]:
+    """The calls after a place, and what is computed of parameters and sizes for them alone."""
+    behind, before = set(data[place + 1 :]), set(data[: place + 1])
     for node in reversed(program.graph.nodes):
-        if node.op == "call_function" and node.users and behind.issuperset(node.users):
+        if node.op == "call_function" and node not in before and node.users and behind.issuperset(node.users):
             behind.add(node)
     return frozenset(behind)

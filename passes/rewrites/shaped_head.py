@@ -133,6 +133,9 @@ class ShapedHead:
         grid, wanted = self._grid(), self.result.grid
         assert grid is not None  # by `of`
         assert self.features.channels is not None
+        last = len(self.result.kind.shape) - 1
+        if grid == wanted and self.features.channels == last and self.result.channels == last:
+            return self._scores(made, made.shared, aten.linear.default, nn.Linear, last)
         node = made.permuted(made.shared, [0, self.features.channels, *self.features.positions], "channels_first")
         if len(self.features.positions) != len(grid):
             node = made.call(aten.unflatten.int, (node, 2, [size.coefficient for size in grid]), "grid")
