@@ -5,7 +5,8 @@ The rewrite:
 1. the full network stays as it is;
 2. for every lower depth, of each run of equal blocks the last ones are left out, at least one staying; what lies before
    the first of them is computed once for all levels, what comes after is copied and reads the same parameters (of dense
-   layers, the part that is left);
+   layers, the part that is left). Blocks are those between cut points where that tells the depths apart, else residual
+   units, around which other tensors may go (`anytimeify.analysis.residual_units`);
 3. with private norms, a normalisation after a block that is left out has parameters and statistics of its own per
    level, which start as the full ones.
 
