@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
 __all__ = ["NETWORKS", "Alternating", "Conditioned", "Forecast", "PostNorm", "SkipConnected"]
+
+
+def _parts(layers: nn.ModuleList) -> Iterator[tuple[nn.Module, ...]]:
+    for layer in layers:
+        assert isinstance(layer, nn.ModuleList)
+        yield tuple(layer)
 
 
 class _Attention(nn.Module):
@@ -44,7 +52,7 @@ class Alternating(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         x, seen = self.embed(tokens), tokens.ne(0)
-        for attention, feed_forward in self.layers:  # type: ignore[misc]  # a list of lists of modules
+        for attention, feed_forward in _parts(self.layers):
             x = x + attention(x, seen)
             x = x + feed_forward(x)
         result: Tensor = self.head(x)
@@ -63,7 +71,7 @@ class Conditioned(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         time = self.time(time).relu()
-        for modulation, attention in self.layers:  # type: ignore[misc]  # a list of lists of modules
+        for modulation, attention in _parts(self.layers):
             shift, gate = modulation(time)[:, None].chunk(2, -1)
             x = x + gate * attention(x + shift)
         result: Tensor = self.head(x)
@@ -81,7 +89,7 @@ class PostNorm(nn.Module):
         self.layers = nn.ModuleList(nn.ModuleList([nn.Linear(8, 8), nn.LayerNorm(8)]) for _ in range(layers))
 
     def forward(self, x: Tensor, positions: Tensor) -> Tensor:
-        for layer, norm in self.layers:  # type: ignore[misc]  # a list of lists of modules
+        for layer, norm in _parts(self.layers):
             x = norm(x + layer(x + positions).relu())
         result: Tensor = self.head(x.mean(1))
         return result
@@ -123,7 +131,7 @@ class Forecast(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         forecast = self.start(x)
-        for hidden, back, fore in self.layers:  # type: ignore[misc]  # a list of lists of modules
+        for hidden, back, fore in _parts(self.layers):
             h = hidden(x).relu()
             x, forecast = x - back(h), forecast + fore(h)
         result: Tensor = forecast + self.last(x)

@@ -54,7 +54,7 @@ def test_a_row_of_tokens_is_a_grid_of_the_predictions_proportions() -> None:
 
         def forward(self, x: Tensor) -> Tensor:
             tokens = self.embed(x).flatten(2).transpose(1, 2)
-            patches = self.out(self.mix(tokens).relu()).view(len(x), 2, 4, 2, 4, 4)
+            patches: Tensor = self.out(self.mix(tokens).relu()).view(len(x), 2, 4, 2, 4, 4)
             return patches.permute(0, 3, 1, 4, 2, 5).reshape(-1, 2, 8, 16)
 
     x = torch.randn(2, 3, 8, 16)
