@@ -5,14 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import nn
 from torch.export import ExportedProgram
 
 from anytimeify import verification
-from anytimeify.analysis.axes import analyse
+from anytimeify.analysis.axes import Axes, Widths, analyse
 from anytimeify.capture import Source, capture
 from anytimeify.capture.side_by_side import side_by_side
 from anytimeify.codegen.recompute import part_numbers
@@ -21,6 +21,7 @@ from anytimeify.contract.pass_manager import run_pass
 from anytimeify.errors import AnytimeWarning, SchemeError
 from anytimeify.ir import Captured
 from anytimeify.passes.options import Options
+from anytimeify.passes.rewrites.channel_counts import channel_counts
 from anytimeify.passes.rewrites.consensus import Consensus
 from anytimeify.passes.scheme import Scheme, compose
 from anytimeify.process import ONE_AT_A_TIME, without_garbage_search
@@ -45,6 +46,7 @@ def transform(
     taxonomy: Taxonomy | None = None,
     consensus: Consensus | str | None = None,
     checkpoint: bool = False,
+    constants: Literal["keep", "scale"] = "keep",
 ) -> AnytimeModel:
     """Converts a backbone into an anytime model. `model` is not modified and shares no tensor with the result.
 
@@ -69,11 +71,15 @@ def transform(
         consensus: add a last level that combines all others: `"average"`, `"learned"`, or a `Consensus`.
         checkpoint: at every level, recompute in the backward pass what the backbone runs under
             `torch.utils.checkpoint`. Training then needs less memory and more time.
+        constants: what becomes of numbers in `forward()` that were made of a channel count, such as `dim**-0.5`, where
+            levels have fewer channels: `"keep"` notes them in the report; `"scale"` lets every level compute with the
+            number of its own width, as the same architecture built thin does.
 
     Raises `CaptureError`, `UnsupportedOpError`, `SchemeError` or `VerificationError`. The result is in train or eval
     mode as the backbone is now. An `AnytimeWarning` says where it trains differently from the backbone.
     """
     chosen = _single(scheme)
+    _check_constants(chosen, constants)
     options = Options(taxonomy, Consensus.of(consensus), checkpoint)
     given = tuple(model) if isinstance(model, tuple | list) else (model,)
     models = tuple(one.model if isinstance(one, Source) else one for one in given)
@@ -89,6 +95,8 @@ def transform(
         captured = parts[0] if len(parts) == 1 else side_by_side(*parts)
         captured = replace(captured, notes=(*captured.notes, *_recomputation(parts, checkpoint)))
         axes = analyse(captured.program)
+        captured = channel_counts(captured, axes, _kept(chosen, axes), scale=constants == "scale")
+        axes = analyse(captured.program) if constants == "scale" else axes
         captured = replace(run_pass(f"prepare {chosen.name}", chosen.prepare, captured, axes), reference=None)
         several, its_axes = options.before(captured, axes)
         rewritten = run_pass(chosen.name, chosen.apply, several, its_axes)
@@ -101,6 +109,24 @@ def transform(
             verification.verify(net, *models, references=references)
     _warn(captured)
     return net
+
+
+def _kept(scheme: Scheme, axes: Axes) -> Sequence[Widths]:
+    """What levels keep of the axes; nothing where the scheme refuses, which it says when it is applied."""
+    try:
+        return scheme.kept(axes)
+    except SchemeError:
+        return ()
+
+
+def _check_constants(scheme: Scheme, constants: Any) -> None:
+    if constants not in ("keep", "scale"):
+        raise SchemeError(f"constants={constants!r}: expected keep or scale")
+    if constants == "scale" and scheme.shares_values:
+        raise SchemeError(
+            "constants='scale': under triangular connectivity channels have the same values at every level, so that a "
+            "number which they are multiplied with cannot be another one per level; take connectivity='dense'"
+        )
 
 
 def _recomputation(parts: Sequence[Captured], kept: bool) -> Iterator[str]:

@@ -16,6 +16,7 @@ from anytimeify.losses.taxonomy import TaxonomyLoss
 from anytimeify.passes.rewrites.consensus import Consensus, add_consensus
 from anytimeify.passes.rewrites.granularities import part_heads
 from anytimeify.passes.rewrites.one_writer import one_writer
+from anytimeify.passes.rewrites.parameter_state import settle
 from anytimeify.passes.rewrites.taxonomy import add_heads
 from anytimeify.passes.scheme import Scheme
 from anytimeify.taxonomy import Taxonomy
@@ -56,7 +57,7 @@ class Options:
         if self.taxonomy is not None:
             rewritten = part_heads(rewritten, self.taxonomy, captured.program)
             rewritten = replace(rewritten, notes=(*given.notes[len(captured.notes) :], *rewritten.notes))
-        rewritten = one_writer(rewritten)
+        rewritten = one_writer(settle(rewritten))
         return rewritten if self.consensus is None else add_consensus(rewritten, self.consensus)
 
     def default_loss(self, scheme: Scheme) -> nn.Module:

@@ -98,6 +98,7 @@ class _Exported:
 
     program: ExportedProgram
     counterpart: Counterpart | None = None
+    note: str | None = None  # on the way that the export took
 
 
 @dataclass(frozen=True)
@@ -160,21 +161,21 @@ class _Source:
         try:
             if self.generalises:
                 return self._export_twice(training), None
-            exported = self._export(self.inputs, self.dynamic_shapes, training)
+            exported, note = self._export(self.inputs, self.dynamic_shapes, training)
             guard = unkept_guard(exported) if self.dynamic_shapes is None else None
             if guard is not None:
                 return None, CaptureError(f"forward() decides something by the size of its batch ({guard})")
-            return _Exported(exported), None
+            return _Exported(exported, note=note), None
         except Exception as error:
             return None, error
 
-    def _export(self, inputs: CallInputs, dynamic_shapes: Any, training: bool) -> ExportedProgram:
+    def _export(self, inputs: CallInputs, dynamic_shapes: Any, training: bool) -> tuple[ExportedProgram, str | None]:
         return export(self.model, inputs, dynamic_shapes, training=training, held=self.modes.held)
 
     def _export_twice(self, training: bool) -> _Exported:
         size = self._first_batch
-        one, two = (self._export(of_batch(self.inputs, n), {}, training) for n in (size, size + 1))
-        return _Exported(one, Counterpart(two, size, size + 1))
+        (one, note), (two, _) = (self._export(of_batch(self.inputs, n), {}, training) for n in (size, size + 1))
+        return _Exported(one, Counterpart(two, size, size + 1), note)
 
     @property
     def _first_batch(self) -> int:
@@ -263,7 +264,9 @@ class _Source:
             return _Attempt(why=error)
         names, positional = self.arguments.names, self.arguments.positional
         signature = replace(captured.signature, names=names, positional=positional, trained=position)
-        captured = _told(replace(captured, signature=signature, held=self.modes.held)).losing(*self.modes.lost)
+        notes = (*captured.notes, *([exported.note] if exported.note is not None else []))
+        captured = replace(captured, signature=signature, held=self.modes.held, notes=notes)
+        captured = _told(captured).losing(*self.modes.lost)
         if self.expected is None:
             return _Attempt(captured, collected=collected)
         (gap,) = gaps(captured, self.expected, training=False)

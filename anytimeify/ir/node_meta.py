@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -20,11 +20,12 @@ from torch import fx
 from anytimeify.ir import Origin, Size, TensorType
 
 __all__ = [
-    *("EXPORTED", "KEYS", "MODULE_KEYS", "Key", "Type"),
+    *("EXPORTED", "KEYS", "MODULE_KEYS", "Counted", "Key", "Type"),
     *(
         "annotations_of",
         "weight_blocks_of",
         "checkpoint_of",
+        "counts_of",
         "granularities_of",
         "granularity_of",
         "is_masked",
@@ -37,6 +38,16 @@ __all__ = [
 ]
 
 Type: TypeAlias = Any  # a TensorType, a Size, None for another number, or a tuple of these
+
+
+class Counted(NamedTuple):
+    """A number in a call that follows the widths: the argument, and the power of the size that it is.
+
+    `places`: dimensions, each by the name of a node of the backbone, whose sizes multiply to that size."""
+
+    argument: str
+    power: float
+    places: tuple[tuple[str, int], ...]
 
 
 @dataclass(frozen=True)
@@ -70,6 +81,12 @@ def _is_granularities(value: Any) -> bool:
     )
 
 
+def _is_counted(value: Any) -> bool:
+    return isinstance(value, tuple) and all(
+        isinstance(one, Counted) and one.power in (1.0, -1.0, 0.5, -0.5) for one in value
+    )
+
+
 # Of the nodes of a program.
 KEYS: Mapping[str, Key] = MappingProxyType(
     {
@@ -85,6 +102,7 @@ KEYS: Mapping[str, Key] = MappingProxyType(
         "blocks": Key(
             "of a block-triangular weight: the rows of every block and the columns that they read", _is_blocks
         ),
+        "counts": Key("numbers among the arguments that are powers of sizes, and follow the widths", _is_counted),
         "granularity": Key("of a head: the name of the labels that it predicts", lambda v: isinstance(v, str)),
         "granularities": Key("of a concatenated prediction: name and classes of each part", _is_granularities),
     }
@@ -152,6 +170,12 @@ def mask_nonzeros_of(node: fx.Node) -> int:
 def weight_nonzeros_of(node: fx.Node) -> int | None:
     """`meta["weight_nonzeros"]`; None of other layers."""
     found: int | None = node.meta.get("weight_nonzeros")
+    return found
+
+
+def counts_of(node: fx.Node) -> tuple[Counted, ...]:
+    """`meta["counts"]`; empty where numbers stay as they are."""
+    found: tuple[Counted, ...] = node.meta.get("counts", ())
     return found
 
 

@@ -74,6 +74,7 @@ MEANS: Mapping[object, Callable[..., Any]] = {
     aten.randn.default: _full(0.0),
     aten.randn_like.default: _like(lambda: 0.0),
     aten.rrelu_with_noise.default: _rrelu,
+    aten.rrelu_with_noise_.default: lambda x, *args, **named: x.copy_(_rrelu(x, *args, **named)),
     aten.uniform.default: _like(lambda low=0.0, high=1.0: (low + high) / 2),
     aten.uniform_.default: _filled(lambda low=0.0, high=1.0: (low + high) / 2),
 }

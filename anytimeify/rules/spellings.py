@@ -97,5 +97,6 @@ def _fill(given: Mapping[str, Any]) -> Call | None:
 _IN_PLACE: Mapping[str, Callable[[Mapping[str, Any]], Call | None]] = {
     "aten::bernoulli_": _bernoulli,
     "aten::fill_": _fill,
+    "aten::normal_": lambda given: Call(aten.normal_functional.default, dict(given)),
     "aten::zero_": lambda given: Call(aten.zeros_like.default, {"self": given["self"]}),
 }

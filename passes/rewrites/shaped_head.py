@@ -202,16 +202,16 @@ def _feature_layout(axes: Axes, node: fx.Node) -> _Layout | None:
 
 
 def _result_layout(program: Program, axes: Axes, prediction: fx.Node) -> _Layout:
-    """That of the prediction: as the analysis sees it; images and volumes of which it does not know the positions have
-    channels first; a vector otherwise."""
+    """That of the prediction: channels first where it is an image or a volume of an input's proportions, else as the
+    analysis sees it; a vector otherwise."""
     kind, found = type_of(prediction), _layout(axes, prediction)
-    if found is not None and (found.positions or len(kind.shape) == 2):
-        return found
     rank = len(kind.shape)
-    if rank > 2 and all(enumerates_positions(expr) for expr in axes.dims[prediction][1:]):
-        return _Layout(kind, tuple(range(1, rank)), None)
     if rank in (4, 5) and any(_same_proportions(type_of(node), kind) for node in program.placeholders):
         return _Layout(kind, tuple(range(2, rank)), 1)
+    if found is not None and (found.positions or rank == 2):
+        return found
+    if rank > 2 and all(enumerates_positions(expr) for expr in axes.dims[prediction][1:]):
+        return _Layout(kind, tuple(range(1, rank)), None)
     if rank < 2 or not all(size.static for size in kind.shape[1:]) or kind.size.coefficient > _LARGEST:
         raise SchemeError(
             "a pooled head gives class scores, vectors, sequences or images of a known size for every sample, and the "
