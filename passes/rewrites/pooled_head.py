@@ -21,7 +21,7 @@ from anytimeify.ir.node_meta import origin_of, packed_of, type_of
 from anytimeify.passes.rewrites.taxonomy import heads_of_output
 from anytimeify.rules.factors import Expr, leaves, resolve
 
-__all__ = ["pooled_head"]
+__all__ = ["enumerates_positions", "pooled_head"]
 
 aten = torch.ops.aten
 POSITIONS = 4  # a side of what images are pooled to
@@ -42,7 +42,7 @@ def pooled_head(builder: Builder, program: Program, axes: Axes, at: fx.Node, lev
             f"a pooled head gives one vector of scores a sample, and the prediction of this network has the shape "
             f"[{', '.join(map(str, prediction.shape))}]; use head='branch'"
         )
-    places = [dim for dim, expr in enumerate(axes.dims[at]) if dim and _enumerates_positions(expr)]
+    places = [dim for dim, expr in enumerate(axes.dims[at]) if dim and enumerates_positions(expr)]
     channels = [dim for dim in range(1, len(kind.shape)) if dim not in places]
     batch = kind.shape[0]
     if batch != prediction.shape[0] or len(places) > 2 or len(channels) != 1 or not kind.shape[channels[0]].static:
@@ -79,6 +79,7 @@ def pooled_head(builder: Builder, program: Program, axes: Axes, at: fx.Node, lev
     return scores[0] if len(scores) == 1 else call(aten.cat.default, (scores, 1), "granularities")
 
 
-def _enumerates_positions(expr: Expr) -> bool:
+def enumerates_positions(expr: Expr) -> bool:
+    """Whether a dimension counts positions (pixels, tokens) and nothing else."""
     kinds = [leaf.pin.kind if leaf.pin is not None else "" for leaf in leaves(resolve(expr))]
     return bool(kinds) and all(kind in ("position", "input") for kind in kinds)
