@@ -193,8 +193,8 @@ class _Source:
         if dynamic.captured is not None:
             return dynamic
         limit = f"batches of {self.inputs.batch}, the size in the example, for {reason_of(dynamic.reason)}"
-        if isinstance(why, Differs):
-            limit += f"; and between exports for two sizes, {why}"
+        if isinstance(why, Differs | AnytimeError):
+            limit += f"; and of exports for two other sizes, {_first_line(why)}"
         return replace(fixed, captured=fixed.captured.limited_to(limit))
 
     def export(self, *, training: bool) -> tuple[_Exported | None, Exception | None]:
@@ -219,7 +219,8 @@ class _Source:
 
     @property
     def _first_batch(self) -> int:
-        return max(2, self.inputs.batch or 0)  # a size of 1 may mean that something is repeated
+        """Not the example's, which the model may remember, and not 1, which may mean that something is repeated."""
+        return max(2, self.inputs.batch or 0) + 1
 
     def within_range(self, captured: Captured) -> Captured:
         """The capture with the sizes of a batch that it is right for, where those are not all.

@@ -72,6 +72,8 @@ class Gap:
 # largest of all parameters is rounding altogether, as that of a bias before a batch norm is.
 _SINGLE, _DOUBLE = 1e-4, 1e-7
 _NOTHING = {_SINGLE: 1e-5, _DOUBLE: 1e-12}
+# The same of a buffer, beside the largest of all: running means of what a norm before has centred.
+_NO_STATE = 1e-12
 
 
 def verify_training(net: AnytimeModel, *models: nn.Module | ExportedProgram) -> None:
@@ -229,11 +231,13 @@ def _gap(net: AnytimeModel, model: nn.Module, theirs: Step, ours: Step, place: i
             gradient, parameter = found, name
     buffer, worst, changed, followed = 0.0, "", 0, 0
     read = {names.layer(str(node.target)) for node in net.captured.program.graph.find_nodes(op="get_attr")}
+    floats = (one for one in theirs.buffers.values() if one.is_floating_point() and one.numel())
+    nothing = _NO_STATE * max((float(one.abs().max()) for one in floats), default=0.0)
     for name, value in theirs.buffers.items():
         # What only other outputs depend on (auxiliary heads of training) is no part of the network any more.
         if prefix + name not in ours.buffers or names.layer(prefix + name) not in read:
             continue
-        found = _of_buffers(value, ours.buffers[prefix + name], moved=moved)
+        found = _of_buffers(value, ours.buffers[prefix + name], nothing, moved=moved)
         changed += name in theirs.changed
         followed += found <= limit and name in theirs.changed
         if found > buffer:
@@ -279,14 +283,15 @@ def _relative(reference: Tensor, result: Tensor, floor: float) -> float:
     return error / scale if scale > 0 else float("inf")
 
 
-def _of_buffers(value: Tensor, other: Tensor, *, moved: bool) -> float:
+def _of_buffers(value: Tensor, other: Tensor, nothing: float, *, moved: bool) -> float:
     other = first_member(other, value.shape)
     if value.is_complex() and other.is_complex():
         value, other = torch.view_as_real(value), torch.view_as_real(other)
     if moved and value.shape == other.shape:
         value, other = value.flatten().sort().values, other.flatten().sort().values
     if value.is_floating_point():
-        return difference(value, other)
+        same = value.shape == other.shape and torch.allclose(value, other, rtol=0, atol=nothing, equal_nan=True)
+        return 0.0 if same else difference(value, other)
     return 0.0 if torch.equal(value, other) else float("inf")
 
 

@@ -79,6 +79,8 @@ def call(model: Callable[..., Any], inputs: Any, **more: Any) -> Any:
 
 def prediction(result: Any) -> Tensor:
     """Of a structure the field `logits`, or the first tensor."""
+    if isinstance(result, Tensor):
+        return result
     logits = result.get("logits") if isinstance(result, Mapping) else None
     if isinstance(logits, Tensor):
         return logits
@@ -128,7 +130,7 @@ def _levels(net: AnytimeModel, inputs: Any, expected: Tensor | None, where: str)
     if expected is not None:
         _close(expected, joint[net.full], f"the full level among all against the backbone, {where}")
     for level, among in zip(net.levels, joint, strict=True):
-        alone = call(net, inputs, level=level)
+        alone = prediction(call(net, inputs, level=level))
         _close(among, alone, f"{level.name} alone against the same among all, {where}")
         if not level.training_only:
             _close(alone, prediction(call(net.extract(level), inputs)), f"the extract of {level.name}, {where}")
@@ -170,7 +172,7 @@ class _OtherStructureError(Exception):
 def _gradients_of_both(net: AnytimeModel, model: nn.Module, inputs: Any) -> tuple[Any, Any]:
     level = net.levels[net.full]
     expected = call(model, inputs)
-    found = call(net, inputs, level=level)
+    found = prediction(call(net, inputs, level=level))
     shapes = [leaf for leaf in tree_leaves(_plain(expected)) if isinstance(leaf, Tensor)]
     chosen = prediction(expected)
     if chosen.shape != found.shape:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeAlias
 
 from torch import fx
@@ -16,7 +16,7 @@ from anytimeify.ir import Captured, Program
 from anytimeify.ir.node_meta import origin_of
 from anytimeify.passes.rewrites.separators import separators
 
-__all__ = ["Cut", "balanced_cuts", "cut_named", "even_cuts", "name_of_cut"]
+__all__ = ["Cut", "candidates", "cut_named", "even_cuts", "name_of_cut", "owns_parameters"]
 
 Cut: TypeAlias = tuple[fx.Node, ...]
 
@@ -68,28 +68,17 @@ def name_of_cut(program: Program, blocks: Blocks, cut: Cut) -> str:
     return node.name
 
 
-def balanced_cuts(captured: Captured, blocks: Blocks, count: int) -> list[Cut]:
-    """Cuts after stages if enough of them end, else after blocks, between which the network costs about the same."""
-    for cuts in even_cuts(captured, blocks, count):
-        return cuts
-    places = len(_candidates(captured, blocks))
-    raise SchemeError(
-        f"depth={count}: this network has {places} places to cut it at with parameters behind each, too few; "
-        "choose a smaller depth, or name cuts"
-    )
-
-
 def even_cuts(captured: Captured, blocks: Blocks, count: int) -> Iterator[list[Cut]]:
     """Ways to cut a network so that its parts cost about the same: after stages, after any blocks, and where several
     tensors together carry all data."""
     macs = macs_by_node(captured.program, captured.batch, *sizes(captured))
     cost = [sum(macs.get(node, 0) for node in block.nodes) for block in blocks.blocks]
-    owns: list[bool] = [_owns_parameters(captured.program, block.nodes) for block in blocks.blocks]
+    owns: list[bool] = [owns_parameters(captured.program, block.nodes) for block in blocks.blocks]
     ends = {stage.blocks[-1].end for stage in blocks.stages}
-    every = _candidates(captured, blocks)
+    every = candidates(captured, blocks)
     behind_stages = [i for i in every if blocks.blocks[i].end in ends and any(cost[: i + 1])]
-    for candidates in (behind_stages, every):
-        best = _most_even(candidates, cost, owns, count)
+    for places in (behind_stages, every):
+        best = _most_even(places, cost, owns, count)
         if best is not None:
             yield [(blocks.blocks[i].end,) for i in best]
     several = separators(captured, count)
@@ -97,13 +86,14 @@ def even_cuts(captured: Captured, blocks: Blocks, count: int) -> Iterator[list[C
         yield several
 
 
-def _candidates(captured: Captured, blocks: Blocks) -> list[int]:
+def candidates(captured: Captured, blocks: Blocks) -> list[int]:
     """Blocks after which there are parameters."""
-    owns = [_owns_parameters(captured.program, block.nodes) for block in blocks.blocks]
+    owns = [owns_parameters(captured.program, block.nodes) for block in blocks.blocks]
     return [i for i, _ in enumerate(blocks.blocks[:-1]) if any(owns[i + 1 :])]
 
 
-def _owns_parameters(program: Program, nodes: Sequence[fx.Node]) -> bool:
+def owns_parameters(program: Program, nodes: Iterable[fx.Node]) -> bool:
+    """Whether one of the nodes reads a parameter."""
     read = (source for node in nodes for source in node.all_input_nodes if source.op == "get_attr")
     return any(program.is_parameter(str(source.target)) for source in read)
 

@@ -41,18 +41,22 @@ def fork_at(program: Program, cut: Cut) -> Fork:
     return Fork(cut, frozenset(node for node, depth in places.items() if depth and node.op == "call_function"))
 
 
-def even_forks(captured: Captured, count: int) -> list[Fork]:
-    """Forks between which the network costs about the same, each where the fewest tensors pass near by; fewer than
-    `count` where there are no such places."""
+def even_forks(captured: Captured, count: int, *, within: float = 0.4) -> list[Fork]:
+    """Forks between which the network costs about the same, each where the fewest tensors pass near by, `within` a
+    share of a part; fewer than `count` where there are no such places."""
     macs = macs_by_node(captured.program, captured.batch, *sizes(captured))
     data = [node for node in data_nodes(captured.program) if node.op == "call_function"]
     spent = list(itertools.accumulate(macs.get(node, 0) for node in data))
     passing = _passing(data)
-    half = 0.4 / (count + 1)
+    half = within / (count + 1)
     places = []
     for number in range(1, count + 1):
         shares = [abs(here / max(1, spent[-1]) - number / (count + 1)) for here in spent[:-1]]
-        near = [(len(passing[place]), share, place) for place, share in enumerate(shares) if share <= half]
+        near = [
+            (len(passing[place]), share, place)
+            for place, share in enumerate(shares)
+            if share <= half and (within < 1 or 0 < spent[place] < spent[-1])
+        ]
         places += [place for among, _, place in sorted(near) if among][:1]
     return [Fork(passing[place], _behind(captured.program, data, place)) for place in dict.fromkeys(places)]
 

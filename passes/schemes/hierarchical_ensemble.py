@@ -34,7 +34,8 @@ from anytimeify.ir.rewritten import LevelData, Output, Rewritten, Role
 from anytimeify.passes.fusion.batching_layout import Value
 from anytimeify.passes.fusion.fuse_replicas import RULES, larger_batch
 from anytimeify.passes.fusion.replicas import Replicas
-from anytimeify.passes.rewrites.cuts import Cut, balanced_cuts, cut_named
+from anytimeify.passes.rewrites.balanced_cuts import balanced_cuts
+from anytimeify.passes.rewrites.cuts import Cut, cut_named
 from anytimeify.passes.rewrites.frozen import is_trained
 from anytimeify.passes.rewrites.replicate import Tree, depths, stacked, tensor_depths
 from anytimeify.passes.scheme import Scheme
