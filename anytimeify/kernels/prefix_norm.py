@@ -41,8 +41,7 @@ def _prefix_norm(
     input: Tensor, ends: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float, centred: bool
 ) -> Tensor:
     """The norm of the last dimension, whose levels end at `ends`; in full precision, as torch's norms are."""
-    device = input.device.type
-    keeps = device == "meta" or not torch.is_autocast_enabled(device)
+    keeps = not (input.is_cuda and torch.is_autocast_enabled("cuda"))  # under which norms give full precision
     x = input.float() if input.dtype.itemsize < 4 else input
     tensors = [None if one is None else one.to(x.dtype) for one in (weight, bias)]
     if is_plain(x) and x.device.type != "meta" and x.numel() and is_regular(ends):
