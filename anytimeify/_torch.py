@@ -13,6 +13,7 @@ What is used, and why nothing public does it:
 * `torch._C._AutoDispatchBelowAutograd`: what an operator with its own derivatives calls itself under;
 * `torch.utils.checkpoint._checkpoint_without_reentrant_generator`: what runs around a checkpointed function;
 * `torch.utils._python_dispatch.TorchDispatchMode`: to see operations below autograd;
+* `torch.utils._python_dispatch._disable_current_modes`: to compute something while an export records;
 * `torch.autograd.function._SingleLevelFunction`: the one place that every call of an autograd function comes to;
 * the hooks that modules and tensors keep for the backward pass: only adding and removing them is public.
 
@@ -43,7 +44,7 @@ from torch.export import ExportedProgram
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from torch.utils import _pytree as pytree
 from torch.utils import checkpoint as checkpointing
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._sympy import functions as sympy_functions
 
 from anytimeify.process import ONE_AT_A_TIME
@@ -76,6 +77,7 @@ __all__ = [
     "treespec_dumps",
     "treespec_loads",
     "unflatten",
+    "without_dispatch_modes",
     "without_recomputation",
 ]
 
@@ -105,25 +107,37 @@ def schema(target: OpOverload) -> torch.FunctionSchema:
 
 
 def functional_overload(target: OpOverload) -> OpOverload | None:
-    """The operation that returns what `target` writes: `add.Tensor` of `add_.Tensor` and of `add.out`; None when torch
-    has none."""
+    """The operation that returns what `target` writes: `add.Tensor` of `add_.Tensor` and of `add.out`,
+    `pow.Tensor_Scalar` of `pow_.Scalar`; None when torch has none.
+
+    It takes the arguments of `target`, by name or else in the same order, and may take others that have defaults."""
     namespace, _, name = target._schema.name.partition("::")
-    packet = getattr(getattr(torch.ops, namespace), name, None)
     wanted = [one for one in target._schema.arguments if not one.is_out]
-    if len(wanted) == len(target._schema.arguments):
-        if not name.endswith("_") or name.endswith("__"):
-            return None
-        packet = getattr(getattr(torch.ops, namespace), name[:-1], None)
-    overloads = packet.overloads() if packet is not None else []
-    for overload in sorted(overloads, key=lambda one: one != target._overloadname):
-        found = getattr(packet, overload)
-        if not found._schema.is_mutable and _alike(found._schema.arguments, wanted):
-            return found if overload == target._overloadname or len(wanted) < len(target._schema.arguments) else None
-    return None
+    written = name if len(wanted) < len(target._schema.arguments) else _without_underscore(name)
+    packet = getattr(getattr(torch.ops, namespace), written, None) if written is not None else None
+    overloads = sorted(packet.overloads() if packet is not None else [], key=lambda one: one != target._overloadname)
+    found = [getattr(packet, overload) for overload in overloads]
+    functional = [one for one in found if not one._schema.is_mutable]
+    return next((one for alike in (_alike, _takes) for one in functional if alike(one._schema.arguments, wanted)), None)
 
 
-def _alike(one: Sequence[Any], other: Sequence[Any]) -> bool:
-    return [(each.kwarg_only, str(each.type)) for each in one] == [(each.kwarg_only, str(each.type)) for each in other]
+def _without_underscore(name: str) -> str | None:
+    """`add_` -> `add`, `__iand__` -> `__and__`; None of names of another form."""
+    if name.endswith("__"):
+        return f"__{name[3:]}" if name.startswith("__i") else None
+    return name[:-1] if name.endswith("_") else None
+
+
+def _alike(found: Sequence[Any], wanted: Sequence[Any]) -> bool:
+    return [(each.kwarg_only, str(each.type)) for each in found] == [(one.kwarg_only, str(one.type)) for one in wanted]
+
+
+def _takes(found: Sequence[Any], wanted: Sequence[Any]) -> bool:
+    """Whether every wanted argument is there under its name, and the others have defaults."""
+    given = {one.name: str(one.type) for one in wanted}
+    named = {each.name: str(each.type) for each in found}
+    rest = [each for each in found if each.name not in given]
+    return given.items() <= named.items() and all(each.has_default_value() for each in rest)
 
 
 def expression(size: int | torch.SymInt) -> sympy.Expr:
@@ -345,6 +359,13 @@ def without_recomputation(around: Callable[[], AbstractContextManager[None]] = n
         yield
     finally:
         checkpointing._checkpoint_without_reentrant_generator = original
+
+
+@contextmanager
+def without_dispatch_modes() -> Iterator[None]:
+    """What is called inside is computed, while an export around it records and computes nothing."""
+    with _disable_current_modes():
+        yield
 
 
 def backward_hooks(module: nn.Module) -> list[Any]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import nn
 from torch.export import ExportedProgram
 
 from anytimeify import verification
-from anytimeify.analysis.axes import analyse
+from anytimeify.analysis.axes import Axes, Widths, analyse
 from anytimeify.capture import Source, capture
 from anytimeify.capture.side_by_side import side_by_side
 from anytimeify.codegen.recompute import part_numbers
@@ -21,6 +21,7 @@ from anytimeify.contract.pass_manager import run_pass
 from anytimeify.errors import AnytimeWarning, SchemeError
 from anytimeify.ir import Captured
 from anytimeify.passes.options import Options
+from anytimeify.passes.rewrites.channel_counts import channel_counts
 from anytimeify.passes.rewrites.consensus import Consensus
 from anytimeify.passes.scheme import Scheme, compose
 from anytimeify.process import ONE_AT_A_TIME, without_garbage_search
@@ -45,6 +46,7 @@ def transform(
     taxonomy: Taxonomy | None = None,
     consensus: Consensus | str | None = None,
     checkpoint: bool = False,
+    constants: Literal["keep", "scale"] = "keep",
 ) -> AnytimeModel:
     """Converts a backbone into an anytime model. `model` is not modified and shares no tensor with the result.
 
@@ -64,16 +66,23 @@ def transform(
             without randomness, the prediction, the gradients and the buffers after one step must equal the backbone's,
             and so must the prediction for a batch of another size. A difference raises `VerificationError`.
         output: which tensor of a structured result is the prediction: a position, a field, or a path like `"heads.0"`.
+            With `"all"`, levels return everything that the backbone returns, in train mode and in eval mode: see
+            `AnytimeModel.forward`. So they do by default where what the backbone returns in train mode does not hold
+            the prediction of eval mode.
         taxonomy: coarser classes above those of the backbone. Every level gets one head per granularity, and the
             default loss covers all of them.
         consensus: add a last level that combines all others: `"average"`, `"learned"`, or a `Consensus`.
         checkpoint: at every level, recompute in the backward pass what the backbone runs under
             `torch.utils.checkpoint`. Training then needs less memory and more time.
+        constants: what becomes of numbers in `forward()` that were made of a channel count, such as `dim**-0.5`, where
+            levels have fewer channels: `"keep"` notes them in the report; `"scale"` lets every level compute with the
+            number of its own width, as the same architecture built thin does.
 
     Raises `CaptureError`, `UnsupportedOpError`, `SchemeError` or `VerificationError`. The result is in train or eval
     mode as the backbone is now. An `AnytimeWarning` says where it trains differently from the backbone.
     """
     chosen = _single(scheme)
+    _check_constants(chosen, constants)
     options = Options(taxonomy, Consensus.of(consensus), checkpoint)
     given = tuple(model) if isinstance(model, tuple | list) else (model,)
     models = tuple(one.model if isinstance(one, Source) else one for one in given)
@@ -85,14 +94,22 @@ def transform(
     # Tensors made under a caller's inference mode could never be trained.
     with ONE_AT_A_TIME, without_garbage_search(), torch.inference_mode(False):
         parts = [capture(one, example_inputs, dynamic_shapes=dynamic_shapes, output=output) for one in models]
+        if len(parts) > 1 and any(part.results is not None for part in parts):
+            raise SchemeError(
+                "of two backbones, levels return predictions, and not all that the backbones return (output='all', or "
+                "a backbone that returns different things in train mode and eval mode): say with output=... which of "
+                "the results is the prediction"
+            )
         references = [part.reference for part in parts]
         captured = parts[0] if len(parts) == 1 else side_by_side(*parts)
         captured = replace(captured, notes=(*captured.notes, *_recomputation(parts, checkpoint)))
         axes = analyse(captured.program)
+        captured = channel_counts(captured, axes, _kept(chosen, axes), scale=constants == "scale")
+        axes = analyse(captured.program) if constants == "scale" else axes
         captured = replace(run_pass(f"prepare {chosen.name}", chosen.prepare, captured, axes), reference=None)
         several, its_axes = options.before(captured, axes)
         rewritten = run_pass(chosen.name, chosen.apply, several, its_axes)
-        rewritten = options.after(rewritten, captured, several)
+        rewritten = options.after(rewritten, captured, several, chosen)
         captured = captured.losing(*norms_without_count(rewritten.program))
         net = AnytimeModel(compiled(captured, axes, chosen, rewritten, options), loss)
         if isinstance(models[0], nn.Module):
@@ -101,6 +118,24 @@ def transform(
             verification.verify(net, *models, references=references)
     _warn(captured)
     return net
+
+
+def _kept(scheme: Scheme, axes: Axes) -> Sequence[Widths]:
+    """What levels keep of the axes; nothing where the scheme refuses, which it says when it is applied."""
+    try:
+        return scheme.kept(axes)
+    except SchemeError:
+        return ()
+
+
+def _check_constants(scheme: Scheme, constants: Any) -> None:
+    if constants not in ("keep", "scale"):
+        raise SchemeError(f"constants={constants!r}: expected keep or scale")
+    if constants == "scale" and scheme.shares_values:
+        raise SchemeError(
+            "constants='scale': under triangular connectivity channels have the same values at every level, so that a "
+            "number which they are multiplied with cannot be another one per level; take connectivity='dense'"
+        )
 
 
 def _recomputation(parts: Sequence[Captured], kept: bool) -> Iterator[str]:

@@ -16,6 +16,8 @@ from anytimeify.losses.taxonomy import TaxonomyLoss
 from anytimeify.passes.rewrites.consensus import Consensus, add_consensus
 from anytimeify.passes.rewrites.granularities import part_heads
 from anytimeify.passes.rewrites.one_writer import one_writer
+from anytimeify.passes.rewrites.parameter_state import settle
+from anytimeify.passes.rewrites.results import pack, unpack
 from anytimeify.passes.rewrites.taxonomy import add_heads
 from anytimeify.passes.scheme import Scheme
 from anytimeify.taxonomy import Taxonomy
@@ -42,21 +44,39 @@ class Options:
     def apply(self, scheme: Scheme, captured: Captured, axes: Axes) -> Rewritten:
         """What the scheme makes of a network, with these options."""
         given = self.before(captured, axes)
-        return self.after(run_pass(scheme.name, scheme.apply, *given), captured, given[0])
+        return self.after(run_pass(scheme.name, scheme.apply, *given), captured, given[0], scheme)
 
     def before(self, captured: Captured, axes: Axes) -> tuple[Captured, Axes]:
-        """What the scheme is given of a network: with a taxonomy, one that has a head for every granularity."""
+        """What the scheme is given of a network: with a taxonomy, one that has a head for every granularity; of several
+        results, one that has them in one tensor."""
+        if captured.results is not None:
+            self._check_results()
+            packed = pack(captured, captured.results)
+            return packed, analyse(packed.program, returned={node.name for node in captured.program.outputs})
         if self.taxonomy is None:
             return captured, axes
         several = add_heads(captured, axes, self.taxonomy)
         return several, analyse(several.program)
 
-    def after(self, rewritten: Rewritten, captured: Captured, given: Captured) -> Rewritten:
+    def _check_results(self) -> None:
+        """`SchemeError` for options that are about predictions alone."""
+        given = {"a taxonomy": self.taxonomy, "a consensus": self.consensus}
+        for option, value in given.items():
+            if value is not None:
+                raise SchemeError(
+                    f"{option} is about one prediction, and levels return all that the backbone returns (output='all', "
+                    "or a backbone that returns different things in train mode and eval mode): leave one of them out, "
+                    "or say with output=... which of the results is the prediction"
+                )
+
+    def after(self, rewritten: Rewritten, captured: Captured, given: Captured, scheme: Scheme) -> Rewritten:
         """What is made of a scheme's result; `given` is what the scheme was given of the network."""
+        if captured.results is not None:
+            rewritten = unpack(rewritten, captured, captured.results, scheme.name)
         if self.taxonomy is not None:
             rewritten = part_heads(rewritten, self.taxonomy, captured.program)
             rewritten = replace(rewritten, notes=(*given.notes[len(captured.notes) :], *rewritten.notes))
-        rewritten = one_writer(rewritten)
+        rewritten = one_writer(settle(rewritten))
         return rewritten if self.consensus is None else add_consensus(rewritten, self.consensus)
 
     def default_loss(self, scheme: Scheme) -> nn.Module:

@@ -65,6 +65,11 @@ class Scheme:
         return ()
 
     @property
+    def shares_values(self) -> bool:
+        """Whether channels have the same values at every level that has them."""
+        return False
+
+    @property
     def narrowed(self) -> str | tuple[str, ...]:
         """Which axes levels may differ in, as `Axes.chosen` takes it."""
         return "all"

@@ -311,9 +311,9 @@ def no_output(document: dict[str, Any], tensors: object) -> None:
     document["graph"]["nodes"].pop()
 
 
-@hostile("reads format 3")
+@hostile("reads format 4")
 def a_newer_format(document: dict[str, Any], tensors: object) -> None:
-    document["format"] = 4
+    document["format"] = 5
 
 
 @hostile("'pickle' is not a scheme")

@@ -65,6 +65,17 @@ def rule(target: OpOverload) -> Iterator[dict[str, object]]:
     unregister(target)
 
 
+def test_levels_that_return_what_the_backbone_returns() -> None:
+    names: dict[str, Any] = {}
+    for text in blocks("docs/outputs.md"):
+        exec(text, names)
+    net, x = names["net"], names["x"]
+    assert net(x, level=0).keys() == names["small"](x).keys() == {"logits", "depth", "stride"}
+    assert torch.equal(names["out"].levels[0], names["out"].results[0]["logits"])
+    assert names["losses"][-1] < names["losses"][0]
+    assert len(names["maps"]) == 2
+
+
 LIBRARIES: list[dict[str, object]] = []
 INPUTS = (torch.randn(4, 8),)
 

@@ -12,6 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 from anytimeify import ArtifactError, MissingExtraError, VerificationError, transform
 from anytimeify.io.files import new_file, new_folder
@@ -96,7 +97,7 @@ def test_a_file_that_computes_something_else_is_not_written(
 
     def wrong(source: object) -> Any:
         run = original(source)
-        return lambda inputs: run(inputs) + 1e-2
+        return lambda inputs: pytree.tree_map(lambda result: result + 1e-2, run(inputs))
 
     monkeypatch.setattr(export, name, wrong)
     with pytest.raises(VerificationError, match=rf"small\.{format}' was not written: at inputs of \[\[4, 3, 6, 6\]\]"):

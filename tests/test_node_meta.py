@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from anytimeify.ir import Origin, Size, TensorType, node_meta
-from anytimeify.ir.node_meta import EXPORTED, KEYS, MODULE_KEYS
+from anytimeify.ir.node_meta import EXPORTED, KEYS, MODULE_KEYS, Counted
 from tests.source_files import import_name, sources
 
 FILES = {import_name(path): path for path in sources()}
@@ -73,7 +73,9 @@ VALUES = [
     ("through", True, [False, 1]),
     ("weight_nonzeros", 3, [None]),
     ("blocks", ((ROWS, ROWS),), [(ROWS, ROWS), [(ROWS, ROWS)]]),
+    ("counts", (Counted("other", 0.5, (("add", 1),)),), [[Counted("other", 0.5, ())], (Counted("other", 3.0, ()),)]),
     ("granularity", "coarse", [1]),
+    ("packed", ("logits", "aux"), ["logits", ("logits", 1)]),
     ("granularities", (("", 3), ("coarse.", 2)), [("", 3), [("", 3)]]),
 ]
 

@@ -33,6 +33,12 @@ def test_functional_overloads() -> None:
     assert _torch.functional_overload(aten.div.out) is aten.div.Tensor
     assert _torch.functional_overload(aten.sum.IntList_out) is aten.sum.dim_IntList
     assert _torch.functional_overload(aten.__and__.Tensor) is None
+    assert _torch.functional_overload(aten.pow_.Scalar) is aten.pow.Tensor_Scalar
+    assert _torch.functional_overload(aten.pow_.Tensor) is aten.pow.Tensor_Tensor
+    assert _torch.functional_overload(aten.__iand__.Tensor) is aten.__and__.Tensor
+    assert _torch.functional_overload(aten.polygamma_.default) is aten.polygamma.default
+    assert _torch.functional_overload(aten.zeros.out) is aten.zeros.default
+    assert _torch.functional_overload(aten.fill_diagonal_.default) is None
     assert _torch.schema(aten.add.Tensor).name == "aten::add"
 
 
@@ -196,3 +202,19 @@ def test_assertions_are_calls_that_exporters_know() -> None:
     with pytest.raises(AssertionError, match="two of them"):
         Checked()(torch.ones(3))
     assert torch.export.export(Checked(), (torch.ones(2),)).module()(torch.ones(2)).shape == (2,)
+
+
+def test_an_export_may_be_left_for_a_moment() -> None:
+    class Recorded(_torch.TorchDispatchMode):
+        calls = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.calls += 1
+            return func(*args, **(kwargs or {}))
+
+    with Recorded() as mode:  # type: ignore[no-untyped-call]  # of torch
+        with _torch.without_dispatch_modes():
+            torch.ones(2).add(1)
+        assert mode.calls == 0
+        torch.ones(2).add(1)
+        assert mode.calls > 0

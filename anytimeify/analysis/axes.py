@@ -11,7 +11,7 @@ import fnmatch
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Literal
@@ -219,8 +219,10 @@ def _matches(group: AxisGroup, patterns: Iterable[str]) -> bool:
 
 
 @rewrite("analyse")
-def analyse(program: Program) -> Axes:
-    """Find the axis groups of a canonical program. Linear in the number of nodes."""
+def analyse(program: Program, *, returned: Set[str] = frozenset()) -> Axes:
+    """Find the axis groups of a canonical program. Linear in the number of nodes.
+
+    `returned`: names of nodes that the backbone returns, besides the outputs of the program."""
     known: dict[fx.Node, Any] = {}
     memo: dict[fx.Node, dict[str, Any]] = {}
     mixed: dict[fx.Node, list[Expr]] = {}
@@ -239,8 +241,8 @@ def analyse(program: Program) -> Axes:
             known[node] = of_tensor.setdefault(id(tensor), _tensor_dims(node, tensor))
         elif node.op == "output":
             for result in program.outputs:
-                for expr in known[result]:
-                    pin(expr, Pin("an output of the model", _where(node), "output"))
+                # Of several, which one.
+                _pin_output(known[result], node if len(program.outputs) == 1 else result)
         elif (several := result_of(node)) is not None:
             known[node] = known[several][node.args[1]]
         elif isinstance(type_of(node), Size):
@@ -260,6 +262,8 @@ def analyse(program: Program) -> Axes:
                 mixed[node] = op.mixed
             if rule.joins:
                 joins.extend(_joined(op, depth))
+        if node.name in returned:
+            _pin_output(known[node], node)
     for expr in joins:
         mark_stream(expr)
     dims = {node: _resolved(axes) for node, axes in known.items()}
@@ -267,6 +271,11 @@ def analyse(program: Program) -> Axes:
         node: frozenset(leaf for expr in exprs for leaf in leaves(resolve(expr))) for node, exprs in mixed.items()
     }
     return Axes(_groups(program, dims), dims, memo, leaves_of, tuple(unknown))
+
+
+def _pin_output(axes: Dims, node: fx.Node) -> None:
+    for expr in axes:
+        pin(expr, Pin("an output of the model", _where(node), "output"))
 
 
 def _fits(axes: Any, kind: Any) -> bool:

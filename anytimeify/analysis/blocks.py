@@ -27,7 +27,7 @@ from anytimeify.ir.schema import bound
 from anytimeify.rules import has_kind
 from anytimeify.rules.factors import Expr, Factor, Product
 
-__all__ = ["Block", "Blocks", "Segment", "Stage", "data_nodes", "find_blocks", "positions"]
+__all__ = ["Block", "Blocks", "Segment", "Stage", "best_period", "data_nodes", "find_blocks", "positions"]
 
 _LONGEST_PERIOD = 8  # segments in one repeat: 2 for transformers, 4 with shifted windows
 
@@ -48,10 +48,12 @@ class Segment:
 
 @dataclass(frozen=True)
 class Block:
-    """Neighbouring segments; blocks of equal operations, parameter shapes and tensor shapes have the same `kind`."""
+    """Neighbouring segments; blocks of equal operations, parameter shapes and tensor shapes have the same `kind`. What
+    a residual block adds to other streams is `beside` it: each such sum with the tensor that it adds to."""
 
     segments: tuple[Segment, ...]
     kind: int
+    beside: tuple[tuple[fx.Node, fx.Node], ...] = ()
 
     @property
     def start(self) -> fx.Node | None:
@@ -199,7 +201,7 @@ def _repeats(units: Sequence[_Unit]) -> list[Block]:
     blocks: list[Block] = []
     start = 0
     while start < len(units):
-        period, count = _best_period([unit.key for unit in units], start)
+        period, count = best_period([unit.key for unit in units], start)
         for repeat in range(count):
             members = units[start + repeat * period : start + (repeat + 1) * period]
             kind = kinds.setdefault(tuple(unit.key for unit in members), len(kinds))
@@ -208,7 +210,7 @@ def _repeats(units: Sequence[_Unit]) -> list[Block]:
     return blocks
 
 
-def _best_period(keys: Sequence[Any], start: int) -> tuple[int, int]:
+def best_period(keys: Sequence[Any], start: int) -> tuple[int, int]:
     """The shortest period that covers most keys from `start` on, and how often it repeats; (1, 1) if nothing does."""
     best = (1, 1)
     for period in range(1, _LONGEST_PERIOD + 1):

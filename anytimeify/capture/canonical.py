@@ -24,7 +24,7 @@ from anytimeify.capture.training_form import restore_training_form
 from anytimeify.capture.work_graph import WorkGraph, fake
 from anytimeify.ir import Captured, Signature, names
 
-__all__ = ["Canonical", "Counterpart", "canonicalise", "results_of"]
+__all__ = ["Canonical", "Counterpart", "canonicalise", "results_of", "user_outputs"]
 
 
 class Counterpart(NamedTuple):
@@ -99,11 +99,11 @@ def canonicalise(
 def results_of(exported: ExportedProgram) -> list[Tensor | None]:
     """The flat results of the backbone: without data, as the exporter recorded them; None for what is no tensor."""
     node = exported.graph.output_node()
-    results = _user_outputs(node, exported)
+    results = user_outputs(node, exported)
     return [fake(result) if isinstance(result, fx.Node) else None for result in results]
 
 
-def _user_outputs(node: fx.Node, exported: ExportedProgram) -> list[Any]:
+def user_outputs(node: fx.Node, exported: ExportedProgram) -> list[Any]:
     """What `node`, an output node, holds of the backbone's results: nodes and constants."""
     results: Any = node.args[0]  # the exporter: one tuple
     pairs = zip(results, exported.graph_signature.output_specs, strict=True)
@@ -112,10 +112,10 @@ def _user_outputs(node: fx.Node, exported: ExportedProgram) -> list[Any]:
 
 def _keep_results(work: WorkGraph, exported: ExportedProgram, positions: Sequence[int]) -> None:
     node = work.graph.output_node()
-    results = _user_outputs(node, exported)
+    results = user_outputs(node, exported)
     node.args = (tuple(results[position] for position in positions),)
     tensors = sum(isinstance(result, fx.Node) and fake(result) is not None for result in results)
-    if tensors > 1:
+    if tensors > len(positions) == 1:
         work.notes.append(
             f"of {tensors} outputs of the backbone, number {positions[0]} is the prediction; the others are dropped"
         )

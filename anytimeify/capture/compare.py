@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from anytimeify.rules.training import draws
 
 __all__ = [
     "Expected",
+    "Gap",
     "buffers_kept",
     "difference",
     "expected_from_exported",
@@ -33,7 +34,7 @@ __all__ = [
     "other_values",
     "plain_attributes",
     "randomness",
-    "result_of",
+    "results_of_program",
     "seeded",
     "tolerance",
 ]
@@ -41,11 +42,24 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Expected:
-    """What the source returns for the example inputs: the structure, and the prediction in it."""
+    """What the source returns for the example inputs: the structure, its leaves, and the prediction among them."""
 
-    prediction: Tensor
-    position: int  # among the flat results
+    position: int  # of the prediction
     spec: TreeSpec
+    leaves: Sequence[Any]
+
+    @property
+    def prediction(self) -> Tensor:
+        found: Tensor = self.leaves[self.position]
+        return found
+
+    def compared(self, captured: Captured) -> list[Tensor]:
+        """The tensors that a program is compared by: all of them, or the prediction alone."""
+        if captured.results is None:
+            return [self.prediction]
+        places = captured.results.evaluation.leaves
+        first = dict(zip(reversed(places), reversed(self.leaves), strict=True))
+        return [first[output] for output in captured.results.evaluation.outputs]
 
     @staticmethod
     def of(result: Any, output: int | str | None) -> Expected:
@@ -59,7 +73,7 @@ class Expected:
                 f"Call torch.export.register_dataclass({name}) once, before the model is transformed."
             )
         position = choose(unflatten(list(range(len(leaves))), spec), tensors, output)
-        return Expected(leaves[position], position, spec)
+        return Expected(position, spec, leaves)
 
 
 def expected_from_module(model: nn.Module, inputs: CallInputs, output: int | str | None) -> Expected:
@@ -83,11 +97,33 @@ def gaps(captured: Captured, expected: Expected, *, training: bool) -> list[floa
     return [difference(want, have) if have.dtype == want.dtype else float("inf") for have in results]
 
 
-def result_of(captured: Captured) -> Tensor:
-    """The prediction of the program in eval mode, on the example inputs."""
-    with _quietly():
-        result: Tensor = to_modules(captured.program).eval()(*captured.example_inputs)[0]
-    return result
+def results_of_program(captured: Captured, *, training: bool = False) -> list[Tensor]:
+    """What the program returns in one mode, on the example inputs: every tensor once, or the prediction alone."""
+    network = to_modules(captured.program)
+    with in_mode(network, training=training), _kept(captured.program.tensors), _quietly():
+        results = network(*captured.example_inputs)
+    outputs = (0,) if captured.results is None else captured.results.of(training=training).outputs
+    return [results[output] for output in outputs]
+
+
+class Gap(NamedTuple):
+    """The largest difference between two sequences of tensors, and whether all differences may be rounding."""
+
+    size: float
+    is_rounding: bool
+
+    @staticmethod
+    def between(expected: Sequence[Tensor], found: Sequence[Tensor]) -> Gap:
+        differences = [
+            (difference(want, have) if have.dtype == want.dtype else float("inf"), tolerance(want.dtype))
+            for want, have in zip(expected, found, strict=True)
+        ]
+        return Gap(max(gap for gap, _ in differences), all(gap <= limit for gap, limit in differences))
+
+    @staticmethod
+    def of(captured: Captured, expected: Expected, *, training: bool = False) -> Gap:
+        """Between what a program gives for the example inputs and what its source does."""
+        return Gap.between(expected.compared(captured), results_of_program(captured, training=training))
 
 
 @contextmanager
@@ -183,7 +219,7 @@ def plain_attributes(model: nn.Module) -> list[tuple[nn.Module, str, Any]]:
 
 @contextmanager
 def buffers_kept(model: nn.Module) -> Iterator[None]:
-    """A forward pass may write to its buffers or put others in their place, and keep things in attributes."""
+    """A forward pass may write to its buffers or put others in their place, and count in attributes."""
     places = [(module, name, buffer) for module in model.modules() for name, buffer in module._buffers.items()]
     try:
         with attributes_kept(model), _kept({str(index): buffer for index, (_, _, buffer) in enumerate(places)}):

@@ -50,6 +50,9 @@ def kept() -> Iterator[None]:
             found = torch.ops.anytimeify.autograd_function(*call.operands)
         finally:
             written = False
+        for tensor, copy in call.changed:
+            returned = (one for one, own in zip(found, call.operands[0], strict=True) if own is copy)
+            tensor.copy_(next(returned, copy))  # one that is also a result is read with its derivative
         return tuple(found) if call.several else found[0]
 
     with autograd_calls(apply), _hooks_refused(), without_recomputation(part):
@@ -123,28 +126,34 @@ def _without_checkpoint(
 
 
 class _Call(NamedTuple):
-    """A call that has been traced: what is written after it, and whether it gives a tuple."""
+    """A call that has been traced: what is written after it, whether it gives a tuple, and the tensors that it writes
+    to, with what it leaves in them."""
 
     operands: tuple[list[Tensor], list[Tensor], str]
     several: bool
+    changed: list[tuple[Tensor, Tensor]]
 
 
 def _traced(apply: Callable[..., Any], function: type[Function], args: tuple[Any, ...]) -> _Call:
     tensors = [one for one in args if isinstance(one, Tensor)]
-    name = _name(function, args)
-    versions = [one._version for one in tensors]
-    results = apply(*args)
+    name = _name(function, args, writes=False)
+    copies = [one.clone() for one in tensors]  # the derivative is that at what was there before
+    versions = [one._version for one in copies]
+    given = iter(copies)
+    results = apply(*(next(given) if isinstance(one, Tensor) else one for one in args))
     traced = list(results) if isinstance(results, tuple) else [results]
-    if versions != [one._version for one in tensors]:
-        raise _refusal(function, "writes to its inputs")
+    pairs = zip(tensors, copies, versions, strict=True)
+    changed = [(tensor, copy) for tensor, copy, version in pairs if copy._version != version]
+    if changed:
+        name = _name(function, args, writes=True)
     if not tensors or not all(isinstance(one, Tensor) for one in traced):
         raise _refusal(function, "takes no tensor, or returns something else than tensors")
-    return _Call((traced, tensors, name), isinstance(results, tuple))
+    return _Call((traced, tensors, name), isinstance(results, tuple), changed)
 
 
-def _name(function: type[Function], args: tuple[Any, ...]) -> str:
+def _name(function: type[Function], args: tuple[Any, ...], *, writes: bool) -> str:
     try:
-        return name_of(function, args)
+        return name_of(function, args, writes=writes)
     except TypeError as error:
         raise _refusal(function, f"takes {error}, which may hold parameters or run code of its own") from error
 

@@ -1,7 +1,7 @@
 """The one front end: `torch.export` on the model in train mode, with errors that say what to do.
 
-The model is left as it was: training flags and momenta are set and restored one by one, and nothing is written to its
-tensors.
+The model is left as it was: training flags, momenta and other attributes are set and restored one by one, and nothing
+is written to its tensors.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch.export import ExportedProgram
 
 from anytimeify._torch import quiet_exporter
 from anytimeify.capture.custom_derivatives import kept
+from anytimeify.capture.fallbacks import WAYS, Way, reads_values
 from anytimeify.capture.inputs import CallInputs, repeated, shapes_of_batch
 from anytimeify.capture.modes import attributes_kept, in_mode
 from anytimeify.errors import AnytimeError, CaptureError
@@ -62,27 +63,43 @@ def export(
     *,
     training: bool,
     held: frozenset[str] = frozenset(),
-) -> ExportedProgram:
-    """`torch.export`, the batch dynamic where `dynamic_shapes` is None, modules `held` in eval mode in any case.
+) -> tuple[ExportedProgram, str | None]:
+    """`torch.export`, the batch dynamic where `dynamic_shapes` is None, modules `held` in eval mode in any case; and a
+    note on the way that it took, where that was not the first (see `anytimeify.capture.fallbacks`).
 
-    Raises whatever `torch.export` raises: see `explain`."""
+    Raises whatever `torch.export` raises at the first: see `explain`."""
     inputs = inputs.aliased()
     if dynamic_shapes is None:
         inputs = repeated(inputs)
         dynamic_shapes = shapes_of_batch(model, inputs)
+    first: Exception | None = None
     with (
         in_mode(model, training=training, held=held),
-        attributes_kept(model),
         _cumulative_averages(model),
         _on_one_device(model),
-        kept(),
         torch.enable_grad(),
         warnings.catch_warnings(),
         quiet_exporter(),
     ):
         warnings.simplefilter("ignore")  # the exporter's advice on its own internals
+        for way in WAYS:
+            if first is not None and not way.cures(first):
+                continue
+            try:
+                found = _exported(model, inputs, dynamic_shapes, way)
+            except Exception as error:
+                first = first or error
+                continue
+            if first is None or not reads_values(found):
+                return found, way.note
+    assert first is not None
+    raise first
+
+
+def _exported(model: nn.Module, inputs: CallInputs, dynamic_shapes: Any, way: Way) -> ExportedProgram:
+    with attributes_kept(model), kept(), way.around(model):
         return torch.export.export(
-            model, inputs.args, dict(inputs.kwargs), dynamic_shapes=dynamic_shapes or None, strict=False
+            model, inputs.args, dict(inputs.kwargs), dynamic_shapes=dynamic_shapes or None, strict=way.strict
         )
 
 
@@ -108,8 +125,9 @@ def explain(model: nn.Module, inputs: CallInputs, error: Exception) -> CaptureEr
             "torch.export.register_dataclass on it once; else use tuples, lists or dicts of tensors."
         )
     if _DATA_DEPENDENT.search(text):
+        shown = f": {line}" if (line := _line(error)) else ""
         return CaptureError(
-            f"{name} has control flow or sizes that depend on the values of tensors{where}: {_first_line(error)}. "
+            f"{name} has control flow or sizes that depend on the values of tensors{where}{shown}. "
             "A graph cannot say that: replace the branch by arithmetic (torch.where), or take it out of forward()."
         )
     return CaptureError(
@@ -149,13 +167,25 @@ def _runs(model: nn.Module, inputs: CallInputs) -> Exception | None:
 
 
 def _where(error: BaseException) -> str:
-    """The innermost line of the user's code: outside torch and outside this package."""
+    """Where the innermost line of the user's code stands: outside torch and outside this package."""
+    found = _innermost(error)
+    return f" at {found.filename.rpartition('/')[2]}:{found.lineno} in {found.name}" if found is not None else ""
+
+
+def _line(error: BaseException) -> str:
+    """That line; empty where it cannot be read."""
+    found = _innermost(error)
+    return (found.line or "").strip() if found is not None else ""
+
+
+def _innermost(error: BaseException) -> traceback.FrameSummary | None:
     ours, theirs = __name__.partition(".")[0], "torch"
-    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
+    frames = list(traceback.walk_tb(error.__traceback__))
+    for (frame, _), summary in zip(reversed(frames), reversed(traceback.extract_tb(error.__traceback__)), strict=True):
         module = str(frame.f_globals.get("__name__", ""))
         if module.partition(".")[0] not in (ours, theirs) and frame.f_code.co_filename.endswith(".py"):
-            return f" at {frame.f_code.co_filename.rpartition('/')[2]}:{line} in {frame.f_code.co_name}"
-    return ""
+            return summary
+    return None
 
 
 def _first_line(error: BaseException) -> str:

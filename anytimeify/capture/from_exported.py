@@ -12,29 +12,33 @@ from torch.export.graph_signature import InputKind
 
 from anytimeify._torch import unflatten
 from anytimeify.capture.canonical import canonicalise, results_of
-from anytimeify.capture.compare import expected_from_exported, fits, gaps, tolerance
+from anytimeify.capture.compare import Gap, expected_from_exported, fits
 from anytimeify.capture.inputs import CallInputs, call_inputs
 from anytimeify.capture.outputs import choose
+from anytimeify.capture.results import structure_of, tensor_places, with_results
 from anytimeify.capture.training_form import trains
 from anytimeify.capture.work_graph import BufferMutation, fake
 from anytimeify.contract.spec import SpecError
 from anytimeify.errors import AnytimeError, CaptureError, PassError, UnsupportedOpError
-from anytimeify.ir import Captured
+from anytimeify.ir import Captured, Results
 from anytimeify.rules.table import has_kind
 from anytimeify.rules.training import is_random
 
 __all__ = ["from_exported"]
 
 
-def from_exported(exported: ExportedProgram, example_inputs: Any, output: int | str | None, *, check: bool) -> Captured:
-    """`check`: compare on the example inputs, in the mode of the export, unless that is random.
+def from_exported(
+    exported: ExportedProgram, example_inputs: Any, output: int | str | None, *, everything: bool = False, check: bool
+) -> Captured:
+    """`everything`: capture all results, and not the prediction alone. `check`: compare on the example inputs, in the
+    mode of the export, unless that is random.
 
     A program may have been read from a file, whose parts need not fit together: whatever goes wrong is a
     `CaptureError`, and the grad mode, which a program switches while it runs, is what it was.
     """
     try:
         with torch.set_grad_enabled(torch.is_grad_enabled()):
-            return _captured(exported, example_inputs, output, check=check)
+            return _captured(exported, example_inputs, output, everything=everything, check=check)
     except Exception as error:
         if isinstance(error, AnytimeError) and not isinstance(error, PassError | SpecError):
             raise
@@ -46,7 +50,9 @@ def from_exported(exported: ExportedProgram, example_inputs: Any, output: int | 
         ) from error
 
 
-def _captured(exported: ExportedProgram, example_inputs: Any, output: int | str | None, *, check: bool) -> Captured:
+def _captured(
+    exported: ExportedProgram, example_inputs: Any, output: int | str | None, *, everything: bool, check: bool
+) -> Captured:
     if example_inputs is not None:
         inputs = call_inputs(example_inputs)
     elif exported.example_inputs is not None:
@@ -60,11 +66,16 @@ def _captured(exported: ExportedProgram, example_inputs: Any, output: int | str 
     position = choose(tree, [result is not None for result in results], output)
     try:
         restore = None if training else frozenset[str]()
-        captured, _ = canonicalise(exported, inputs, [position], restore=restore, updates=training)
+        places = tensor_places(exported) if everything else [position]
+        captured, _ = canonicalise(exported, inputs, places, restore=restore, updates=training)
     except BufferMutation as error:
         raise UnsupportedOpError(
             f"The exported program writes to a tensor of its own: {error}. Export it without."
         ) from error
+    if everything:
+        structure = structure_of(exported, position)
+        signature = replace(captured.signature, prediction=position)
+        captured = replace(with_results(captured, Results(structure, structure)), signature=signature)
     if not training:
         captured = captured.losing("exported in eval mode: norms train again, dropout and stochastic depth are lost")
     if captured.batch is None:
@@ -72,11 +83,11 @@ def _captured(exported: ExportedProgram, example_inputs: Any, output: int | str 
         captured = replace(captured, notes=(*captured.notes, fixed))
     if check:
         expected = expected_from_exported(exported, inputs, output)
-        (gap,) = gaps(captured, expected, training=training)
-        if gap > tolerance(expected.prediction.dtype) and not _random(captured):
+        gap = Gap.of(captured, expected, training=training)
+        if not gap.is_rounding and not _random(captured):
             raise CaptureError(
                 f"The exported program does not survive capture: on its example inputs the canonical graph differs by "
-                f"{gap:.1e} of the largest output. Export the model anew, in train mode."
+                f"{gap.size:.1e} of the largest output. Export the model anew, in train mode."
             )
     return captured
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,13 +14,14 @@ from anytimeify._torch import unflatten
 from anytimeify.capture.canonical import Counterpart, canonicalise, results_of
 from anytimeify.capture.compare import (
     Expected,
+    Gap,
     difference,
     expected_from_module,
     fits,
     gaps,
     other_values,
     randomness,
-    result_of,
+    results_of_program,
     tolerance,
 )
 from anytimeify.capture.export import does_not_run, explain, export, reason_of
@@ -28,10 +30,11 @@ from anytimeify.capture.guards import unkept_guard
 from anytimeify.capture.inputs import Arguments, CallInputs, in_order, of_batch, refuse_no_sample
 from anytimeify.capture.modes import Modes, refuse_hooks
 from anytimeify.capture.outputs import choose
+from anytimeify.capture.results import agrees, distinct, structure_of, tensor_places, with_results
 from anytimeify.capture.two_modes import merge
 from anytimeify.capture.work_graph import BufferMutation
 from anytimeify.errors import AnytimeError, CaptureError, UnsupportedOpError, VerificationError
-from anytimeify.ir import Captured
+from anytimeify.ir import Captured, Program, Results
 
 __all__ = ["from_module"]
 
@@ -39,9 +42,18 @@ _LARGEST_TRIED = 256  # samples of a batch, to find out whether a limit is one o
 
 
 def from_module(
-    model: nn.Module, inputs: CallInputs, dynamic_shapes: Any, output: int | str | None, *, check: bool
+    model: nn.Module,
+    inputs: CallInputs,
+    dynamic_shapes: Any,
+    output: int | str | None,
+    *,
+    everything: bool = False,
+    check: bool,
 ) -> Captured:
     """The prediction is what the model returns in eval mode; train mode may return more, or another structure.
+
+    `everything`: all that the model returns is captured, in both modes. So it is where what train mode returns does not
+    tell the prediction.
 
     Where no `dynamic_shapes` are given and the batch cannot be dynamic, it is made so from two exports for a fixed one;
     where that fails too, it stays as in the example.
@@ -50,7 +62,7 @@ def from_module(
     refuse_hooks(model)
     if dynamic_shapes is None:
         refuse_no_sample(inputs)
-    source = _Source(model, inputs, arguments, dynamic_shapes, output, Modes.of(model))
+    source = _Source(model, inputs, arguments, dynamic_shapes, output, Modes.of(model), everything=everything)
     found = source.capture_both(check)
     if dynamic_shapes is None and (found.captured is None or found.unexported):
         found = source.for_fixed_batches(found)
@@ -71,6 +83,7 @@ class _Attempt:
     collected: Mapping[str, fx.Node] = field(default_factory=dict)  # buffers that are written but not read
     wrong: Captured | None = None  # what came out, but computes something else
     gap: float = 0.0
+    untold: bool = False  # what this mode returns does not tell the prediction
 
 
 @dataclass(frozen=True)
@@ -81,11 +94,19 @@ class _Found:
     captured: Captured | None
     why: Exception | None = None
     again: _Attempt = _Attempt()  # in eval mode
+    untold: bool = False  # what train mode returns does not tell the prediction
 
     @property
     def unexported(self) -> bool:
         """Whether train mode could not be exported: not because of what the graph says."""
         return self.why is not None and not isinstance(self.why, BufferMutation | UnsupportedOpError)
+
+    @property
+    def reason(self) -> Exception:
+        """Why there is no program: that of eval mode where train mode alone would not have prevented it."""
+        found = self.again.why if self.untold and self.again.why is not None else self.why
+        assert found is not None
+        return found
 
     def refusal(self) -> Exception:
         assert self.why is not None
@@ -98,6 +119,7 @@ class _Exported:
 
     program: ExportedProgram
     counterpart: Counterpart | None = None
+    note: str | None = None  # on the way that the export took
 
 
 @dataclass(frozen=True)
@@ -112,6 +134,7 @@ class _Source:
     modes: Modes
     expected: Expected | None = None
     generalises: bool = False  # exports for two fixed batches are put together
+    everything: bool = False  # all results are captured
 
     @property
     def name(self) -> str:
@@ -119,12 +142,17 @@ class _Source:
 
     def capture_both(self, check: bool) -> _Found:
         """From train mode if that gives a program that is right in eval mode, else from eval mode."""
-        exported, why = self.export(training=True)
-        source = replace(self, expected=self.in_eval_mode()) if check and self.expected is None else self
-        attempt = source.capture(exported, training=True) if exported is not None else _Attempt(why=why)
+        trained, why = self.export(training=True)
+        wanted = (check or self.everything) and self.expected is None
+        source = replace(self, expected=self.in_eval_mode()) if wanted else self
+        attempt = source.capture(trained, training=True) if trained is not None else _Attempt(why=why)
         if attempt.captured is not None and not attempt.collected:
             return _Found(source, attempt.captured)
         exported, why = source.export(training=False)
+        if attempt.untold and exported is not None and self.output is None:
+            found = replace(source, everything=True).from_exports(trained, exported)
+            if found is not None:
+                return found
         again = source.capture(exported, training=False) if exported is not None else _Attempt(why=why)
         if attempt.captured is not None and source.tells(attempt, again):
             return _Found(source, _kept_in_eval_mode(attempt.captured, again.collected))
@@ -132,7 +160,21 @@ class _Source:
             both = source.in_both_modes(attempt, exported)
             if both is not None:
                 return _Found(source, _kept_in_eval_mode(both, again.collected))
-        return _Found(source, again.captured, attempt.why or _mutation(attempt.collected), again)
+        return _Found(source, again.captured, attempt.why or _mutation(attempt.collected), again, attempt.untold)
+
+    def from_exports(self, trained: _Exported | None, exported: _Exported) -> _Found | None:
+        """All that both modes return, though only the prediction was asked for; None where that cannot be had."""
+        assert trained is not None
+        attempt, again = self.capture(trained, training=True), self.capture(exported, training=False)
+        both = self.in_both_modes(attempt, exported) if again.captured is not None else None
+        if both is None:
+            return None
+        note = (
+            "what train mode returns does not tell the prediction of eval mode, so every level returns in each mode "
+            "all that the backbone returns in it, as with output='all'"
+        )
+        both = replace(both, notes=(*both.notes, note))
+        return _Found(self, _kept_in_eval_mode(both, again.collected))
 
     def for_fixed_batches(self, dynamic: _Found) -> _Found:
         """What exports for fixed batches give, where one for every batch fails, or loses what training does: a program
@@ -150,8 +192,7 @@ class _Source:
             return replace(general, captured=captured)
         if dynamic.captured is not None:
             return dynamic
-        assert dynamic.why is not None
-        limit = f"batches of {self.inputs.batch}, the size in the example, for {reason_of(dynamic.why)}"
+        limit = f"batches of {self.inputs.batch}, the size in the example, for {reason_of(dynamic.reason)}"
         if isinstance(why, Differs):
             limit += f"; and between exports for two sizes, {why}"
         return replace(fixed, captured=fixed.captured.limited_to(limit))
@@ -160,21 +201,21 @@ class _Source:
         try:
             if self.generalises:
                 return self._export_twice(training), None
-            exported = self._export(self.inputs, self.dynamic_shapes, training)
+            exported, note = self._export(self.inputs, self.dynamic_shapes, training)
             guard = unkept_guard(exported) if self.dynamic_shapes is None else None
             if guard is not None:
                 return None, CaptureError(f"forward() decides something by the size of its batch ({guard})")
-            return _Exported(exported), None
+            return _Exported(exported, note=note), None
         except Exception as error:
             return None, error
 
-    def _export(self, inputs: CallInputs, dynamic_shapes: Any, training: bool) -> ExportedProgram:
+    def _export(self, inputs: CallInputs, dynamic_shapes: Any, training: bool) -> tuple[ExportedProgram, str | None]:
         return export(self.model, inputs, dynamic_shapes, training=training, held=self.modes.held)
 
     def _export_twice(self, training: bool) -> _Exported:
         size = self._first_batch
-        one, two = (self._export(of_batch(self.inputs, n), {}, training) for n in (size, size + 1))
-        return _Exported(one, Counterpart(two, size, size + 1))
+        (one, note), (two, _) = (self._export(of_batch(self.inputs, n), {}, training) for n in (size, size + 1))
+        return _Exported(one, Counterpart(two, size, size + 1), note)
 
     @property
     def _first_batch(self) -> int:
@@ -228,11 +269,12 @@ class _Source:
         try:
             flat = inputs.flat(captured.signature.in_spec)
             tensors = tuple(leaf for leaf in flat if isinstance(leaf, Tensor))
-            (gap,) = gaps(replace(captured, example_inputs=tensors), expected, training=False)
+            gap = Gap.of(replace(captured, example_inputs=tensors), expected)
         except Exception as error:
             return error
-        wrong = gap > tolerance(expected.prediction.dtype)
-        return Differs(f"a batch of {inputs.batch} gives something else by {gap:.1e}") if wrong else None
+        if gap.is_rounding:
+            return None
+        return Differs(f"a batch of {inputs.batch} gives something else by {gap.size:.1e}")
 
     def in_eval_mode(self) -> Expected:
         try:
@@ -247,13 +289,15 @@ class _Source:
         mode = "train" if training else "eval"
         order = list(self.model.state_dict())
         try:
-            position = self.position(exported, training=training)
-            if position is None:
-                return _Attempt(why=CaptureError(f"what {mode} mode returns does not tell the prediction of eval mode"))
+            found = self.candidates(exported, training=training)
+            if len(found) != 1 and not self.everything:
+                untold = CaptureError(f"what {mode} mode returns does not tell the prediction of eval mode")
+                return _Attempt(why=untold, untold=not found)
+            position = found[0] if len(found) == 1 else self.first(exported)
             captured, collected = canonicalise(
                 exported.program,
                 self.inputs,
-                [position],
+                tensor_places(exported.program) if self.everything else [position],
                 restore=None if training else self.modes.held,
                 updates=training,
                 order=order,
@@ -263,28 +307,35 @@ class _Source:
             return _Attempt(why=error)
         names, positional = self.arguments.names, self.arguments.positional
         signature = replace(captured.signature, names=names, positional=positional, trained=position)
-        captured = _told(replace(captured, signature=signature, held=self.modes.held)).losing(*self.modes.lost)
+        notes = (*captured.notes, *([exported.note] if exported.note is not None else []))
+        captured = replace(captured, signature=signature, held=self.modes.held, notes=notes)
+        captured = _told(captured).losing(*self.modes.lost)
         if self.expected is None:
             return _Attempt(captured, collected=collected)
-        (gap,) = gaps(captured, self.expected, training=False)
-        if gap <= tolerance(self.expected.prediction.dtype):
+        if self.everything:
+            structure = structure_of(exported.program, position)
+            captured = with_results(captured, Results(structure, structure))
+            if not agrees(structure, self.expected.spec, self.expected.leaves):
+                other = CaptureError(f"{mode} mode returns another structure than eval mode")
+                return _Attempt(why=_mutation(collected) or other, collected=collected, wrong=captured, gap=math.inf)
+        gap = Gap.of(captured, self.expected)
+        if gap.is_rounding:
             return _Attempt(self.as_in_eval_mode(captured), collected=collected)
-        differs = CaptureError(f"the graph of {mode} mode differs from the model in eval mode by {gap:.1e}")
-        return _Attempt(why=_mutation(collected) or differs, collected=collected, wrong=captured, gap=gap)
+        differs = CaptureError(f"the graph of {mode} mode differs from the model in eval mode by {gap.size:.1e}")
+        return _Attempt(why=_mutation(collected) or differs, collected=collected, wrong=captured, gap=gap.size)
 
-    def position(self, exported: _Exported, *, training: bool) -> int | None:
-        """Which of the exported results is the prediction: the one in its place where the structure is that of eval
-        mode; else the only one that computes the same in eval mode; None if none or several do."""
-        results, form = results_of(exported.program), exported.program.call_spec.out_spec
+    def candidates(self, exported: _Exported, *, training: bool) -> list[int]:
+        """Which of the exported results may be the prediction: the one in its place where the structure is that of eval
+        mode; else those that compute the same in eval mode, or the only one of its type."""
+        results = results_of(exported.program)
         if self.expected is None:
-            tensors = [result is not None for result in results]
-            return choose(unflatten(list(range(len(results))), form), tensors, self.output)
-        if form == self.expected.spec:
-            return self.expected.position
+            return [self.first(exported)]
+        if exported.program.call_spec.out_spec == self.expected.spec:
+            return [self.expected.position]
         want = self.expected.prediction
         candidates = [place for place, one in enumerate(results) if one is not None and fits(want, one)]
         if len(candidates) < 2:
-            return candidates[0] if candidates else None
+            return candidates
         restore = None if training else self.modes.held
         captured, _ = canonicalise(
             exported.program,
@@ -295,8 +346,13 @@ class _Source:
             counterpart=exported.counterpart,
         )
         found = gaps(captured, self.expected, training=False)
-        same = [place for place, gap in zip(candidates, found, strict=True) if gap <= tolerance(want.dtype)]
-        return same[0] if len(same) == 1 else None
+        return [place for place, gap in zip(candidates, found, strict=True) if gap <= tolerance(want.dtype)]
+
+    def first(self, exported: _Exported) -> int:
+        """The exported result that is the prediction by its name or place."""
+        results = results_of(exported.program)
+        tree = unflatten(list(range(len(results))), exported.program.call_spec.out_spec)
+        return choose(tree, [one is not None for one in results], None if self.expected is not None else self.output)
 
     def tells(self, attempt: _Attempt, again: _Attempt) -> bool:
         """Whether the program of train mode, which computes the same in eval mode, does so for the same reason.
@@ -309,9 +365,7 @@ class _Source:
         if self.expected is None:
             return True
         with other_values(attempt.captured.program, again.captured.program, names=attempt.collected):
-            want = result_of(again.captured)
-            (gap,) = gaps(attempt.captured, replace(self.expected, prediction=want), training=False)
-        return gap <= tolerance(want.dtype)
+            return Gap.between(results_of_program(again.captured), results_of_program(attempt.captured)).is_rounding
 
     def in_both_modes(self, attempt: _Attempt, exported: _Exported) -> Captured | None:
         """The program of train mode with that of eval mode, `exported`, where they part; None where they cannot be put
@@ -323,17 +377,27 @@ class _Source:
             own, _ = canonicalise(
                 exported.program,
                 self.inputs,
-                [self.expected.position],
+                tensor_places(exported.program) if self.everything else [self.expected.position],
                 order=list(self.model.state_dict()),
                 counterpart=exported.counterpart,
             )
-            program = merge(trained.program, own.program)
+            both = self.merged(trained, own.program, exported)
         except (BufferMutation, CaptureError, Differs, UnsupportedOpError):
             return None
         note = "train mode and eval mode compute different things: both are kept"
-        captured = self.as_in_eval_mode(replace(trained, program=program, notes=(*trained.notes, note)))
-        (gap,) = gaps(captured, self.expected, training=False)
-        return captured if gap <= tolerance(self.expected.prediction.dtype) else None
+        captured = self.as_in_eval_mode(replace(both, notes=(*trained.notes, note)))
+        return captured if Gap.of(captured, self.expected).is_rounding else None
+
+    def merged(self, trained: Captured, own: Program, exported: _Exported) -> Captured:
+        """The program of train mode with that of eval mode."""
+        if trained.results is None:
+            return replace(trained, program=merge(trained.program, own))
+        assert self.expected is not None
+        structure = structure_of(exported.program, self.expected.position)
+        own, results = distinct(own, Results(structure, structure))
+        behind = {output: output + len(own.outputs) for output in trained.results.training.outputs}
+        results = Results(results.evaluation, trained.results.training.renumbered(behind))
+        return with_results(replace(trained, program=merge(trained.program, own, apart=True)), results)
 
     def as_in_eval_mode(self, captured: Captured) -> Captured:
         """Models are compared in eval mode, so that is what a signature tells."""
@@ -342,18 +406,27 @@ class _Source:
         return replace(captured, signature=signature, reference=self.expected.prediction)
 
     def refusal(self, why: Exception | None, again: _Attempt) -> Exception:
-        """The error for the user when neither mode could be captured: why train mode could not."""
+        """The error for the user when neither mode could be captured: why train mode could not, and eval mode where
+        that is another reason."""
         assert why is not None
         if again.wrong is not None:
             return self.does_not_survive(why, again.wrong, again.gap)
-        final: Exception = why
+        final = self.explained(why)
+        if again.why is not None and not isinstance(why, BufferMutation):
+            other = self.explained(again.why)
+            if str(other) != str(final):
+                final = type(final)(f"In train mode: {final} In eval mode: {other}")
+        final.__cause__ = why if final is not why else None
+        return final
+
+    def explained(self, why: Exception) -> Exception:
+        final = why
         if isinstance(why, BufferMutation):
             final = UnsupportedOpError(
                 f"{why}, in eval mode too. Keep that state outside the model, or write to it in train mode only."
             )
         elif not isinstance(why, AnytimeError):
             final = explain(self.model, self.inputs, why)
-        final.__cause__ = why if final is not why else None
         return final
 
     def does_not_survive(self, why: Exception, wrong: Captured, gap: float) -> Exception:

@@ -34,10 +34,11 @@ from anytimeify.capture.work_graph import BufferMutation, WorkGraph, step, unsup
 from anytimeify.graph.traversal import ancestors, reachable
 from anytimeify.ir import names
 from anytimeify.ir.node_meta import stack_trace_of, value_of
-from anytimeify.ir.schema import bound, is_mutable, mutated_arguments, rebind
+from anytimeify.ir.schema import bound, is_mutable, mutated_arguments, parameters, rebind
 from anytimeify.operators.modes import AFTER, UPDATE_BUFFER
 from anytimeify.rules.op import Call
 from anytimeify.rules.spellings import instead_of, left_by
+from anytimeify.rules.table import has_kind, rule_of
 from anytimeify.rules.views import copies_where_it_has_to, memory_of, part_put_back, put_back
 
 __all__ = ["drop_dead_writes", "functionalise"]
@@ -211,16 +212,34 @@ class _Functionaliser:
         if schema(node.target).name == "aten::copy_":
             source = values["src"]
             return self.copied(node, written, self.value(source) if isinstance(source, fx.Node) else source)
-        left = left_by(node.target, {**values, "self": self_value})
+        left = left_by(node.target, values)
+        target = left.target if left is not None else functional_overload(node.target)
+        rule = rule_of(target)
+        if rule is not None and rule.kind == "random":
+            self_value = self.shape_alone(node, self_value)
         if left is not None:
-            return self.call(node, left.target, *rebind(left.target, left.arguments)[0])
-        target = functional_overload(node.target)
+            return self.call(node, left.target, *rebind(left.target, {**left.arguments, "self": self_value})[0])
         if target is None:
-            raise unsupported(node, "works in place and has no functional form", "Write it without the underscore.")
-        kwargs = {key: value for key, value in node.kwargs.items() if key != "out"}
-        new = self.graph.call_function(target, fx.map_arg(node.args, self.value), fx.map_arg(kwargs, self.value))
-        new.meta = dict(node.meta)
-        return self.cast(node, new)
+            raise unsupported(
+                node,
+                "works in place and has no functional form",
+                "Write it out of place: y = f(x) in place of f_(x) or f(x, out=y).",
+            )
+        given = {**fx.map_arg(_for(node.target, target, values), self.value)}
+        if written is values.get("self"):
+            given["self" if "self" in given else "input"] = self_value
+        return self.cast(node, self.functional_call(node, target, given))
+
+    def functional_call(self, node: fx.Node, target: OpOverload, given: dict[str, Any]) -> fx.Node:
+        if "dtype" in parameters(target) and "dtype" not in given:  # what is made of sizes, into a tensor that is there
+            tensor = value_of(node)
+            given |= {"dtype": tensor.dtype, **({"device": tensor.device} if "device" in parameters(target) else {})}
+        args, kwargs = rebind(target, given)
+        return self.call(node, target, *args, **kwargs)
+
+    def shape_alone(self, node: fx.Node, value: fx.Node) -> fx.Node:
+        """What numbers are drawn into: nothing of its value is left, and no gradient goes through it."""
+        return value if has_kind(value, "factory") else self.call(node, aten.zeros_like.default, value)
 
     def cast(self, node: fx.Node, new: fx.Node) -> fx.Node:
         """In place the dtype stays; the functional form may promote it."""
@@ -270,6 +289,13 @@ class _Functionaliser:
         if not isinstance(found, Call):
             return found
         return self.call(base, found.target, *rebind(found.target, found.arguments)[0])
+
+
+def _for(target: OpOverload, other: OpOverload, values: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of one operation for its functional form: by name, or in the same order."""
+    taken = [name for name in parameters(target) if name not in mutated_arguments(target) or name == "self"]
+    renamed = dict(zip(taken, parameters(other), strict=False)) if not set(taken) <= set(parameters(other)) else {}
+    return {renamed.get(name, name): values[name] for name in taken if name in values}
 
 
 def _fits(value: Tensor, place: Tensor) -> bool:

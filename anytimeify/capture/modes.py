@@ -44,17 +44,21 @@ def in_mode(model: nn.Module, *, training: bool, held: frozenset[str] = frozense
 
 @contextmanager
 def attributes_kept(model: nn.Module) -> Iterator[None]:
-    """What a forward pass keeps in attributes of modules (a counter, the last shape, a state) is put back, and what it
-    adds is removed: the next one finds the model as it was. What is inside of lists stays as it is."""
-    before = [(module, dict(vars(module))) for module in model.modules()]
+    """What a forward pass keeps in attributes, such as a counter or a table for the last size, is as before; and so are
+    hooks, which a forward pass may install, and note in an attribute that it did."""
+    kept = [own for module in model.modules() for own in (vars(module), *_hooks(module))]
+    before = [dict(own) for own in kept]
     try:
         yield
     finally:
-        for module, attributes in before:
-            found = vars(module)
-            for name in found.keys() - attributes.keys():
-                del found[name]
-            found.update({name: value for name, value in attributes.items() if found.get(name) is not value})
+        for own, values in zip(kept, before, strict=True):
+            for name in own.keys() - values.keys():
+                del own[name]
+            own.update(values)
+
+
+def _hooks(module: nn.Module) -> list[dict[Any, Any]]:
+    return [own for name, own in vars(module).items() if name.startswith("_forward_") and isinstance(own, dict)]
 
 
 @dataclass(frozen=True)

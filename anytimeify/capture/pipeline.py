@@ -35,21 +35,24 @@ def capture(
     `example_inputs`: a tensor, a tuple of positional or a mapping of keyword arguments; inferred where the model tells.
     `dynamic_shapes`: as in `torch.export`; by default the common first dimension of the inputs is dynamic.
     `output`: which of several outputs of eval mode is the prediction: a position, a field, or a path such as
-    `"heads.0"`.
+    `"heads.0"`; `"all"` captures everything that the model returns, in both modes.
     `check`: compare with the backbone in eval mode on the example inputs.
 
     Raises `CaptureError` when the model cannot be exported or does not survive it, `UnsupportedOpError` when an
     operation has no functional meaning, `VerificationError` when the model is random in eval mode.
     """
+    everything = output == "all"
+    output = None if everything else output
     if isinstance(model, ExportedProgram):
-        return from_exported(model, example_inputs, output, check=check)
+        return from_exported(model, example_inputs, output, everything=everything, check=check)
     if not _is_backbone(model):
         raise CaptureError(f"A backbone is an nn.Module or an ExportedProgram, not a {type(model).__name__}.")
     with torch.inference_mode(False):
         model = _traceable(model)
         inputs = infer(model) if example_inputs is None else call_inputs(example_inputs)
         _check_values(inputs)
-        captured = from_module(model, inputs.outside_inference_mode(), dynamic_shapes, output, check=check)
+        inputs = inputs.outside_inference_mode()
+        captured = from_module(model, inputs, dynamic_shapes, output, everything=everything, check=check)
     return replace(captured, reinitialised=partial(redrawn, model))
 
 

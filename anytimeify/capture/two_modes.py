@@ -31,23 +31,24 @@ __all__ = ["merge"]
 
 
 @rewrite("merge both modes")
-def merge(training: Program, evaluation: Program) -> Program:
-    """A program that computes `training` in train mode and `evaluation` in eval mode; both have the same inputs and one
-    output. The second has its norms in their evaluation form.
+def merge(training: Program, evaluation: Program, *, apart: bool = False) -> Program:
+    """A program that computes `training` in train mode and `evaluation` in eval mode; both have the same inputs. The
+    second has its norms in their evaluation form. Both have one output, and so has the result; or their outputs stand
+    `apart` in it, those of the evaluation first.
 
     1. Operations of the evaluation, in its order, are paired with those of the same name that differ in flags of the
        mode and in operands only; where operands differ, a `by_mode` chooses.
     2. What has no counterpart is copied, and a `by_mode` behind it is what the shared operations read.
 
-    `CaptureError` where the two give results of different types."""
-    return _Merger(training, evaluation).run()
+    `CaptureError` where the two give results of different types that do not stand apart."""
+    return _Merger(training, evaluation, apart).run()
 
 
 class _Merger:
     """`trained` and `evaluated` hold the node of the new graph that has the value of an old one, in its mode."""
 
-    def __init__(self, training: Program, evaluation: Program) -> None:
-        self.training, self.evaluation = training, evaluation
+    def __init__(self, training: Program, evaluation: Program, apart: bool) -> None:
+        self.training, self.evaluation, self.apart = training, evaluation, apart
         self.graph = fx.Graph()
         self.names: set[str] = set()
         self.trained: dict[fx.Node, fx.Node] = {}
@@ -75,11 +76,17 @@ class _Merger:
                 self.evaluated[node] = self.found(node) or self.copy(node, self.evaluated, self.symbols)
         for node in waiting[done:]:
             self.take(node)
-        (one,), (other,) = self.training.outputs, self.evaluation.outputs
-        output = self.graph.output((self.choose(self.trained[one], self.evaluated[other]),))
+        output = self.graph.output(self.results())
         output.meta = dict(self.training.graph.output_node().meta)
         whole = Program(self.graph, self.tensors, frozenset(self.transient))
-        return project(whole, [0], keep_tensors=True)
+        return project(whole, range(len(whole.outputs)), keep_tensors=True)
+
+    def results(self) -> tuple[fx.Node, ...]:
+        if self.apart:
+            evaluated = [self.evaluated[node] for node in self.evaluation.outputs]
+            return (*evaluated, *(self.trained[node] for node in self.training.outputs))
+        (one,), (other,) = self.training.outputs, self.evaluation.outputs
+        return (self.choose(self.trained[one], self.evaluated[other]),)
 
     def place_inputs(self) -> None:
         for one, other in zip(self.training.placeholders, self.evaluation.placeholders, strict=True):

@@ -13,7 +13,7 @@ from torch import Tensor, fx
 
 from anytimeify._torch import assert_holds, flatten, unflatten
 from anytimeify.errors import ArgumentError, CaptureError
-from anytimeify.ir import Captured, Signature, Size
+from anytimeify.ir import Captured, Constant, Signature, Size, Structure, children
 from anytimeify.ir.node_meta import tensor_type
 
 __all__ = ["BatchLimits", "CallSignature", "Parameter", "batch_arguments"]
@@ -152,15 +152,17 @@ class CallSignature:
         args, kwargs = unflatten(leaves, signature.in_spec)
         return tuple(args), dict(kwargs)
 
-    def call_like_backbone(self, module: fx.GraphModule) -> fx.GraphModule:
-        """Rewrites a module that takes flat inputs and returns a tuple of one tensor into one that is called like the
-        backbone and returns the tensor. Nothing but torch is needed to run it."""
+    def call_like_backbone(self, module: fx.GraphModule, structure: Structure | None = None) -> fx.GraphModule:
+        """Rewrites a module that takes flat inputs and returns a flat tuple into one that is called like the backbone
+        and returns the only tensor, or all of them in a `structure`. Nothing but torch is needed to run it, and the
+        classes of the structure."""
         old = module.graph
         if self.limits is not None:
             self.limits.write(old)
         if self.plain and [node.name for node in old.find_nodes(op="placeholder")] == [p.name for p in self.parameters]:
             output = old.output_node()
-            output.args = (output.all_input_nodes[0],)
+            with old.inserting_before(output):
+                output.args = (_returned(old, output.args[0], structure),)
             module.recompile()
             return module
         flat = iter(old.find_nodes(op="placeholder"))
@@ -175,7 +177,7 @@ class CallSignature:
         for node in old.nodes:
             if node.op not in ("placeholder", "output"):
                 copies[node] = graph.node_copy(node, copies.__getitem__)
-        graph.output(copies[results[0]])
+        graph.output(_returned(graph, [copies[result] for result in results], structure))
         module.graph = graph
         return module
 
@@ -210,6 +212,31 @@ class CallSignature:
         trees = [parameter.tree for parameter in self.parameters[position:]]
         trailing = all(isinstance(tree, int) and tree in self.constants for tree in trees)
         return self.constants[trees[0]] if trailing else inspect.Parameter.empty
+
+
+def _returned(graph: fx.Graph, results: Any, structure: Structure | None) -> Any:
+    """What a graph returns of its results; containers other than tuples, lists and dicts are made by calls."""
+    if structure is None:
+        return results[0]
+    at = dict(zip(structure.outputs, results, strict=True))
+
+    def built(tree: Any) -> Any:
+        if isinstance(tree, Constant):
+            return tree.value
+        if isinstance(tree, int):
+            return at[tree]
+        parts = [(key, built(part)) for key, part in children(tree) or ()]
+        if type(tree) in (tuple, list):
+            return type(tree)(part for _, part in parts)
+        if type(tree) is dict:
+            return dict(parts)
+        if dataclasses.is_dataclass(tree):
+            return graph.call_function(type(tree), (), dict(parts))
+        if hasattr(tree, "_fields"):
+            return graph.call_function(type(tree), tuple(part for _, part in parts))
+        return graph.call_function(type(tree), ([*parts],))
+
+    return built(structure.tree)
 
 
 def _name(tree: Any, name_of: Mapping[int, str]) -> str:

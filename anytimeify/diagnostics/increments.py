@@ -217,7 +217,7 @@ def _values(net: AnytimeModel, nodes: list[fx.Node], inputs: tuple[Tensor, ...])
             {node: torch.stack([leaf[node] for leaf in leaves[:count]]).mean(0) for node in nodes} for count in counts
         ]
     levels = range(len(rewritten.levels))
-    programs = [extraction.small_program(rewritten.program, one, rewritten.position(one)) for one in levels]
+    programs = [extraction.small_program(rewritten.program, one, rewritten.positions(one)) for one in levels]
     return [_run(program, nodes, inputs) for program in programs]
 
 

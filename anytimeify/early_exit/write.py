@@ -88,7 +88,7 @@ def _write_stage(
     shapes = tuple(_dynamic(chain.values[name]) for name in stage.reads)
     program = exported(module, CallInputs(tuple(cases[0][0]), {}), shapes)
     if kind == "onnx":
-        save_onnx(program, file, file.name, (stage.reads, stage.gives))
+        save_onnx(program, file, file.name, inputs=stage.reads, outputs=stage.gives)
     else:
         torch.export.save(program, file)
     if kind == "onnx":

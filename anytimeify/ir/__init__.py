@@ -4,19 +4,24 @@ from anytimeify.ir.captured import PAIR, Captured, Signature
 from anytimeify.ir.levels import Cost, Level, Outputs
 from anytimeify.ir.origins import Origin, meta_of
 from anytimeify.ir.program import Program, result_of
+from anytimeify.ir.structures import Constant, Results, Structure, children
 from anytimeify.ir.types import Size, TensorType, type_text
 
 __all__ = [
     "PAIR",
     "Captured",
+    "Constant",
     "Cost",
     "Level",
     "Origin",
     "Outputs",
     "Program",
+    "Results",
     "Signature",
     "Size",
+    "Structure",
     "TensorType",
+    "children",
     "meta_of",
     "result_of",
     "type_text",

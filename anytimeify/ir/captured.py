@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from anytimeify.ir.program import Program
+from anytimeify.ir.structures import Results
 
 __all__ = ["PAIR", "Captured", "Signature"]
 
@@ -42,6 +43,8 @@ class Captured:
     reference: Tensor | None = None  # the backbone's own prediction for the example inputs, in eval mode
     batch_range: tuple[int, int | None] = (1, None)  # the sizes of a dynamic batch that the program is right for
     limit: str | None = None  # the note that says why it takes fewer inputs than the backbone
+    # Everything that the backbone returns, in both modes, over the program's outputs; None where the prediction is all.
+    results: Results | None = None
     # The backbone's tensors as its own initialisers draw them; None where its class is not known (a loaded file).
     reinitialised: Callable[[], Mapping[str, Tensor]] | None = field(default=None, repr=False, compare=False)
 

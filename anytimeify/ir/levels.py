@@ -39,10 +39,12 @@ class Level:
 class Outputs(NamedTuple):
     """What an anytime model returns: one prediction per level, cheapest first, and what the losses need besides.
 
-    With a taxonomy each of them is a tuple of predictions, finest labels first."""
+    With a taxonomy each of them is a tuple of predictions, finest labels first. With `output="all"`, `results[k]` is
+    all that the backbone returns, of level k, in the structure that the backbone returns it in."""
 
     levels: tuple[Tensor, ...]
     members: tuple[Tensor, ...] = ()
+    results: tuple[Any, ...] = ()
 
     def __getattr__(self, name: str) -> NoReturn:
         """Says what to do where outputs are taken for a tensor; others ask for special names to see what this is."""

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -20,11 +20,12 @@ from torch import fx
 from anytimeify.ir import Origin, Size, TensorType
 
 __all__ = [
-    *("EXPORTED", "KEYS", "MODULE_KEYS", "Key", "Type"),
+    *("EXPORTED", "KEYS", "MODULE_KEYS", "Counted", "Key", "Type"),
     *(
         "annotations_of",
         "weight_blocks_of",
         "checkpoint_of",
+        "counts_of",
         "granularities_of",
         "granularity_of",
         "is_masked",
@@ -33,10 +34,20 @@ __all__ = [
     ),
     *("mask_nonzeros_of", "module_stack_of", "origin_of", "renamed_of", "stack_trace_of", "tensor_type"),
     "weight_nonzeros_of",
-    *("type_of", "value_of"),
+    *("packed_of", "type_of", "value_of"),
 ]
 
 Type: TypeAlias = Any  # a TensorType, a Size, None for another number, or a tuple of these
+
+
+class Counted(NamedTuple):
+    """A number in a call that follows the widths: the argument, and the power of the size that it is.
+
+    `places`: dimensions, each by the name of a node of the backbone, whose sizes multiply to that size."""
+
+    argument: str
+    power: float
+    places: tuple[tuple[str, int], ...]
 
 
 @dataclass(frozen=True)
@@ -70,6 +81,16 @@ def _is_granularities(value: Any) -> bool:
     )
 
 
+def _is_names(value: Any) -> bool:
+    return isinstance(value, tuple) and all(isinstance(one, str) for one in value)
+
+
+def _is_counted(value: Any) -> bool:
+    return isinstance(value, tuple) and all(
+        isinstance(one, Counted) and one.power in (1.0, -1.0, 0.5, -0.5) for one in value
+    )
+
+
 # Of the nodes of a program.
 KEYS: Mapping[str, Key] = MappingProxyType(
     {
@@ -85,7 +106,9 @@ KEYS: Mapping[str, Key] = MappingProxyType(
         "blocks": Key(
             "of a block-triangular weight: the rows of every block and the columns that they read", _is_blocks
         ),
+        "counts": Key("numbers among the arguments that are powers of sizes, and follow the widths", _is_counted),
         "granularity": Key("of a head: the name of the labels that it predicts", lambda v: isinstance(v, str)),
+        "packed": Key("of a concatenation of all that a backbone returns: what its parts are called", _is_names),
         "granularities": Key("of a concatenated prediction: name and classes of each part", _is_granularities),
     }
 )
@@ -155,6 +178,12 @@ def weight_nonzeros_of(node: fx.Node) -> int | None:
     return found
 
 
+def counts_of(node: fx.Node) -> tuple[Counted, ...]:
+    """`meta["counts"]`; empty where numbers stay as they are."""
+    found: tuple[Counted, ...] = node.meta.get("counts", ())
+    return found
+
+
 def weight_blocks_of(node: fx.Node) -> tuple[tuple[Any, Any], ...]:
     """`meta["blocks"]`; empty of other weights."""
     found: tuple[tuple[Any, Any], ...] = node.meta.get("blocks", ())
@@ -170,6 +199,12 @@ def granularity_of(node: fx.Node) -> str | None:
 def granularities_of(node: fx.Node) -> tuple[tuple[str, int], ...]:
     """`meta["granularities"]`; empty of a prediction of one granularity."""
     found: tuple[tuple[str, int], ...] = node.meta.get("granularities", ())
+    return found
+
+
+def packed_of(node: fx.Node) -> tuple[str, ...]:
+    """`meta["packed"]`; empty of other nodes."""
+    found: tuple[str, ...] = node.meta.get("packed", ())
     return found
 
 

@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias
 
 from torch import fx
 
-from anytimeify.ir import Program
+from anytimeify.ir import Program, Results, Structure
 
 __all__ = ["LevelData", "Output", "Rewritten", "Role", "numbered"]
 
@@ -37,11 +37,14 @@ class Output:
         index: of the level or member.
         granularity: which one, of a taxonomy, 0 the finest; None without a taxonomy, and before predictions of several
             granularities are taken apart.
+        leaf: which one of all that the backbone returns, as `Captured.results` numbers them; None where that is the
+            prediction alone, and before they are taken apart.
     """
 
     role: Role
     index: int
     granularity: int | None = None
+    leaf: int | None = None
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,7 @@ class Rewritten:
     exact: bool = True  # whether levels equal their backbones; under triangular connectivity they have fewer weights
     resumable: bool = False  # whether a stream of the steps computes at each what earlier ones did not
     shared_norms: bool = False  # whether levels share the statistics of norms that fit one of them only
+    results: Results | None = None  # what levels return besides their predictions
     stacked_parameters: frozenset[str] = frozenset()  # tensors that hold those of several members, the backbone's first
     notes: tuple[str, ...] = ()
 
@@ -128,15 +132,28 @@ class Rewritten:
         """A level or member: of a taxonomy every granularity that it has, finest first, or one output without."""
         return tuple(output for output in self.names if (output.role, output.index) == (role, index))
 
-    def form(self, role: Role, level: int, granularity: int | None = None) -> Output:
+    def form(self, role: Role, level: int, granularity: int | None = None, leaf: int | None = None) -> Output:
         """The name of a level's prediction in a form, or in the next form that it has: of the granularity that it
-        serves, or of another that it has. Raises `KeyError` for one that it does not have."""
+        serves, or of another that it has; or of a `leaf` of what it returns. Raises `KeyError` for one that it does not
+        have."""
         wanted = self.levels[level].served if granularity is None else granularity
+        if leaf is None and self.results is not None:
+            leaf = self.results.evaluation.prediction
         for found in _FORMS[role]:
-            if Output(found, level, wanted) in self.names:
-                return Output(found, level, wanted)
-        raise KeyError(Output(role, level, wanted))
+            if Output(found, level, wanted, leaf) in self.names:
+                return Output(found, level, wanted, leaf)
+        raise KeyError(Output(role, level, wanted, leaf))
+
+    def forms(self, role: Role, level: int, structure: Structure) -> tuple[Output, ...]:
+        """All that a level returns in one mode, in a form: the outputs of the structure, in their order."""
+        return tuple(self.form(role, level, leaf=leaf) for leaf in structure.outputs)
 
     def position(self, level: int, granularity: int | None = None, *, role: Role = "alone") -> int:
         """Where the prediction of a level is among the program's outputs, by default at its own cost."""
         return self.names.index(self.form(role, level, granularity))
+
+    def positions(self, level: int, granularity: int | None = None) -> tuple[int, ...]:
+        """Where all that a level returns in eval mode is among the program's outputs, at its own cost."""
+        if self.results is None:
+            return (self.position(level, granularity),)
+        return tuple(map(self.names.index, self.forms("alone", level, self.results.evaluation)))

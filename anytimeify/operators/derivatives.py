@@ -35,13 +35,14 @@ _CAPTURED: dict[
 ] = {}  # by place, those that this process has captured: some are local to a function
 
 
-def name_of(function: type[Function], arguments: Sequence[Any]) -> str:
-    """The name of a call. `TypeError` where an argument is neither a tensor nor a number, a string, None, or a list of
-    these."""
+def name_of(function: type[Function], arguments: Sequence[Any], *, writes: bool = False) -> str:
+    """The name of a call; `writes`: of a function that writes to its inputs, which is given copies of them.
+
+    `TypeError` where an argument is neither a tensor nor a number, a string, None, or a list of these."""
     place = f"{function.__module__}:{function.__qualname__}"
     plain = [dict(_TENSOR) if isinstance(argument, Tensor) else _plain(argument) for argument in arguments]
     _CAPTURED[place] = function
-    return json.dumps({"function": place, "arguments": plain})
+    return json.dumps({"function": place, "arguments": plain, **({"writes": True} if writes else {})})
 
 
 def _plain(value: Any) -> Any:
@@ -59,11 +60,14 @@ def title_of(name: str) -> str:
 
 def call_function(name: str, inputs: Sequence[Tensor]) -> list[Tensor]:
     """The results of the function; `ArtifactError` where it is not defined in this process."""
-    return _call(_found(title_of(name)), json.loads(name)["arguments"], inputs)
+    described = json.loads(name)
+    return _call(_found(described["function"]), described["arguments"], inputs, writes=described.get("writes", False))
 
 
-def _call(function: type[Function], arguments: Sequence[Any], inputs: Sequence[Tensor]) -> list[Tensor]:
-    tensors = iter(inputs)
+def _call(
+    function: type[Function], arguments: Sequence[Any], inputs: Sequence[Tensor], *, writes: bool
+) -> list[Tensor]:
+    tensors = (one.clone() if writes else one for one in inputs)
     given = [next(tensors) if argument == _TENSOR else argument for argument in arguments]
     results: Any = function.apply(*given)
     return list(results) if isinstance(results, tuple) else [results]
@@ -91,9 +95,10 @@ class AutogradFunction(nn.Module):
         super().__init__()
         self.name, described = function, json.loads(function)
         self.function, self.arguments = _found(described["function"]), described["arguments"]
+        self.writes = described.get("writes", False)
 
     def forward(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        return _call(self.function, self.arguments, inputs)
+        return _call(self.function, self.arguments, inputs, writes=self.writes)
 
     def extra_repr(self) -> str:
         return self.function.__name__

@@ -144,39 +144,47 @@ def _slice(op: Op) -> Dims:
     if after == Size(0):  # what is left of a partial rotary embedding that turns everything
         x[dim] = op.pinned(after, "an empty slice")
         return tuple(x)
-    start = op["start"]
-    start = 0 if start is None else start
-    step = op.arguments.get("step", 1)
-    if step == 1 and isinstance(start, int) and before.static and after.static and not factors.is_pinned(x[dim]):
-        total, length = before.coefficient, after.coefficient
-        start = max(0, start + total) if start < 0 else start
-        lengths = [start, length, total - start - length]
-        pieces = factors.cut(x[dim], [Size(n) for n in lengths if n], op.where)
-        if pieces is not None:
-            whole = iter(pieces)
-            parts: list[Expr | None] = [next(whole) if n else None for n in lengths]
-            assert parts[1] is not None
-            if length == 1:
-                op.pin(x[dim], "one of its entries is taken")
-            else:
-                op.memo["before"], op.memo["dim"] = parts[0], dim
-                x[dim] = parts[1]
-                return tuple(x)
-    op.pin(x[dim], "sliced")
-    x[dim] = op.pinned(after, "sliced", "position")
+    part = sliced(op, x[dim], before, after)
+    if part is None:
+        op.pin(x[dim], "sliced")
+        part = op.pinned(after, "sliced", "position")
+    x[dim] = part
     return tuple(x)
 
 
-def _bounds(r: Resize) -> dict[str, Any]:
-    if "dim" not in r.memo:
+def sliced(op: Op, whole: Expr, size: Size, length: Size) -> Expr | None:
+    """The part of a dimension that a slice of several elements takes; None where it is no part of its sum."""
+    start = 0 if op["start"] is None else op["start"]
+    plain = op.arguments.get("step", 1) == 1 and isinstance(start, int) and size.static and length.static
+    if not plain or factors.is_pinned(whole):
+        return None
+    total, count = size.coefficient, length.coefficient
+    start = max(0, start + total) if start < 0 else start
+    lengths = [start, count, total - start - count]
+    pieces = factors.cut(whole, [Size(n) for n in lengths if n], op.where)
+    if pieces is None:
+        return None
+    given = iter(pieces)
+    parts: list[Expr | None] = [next(given) if n else None for n in lengths]
+    assert parts[1] is not None
+    if count == 1:
+        op.pin(whole, "one of its entries is taken")
+        return None
+    op.memo["before"], op.memo["part"] = parts[0], parts[1]
+    return parts[1]
+
+
+def bounds(r: Resize) -> dict[str, Any]:
+    """The bounds of a slice that `sliced` found to be a part of a sum."""
+    if "part" not in r.memo:
         return {}
     start = r.size(r.memo["before"]).coefficient if r.memo["before"] is not None else 0
-    length = r.types[r.node].shape[r.memo["dim"]].coefficient
+    length = r.size(r.memo["part"]).coefficient
     return {"start": start, "length": length} if "length" in r.arguments else {"start": start, "end": start + length}
 
 
 axis_rule(
-    aten("slice.Tensor", "narrow.default"), _slice, literals=_bounds, view=True, kind="selection", sources=_elsewhere
+    aten("slice.Tensor", "narrow.default"), _slice, literals=bounds, view=True, kind="selection", sources=_elsewhere
 )
 
 
@@ -202,13 +210,13 @@ def _index(op: Op) -> Dims:
     return (*rest[:at], *made, *rest[at:])
 
 
-# Where the batch is among the indices, all dimensions are told apart.
-def _indexed(node: fx.Node) -> Sequence[int]:
+def indexed(node: fx.Node) -> Sequence[int]:
+    """The dimensions that indices pick from: where the batch is among them, all are told apart."""
     given = bound(node)
     return [dim for dim, one in enumerate(given["indices"]) if one is not None]
 
 
-axis_rule(aten("index.Tensor"), _index, kind="gather", placed=_indexed)
+axis_rule(aten("index.Tensor"), _index, kind="gather", placed=indexed)
 
 
 def _index_select(op: Op) -> Dims:
@@ -269,49 +277,6 @@ def _one_hot(op: Op) -> Dims:
 
 
 axis_rule(aten("one_hot.default"), _one_hot)
-
-
-# writing a slice back: base and source agree everywhere, and the written dimension is pinned
-def _scatter(op: Op) -> Dims:
-    x, dim = op.axes(op["self"]), op.dim()
-    source = op.axes(op["src"])
-    op.pin(x[dim], "written to in part")
-    kept = [*x[:dim], *x[dim + 1 :]]
-    if len(source) == len(x):
-        op.pin(source[dim], "written to in part")
-        source = (*source[:dim], *source[dim + 1 :])
-    for one, other in zip(kept, source, strict=True):
-        op.unify(one, other)
-    return x
-
-
-axis_rule(aten("slice_scatter.default", "select_scatter.default"), _scatter)
-
-
-# writing at indices: what is indexed is pinned, and in all other dimensions base and values agree
-def _index_put(op: Op) -> Dims:
-    x, values = op.axes(op["self"]), op.axes(op["values"])
-    indices = [*op["indices"], *[None] * (len(x) - len(op["indices"]))]
-    taken = [dim for dim, index in enumerate(indices) if index is not None]
-    if any(op.type(indices[dim]).dtype == torch.bool for dim in taken):
-        return op.give_up("written to by a mask")
-    for dim in taken:
-        op.pin(x[dim], "written to in part")
-        for expr in op.axes(indices[dim]):
-            op.pin(expr, "an index", "position")
-    rank = max(op.rank(indices[dim]) for dim in taken)
-    at = taken[0] if taken == list(range(taken[0], taken[-1] + 1)) else 0
-    rest: list[Expr | None] = [expr for dim, expr in enumerate(x) if dim not in taken]
-    targets = [*rest[:at], *[None] * rank, *rest[at:]]
-    for value, target in zip(reversed(values), reversed(targets), strict=False):
-        if target is None:
-            op.pin(value, "written at indices", "position")
-        elif factors.resolve(value) != factors.ONE:
-            op.unify(target, value)
-    return x
-
-
-axis_rule(aten("index_put.default"), _index_put, kind="gather", placed=_indexed)
 
 
 # a histogram counts all elements, whatever their place

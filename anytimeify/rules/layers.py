@@ -13,9 +13,9 @@ from functools import cached_property
 
 from torch import fx
 
-from anytimeify.graph.traversal import reachable
+from anytimeify.graph.traversal import ancestors, reachable
 from anytimeify.ir import Program, Size
-from anytimeify.ir.node_meta import type_of
+from anytimeify.ir.node_meta import packed_of, type_of
 from anytimeify.ir.schema import bound
 from anytimeify.rules.op import flat_nodes
 from anytimeify.rules.table import contractions, has_kind, tensor_operands, traits
@@ -78,8 +78,39 @@ class Layers:
         return reachable(
             self.program.outputs,
             lambda node: () if node in self.weights else node.all_input_nodes,
-            stop=lambda node: node.op != "call_function" or node in self.constant,
+            stop=lambda node: node.op != "call_function" or node in self.constant or node in self._inside,
         )
+
+    @cached_property
+    def _inside(self) -> Set[fx.Node]:
+        """What layers that train read, where all that a network returns stands side by side: a hidden state is no
+        prediction, though it is returned."""
+        if not any(map(packed_of, self.program.outputs)):
+            return set()
+        trained = [node for node, own in self.weights.items() if any(map(self._trains, own))]
+        read = [source for node in trained for source in node.all_input_nodes if source not in self.constant]
+        return ancestors(read)
+
+    def _trains(self, weight: fx.Node) -> bool:
+        if weight.op == "get_attr":
+            return bool(self.program.tensors[str(weight.target)].requires_grad)
+        return any(map(self._trains, weight.all_input_nodes))
+
+    @cached_property
+    def _only_returned(self) -> Set[fx.Node]:
+        """Tables that a network returns and reads nowhere, repeated for every sample, where all that it returns stands
+        side by side."""
+        found = {node for node in self.program.outputs if packed_of(node)}
+        tables: set[fx.Node] = set()
+        for node in self.program.graph.nodes if found else ():
+            operands = [one for one in node.all_input_nodes if not isinstance(type_of(one), Size)]
+            repeated = node.op == "call_function" and bool(operands) and tables.issuperset(operands)
+            if repeated or self.constant.get(node) is False:
+                tables.add(node)
+        for node in reversed(self.program.graph.nodes):
+            if node in tables and node.users and found.issuperset(node.users):
+                found.add(node)
+        return found
 
     @cached_property
     def head_operands(self) -> Set[fx.Node]:
@@ -87,7 +118,10 @@ class Layers:
         the tensors of the heads, and calls on the way to them."""
         readers = {node for node in self._from_last_layers if not has_kind(node, "norm")}
         found: set[fx.Node] = set()
+        only_returned = self._only_returned
         for node in reversed(self.program.graph.nodes):
+            if node in only_returned:
+                continue
             own = node in self.constant and not isinstance(node.meta.get("type"), Size)
             if own and node.users and all(user in readers or user in found for user in node.users):
                 found.add(node)

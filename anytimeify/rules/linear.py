@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import fx, nn
 
@@ -10,8 +14,8 @@ from anytimeify.ir.schema import bound
 from anytimeify.operators.modules import AttentionDropout
 from anytimeify.rules.factors import ONE, resolve
 from anytimeify.rules.lifting import WEIGHT_BIAS, Made, Shapes, Values, by_mode, of_tensors
-from anytimeify.rules.notation import parse
-from anytimeify.rules.op import Call, Dims, Op, solve
+from anytimeify.rules.notation import Notation, parse
+from anytimeify.rules.op import Call, Dims, Op, apply, solve
 from anytimeify.rules.table import axis_rule, build_rule
 from anytimeify.rules.targets import aten
 
@@ -47,6 +51,8 @@ axis_rule(
 axis_rule(aten("mm.default"), "i k, k j -> i j", macs="i k j", products=True)
 axis_rule(aten("bmm.default"), "b i k, b k j -> b i j", macs="b i k j", products=True)
 axis_rule(aten("mv.default"), "i k, k -> i", macs="i k", products=True)
+axis_rule(aten("dot.default", "vdot.default"), "k, k ->", macs="k")
+axis_rule(aten("inner.default"), ["... k, k -> ...", "k, ... k -> ..."], macs="... k", products=True)
 
 
 def _unscaled(node: fx.Node) -> bool:
@@ -179,6 +185,59 @@ def _einsum_macs(node: fx.Node) -> Size:
     for size in sizes.values():
         total = total * size
     return total
+
+
+# what both have goes; the others stand one behind the other
+def _tensordot_line(node: fx.Node) -> Notation:
+    given = bound(node)
+    ranks = [len(given[name].meta["type"].shape) for name in ("self", "other")]
+    gone = [[dim % rank for dim in given[name]] for name, rank in zip(("dims_self", "dims_other"), ranks, strict=True)]
+    left, right = ([f"{side}{dim}" for dim in range(rank)] for side, rank in zip("ab", ranks, strict=True))
+    kept = [name for dim, name in enumerate(left) if dim not in gone[0]]
+    kept += [name for dim, name in enumerate(right) if dim not in gone[1]]
+    for one, other in zip(*gone, strict=True):
+        left[one] = right[other] = f"k{one}"
+    return parse(f"{' '.join(left)}, {' '.join(right)} -> {' '.join(kept)}")
+
+
+def _tensordot(op: Op) -> Dims:
+    result: Dims = apply(_tensordot_line(op.node), op, [op["self"], op["other"]])
+    return result
+
+
+def _tensordot_macs(node: fx.Node) -> Size:
+    given = bound(node)
+    shape: Sequence[Size] = given["self"].meta["type"].shape
+    result: Size = node.meta["type"].size
+    return math.prod((shape[dim] for dim in given["dims_self"]), start=result)
+
+
+axis_rule(
+    aten("tensordot.default"),
+    _tensordot,
+    macs=_tensordot_macs,
+    notation=_tensordot_line,
+    kind="layer",
+    products=True,
+)
+
+
+# decompositions, inverses and exponentials of matrices: an element depends on all of them, and a part of an orthogonal
+# matrix is not orthogonal
+def _whole_matrix(op: Op) -> Any:
+    for operand in op.operands():
+        op.mix(*op.axes(operand))
+    return op.give_up("a matrix is read as a whole")
+
+
+axis_rule(
+    aten(
+        *("matrix_exp.default", "linalg_matrix_exp.default", "linalg_solve.default", "linalg_inv.default"),
+        *("linalg_householder_product.default", "linalg_qr.default", "linalg_svd.default", "linalg_cholesky.default"),
+        *("linalg_det.default", "linalg_slogdet.default", "linalg_eigh.default"),
+    ),
+    _whole_matrix,
+)
 
 
 axis_rule(

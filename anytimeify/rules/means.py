@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["MEANS"]
+__all__ = ["MEANS", "ROUNDED", "SUMS", "UNIFORM"]
 
 aten = torch.ops.aten
 _PARAMETERS = ("mean", "std", "lambd", "from", "to")  # of distributions, in the order of their schemas
@@ -74,6 +74,16 @@ MEANS: Mapping[object, Callable[..., Any]] = {
     aten.randn.default: _full(0.0),
     aten.randn_like.default: _like(lambda: 0.0),
     aten.rrelu_with_noise.default: _rrelu,
+    aten.rrelu_with_noise_.default: lambda x, *args, **named: x.copy_(_rrelu(x, *args, **named)),
     aten.uniform.default: _like(lambda low=0.0, high=1.0: (low + high) / 2),
     aten.uniform_.default: _filled(lambda low=0.0, high=1.0: (low + high) / 2),
+}
+
+# Coins that are thrown as `floor(keep + rand(n))` have the mean `keep`: numbers in [0, 1), sums with them, and what
+# rounds those, with the operation that takes half of one away instead.
+UNIFORM = frozenset({aten.rand.default, aten.rand_like.default, aten.uniform_.default})
+SUMS = frozenset({aten.add.Tensor, aten.add_.Tensor, aten.add.Scalar, aten.add_.Scalar})
+ROUNDED: Mapping[object, Callable[..., Any]] = {
+    aten.floor.default: aten.sub.Scalar,
+    aten.floor_.default: aten.sub_.Scalar,
 }

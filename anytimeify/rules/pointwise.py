@@ -47,7 +47,7 @@ UNARY = [
     "hardsigmoid", "hardswish", "hardtanh", "isfinite", "isinf", "isnan", "leaky_relu", "lgamma", "log", "log10",
     "log1p", "log2", "log_sigmoid", "logical_not", "logit", "mish", "nan_to_num", "neg", "negative",
     "positive", "rad2deg", "reciprocal", "relu", "relu6", "round", "rsqrt", "selu", "sgn", "sigmoid",
-    "sign", "signbit", "silu", "sin", "sinc", "sinh", "softplus", "softshrink", "sqrt", "square",
+    "polygamma", "sign", "signbit", "silu", "sin", "sinc", "sinh", "softplus", "softshrink", "sqrt", "square",
     "tan", "tanh", "threshold", "trunc", "contiguous", "lift_fresh_copy",
     "masked_fill", "fill", "pow", "float_power", "addcmul", "addcdiv", "lerp",
 ]
@@ -57,7 +57,7 @@ BINARY = [
     "mul", "multiply", "div", "divide", "true_divide", "floor_divide", "remainder", "fmod", "maximum",
     "minimum", "fmax", "fmin", "atan2", "hypot", "logaddexp", "logaddexp2", "eq", "ne", "lt", "le", "gt", "ge",
     "bitwise_and", "bitwise_or", "bitwise_xor", "logical_and", "logical_or", "logical_xor", "rsub", "complex", "polar",
-    "copysign", "xlogy",
+    "copysign", "xlogy", "ldexp",
 ]
 # fmt: on
 
@@ -100,6 +100,11 @@ axis_rule(aten("detach"), pointwise, kind="pointwise", evaluation="self")  # of 
 axis_rule(aten("to", "_to_copy", "type_as"), pointwise, kind="cast")
 axis_rule(aten("zeros_like", "ones_like", "full_like", "empty_like"), pointwise, kind="factory")
 axis_rule(aten("rand_like", "randn_like", "bernoulli"), pointwise, kind="random")
+axis_rule(
+    aten("normal_functional", "uniform", "exponential", "cauchy", "log_normal", "geometric"),
+    pointwise,
+    kind="random",
+)
 
 
 def _dropout(*kinds: type[nn.Module]) -> Lifting:
@@ -159,23 +164,6 @@ def _like_other(op: Op) -> Dims:
 
 
 axis_rule(aten("expand_as.default"), _like_other, kind="expansion")
-
-
-# softmax normalises along its dimension: its elements compete, so leaving some out changes what it means
-def _softmax(op: Op) -> Dims:
-    x = op.axes(op["self"])
-    op.pin(x[op.dim()], "normalised over")
-    op.mix(x[op.dim()])
-    return x
-
-
-def _softmax_config(values: Values) -> dict[str, Any] | None:
-    return {"dim": values["dim"]} if values["dtype"] is None else None
-
-
-axis_rule(aten("softmax.int"), _softmax, module=plain(nn.Softmax, _softmax_config))
-axis_rule(aten("log_softmax.int"), _softmax, module=plain(nn.LogSoftmax, _softmax_config))
-axis_rule(aten("_softmax.default", "_log_softmax.default"), _softmax)
 
 
 # running sums and rotations depend on the order along their dimension

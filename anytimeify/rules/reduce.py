@@ -47,10 +47,11 @@ def _averaged(node: fx.Node, dim: int) -> dict[fx.Node, int] | None:
 axis_rule(aten("mean.dim"), _reduce, kind="reduction", sources=_averaged)
 
 
-# the index of an extremum names an element, so the dimension is pinned; its value alone does not
+# the index of an extremum names an element, so the dimension is pinned where that is read; its value alone does not
 def _extremum(op: Op) -> Any:
     x: list[Expr] = list(op.axes(op["self"]))
-    if op["dim"] is not None:
+    values_alone = isinstance(op.node.meta["type"], tuple) and all(user.args[1] == 0 for user in op.node.users)
+    if op["dim"] is not None and not values_alone:
         op.pin(x[op.dim()], "searched for an extremum")
     return _reduce(op)
 

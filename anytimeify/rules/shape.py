@@ -162,7 +162,7 @@ axis_rule(aten("permute.default"), _permute, view=True, kind="permutation")
 axis_rule(aten("transpose.int"), _transpose, view=True, kind="permutation", sources=_transposed)
 axis_rule(aten("swapaxes.default", "swapdims.default"), _transpose, view=True, kind="permutation")
 axis_rule(
-    aten("t.default", "numpy_T.default", "mT.default", "matrix_H.default", "adjoint.default"),
+    aten("t.default", "numpy_T.default", "mT.default", "mH.default", "matrix_H.default", "adjoint.default"),
     _reverse_last,
     view=True,
     kind="permutation",

@@ -7,7 +7,6 @@ writes it as the table says, and no canonical graph may hold it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cache
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -55,7 +54,6 @@ _RENAMED: Mapping[object, OpOverload] = {
 _CANONICAL = {"aten::detach", "aten::to"}  # what some calls of these become
 
 
-@cache
 def instead_of(target: object) -> Instead | OpOverload | None:
     """What the canonical form says instead of an operation; an operation where only the name changes, None where the
     operation is canonical."""
@@ -64,7 +62,6 @@ def instead_of(target: object) -> Instead | OpOverload | None:
     return _RENAMED.get(target) or _BY_NAME.get(schema(target).name)
 
 
-@cache
 def is_noncanonical(target: object) -> bool:
     """Whether no canonical graph calls an operation."""
     return instead_of(target) is not None and schema(target).name not in _CANONICAL  # type: ignore[arg-type]
@@ -97,5 +94,6 @@ def _fill(given: Mapping[str, Any]) -> Call | None:
 _IN_PLACE: Mapping[str, Callable[[Mapping[str, Any]], Call | None]] = {
     "aten::bernoulli_": _bernoulli,
     "aten::fill_": _fill,
+    "aten::normal_": lambda given: Call(aten.normal_functional.default, dict(given)),
     "aten::zero_": lambda given: Call(aten.zeros_like.default, {"self": given["self"]}),
 }

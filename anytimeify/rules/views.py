@@ -18,7 +18,7 @@ __all__ = ["copies_where_it_has_to", "memory_of", "part_put_back", "put_back"]
 
 aten = torch.ops.aten
 
-PutBack: TypeAlias = Callable[[Mapping[str, Any], fx.Node, fx.Node], Call]
+PutBack: TypeAlias = Callable[[Mapping[str, Any], fx.Node, fx.Node], Call | None]
 """From the arguments of a view, its new value, and the whole before, to the whole after."""
 
 
@@ -45,6 +45,19 @@ def _slice(given: Mapping[str, Any], value: fx.Node, whole: fx.Node) -> Call:
     return Call(aten.slice_scatter.default, {"self": whole, "src": value, **where})
 
 
+def _narrow(given: Mapping[str, Any], value: fx.Node, whole: fx.Node) -> Call | None:
+    start, length = given["start"], given["length"]
+    if not isinstance(start, int) or not isinstance(length, int):
+        return None
+    where = {"dim": given["dim"], "start": start, "end": start + length if start >= 0 or start + length < 0 else None}
+    return Call(aten.slice_scatter.default, {"self": whole, "src": value, **where})
+
+
+def _diagonal(given: Mapping[str, Any], value: fx.Node, whole: fx.Node) -> Call:
+    where = {name: given[name] for name in ("offset", "dim1", "dim2")}
+    return Call(aten.diagonal_scatter.default, {"self": whole, "src": value, **where})
+
+
 def _select(given: Mapping[str, Any], value: fx.Node, whole: fx.Node) -> Call:
     where = {name: given[name] for name in ("dim", "index")}
     return Call(aten.select_scatter.default, {"self": whole, "src": value, **where})
@@ -62,6 +75,8 @@ def _permute(given: Mapping[str, Any], value: fx.Node, whole: fx.Node) -> Call:
 
 _PUT_BACK: Mapping[object, PutBack] = {
     aten.slice.Tensor: _slice,
+    aten.narrow.default: _narrow,
+    aten.diagonal.default: _diagonal,
     aten.select.int: _select,
     aten.transpose.int: _transpose,
     aten.permute.default: _permute,

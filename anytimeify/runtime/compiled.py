@@ -18,7 +18,7 @@ from anytimeify.codegen.recompute import recomputing, share
 from anytimeify.codegen.to_modules import backbone_name, to_modules
 from anytimeify.early_exit.running import Link, links, run
 from anytimeify.graph.traversal import ancestors
-from anytimeify.ir import Captured, Level, Program, names
+from anytimeify.ir import Captured, Level, Outputs, Program, Structure, names
 from anytimeify.ir.node_meta import renamed_of
 from anytimeify.ir.rewritten import Output, Rewritten
 from anytimeify.passes.options import Options
@@ -28,11 +28,33 @@ from anytimeify.passes.rewrites.resume import steps
 from anytimeify.passes.scheme import Scheme
 from anytimeify.runtime.definition import Definition
 
-__all__ = ["Compiled", "Layout", "compiled", "freeze_unread", "sharing", "tensors_of"]
+__all__ = ["Compiled", "Form", "Layout", "compiled", "freeze_unread", "sharing", "tensors_of"]
 
 Place: TypeAlias = int | tuple[int, ...]
 Layout: TypeAlias = tuple[tuple[Place, ...], tuple[Place, ...]]
 """Where, in what the joint graph gives, the levels are and the members: of a taxonomy, every granularity of each."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a model returns in one mode, where that is more than predictions."""
+
+    structure: Structure  # of one level
+    graphs: tuple[fx.GraphModule, ...]  # the joint one, then that of each level alone; each gives all that it returns
+    prediction: int  # among what a level gives
+    members: tuple[int, ...]  # among what the joint graph gives
+
+    def outputs(self, inputs: Sequence[Tensor]) -> Outputs:
+        """All levels."""
+        given = self.graphs[0](*inputs)
+        count = len(self.structure.outputs)
+        own = [given[first : first + count] for first in range(0, count * (len(self.graphs) - 1), count)]
+        levels = tuple(values[self.prediction] for values in own)
+        return Outputs(levels, tuple(given[place] for place in self.members), tuple(map(self.structure.filled, own)))
+
+    def result(self, level: int, inputs: Sequence[Tensor]) -> Any:
+        """One level, at its own cost."""
+        return self.structure.filled(self.graphs[1 + level](*inputs))
 
 
 @dataclass(frozen=True)
@@ -50,6 +72,7 @@ class Compiled:
     network: fx.GraphModule  # gives every output of the rewritten program
     graphs: tuple[fx.GraphModule, ...]  # the joint one, then that of each level alone
     layout: Layout
+    forms: Mapping[bool, Form] | None  # whether it trains: what it returns then; None where that is predictions alone
     renamed: Mapping[str, str]  # attributes that could not have the backbone's names, with these
 
     @staticmethod
@@ -64,9 +87,9 @@ class Compiled:
             *(_only(network.graph, nodes[rewritten.form("alone", level)]) for level in range(len(levels))),
         ]
         graphs = tuple(_view(definition, network, graph) for graph in views)
-        return Compiled(
-            definition, levels, CallSignature.of(definition.captured), network, graphs, _layout(rewritten), renamed
-        )
+        call_signature, layout = CallSignature.of(definition.captured), _layout(rewritten)
+        forms = _forms(definition, network, nodes) if rewritten.results is not None else None
+        return Compiled(definition, levels, call_signature, network, graphs, layout, forms, renamed)
 
     def graph(self, level: int, granularity: int | None = None) -> fx.GraphModule:
         """A level alone: the granularity that it serves, or another that it has."""
@@ -178,7 +201,7 @@ def _register_missing(network: fx.GraphModule, program: Program) -> None:
 def _levels(captured: Captured, rewritten: Rewritten) -> tuple[Level, ...]:
     """The levels with what each of them costs for one sample."""
     batch_size, symbols = sizes(captured)
-    alone = [evaluate(project(rewritten.program, [rewritten.position(at)])) for at in range(len(rewritten.levels))]
+    alone = [evaluate(project(rewritten.program, rewritten.positions(at))) for at in range(len(rewritten.levels))]
     costs = [cost(program, captured.batch, batch_size, symbols) for program in alone]
     return tuple(
         Level(index, level.name, costs[index], level.training_only, level.number)
@@ -186,10 +209,30 @@ def _levels(captured: Captured, rewritten: Rewritten) -> tuple[Level, ...]:
     )
 
 
+def _forms(definition: Definition, network: fx.GraphModule, nodes: Mapping[Output, fx.Node]) -> Mapping[bool, Form]:
+    rewritten = definition.rewritten
+    results, levels = rewritten.results, range(len(rewritten.levels))
+    assert results is not None
+
+    def form(structure: Structure) -> Form:
+        joint = [output for level in levels for output in rewritten.forms("level", level, structure)]
+        members = [replace(rewritten.of(*one)[0], leaf=structure.prediction) for one in rewritten.members]
+        views = [[*joint, *members], *(rewritten.forms("alone", level, structure) for level in levels)]
+        graphs = [_view(definition, network, _only(network.graph, [nodes[one] for one in view])) for view in views]
+        prediction = structure.outputs.index(structure.prediction)
+        return Form(structure, tuple(graphs), prediction, tuple(range(len(joint), len(joint) + len(members))))
+
+    evaluation = form(results.evaluation)
+    return {False: evaluation, True: evaluation if results.alike else form(results.training)}
+
+
 def _layout(rewritten: Rewritten) -> Layout:
     at = {output: place for place, output in enumerate(rewritten.joint)}
+    results = rewritten.results
 
     def place(outputs: Sequence[Output]) -> Place:
+        if results is not None:
+            return at[replace(outputs[0], leaf=results.evaluation.prediction)]
         parted = outputs[0].granularity is not None
         return tuple(at[output] for output in outputs) if parted else at[outputs[0]]
 

@@ -6,7 +6,7 @@ from torch import Tensor, fx
 
 from anytimeify.analysis.axes import Axes
 from anytimeify.codegen.call_signature import CallSignature
-from anytimeify.ir import Captured, Level
+from anytimeify.ir import Captured, Level, Results
 from anytimeify.ir.rewritten import Rewritten
 from anytimeify.operators.modules import Watched
 from anytimeify.passes.rewrites.consensus import Consensus
@@ -78,6 +78,11 @@ class Described(Watched):
     def checkpoint(self) -> bool:
         """Whether the levels recompute in the backward pass what the backbone recomputes."""
         return self._definition.options.checkpoint
+
+    @property
+    def results(self) -> Results | None:
+        """What levels return in both modes, with `output="all"`; None where they return predictions."""
+        return self._definition.rewritten.results
 
     @property
     def granularities(self) -> tuple[tuple[str, ...], ...]:

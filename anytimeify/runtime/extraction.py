@@ -8,6 +8,7 @@ The extract owns its tensors and has the backbone's names.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from torch import fx
@@ -15,7 +16,7 @@ from torch import fx
 from anytimeify.codegen.call_signature import CallSignature
 from anytimeify.codegen.to_modules import to_modules
 from anytimeify.contract.pass_manager import rewrite
-from anytimeify.ir import Program, names
+from anytimeify.ir import Program, Structure, names
 from anytimeify.passes.rewrites.cut_blocks import cut_blocks
 from anytimeify.passes.rewrites.evaluate import evaluate
 from anytimeify.passes.rewrites.fold import fold
@@ -30,32 +31,36 @@ def extract(
     index: int,
     call_signature: CallSignature,
     *,
-    position: int | None = None,
+    positions: Sequence[int] | None = None,
+    structure: Structure | None = None,
     merge_batch_norms: bool = False,
     dense: bool = False,
 ) -> fx.GraphModule:
-    """Level `index`, the output at `position`, as a plain `fx.GraphModule` in eval mode that owns its tensors.
+    """Level `index`, the outputs at `positions`, as a plain `fx.GraphModule` in eval mode that owns its tensors. It
+    returns the one output, or the outputs in a `structure`.
 
-    1. keep that output alone, as eval mode computes it; 2. turn parameter views into small parameters; 3. give private
-    parameters and nodes of the level the backbone's names; 4. if asked, merge batch norms, and evaluate what else
-    depends on parameters; 5. unless `dense`, cut triangular layers into the blocks that they have; 6. turn into modules
-    in inference form; 7. call it like the backbone. Running the result needs torch and nothing else.
+    1. keep those outputs alone, as eval mode computes them; 2. turn parameter views into small parameters; 3. give
+    private parameters and nodes of the level the backbone's names; 4. if asked, merge batch norms, and evaluate what
+    else depends on parameters; 5. unless `dense`, cut triangular layers into the blocks that they have; 6. turn into
+    modules in inference form; 7. call it like the backbone. Running the result needs torch and nothing else.
     """
-    small = small_program(program, index, position, computed=merge_batch_norms)
+    small = small_program(program, index, positions, computed=merge_batch_norms)
     small = fold_batch_norms(small) if merge_batch_norms else small
-    return as_module(small if dense else cut_blocks(small), call_signature)
+    return as_module(small if dense else cut_blocks(small), call_signature, structure)
 
 
 @rewrite("extract")
-def small_program(program: Program, index: int, position: int | None = None, *, computed: bool = False) -> Program:
+def small_program(
+    program: Program, index: int, positions: Sequence[int] | None = None, *, computed: bool = False
+) -> Program:
     """Steps 1 to 3. `computed` as in `fold`."""
-    alone = evaluate(project(program, [index if position is None else position]))
+    alone = evaluate(project(program, [index] if positions is None else positions))
     return _with_backbone_names(_with_counters(fold(alone, computed=computed), program), index)
 
 
-def as_module(program: Program, call_signature: CallSignature) -> fx.GraphModule:
-    """Steps 6 and 7, of a program with one output."""
-    module = call_signature.call_like_backbone(to_modules(program, training=False))
+def as_module(program: Program, call_signature: CallSignature, structure: Structure | None = None) -> fx.GraphModule:
+    """Steps 6 and 7."""
+    module = call_signature.call_like_backbone(to_modules(program, training=False), structure)
     for node in module.graph.nodes:
         node.meta.clear()  # types of ours, which a copy or a pickle of the graph would drag along
     return module.eval()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ from anytimeify.runtime import budget as budgets
 from anytimeify.runtime import extraction
 from anytimeify.runtime.budget import Budget
 from anytimeify.runtime.calibration import calibrate
-from anytimeify.runtime.compiled import Compiled, Layout
+from anytimeify.runtime.compiled import Compiled, Form, Layout
 from anytimeify.runtime.described import Described
 from anytimeify.runtime.level_names import LevelName, find_level
 from anytimeify.runtime.reset_classifier import check_shapes, new_heads
@@ -34,7 +34,7 @@ from anytimeify.storage import models as storage
 
 __all__ = ["AnytimeModel"]
 
-_OWN = frozenset({"loss", "_compiled", "_graphs", "_latencies", "_layout", "_watch"})
+_OWN = frozenset({"loss", "_compiled", "_forms", "_graphs", "_latencies", "_layout", "_watch"})
 
 
 class AnytimeModel(Described):
@@ -51,6 +51,7 @@ class AnytimeModel(Described):
     _watch: Watch  # of parts that are assigned to
     _graphs: tuple[fx.GraphModule, ...]  # this and the next are of `_compiled`, at hand for a compiler
     _layout: Layout
+    _forms: Mapping[bool, Form] | None
 
     def __init__(self, compiled: Compiled, loss: nn.Module | None = None) -> None:
         super().__init__()
@@ -70,6 +71,7 @@ class AnytimeModel(Described):
     def _take(self, compiled: Compiled) -> None:
         """Runs the graphs of a network that has the dictionaries of this model."""
         self._compiled, self._graphs, self._layout = compiled, compiled.graphs, compiled.layout
+        self._forms = compiled.forms
         for part in self.modules():
             if isinstance(part, Watched):
                 part._watch = self._watch
@@ -78,7 +80,7 @@ class AnytimeModel(Described):
     def __deepcopy__(self, memo: dict[int, Any]) -> AnytimeModel:
         result = type(self).__new__(type(self))
         memo[id(self)] = result
-        state = {name: value for name, value in self.__dict__.items() if name not in ("_compiled", "_graphs")}
+        state = {name: value for name, value in self.__dict__.items() if name not in ("_compiled", "_forms", "_graphs")}
         result.__dict__.update(copy.deepcopy(state, memo))
         result._take(self._compiled.copied(result))
         return result
@@ -132,7 +134,10 @@ class AnytimeModel(Described):
         (`"width 0.25"`), or its number as a float (`0.25`) where the scheme has one number a level.
 
         With a taxonomy every level and member of the outputs is a tuple, finest labels first; one level gives the
-        `granularity` that it serves, another one that it has, or with `"all"` a tuple of all that it has."""
+        `granularity` that it serves, another one that it has, or with `"all"` a tuple of all that it has.
+
+        With `output="all"` one level gives what the backbone returns in the mode that the model is in, and so do the
+        `results` of the outputs."""
         if self._watch.changed and not torch.compiler.is_compiling():
             check_shapes(self._definition, self.tensors())
             self._watch.changed = False
@@ -140,9 +145,13 @@ class AnytimeModel(Described):
         if level is None:
             if granularity is not None:
                 raise ArgumentError("granularity is given without level: all levels give all that they have")
+            if self._forms is not None:
+                return self._forms[self.training].outputs(inputs)
             given = self._graphs[0](*inputs)
             return Outputs(*(tuple(_at(given, place) for place in places) for places in self._layout))
         index = self._index(level)
+        if self._forms is not None and granularity is None:
+            return self._forms[self.training].result(index, inputs)
         if granularity == "all":
             return tuple(self.graph(index, name)(*inputs) for name in self.granularities[index])
         return self.graph(index, granularity)(*inputs)
@@ -154,6 +163,12 @@ class AnytimeModel(Described):
         if granularity is None:
             return self._graphs[1 + index]
         return self._compiled.graph(index, self._definition.granularity(index, granularity))
+
+    def graph_of(self, level: LevelName, granularity: int | str | None = None) -> fx.GraphModule:
+        """As `graph`; with `output="all"` the graph of all that the level returns in eval mode, as a flat tuple."""
+        if self._forms is None or granularity is not None:
+            return self.graph(level, granularity)
+        return self._forms[False].graphs[1 + self._index(level)]
 
     def stream(self, *args: Any, **kwargs: Any) -> Iterator[tuple[Level, Tensor]]:
         """Predictions of better and better levels: stop whenever time is up.
@@ -210,7 +225,8 @@ class AnytimeModel(Described):
         dense: bool = False,
         granularity: int | str | None = None,
     ) -> fx.GraphModule:
-        """One level as a standalone module in eval mode: called like the backbone, returns the level's prediction.
+        """One level as a standalone module in eval mode: called like the backbone, returns the level's prediction, or
+        with `output="all"` what the backbone returns in eval mode.
 
         Its parameters are small copies under names made from the backbone's; running it needs no import of
         anytimeify. `fold=True` merges batch norms into the convolutions before them, and evaluates what else depends on
@@ -225,7 +241,8 @@ class AnytimeModel(Described):
             rewritten.program,
             index,
             self.call_signature,
-            position=rewritten.position(index, wanted),
+            positions=rewritten.positions(index, wanted),
+            structure=None if rewritten.results is None else rewritten.results.evaluation,
             merge_batch_norms=fold,
             dense=dense,
         )
@@ -244,6 +261,11 @@ class AnytimeModel(Described):
         granularity that it serves, or all of them one `granularity`; levels that give different ones can be streamed,
         but not stopped between for every sample.
         """
+        if self._forms is not None:
+            raise ArgumentError(
+                "stages give predictions, and the levels of this model return all that the backbone returns: transform "
+                "it with output=..., which says what its prediction is"
+            )
         usable = [level.index for level in self.levels if not level.training_only]
         if granularity is not None and levels is None and self.taxonomy is not None:
             name = self.taxonomy.granularities[self.taxonomy.index(granularity)]

@@ -63,6 +63,8 @@ class SandwichSampler(nn.Module):
             raise SchemeError("widths are sampled under dense connectivity: triangular networks have only their own")
         if net.taxonomy is not None or net.consensus is not None:
             raise SchemeError("widths are sampled of models without a taxonomy or a consensus, which belong to levels")
+        if net.results is not None:
+            raise SchemeError("widths are sampled of models whose levels return predictions, and not whole structures")
         self.low = scheme.widths[0] if low is None else low
         self.high = scheme.widths[-1] if high is None else high
         if not 0 < self.low < self.high <= 1:

@@ -28,6 +28,7 @@ from anytimeify.capture.inputs import CallInputs, call_inputs, owns_storage, rep
 from anytimeify.errors import ArtifactError, CaptureError, MissingExtraError, VerificationError
 from anytimeify.io.files import new_file
 from anytimeify.process import ONE_AT_A_TIME
+from anytimeify.storage.flat_outputs import flat_outputs, tensors_of
 
 __all__ = [
     "FORMATS",
@@ -58,7 +59,14 @@ def export_pt2(
     with new_file(path) as temporary, quiet():
         inputs, program = _export(extract, example_inputs, dynamic_batch)
         torch.export.save(program, temporary)
-        _compare(extract, inputs, dynamic_batch, _run_program(torch.export.load(temporary)), str(path))
+        try:
+            written = torch.export.load(temporary)
+        except Exception as error:
+            raise ArtifactError(
+                f"'{path}' was not written: torch cannot read the file that it made of this network, whose results may "
+                f"hold constants that such files cannot ({_first_line(error)}). Export to onnx instead"
+            ) from error
+        _compare(extract, inputs, dynamic_batch, _run_program(written), str(path))
 
 
 def export_onnx(
@@ -66,12 +74,15 @@ def export_onnx(
 ) -> None:
     """Writes an ONNX model, compared with torch in onnxruntime. Needs the extra `onnx`; raises as `export_pt2` does.
 
+    Where the module returns several tensors, they are called as in the structure: `logits`, `hidden_states_0`, or
+    `output_1` of a tuple. Constants among them are left out.
+
     Weights of more than 1 GiB go into a second file beside it, `NAME.data`.
     """
     require("onnx")
     with new_file(path) as temporary, quiet():
         inputs, program = _export(extract, example_inputs, dynamic_batch)
-        save_onnx(program, temporary, str(path))
+        save_onnx(program, temporary, str(path), outputs=flat_outputs(program))
         _compare(extract, inputs, dynamic_batch, _run_onnx(temporary), str(path))
 
 
@@ -128,12 +139,16 @@ def _keep_own_elements(program: ExportedProgram) -> None:
 
 
 def save_onnx(
-    program: ExportedProgram, file: Path, name: str, names: tuple[Sequence[str], Sequence[str]] | None = None
+    program: ExportedProgram,
+    file: Path,
+    name: str,
+    *,
+    inputs: Sequence[str] | None = None,
+    outputs: Sequence[str] | None = None,
 ) -> None:
-    """Writes ONNX to `file`; an error calls it `name`. `names`: of the inputs and of the outputs."""
-    reads, gives = names or (None, None)
+    """Writes ONNX to `file`; an error calls it `name`. `inputs` and `outputs` are names."""
     try:
-        written = torch.onnx.export(program, dynamo=True, verbose=False, input_names=reads, output_names=gives)
+        written = torch.onnx.export(program, dynamo=True, verbose=False, input_names=inputs, output_names=outputs)
     except Exception as error:
         raise CaptureError(f"torch.onnx.export cannot write {name}: {_first_line(error)}") from error
     assert written is not None
@@ -150,25 +165,20 @@ def _export(extract: nn.Module, example_inputs: Any, dynamic_batch: bool) -> tup
     return inputs, exported(extract, inputs, shapes)
 
 
-def _run_program(program: ExportedProgram) -> Callable[[CallInputs], Tensor]:
+def _run_program(program: ExportedProgram) -> Callable[[CallInputs], Any]:
     module = program.module()
-
-    def run(inputs: CallInputs) -> Tensor:
-        result = module(*inputs.args, **inputs.kwargs)
-        assert isinstance(result, Tensor)
-        return result
-
-    return run
+    return lambda inputs: module(*inputs.args, **inputs.kwargs)
 
 
-def _run_onnx(path: Path) -> Callable[[CallInputs], Tensor]:
+def _run_onnx(path: Path) -> Callable[[CallInputs], list[Tensor]]:
     with onnx_refusals():
         session = onnx_session(path)
     names = [entry.name for entry in session.get_inputs()]
 
-    def run(inputs: CallInputs) -> Tensor:
+    def run(inputs: CallInputs) -> list[Tensor]:
         arrays = [tensor.detach().cpu().numpy() for tensor in inputs.tensors]
-        return torch.from_numpy(session.run(None, dict(zip(names, arrays, strict=True)))[0])
+        results = session.run(None, dict(zip(names, arrays, strict=True)))
+        return [torch.from_numpy(result) for result in results]
 
     return run
 
@@ -196,17 +206,22 @@ def onnx_session(path: Path, threads: int | None = None) -> Any:
 
 
 def _compare(
-    extract: nn.Module, inputs: CallInputs, dynamic_batch: bool, run: Callable[[CallInputs], Tensor], path: str
+    extract: nn.Module, inputs: CallInputs, dynamic_batch: bool, run: Callable[[CallInputs], Any], path: str
 ) -> None:
     """At the exported batch size and, where the batch is dynamic, at one more."""
     for case in (inputs, _one_more(inputs)) if dynamic_batch else (inputs,):
         with torch.inference_mode():
-            compare(path, case.tensors, [extract(*case.args, **case.kwargs)], [run(case)])
+            expected = extract(*case.args, **case.kwargs)
+            compare(path, case.tensors, tensors_of(expected), tensors_of(run(case)))
 
 
 def compare(path: str, inputs: Sequence[Tensor], expected: Sequence[Tensor], found: Sequence[Tensor]) -> None:
     """`VerificationError` where the results of a file are not those of the module, of which it says that nothing was
     written."""
+    if len(expected) != len(found):
+        raise VerificationError(
+            f"'{path}' was not written: it returns {len(found)} tensors, and the module returns {len(expected)}."
+        )
     for one, other in zip(expected, found, strict=True):
         difference = (
             float((one.cpu().double() - other.cpu().double()).abs().max())

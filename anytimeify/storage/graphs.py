@@ -22,12 +22,20 @@ from anytimeify.codegen.stacked_parameters import first_member
 from anytimeify.contract.spec import INTEGER_FUNCTIONS
 from anytimeify.errors import ArtifactError
 from anytimeify.ir import Origin, Program, Signature, Size, TensorType
-from anytimeify.ir.node_meta import checkpoint_of, origin_of, type_of
+from anytimeify.ir.node_meta import Counted, checkpoint_of, counts_of, origin_of, type_of
 from anytimeify.ir.recast import recast
-from anytimeify.ir.schema import is_mutable
+from anytimeify.ir.schema import bound, is_mutable
 from anytimeify.rules.table import has_rule, of_other_libraries
 
-__all__ = ["decode_program", "decode_signature", "dtype_of", "encode_program", "encode_signature"]
+__all__ = [
+    "decode_program",
+    "decode_signature",
+    "decode_value",
+    "dtype_of",
+    "encode_program",
+    "encode_signature",
+    "encode_value",
+]
 
 _OPERATORS: dict[str, Callable[..., Any]] = {
     **{function.__name__: function for function in INTEGER_FUNCTIONS},
@@ -59,6 +67,7 @@ def encode_program(program: Program) -> dict[str, Any]:
             "type": _encode_type(type_of(node)),
             "origin": list(astuple(origin_of(node))),
             **({"checkpoint": checkpoint_of(node)} if checkpoint_of(node) is not None else {}),
+            **({"counts": [list(one) for one in counts_of(node)]} if counts_of(node) else {}),
         }
         for node in program.graph.nodes
     ]
@@ -96,6 +105,8 @@ def decode_program(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Pr
         if "checkpoint" in entry:
             _check(type(entry["checkpoint"]) is int, f"the part of {name!r} has no number")
             node.meta["checkpoint"] = entry["checkpoint"]
+        if "counts" in entry:
+            node.meta["counts"] = _decode_counts(entry["counts"], node, nodes)
         nodes[name] = node
     _check(bool(nodes) and next(reversed(nodes.values())).op == "output", "the graph has no output")
     # A model may have been saved in another precision than it was captured in.
@@ -130,10 +141,33 @@ def decode_signature(data: Mapping[str, Any]) -> Signature:
     )
 
 
+def encode_value(value: Any) -> Any:
+    """A constant, such as a number, a text or a tuple of them. `ArtifactError` for what cannot be saved."""
+    return _encode(value)
+
+
+def decode_value(data: Any) -> Any:
+    """The inverse of `encode_value`."""
+    return _decode(data, {})
+
+
 def dtype_of(name: str) -> torch.dtype:
     """`"float32"` -> `torch.float32`."""
     _check(name in _DTYPES, f"{name!r} is not a type of tensors")
     return _DTYPES[name]
+
+
+def _decode_counts(data: Any, node: fx.Node, nodes: Mapping[str, fx.Node]) -> tuple[Counted, ...]:
+    """Numbers of a call that follow the widths of dimensions of nodes before it, or of itself."""
+    found = []
+    for argument, power, places in data:
+        _check(argument in bound(node), f"{node.name!r} has no argument {argument!r}")
+        _check(power in (1, -1, 0.5, -0.5), f"{node.name!r} has a number that counts nothing")
+        for name, dim in places:
+            rank = len(getattr(type_of(nodes[name]), "shape", ())) if name in nodes else 0
+            _check(type(dim) is int and 0 <= dim < rank, f"{node.name!r} has a number that counts no dimension")
+        found.append(Counted(argument, float(power), tuple((str(name), dim) for name, dim in places)))
+    return tuple(found)
 
 
 def _check(condition: object, problem: str) -> None:

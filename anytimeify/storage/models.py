@@ -28,12 +28,14 @@ from anytimeify.passes.scheme import Scheme, parse_scheme
 from anytimeify.storage.documents import CHECKSUM, crc_of_text, crc_of_values, open_document
 from anytimeify.storage.graphs import decode_program, decode_signature, dtype_of, encode_program, encode_signature
 from anytimeify.storage.losses import decode_loss, encode_loss, loss_tensors
+from anytimeify.storage.results import decode_results, encode_results
 from anytimeify.storage.schemes import decode_scheme, encode_scheme
 from anytimeify.taxonomy import Taxonomy
 
 __all__ = ["FORMAT", "Stored", "read", "seal", "write"]
 
 FORMAT = 3
+WITH_RESULTS = 4  # levels return more than predictions
 # Those before: checksums of values alone, parameters in the order of their names, no loss.
 _BEFORE = (1, 2)
 _KEY = "anytimeify"
@@ -59,7 +61,7 @@ def write(path: str | os.PathLike[str], stored: Stored) -> None:
     tensors, ties = _without_ties(named)
     captured = stored.captured
     document = {
-        "format": FORMAT,
+        "format": FORMAT if captured.results is None else WITH_RESULTS,
         "scheme": encode_scheme(stored.scheme),
         "graph": encode_program(captured.program),
         "signature": encode_signature(captured.signature),
@@ -73,6 +75,7 @@ def write(path: str | os.PathLike[str], stored: Stored) -> None:
         "batch_range": list(captured.batch_range),
         "notes": list(captured.notes),
         "loss": None if loss is None else encode_loss(loss),
+        **({} if captured.results is None else {"results": encode_results(captured.results)}),
         **_options_data(stored.options),
     }
     data = seal(document, tensors)
@@ -110,10 +113,10 @@ def _open(source: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         checksum=lambda text, said: crc_of_text(text) if said.get("format") in _BEFORE else checksums.of_text(text),
     )
     found = document.get("format")
-    if type(found) is not int or found not in (*_BEFORE, FORMAT):
+    if type(found) is not int or found not in (*_BEFORE, FORMAT, WITH_RESULTS):
         raise ArtifactError(
-            f"{source} has format {found!r}, this version of anytimeify reads format {FORMAT} and those before: load "
-            "it with the version that wrote it, or a newer one"
+            f"{source} has format {found!r}, this version of anytimeify reads format {WITH_RESULTS} and those before: "
+            "load it with the version that wrote it, or a newer one"
         )
     return document, tensors
 
@@ -135,6 +138,7 @@ def _decode(document: Mapping[str, Any], tensors: dict[str, Tensor]) -> Stored:
         document["batch"],
         tuple(map(str, document["notes"])),
         batch_range=_batch_range(document.get("batch_range", [1, None])),
+        results=decode_results(document["results"], len(program.outputs)) if "results" in document else None,
     )
     for node, example in zip(program.placeholders, captured.example_inputs, strict=True):
         if len(type_of(node).shape) != example.ndim:

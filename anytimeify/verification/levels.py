@@ -29,6 +29,7 @@ from anytimeify.passes.rewrites.project import project
 from anytimeify.rules.training import draws, trains
 from anytimeify.runtime.model import AnytimeModel
 from anytimeify.verification.precision import ADVICE, TOLERANCE, cast_limit, clone, double, in_double, with_batch
+from anytimeify.verification.tensors import furthest, tensors
 from anytimeify.verification.training import verify_training
 
 __all__ = ["difference", "verify"]
@@ -57,30 +58,50 @@ def verify(
     inputs = net.captured.example_inputs
     with _evaluating(net), torch.no_grad():
         args, kwargs = _call(net, inputs)
-        levels = clone(net(*args, **kwargs).levels)
+        outputs = net(*args, **kwargs)
+        levels = clone(
+            tuple(
+                tensors(outputs.results[index] if outputs.results else given)
+                for index, given in enumerate(outputs.levels)
+            )
+        )
         for place, (model, reference) in enumerate(zip(models, references, strict=True)):
             backbone = _eval_form(model)
             if backbone is not None and net.exact:
                 full = levels[net.backbones[place]]
-                _check_full(net, place, backbone, full if net.taxonomy is None else full[0], inputs, reference)
+                known = None if reference is None or net.results is not None else [reference]
+                _check_full(net, place, backbone, full if net.taxonomy is None else full[:1], inputs, known)
                 _check_other_batch(net, place, backbone)
                 _check_other_inputs(net, backbone)
-        for level, granularity, prediction in _predictions(net, levels):
+        for level, granularity, given in _given(net, levels):
             small = net.extract(level, granularity=granularity)
             args, kwargs = _call(net, inputs)
             result = small(*args, **kwargs)
-            if not _agree(prediction, result):
-                _check_level_again(net, level, granularity, difference(prediction, result))
+            if not _agree(given, tensors(result)):
+                _check_level_again(net, level, granularity, furthest(given, tensors(result)))
+            if outputs.results:
+                _check_structure(net, level, outputs.results[level], result)
     verify_training(net, *models)
 
 
-def _predictions(net: AnytimeModel, levels: Sequence[Any]) -> Iterator[tuple[int, str | None, Tensor]]:
-    """The predictions of every level, of every granularity that it has."""
+def _given(net: AnytimeModel, levels: Sequence[list[Tensor]]) -> Iterator[tuple[int, str | None, list[Tensor]]]:
+    """What every level gives: of a taxonomy, each of its predictions alone."""
     for index, given in enumerate(levels):
         if net.taxonomy is None:
             yield index, None, given
         else:
-            yield from ((index, *pair) for pair in zip(net.granularities[index], given, strict=True))
+            for name, prediction in zip(net.granularities[index], given, strict=True):
+                yield index, name, [prediction]
+
+
+def _check_structure(net: AnytimeModel, index: int, given: Any, result: Any) -> None:
+    """What are no tensors: containers, and constants."""
+    (leaves, spec), (others, other) = flatten(given), flatten(result)
+    pairs = [pair for pair in zip(leaves, others, strict=False) if not isinstance(pair[0], Tensor)]
+    if spec != other or any(isinstance(found, Tensor) or found != leaf for leaf, found in pairs):
+        raise VerificationError(
+            f"level {index} ({net.levels[index].name}) returns {spec}, and its extract {other}. {ADVICE}"
+        )
 
 
 def _eval_form(model: nn.Module | ExportedProgram) -> nn.Module | None:
@@ -92,9 +113,9 @@ def _eval_form(model: nn.Module | ExportedProgram) -> nn.Module | None:
     return model.module()
 
 
-def _agree(reference: Tensor, result: Tensor) -> bool:
+def _agree(reference: Sequence[Tensor], result: Sequence[Tensor]) -> bool:
     """Whether the model's own precision is enough to say that two results agree."""
-    return difference(reference, result) <= TOLERANCE and bool(reference.isfinite().all())
+    return furthest(reference, result) <= TOLERANCE and all(bool(one.isfinite().all()) for one in reference)
 
 
 def _check_other_batch(net: AnytimeModel, place: int, model: nn.Module) -> None:
@@ -109,21 +130,22 @@ def _check_other_batch(net: AnytimeModel, place: int, model: nn.Module) -> None:
         except Exception:  # the backbone does not take batches of this size
             continue
         try:
-            prediction = net.graph(net.backbones[place], _finest(net))(*clone(inputs))
+            found = _run_level(net, net.backbones[place], _finest(net), inputs)
         except Exception as error:
             raise VerificationError(
                 f"the full level does not run on a batch of {count}, which the backbone takes: {error}. {_FIXED_BATCH}"
             ) from error
-        _check_full(net, place, model, prediction, inputs, reference)
+        _check_full(net, place, model, found, inputs, reference)
         return
 
 
 def _check_other_inputs(net: AnytimeModel, model: nn.Module) -> None:
-    """What is the backbone on other inputs, against the backbone. Warns of what the backbone does not take."""
+    """What is the backbone on other inputs, against the backbone: the first tensor of each. Warns of what the backbone
+    does not take."""
     captured = net.captured
     for name, program, inputs in net.scheme.on_other_inputs(captured, net.axes):
         try:
-            reference = _run_backbone(model, captured, inputs)
+            reference = _run_backbone(model, captured, inputs)[:1]
         except Exception as error:
             warnings.warn(
                 f"{name} was not compared with the backbone, which does not take these inputs ({error}); the level "
@@ -133,14 +155,14 @@ def _check_other_inputs(net: AnytimeModel, model: nn.Module) -> None:
             )
             continue
         small = to_modules(program, training=False)
-        (prediction,) = small(*clone(captured.example_inputs))
-        if _agree(reference, prediction):
+        found = small(*clone(captured.example_inputs))
+        if _agree(reference, found):
             continue
-        gap, limit = difference(reference, prediction), _rounding(captured.program)
+        gap, limit = furthest(reference, found), _rounding(captured.program)
         with suppress(Exception):  # a model that cannot be copied or that insists on its own precision
-            reference = _run_backbone(in_double(model), captured, tuple(map(double, inputs)))
-            (prediction,) = in_double(small)(*map(double, clone(captured.example_inputs)))
-            gap, limit = difference(reference, prediction), cast_limit(captured.program)
+            reference = _run_backbone(in_double(model), captured, tuple(map(double, inputs)))[:1]
+            found = in_double(small)(*map(double, clone(captured.example_inputs)))
+            gap, limit = furthest(reference, found), cast_limit(captured.program)
         if gap > limit:
             raise VerificationError(
                 f"{name} differs by {gap:.1e} from the backbone on the same inputs: the backbone's forward() computes "
@@ -161,26 +183,26 @@ def _check_full(
     net: AnytimeModel,
     place: int,
     model: nn.Module,
-    prediction: Tensor,
+    found: Sequence[Tensor],
     inputs: tuple[Tensor, ...],
-    reference: Tensor | None,
+    reference: Sequence[Tensor] | None,
 ) -> None:
     captured, level = net.captured, net.backbones[place]
     if reference is None:
         reference = _run_backbone(model, captured, inputs)
-    if _agree(reference, prediction):
+    if _agree(reference, found):
         return
     own = inputs is captured.example_inputs
-    error, limit = difference(reference, prediction), _rounding(captured.program)
+    error, limit = furthest(reference, found), _rounding(captured.program)
     _refuse_randomness(captured.program, error)
     inputs = tuple(map(double, inputs))
     try:
         reference = _run_backbone(in_double(model), captured, inputs)
-        prediction = in_double(net).graph(level, _finest(net))(*clone(inputs))
+        found = _run_level(in_double(net), level, _finest(net), inputs)
     except Exception:  # a model that cannot be copied or that insists on its own precision: that verdict stands
         pass
     else:
-        error, limit = difference(reference, prediction), cast_limit(captured.program)
+        error, limit = furthest(reference, found), cast_limit(captured.program)
     if error <= limit:
         return
     if not own:
@@ -189,8 +211,9 @@ def _check_full(
             f"for a batch of {count} the full level differs from the backbone by {error:.1e}, and not for the example "
             f"inputs: {_FIXED_BATCH}"
         )
-    source = to_modules(project(captured.program, [place]), training=False)
-    whole = net.graph(level, _finest(net))
+    kept = [place] if captured.results is None else captured.results.evaluation.outputs
+    source = to_modules(project(captured.program, kept), training=False)
+    whole = net.graph_of(level, _finest(net))
     node = _first_difference(source, captured.example_inputs, whole, captured.example_inputs)
     if node is None:
         raise VerificationError(
@@ -207,16 +230,16 @@ def _check_level_again(net: AnytimeModel, index: int, granularity: str | None, e
     program = net.captured.program
     _refuse_randomness(program, error)
     limit, inputs = _rounding(program), net.captured.example_inputs
-    level, small = net.graph(index, granularity), net.extract(index, granularity=granularity)
+    level, small = net.graph_of(index, granularity), net.extract(index, granularity=granularity)
     try:
         wide, doubles = in_double(net), tuple(double(x) for x in inputs)
         args, kwargs = _call(net, doubles)
-        level_result = wide.graph(index, granularity)(*clone(doubles))
-        error = difference(level_result, wide.extract(index, granularity=granularity)(*args, **kwargs))
+        result = wide.extract(index, granularity=granularity)(*args, **kwargs)
+        error = furthest(_run_level(wide, index, granularity, doubles), tensors(result))
     except Exception:  # the net insists on its own precision: that verdict stands
         args, kwargs = _call(net, inputs)
     else:
-        level, small = wide.graph(index, granularity), wide.extract(index, granularity=granularity)
+        level, small = wide.graph_of(index, granularity), wide.extract(index, granularity=granularity)
         inputs, limit = doubles, cast_limit(program)
     if error <= limit:
         return
@@ -291,12 +314,18 @@ def _positional(module: fx.GraphModule, args: tuple[Any, ...], kwargs: dict[str,
     return (*args, *(kwargs[name] for name in names[len(args) :]))
 
 
-def _run_backbone(model: nn.Module, captured: Captured, inputs: tuple[Tensor, ...]) -> Tensor:
+def _run_level(
+    net: AnytimeModel, index: int, granularity: int | str | None, inputs: tuple[Tensor, ...]
+) -> list[Tensor]:
+    result = net.graph_of(index, granularity)(*clone(inputs))
+    return tensors(result if net.results is None else net.results.evaluation.filled(result))
+
+
+def _run_backbone(model: nn.Module, captured: Captured, inputs: tuple[Tensor, ...]) -> list[Tensor]:
     args, kwargs = CallSignature.of(captured).arguments(clone(inputs), captured.signature)
     with _evaluating(model), buffers_kept(model), seeded():
-        result = flatten(model(*args, **kwargs))[0][captured.signature.prediction]
-    assert isinstance(result, Tensor)
-    return result
+        leaves = flatten(model(*args, **kwargs))[0]
+    return tensors(leaves if captured.results is not None else leaves[captured.signature.prediction])
 
 
 @contextmanager

@@ -17,16 +17,10 @@ import torch
 from torch import Tensor
 
 from anytimeify._torch import OpOverload, TorchDispatchMode, schema
-from anytimeify.rules.means import MEANS
+from anytimeify.rules.means import MEANS, ROUNDED, SUMS, UNIFORM
 from anytimeify.rules.training import is_random
 
 __all__ = ["WithoutRandomness"]
-
-
-aten = torch.ops.aten
-_UNIFORM = frozenset({aten.rand.default, aten.rand_like.default, aten.uniform_.default})
-_SUMS = frozenset({aten.add.Tensor, aten.add_.Tensor, aten.add.Scalar, aten.add_.Scalar})
-_ROUNDED = {aten.floor.default: aten.sub.Scalar, aten.floor_.default: aten.sub_.Scalar}
 
 
 class WithoutRandomness(TorchDispatchMode):
@@ -44,7 +38,7 @@ class WithoutRandomness(TorchDispatchMode):
             return self._of_means(func, args, kwargs)
         if func in MEANS:
             mean = MEANS[func](*args, **kwargs)
-            if func in _UNIFORM and not args[1:]:  # else of another range
+            if func in UNIFORM and not args[1:]:  # else of another range
                 self._uniform[mean.data_ptr()] = mean
             return mean
         args, kwargs = _without_dropout(func, args, kwargs)
@@ -52,11 +46,11 @@ class WithoutRandomness(TorchDispatchMode):
         return func(*args, **kwargs)
 
     def _of_means(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        followed = func in _SUMS or func in _ROUNDED
+        followed = func in SUMS or func in ROUNDED
         if not followed or not any(map(self._is_uniform, args)):
             return func(*args, **kwargs)
-        if func in _ROUNDED:
-            return _ROUNDED[func](args[0], 0.5)
+        if func in ROUNDED:
+            return ROUNDED[func](args[0], 0.5)
         result = func(*args, **kwargs)
         self._uniform[result.data_ptr()] = result
         return result

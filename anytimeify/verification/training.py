@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,20 +32,23 @@ from anytimeify.ir import PAIR, Captured, names
 from anytimeify.runtime.model import AnytimeModel
 from anytimeify.verification.precision import ADVICE, cast_limit, clone, double, in_double, with_batch
 from anytimeify.verification.randomness import WithoutRandomness
+from anytimeify.verification.tensors import furthest, tensors
 
 __all__ = ["Gap", "Step", "compare_training", "verify_training"]
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one step gives: the prediction, gradients by the names of parameters (None: it got none), and buffers."""
+    """What one step gives: the prediction, or all results; gradients by the names of parameters (None: it got none);
+    and buffers."""
 
-    prediction: Tensor
+    predictions: Sequence[Tensor]
     gradients: Mapping[str, Tensor | None]
     buffers: Mapping[str, Tensor]
     changed: frozenset[str]  # the buffers that the step wrote to
     trains: bool  # whether the prediction has a derivative at all
-    again: Tensor | None  # the prediction of a second forward pass, where the first has changed plain attributes
+    # The predictions of a second forward pass, where the first has changed plain attributes.
+    again: Sequence[Tensor] | None
 
 
 @dataclass(frozen=True)
@@ -145,11 +148,10 @@ def _step_of_backbone(net: AnytimeModel, model: nn.Module, inputs: tuple[Tensor,
     signature = captured.signature
     where = signature.prediction if signature.trained is None else signature.trained
 
-    def predict() -> Tensor | None:
+    def predict() -> Sequence[Tensor]:
         args, kwargs = CallSignature.of(captured).arguments(clone(inputs), signature)
         leaves = flatten(model(*args, **kwargs))[0]
-        found = leaves[where] if where < len(leaves) else None
-        return found if isinstance(found, Tensor) else None
+        return tensors(leaves if captured.results is not None else leaves[where : where + 1])
 
     with in_mode(model, training=True, held=held), buffers_kept(model), direct_checkpoints():
         before = plain_attributes(model)
@@ -158,10 +160,17 @@ def _step_of_backbone(net: AnytimeModel, model: nn.Module, inputs: tuple[Tensor,
 
 
 def _step_of_level(net: AnytimeModel, inputs: tuple[Tensor, ...], place: int, *, twice: bool) -> Step | None:
-    graph = net.graph(net.backbones[place], None if net.taxonomy is None else 0)
+    level = net.backbones[place]
+
+    def predict() -> Sequence[Tensor]:
+        if net.results is None:
+            return [net.graph(level, None if net.taxonomy is None else 0)(*clone(inputs))]
+        args, kwargs = net.call_signature.arguments(clone(inputs), net.captured.signature)
+        return tensors(net(*args, level=level, **kwargs))
+
     parameters = {name: tensor for name, tensor in net.tensors().items() if isinstance(tensor, nn.Parameter)}
     with in_mode(net, training=True), buffers_kept(net):
-        return _step(lambda: graph(*clone(inputs)), parameters, net.tensors, lambda: twice)
+        return _step(predict, parameters, net.tensors, lambda: twice)
 
 
 def _prefix(net: AnytimeModel, place: int) -> str:
@@ -169,7 +178,7 @@ def _prefix(net: AnytimeModel, place: int) -> str:
 
 
 def _step(
-    predict: Callable[[], Tensor | None],
+    predict: Callable[[], Sequence[Tensor]],
     parameters: Mapping[str, Tensor],
     buffers: Callable[[], Mapping[str, Tensor]],
     repeat: Callable[[], bool],
@@ -177,11 +186,12 @@ def _step(
     trained = {name: one for name, one in parameters.items() if one.requires_grad}
     before = {name: one.detach().clone() for name, one in buffers().items() if name not in parameters}
     with torch.enable_grad(), seeded(), WithoutRandomness():
-        prediction = predict()
-        if prediction is None or not (prediction.is_floating_point() or prediction.is_complex()):
+        predictions = predict()
+        derived = [one for one in predictions if one.is_floating_point() or one.is_complex()]
+        if not derived:
             return None
         known: dict[str, Tensor | None] = dict.fromkeys(parameters)
-        score = _score(prediction)
+        score = torch.stack([_score(one) for one in derived]).sum()
         if score.requires_grad and trained:
             found = torch.autograd.grad(score, list(trained.values()), allow_unused=True)
             known.update(zip(trained, map(_dense, found), strict=True))
@@ -196,7 +206,7 @@ def _step(
     if repeat():
         with torch.no_grad(), seeded(), WithoutRandomness():
             again = predict()
-    return Step(prediction.detach(), known, after, changed, score.requires_grad, again)
+    return Step([one.detach() for one in predictions], known, after, changed, score.requires_grad, again)
 
 
 def _dense(gradient: Tensor | None) -> Tensor | None:
@@ -229,14 +239,14 @@ def _gap(net: AnytimeModel, model: nn.Module, theirs: Step, ours: Step, place: i
         if found > buffer:
             buffer, worst = found, name
     return Gap(
-        difference(theirs.prediction, ours.prediction),
+        furthest(theirs.predictions, ours.predictions),
         gradient,
         parameter,
         buffer,
         worst,
         changed,
         followed,
-        0.0 if theirs.again is None or ours.again is None else difference(theirs.again, ours.again),
+        0.0 if theirs.again is None or ours.again is None else furthest(theirs.again, ours.again),
     )
 
 

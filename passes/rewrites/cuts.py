@@ -58,6 +58,8 @@ def name_of_cut(program: Program, blocks: Blocks, cut: Cut) -> str:
     if len(cut) > 1:
         return " and ".join(node.name for node in cut)
     node = cut[0]
+    if node not in blocks.cut_points:
+        return node.name
     parts = origin_of(node).module_path.split(".")
     for length in range(1, len(parts) + 1):
         name = ".".join(parts[:length])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations, pairwise
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import fx, nn
 
 from anytimeify.analysis.axes import Axes, AxisGroup, Widths
 from anytimeify.analysis.blocks import Block, Blocks, Segment
+from anytimeify.analysis.residual_units import ResidualUnits
 from anytimeify.errors import SchemeError
 from anytimeify.ir import Captured, Program, TensorType, names
 from anytimeify.ir.node_meta import origin_of, type_of
@@ -21,7 +23,7 @@ from anytimeify.passes.rewrites.replicate import depths
 from anytimeify.rules import rule_of
 from anytimeify.rules.factors import Factor, flat, leaves, resolve
 
-__all__ = ["Downstream"]
+__all__ = ["Downstream", "has_layer"]
 
 
 @dataclass(frozen=True)
@@ -30,17 +32,29 @@ class Downstream:
 
     captured: Captured
     axes: Axes
-    cut: Cut
     region: frozenset[fx.Node]
     blocks: tuple[Block, ...]
     segments: tuple[Segment, ...]
+    units: ResidualUnits  # of the whole network
 
     @staticmethod
     def of(captured: Captured, axes: Axes, blocks: Blocks, cut: Cut) -> Downstream:
         places = depths(captured.program, [cut])
         region = frozenset(node for node, depth in places.items() if depth and node.op == "call_function")
+        return Downstream.within(captured, axes, blocks, region)
+
+    @staticmethod
+    def within(
+        captured: Captured,
+        axes: Axes,
+        blocks: Blocks,
+        region: frozenset[fx.Node],
+        units: ResidualUnits | None = None,
+    ) -> Downstream:
+        """The calls of a region that nothing outside of it depends on."""
         inside = tuple(block for block in blocks.blocks if region.issuperset(_calls(block)))
-        return Downstream(captured, axes, cut, region, inside, blocks.segments)
+        units = ResidualUnits(captured.program) if units is None else units
+        return Downstream(captured, axes, region, inside, blocks.segments, units)
 
     # Blocks.
 
@@ -54,7 +68,7 @@ class Downstream:
         left_out: list[Block] = []
         asked: list[tuple[list[Block], int]] = []
         for path, count in repeats.items():
-            blocks = self._children(path) or [b for b in self.blocks if self._within(b, path) and _has_layer(b)]
+            blocks = self._children(path) or [b for b in self.blocks if self._within(b, path) and has_layer(b)]
             if not blocks:
                 raise SchemeError(f"repeats: there is no block of '{path}' behind the fork; {self._names_of_blocks()}")
             found = [block for block in blocks if self._is_repeat(block)]
@@ -111,6 +125,22 @@ class Downstream:
             stay = max(int(alone), round(share * (len(run) + (not alone))) - (not alone))
             left_out += run[stay:]
         return left_out
+
+    def shortenings(self, share: float) -> Iterator[list[Block]]:
+        """What may be left out so that about a share of the blocks stays, and at least one of each kind: blocks of the
+        same layer between cut points, then residual units from the outermost to the innermost, then any equal
+        blocks. There are as many of them whatever the share is."""
+        yield self.shortened(share)
+        for runs in self._runs:
+            yield [block for run in runs for block in run[max(1, round(share * len(run))) :]]
+
+    @cached_property
+    def _runs(self) -> list[list[list[Block]]]:
+        kinds: dict[int, list[Block]] = {}
+        for block in self.removable():
+            kinds.setdefault(block.kind, []).append(block)
+        ways = [*self.units.runs(), list(kinds.values())]
+        return [[[block for block in run if self.region.issuperset(_calls(block))] for run in runs] for runs in ways]
 
     def _follows_other(self, block: Block) -> bool:
         """Whether a block of the same layer, which cannot be left out, comes before it."""
@@ -271,7 +301,8 @@ def _ends(block: Block) -> tuple[fx.Node, fx.Node]:
     return block.start, block.end
 
 
-def _has_layer(block: Block) -> bool:
+def has_layer(block: Block) -> bool:
+    """Whether a block multiplies anything."""
     rules = (rule_of(node.target) for node in _calls(block))
     return any(rule is not None and rule.macs is not None for rule in rules)
 

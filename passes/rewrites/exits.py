@@ -12,13 +12,18 @@ from torch import fx
 from anytimeify.analysis.axes import Axes, Widths
 from anytimeify.analysis.blocks import Block, Blocks, find_blocks
 from anytimeify.analysis.cost import cost, sizes
+from anytimeify.analysis.residual_units import ResidualUnits
 from anytimeify.errors import SchemeError
 from anytimeify.graph.builder import Builder
 from anytimeify.ir import Captured, Program
+from anytimeify.ir.node_meta import type_of
 from anytimeify.passes.rewrites.branch import Branch, grow
 from anytimeify.passes.rewrites.cuts import Cut, cut_named, even_cuts, name_of_cut
-from anytimeify.passes.rewrites.downstream import Downstream
+from anytimeify.passes.rewrites.downstream import Downstream, has_layer
+from anytimeify.passes.rewrites.forks import Fork, even_forks, fork_at
 from anytimeify.passes.rewrites.pooled_head import pooled_head
+from anytimeify.passes.rewrites.shaped_head import ShapedHead
+from anytimeify.passes.rewrites.trunks import Trunks
 
 __all__ = ["Exit", "as_branches", "place_exits"]
 
@@ -77,7 +82,27 @@ def _grow(
 def _pooled(captured: Captured, axes: Axes, cut: Cut, name: str) -> Exit:
     if len(cut) != 1:
         raise SchemeError("a pooled head reads one tensor, and the fork is at several inputs")
-    return Exit(name, lambda builder, level, drawn: pooled_head(builder, captured.program, axes, cut[0], level))
+    if len(type_of(captured.program.outputs[0]).shape) != 2:
+        head = ShapedHead.of(captured.program, axes, cut[0])
+        return Exit(name, lambda builder, level, drawn: head(builder, level))
+    return _classifier(captured, axes, cut[0], name)
+
+
+def _classifier(captured: Captured, axes: Axes, at: fx.Node, name: str) -> Exit:
+    return Exit(name, lambda builder, level, drawn: pooled_head(builder, captured.program, axes, at, level))
+
+
+def _told(exit: Exit) -> Exit:
+    """A pooled head that nobody asked for: the report says so."""
+
+    def append(builder: Builder, level: int, drawn: Any) -> fx.Node:
+        place = exit.name.removeprefix("branch at ")
+        builder.notes.append(
+            f"level {level}: a pooled head at {place}, for no branch of the network's own blocks fits there"
+        )
+        return exit(builder, level, drawn)
+
+    return Exit(exit.name, append)
 
 
 # Automatic branches.
@@ -93,26 +118,44 @@ def _automatic(captured: Captured, axes: Axes, blocks: Blocks, count: int, heads
     ]
     anywhere: list[Cut] = [(block.end,) for block in blocks.blocks[:-1]]
     for cuts in [*even, anywhere]:
-        chosen = _cheaper_and_cheaper(captured, axes, blocks, cuts, heads, skip=cuts is anywhere)[:count]
+        options = partial(_options, captured, axes, blocks, heads)
+        chosen = _cheaper_and_cheaper(captured, options, cuts, skip=cuts is anywhere)[:count]
         if len(chosen) == count:
             return chosen[::-1]
+    if heads == "branch":
+        units = ResidualUnits(program)
+        finer = partial(_finer_options, captured, axes, blocks, units)
+        for forks in [*(list(map(partial(fork_at, program), cuts)) for cuts in even), even_forks(captured, count)]:
+            chosen = _cheaper_and_cheaper(captured, finer, forks, skip=False)[:count]
+            if len(chosen) == count:
+                return chosen[::-1]
+    chosen = _pooled_exits(captured, axes, blocks, count, heads)
+    if len(chosen) == count:
+        return chosen[::-1]
     raise SchemeError(
         f"branches={count}: no branches of this network's own blocks would be cheaper than the network and than the "
-        "branches behind them; fewer branches may do, or say each as a Branch"
-        if even
-        else f"branches={count}: this network has too few places to fork at with layers behind each; use fewer branches"
+        f"branches behind them, and {_why_no_heads(captured, axes, chosen)}"
     )
 
 
+def _why_no_heads(captured: Captured, axes: Axes, chosen: Sequence[Exit]) -> str:
+    reason = ShapedHead.refusal(captured.program, axes)
+    if reason:
+        return f"{reason}; choose what the model returns with output=, or say each branch as a Branch"
+    if chosen:
+        return f"pooled heads only at {len(chosen)} place{'s' * (len(chosen) > 1)}; use fewer branches"
+    return "no place is left at which a pooled head would be; the network is too small for exits, use another scheme"
+
+
 def _cheaper_and_cheaper(
-    captured: Captured, axes: Axes, blocks: Blocks, cuts: Sequence[Cut], heads: str, *, skip: bool
+    captured: Captured, options: Callable[[Any], Iterator[Exit]], forks: Sequence[Cut | Fork], *, skip: bool
 ) -> list[Exit]:
     """From the last fork to the first, the largest branch that is noticeably cheaper than the one before; a fork
     without any is the end, or is skipped."""
     limit = _WORTH * cost(captured.program, captured.batch, *sizes(captured)).macs
     chosen: list[Exit] = []
-    for cut in reversed(cuts):
-        found = ((option, _macs(captured, option)) for option in _options(captured, axes, blocks, cut, heads))
+    for fork in reversed(forks):
+        found = ((option, _macs(captured, option)) for option in options(fork))
         best = next(((option, macs) for option, macs in found if 0 < macs < limit), None)
         if best is not None:
             chosen.append(best[0])
@@ -143,7 +186,7 @@ def _depth(program: Program, blocks: Blocks, node: fx.Node) -> int:
     return name.count(".") if name != node.name else len(node.name)
 
 
-def _options(captured: Captured, axes: Axes, blocks: Blocks, cut: Cut, heads: str) -> Iterator[Exit]:
+def _options(captured: Captured, axes: Axes, blocks: Blocks, heads: str, cut: Cut) -> Iterator[Exit]:
     """What may fork at a node, from the largest to the smallest."""
     name = f"branch at {name_of_cut(captured.program, blocks, cut)}"
     if heads == "branch":
@@ -156,7 +199,49 @@ def _options(captured: Captured, axes: Axes, blocks: Blocks, cut: Cut, heads: st
                 continue  # nothing to narrow
             yield Exit(name, partial(_grow, downstream, left_out, widths))
     if len(cut) == 1:
-        yield _pooled(captured, axes, cut, name)
+        head = _classifier(captured, axes, cut[0], name)
+        yield head if heads == "pool" else _told(head)
+
+
+def _finer_options(captured: Captured, axes: Axes, blocks: Blocks, units: ResidualUnits, fork: Fork) -> Iterator[Exit]:
+    """Branches of the network's own blocks from the largest to the smallest, of which residual units are left out."""
+    name = f"branch at {fork.name(captured.program, blocks)}"
+    downstream = Downstream.within(captured, axes, blocks, fork.behind, units)
+    for share, multiple in _SIZES:
+        left_out = max(downstream.shortenings(share), key=lambda found: sum(map(has_layer, found)))
+        try:
+            widths = downstream.widths({"": multiple} if multiple != 1 else {}, left_out)
+        except SchemeError:
+            continue  # nothing to narrow
+        yield Exit(name, partial(_grow, downstream, left_out, widths))
+
+
+def _pooled_exits(captured: Captured, axes: Axes, blocks: Blocks, count: int, heads: str) -> list[Exit]:
+    """Pooled heads from the last to the first, at even shares of the cost."""
+    ends = {block.end for block in blocks.blocks} | {unit.end for unit in ResidualUnits(captured.program).units}
+    places = Trunks(captured, axes)
+    for among in (ends, None):
+        chosen: list[Exit] = []
+        limit = _WORTH * places.total
+        for number in range(count, 0, -1):
+            found = (
+                (option, _macs(captured, option))
+                for head in places.heads(number / (count + 1), limit, among)
+                for option in [_shaped(head, blocks, captured.program)]
+            )
+            best = next(((option, macs) for option, macs in found if 0 < macs < limit), None)
+            if best is None:
+                break
+            chosen.append(best[0] if heads == "pool" else _told(best[0]))
+            limit = _WORTH * best[1]
+        if len(chosen) == count:
+            break
+    return chosen
+
+
+def _shaped(head: ShapedHead, blocks: Blocks, program: Program) -> Exit:
+    name = f"branch at {name_of_cut(program, blocks, (head.at,))}"
+    return Exit(name, lambda builder, level, drawn: head(builder, level))
 
 
 _WORTH = 0.98  # of the cost of the next level: an exit that saves less is none

@@ -4,37 +4,28 @@
     return y
 
 A scheme sees one prediction, in which the classes of all granularities are concatenated
-(`anytimeify.passes.rewrites.taxonomy`). The selection of one granularity moves up through averages over leaves and all
-other operations that do not mix classes, to the concatenation, which vanishes; where that is not possible, the
-prediction is sliced. Tensors of granularities that no level predicts are left out, and heads are named after the level
-that has them.
+(`anytimeify.passes.rewrites.taxonomy`), and it is taken apart by `anytimeify.passes.rewrites.parts`. Tensors of
+granularities that no level predicts are left out, and heads are named after the level that has them.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
-import torch
 from torch import fx
 
 from anytimeify.contract.pass_manager import rewrite
 from anytimeify.errors import SchemeError
 from anytimeify.graph.builder import Builder
 from anytimeify.graph.traversal import ancestors
-from anytimeify.ir import Program, Size, names, result_of
-from anytimeify.ir.node_meta import origin_of, type_of
+from anytimeify.ir import Program, names
 from anytimeify.ir.rewritten import Output, Rewritten
-from anytimeify.ir.schema import bound
 from anytimeify.passes.rewrites.classes import CLASSES
-from anytimeify.rules import has_kind, traits
+from anytimeify.passes.rewrites.parts import Parts
 from anytimeify.taxonomy import Taxonomy
 
 __all__ = ["part_heads"]
-
-aten = torch.ops.aten
 
 
 @rewrite("part heads")
@@ -42,7 +33,7 @@ def part_heads(rewritten: Rewritten, taxonomy: Taxonomy, backbone: Program) -> R
     """The predictions of every granularity as separate outputs, without those that a level does not have."""
     program = rewritten.program
     builder = Builder.copying(program)
-    parts = _Parts(builder, taxonomy)
+    parts = Parts(builder, taxonomy.granularities, taxonomy.sizes)
     chosen = _chosen(rewritten, taxonomy)
 
     def part(output: Output, granularity: int) -> tuple[Output, fx.Node]:
@@ -89,68 +80,6 @@ def _chosen(rewritten: Rewritten, taxonomy: Taxonomy) -> dict[Output, list[int]]
 
 def _served(taxonomy: Taxonomy, level: int, chosen: Mapping[Output, Sequence[int]]) -> int:
     return chosen[Output("level", level)][0] if taxonomy.serve is None else taxonomy.index(taxonomy.serve[level])
-
-
-@dataclass
-class _Parts:
-    """Selections of one granularity, appended to a graph."""
-
-    builder: Builder
-    taxonomy: Taxonomy
-
-    def __post_init__(self) -> None:
-        self.known: dict[tuple[fx.Node, int, int], fx.Node] = {}
-        ends = list(itertools.accumulate(self.taxonomy.sizes))
-        self.bounds = list(zip([0, *ends], ends, strict=False))
-
-    def of(self, node: fx.Node, dim: int, granularity: int) -> fx.Node:
-        """The part of a value, or of each of several, whose dimension `dim` holds the classes of all granularities."""
-        key = (node, dim, granularity)
-        if key not in self.known:
-            found = self.operand(node, dim, granularity) or self.moved(node, dim, granularity)
-            self.known[key] = found or self.cut(node, dim, granularity)
-        return self.known[key]
-
-    def operand(self, node: fx.Node, dim: int, granularity: int) -> fx.Node | None:
-        """What a concatenation of the granularities read."""
-        tensors: list[fx.Node] = list(bound(node)["tensors"]) if has_kind(node, "join") else []
-        if not tensors or len(type_of(tensors[0]).shape) != len(type_of(node).shape):
-            return None
-        sizes = [type_of(one).shape[dim] for one in tensors]
-        together = bound(node)["dim"] % len(type_of(node).shape) == dim
-        return tensors[granularity] if together and sizes == list(map(Size, self.taxonomy.sizes)) else None
-
-    def moved(self, node: fx.Node, dim: int, granularity: int) -> fx.Node | None:
-        """The operation on parts of what it reads, where it does not mix classes; None where that is not known."""
-        source = result_of(node)
-        if source is not None:
-            if self.sources(source, dim) is None:
-                return None
-            return self.again(node, {source: self.of(source, dim, granularity)}, dim, granularity)
-        found = self.sources(node, dim)
-        if found is None:
-            return None
-        own = {source: self.of(source, place, granularity) for source, place in found.items()}
-        return self.again(node, own, dim, granularity)
-
-    def sources(self, node: fx.Node, dim: int) -> dict[fx.Node, int] | None:
-        """Where the classes of a result lie in what an operation reads, if it does not mix them."""
-        found = traits(node).sources
-        return found(node, dim) if found is not None else None
-
-    def again(self, node: fx.Node, own: Mapping[fx.Node, fx.Node], dim: int, granularity: int) -> fx.Node:
-        args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda source: own.get(source, source))
-        return self.emit(node, node.target, args, kwargs, dim, granularity)
-
-    def cut(self, node: fx.Node, dim: int, granularity: int) -> fx.Node:
-        return self.emit(node, aten.slice.Tensor, (node, dim, *self.bounds[granularity]), {}, dim, granularity)
-
-    def emit(
-        self, like: fx.Node, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], dim: int, granularity: int
-    ) -> fx.Node:
-        meta = {"origin": origin_of(like)}
-        name = f"{like.name}_{self.taxonomy.granularities[granularity]}"
-        return self.builder.call(target, args, kwargs, name, meta)
 
 
 def _without_unread(program: Program, before: Program, backbone: Program) -> Program:

@@ -7,7 +7,7 @@ What is rewritten:
 1. a parameter or buffer whose dimensions are narrowed is read through views: `slice` where a prefix is kept,
    `index_select` where the kept elements are scattered (concatenations, inner parts of products);
 2. arguments that are sizes (`view`, `expand`, `groups`, `split`, normalised shapes) are re-evaluated by the operation's
-   rule;
+   rule; numbers that are marked as counts of an axis are computed anew;
 3. everything that no narrowed axis reaches is shared with the graph it came from.
 
 A pure selection, so nothing is refused here; what may be narrowed was decided by the analysis.
@@ -15,6 +15,7 @@ A pure selection, so nothing is refused here; what may be narrowed was decided b
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Mapping, Set
 from typing import Any, TypeAlias
@@ -28,8 +29,8 @@ from anytimeify.contract.pass_manager import rewrite
 from anytimeify.graph.builder import Builder
 from anytimeify.graph.traversal import descendants
 from anytimeify.ir import Program, Size, TensorType, meta_of
-from anytimeify.ir.node_meta import type_of
-from anytimeify.ir.schema import rebind
+from anytimeify.ir.node_meta import counts_of, type_of
+from anytimeify.ir.schema import bound, rebind
 from anytimeify.rules import Call, Resize, has_kind, rule_of
 
 __all__ = ["Clone", "Private", "clone_narrowed", "clone_region", "narrow", "narrow_tensor", "reached"]
@@ -155,12 +156,26 @@ class Clone:
             arguments = changed.arguments if isinstance(changed, Call) else {**resize.arguments, **changed}
             target = changed.target if isinstance(changed, Call) else target
             args, kwargs = rebind(target, arguments)
+        if counts_of(node):
+            args, kwargs = rebind(target, {**bound(node), **self.counted(node)})
         given = instead or {}
         args, kwargs = fx.map_arg(
             (args, kwargs), lambda source: given[source] if source in given else self.read(node, source)
         )
         meta = {**node.meta, "type": types[node]}
+        meta.pop("counts", None)  # it is a number of this width
         return self.builder.call(target, args, kwargs, self.prefix + node.name, meta)
+
+    def counted(self, node: fx.Node) -> dict[str, int | float]:
+        """The numbers of a call that count axes which these widths narrow, as they are at these widths."""
+        by_name = {one.name: one for one in self.program.graph.nodes}
+        found: dict[str, int | float] = {}
+        for argument, power, places in counts_of(node):
+            exprs = [self.axes.dims[by_name[name]][dim] for name, dim in places]
+            if any(self.axes.narrowed(expr, self.widths) for expr in exprs):
+                size = math.prod(self.axes.size(expr, self.widths).coefficient for expr in exprs)
+                found[argument] = size if power == 1 else size**power
+        return found
 
     def read(self, user: fx.Node, source: fx.Node) -> fx.Node:
         """What a clone reads in place of `source`; nodes that resizing has just made stay themselves."""

@@ -43,11 +43,12 @@ def one_writer(rewritten: Rewritten) -> Rewritten:
 
 
 def _of_backbones(rewritten: Rewritten) -> Iterable[Output]:
-    """The outputs that are a backbone's own prediction: in the joint graph, and alone."""
+    """The outputs that are a backbone's own results: in the joint graph, and alone."""
     for level in rewritten.backbones:
         finest = next(iter(rewritten.granularities("level", level)), None)
-        yield Output("level", level, finest)
-        yield rewritten.form("alone", level)
+        for leaf in (None,) if rewritten.results is None else range(len(rewritten.results.names)):
+            yield Output("level", level, finest, leaf)
+            yield rewritten.form("alone", level, leaf=leaf)
 
 
 def _buffer(update: fx.Node) -> str:

@@ -17,11 +17,11 @@ from anytimeify.analysis.axes import Axes
 from anytimeify.errors import SchemeError
 from anytimeify.graph.builder import Builder
 from anytimeify.ir import Program, names
-from anytimeify.ir.node_meta import origin_of, type_of
+from anytimeify.ir.node_meta import origin_of, packed_of, type_of
 from anytimeify.passes.rewrites.taxonomy import heads_of_output
 from anytimeify.rules.factors import Expr, leaves, resolve
 
-__all__ = ["pooled_head"]
+__all__ = ["enumerates_positions", "pooled_head"]
 
 aten = torch.ops.aten
 POSITIONS = 4  # a side of what images are pooled to
@@ -35,12 +35,14 @@ def pooled_head(builder: Builder, program: Program, axes: Axes, at: fx.Node, lev
     vector of scores a sample, or the features are not those of an image or a sequence.
     """
     prediction, kind = type_of(program.outputs[0]), type_of(at)
+    if packed_of(program.outputs[0]):
+        raise SchemeError("a pooled head makes one prediction, and with output='all' levels return more")
     if len(prediction.shape) != 2 or not prediction.shape[1].static:
         raise SchemeError(
             f"a pooled head gives one vector of scores a sample, and the prediction of this network has the shape "
             f"[{', '.join(map(str, prediction.shape))}]; use head='branch'"
         )
-    places = [dim for dim, expr in enumerate(axes.dims[at]) if dim and _enumerates_positions(expr)]
+    places = [dim for dim, expr in enumerate(axes.dims[at]) if dim and enumerates_positions(expr)]
     channels = [dim for dim in range(1, len(kind.shape)) if dim not in places]
     batch = kind.shape[0]
     if batch != prediction.shape[0] or len(places) > 2 or len(channels) != 1 or not kind.shape[channels[0]].static:
@@ -77,6 +79,7 @@ def pooled_head(builder: Builder, program: Program, axes: Axes, at: fx.Node, lev
     return scores[0] if len(scores) == 1 else call(aten.cat.default, (scores, 1), "granularities")
 
 
-def _enumerates_positions(expr: Expr) -> bool:
+def enumerates_positions(expr: Expr) -> bool:
+    """Whether a dimension counts positions (pixels, tokens) and nothing else."""
     kinds = [leaf.pin.kind if leaf.pin is not None else "" for leaf in leaves(resolve(expr))]
     return bool(kinds) and all(kind in ("position", "input") for kind in kinds)

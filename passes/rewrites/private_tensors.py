@@ -9,6 +9,7 @@ from torch import fx
 
 from anytimeify.graph.builder import Builder
 from anytimeify.ir import Program, names
+from anytimeify.passes.rewrites.parameter_state import is_state_of_parameters
 from anytimeify.rules import has_kind
 
 __all__ = ["PrivateTensors"]
@@ -17,7 +18,7 @@ __all__ = ["PrivateTensors"]
 @dataclass(frozen=True)
 class PrivateTensors:
     """Which tensors a level has for itself: those of its norms and `heads`, unless something else reads them too (a
-    tied weight, a norm whose other call no narrowed axis reaches)."""
+    tied weight, a norm whose other call no narrowed axis reaches), and the state of spectral norms."""
 
     program: Program
     builder: Builder
@@ -34,7 +35,7 @@ class PrivateTensors:
         if self.norms and all(has_kind(other, "norm") and other in reached for other in source.users):
             self._count_batches(name)
             return names.of_level(self.level, name)
-        return None
+        return names.of_level(self.level, name) if is_state_of_parameters(source, reached) else None
 
     def _count_batches(self, name: str) -> None:
         """A private batch norm counts its own batches."""

@@ -27,8 +27,9 @@ class SkippedBlocks:
 
     @cached_property
     def instead(self) -> Mapping[fx.Node, fx.Node]:
-        """What is read in place of the end of a block: its start."""
-        return {block.end: block.start for block in self.blocks if block.start is not None}
+        """What is read in place of the end of a block: its start. In place of a sum beside it: what it adds to."""
+        ends = {block.end: block.start for block in self.blocks if block.start is not None}
+        return ends | {end: start for block in self.blocks for start, end in block.beside}
 
     @cached_property
     def after(self) -> Set[fx.Node]:

@@ -7,10 +7,13 @@ The rewrite:
    at other widths (`branch`), or a classifier reads pooled features (`pooled_head`);
 3. branches that are chosen automatically fork where the parts between forks cost about the same, after stages if there
    are enough, and are as large as the order of costs allows: same blocks, same resolutions, fewer repeats, and only if
-   that is not enough half the width or a pooled head.
+   that is not enough half the width or a pooled head;
+4. if there are not as many of those, they fork wherever few tensors pass, skip connections among them (`forks`), and
+   leave out residual units; else pooled heads of the prediction's shape read one tensor each (`shaped_head`), which the
+   report says.
 
-A branch that costs more than the backbone is trained only. Refused: forks that data flows around, backbones after
-whose forks nothing can be left out or narrowed.
+A branch that costs more than the backbone is trained only. Refused: forks by name that data flows around, backbones
+that are too small for exits.
 """
 
 from __future__ import annotations

@@ -131,6 +131,10 @@ class NestedChannels(Scheme):
         return replace(found, shared_norms=self.norms == "shared")
 
     @property
+    def shares_values(self) -> bool:
+        return self.connectivity == "triangular" and len(self.widths) > 1
+
+    @property
     def narrowed(self) -> str | tuple[str, ...]:
         return self.where
 

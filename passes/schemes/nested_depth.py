@@ -5,7 +5,8 @@ The rewrite:
 1. the full network stays as it is;
 2. for every lower depth, of each run of equal blocks the last ones are left out, at least one staying; what lies before
    the first of them is computed once for all levels, what comes after is copied and reads the same parameters (of dense
-   layers, the part that is left);
+   layers, the part that is left). Blocks are those between cut points where that tells the depths apart, else residual
+   units, around which other tensors may go (`anytimeify.analysis.residual_units`);
 3. with private norms, a normalisation after a block that is left out has parameters and statistics of its own per
    level, which start as the full ones.
 
@@ -14,6 +15,7 @@ Refused: networks in which no block can be left out, and depths that leave out t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar, Literal, NoReturn
@@ -26,7 +28,7 @@ from anytimeify.errors import SchemeError
 from anytimeify.graph.builder import Builder
 from anytimeify.ir import Captured, names
 from anytimeify.ir.rewritten import Output, Rewritten, numbered
-from anytimeify.passes.rewrites.downstream import Downstream
+from anytimeify.passes.rewrites.downstream import Downstream, has_layer
 from anytimeify.passes.rewrites.narrow import Private, clone_region
 from anytimeify.passes.rewrites.private_tensors import PrivateTensors
 from anytimeify.passes.rewrites.skipped_blocks import SkippedBlocks
@@ -34,6 +36,8 @@ from anytimeify.passes.rewrites.taxonomy import coarse_heads
 from anytimeify.passes.scheme import Scheme
 
 __all__ = ["NestedDepth"]
+
+_ROUND = (1.0, 0.5, 0.25, 0.75, 0.33, 0.67, 0.125, 0.875, 0.375, 0.625)
 
 
 @dataclass(frozen=True)
@@ -99,23 +103,54 @@ class NestedDepth(Scheme):
 
     def left_out(self, downstream: Downstream) -> list[list[Block]]:
         """The blocks that each level leaves out. Refuses two depths that leave out the same."""
-        left_out = [downstream.shortened(depth) for depth in self.depths]
-        for (depth, other), (many, few) in zip(pairwise(self.depths), pairwise(left_out), strict=True):
-            if depth != other and len(many) == len(few):
-                self._refuse(*((other, depth) if few else (depth, other)), downstream)
-        return left_out
+        ways = list(zip(*map(downstream.shortenings, self.depths), strict=True))
+        told_apart = (way for way in ways if self._same(way) is None)
+        found = next(told_apart, None)
+        if found is None:
+            self._refuse(ways[0], downstream)
+        return list(found)
 
-    def _refuse(self, depth: float, other: float, downstream: Downstream) -> None:
-        count = len(downstream.removable())
+    def _same(self, way: Sequence[list[Block]]) -> tuple[float, float] | None:
+        """Two depths that leave out the same, the one to leave out first."""
+        for (depth, other), (many, few) in zip(pairwise(self.depths), pairwise(way), strict=True):
+            if depth != other and not _fewer_layers(many, few):
+                return (other, depth) if few else (depth, other)
+        return None
+
+    def _refuse(self, way: Sequence[list[Block]], downstream: Downstream) -> NoReturn:
+        depth, other = self._same(way) or (self.depths[0], 1.0)
         raise SchemeError(
-            f"depths: depth {depth:g} leaves out the same blocks as {other:g}; leave one of them out. This network has "
-            f"{count} block{'s' * (count != 1)} that can be left out"
+            f"depths: depth {depth:g} leaves out the same blocks as {other:g}; {_depths_that_differ(downstream)}"
         )
 
     def default_loss(self) -> nn.Module:
         from anytimeify.losses.joint import JointLoss
 
         return JointLoss()
+
+
+def _fewer_layers(many: Sequence[Block], few: Sequence[Block]) -> bool:
+    return any(has_layer(block) for block in many if block not in few)
+
+
+def _depths_that_differ(downstream: Downstream) -> str:
+    """The depths that this network can have, the roundest numbers of those that leave out the same, or why it has
+    none."""
+    most: list[float] = []
+    for way in zip(*map(downstream.shortenings, _ROUND), strict=True):
+        counts: dict[int, float] = {}
+        for share, left_out in zip(_ROUND, way, strict=True):
+            counts.setdefault(sum(map(has_layer, left_out)), share)
+        most = max(most, sorted(counts.values()), key=len)
+    if len(most) > 1:
+        return f"depths that differ here: {', '.join(f'{share:g}' for share in most)}"
+    count = len(downstream.units.units)
+    why = (
+        f"it has {count} residual unit{'s' * (count != 1)}, and no two of one kind"
+        if count
+        else "no part of it adds to what it reads"
+    )
+    return f"this network has 0 blocks that can be left out, because {why}; use another scheme"
 
 
 def _listed(depths: Any) -> str:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from anytimeify import AnytimeModel, CaptureError, NestedChannels, load, transform
+from anytimeify import AnytimeModel, CaptureError, NestedChannels, VerificationError, load, transform
 from anytimeify.capture.custom_derivatives import direct_checkpoints, kept
 from anytimeify.testing import assert_levels_equal_extracts
 
@@ -193,6 +193,76 @@ applied: Callable[..., Any] = Applied.apply
 inplace: Callable[..., Any] = InPlace.apply
 
 
+class Sparsemax(torch.autograd.Function):
+    """Writes to its input before it uses it, as pytorch-tabnet does; backward reads what it saved."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        x -= x.max(-1, keepdim=True).values
+        ordered = x.sort(-1, descending=True).values
+        sums = ordered.cumsum(-1) - 1
+        size = (torch.arange(1, x.shape[-1] + 1) * ordered > sums).sum(-1, keepdim=True)
+        result = (x - sums.gather(-1, size - 1) / size).clamp(min=0)
+        ctx.save_for_backward(result)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (result,) = ctx.saved_tensors
+        support = (result > 0).to(result.dtype)
+        mean = (gradients[0] * support).sum(-1, keepdim=True) / support.sum(-1, keepdim=True)
+        return torch.where(result > 0, gradients[0] - mean, 0.0)
+
+
+sparsemax: Callable[..., Any] = Sparsemax.apply
+
+
+def read_later(x: Tensor, _: nn.Module) -> Tensor:
+    h = x * 1
+    y: Tensor = inplace(h) * 2 + h
+    return y
+
+
+def gated(x: Tensor, second: nn.Module) -> Tensor:
+    y: Tensor = second(x).relu()
+    gates: Tensor = sparsemax(y[:, :1] * torch.ones(8))
+    return y * gates
+
+
+@pytest.mark.parametrize("call", [lambda x, _: inplace(x * 1), gated, read_later])
+def test_a_function_may_write_to_its_input(call: Any, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Elsewhere(call)
+    net = transform(model, NestedChannels((0.5, 1.0)), X)
+    net.train()
+    net(X, level=-1).square().sum().backward()
+    model.train()(X).square().sum().backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(net.get_parameter(name).grad, parameter.grad, msg=name)
+    net.save(tmp_path / "net")
+    torch.testing.assert_close(load(tmp_path / "net").eval()(X, level=-1), model.eval()(X))
+
+
+class Unmarked(InPlace):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.mul_(2) + 0
+
+
+unmarked: Callable[..., Any] = Unmarked.apply
+
+
+def read_without_a_mark(x: Tensor, _: nn.Module) -> Tensor:
+    h = x * 1
+    y: Tensor = unmarked(h) * 2 + h
+    return y
+
+
+def test_a_write_that_autograd_is_not_told_of_is_refused_where_it_is_read() -> None:
+    with pytest.raises(VerificationError, match="does not train as the backbone does"):
+        transform(Elsewhere(read_without_a_mark), NestedChannels((0.5, 1.0)), X)
+
+
 def hooked(x: Tensor, _: nn.Module) -> Tensor:
     x = x * 1
     if x.requires_grad:
@@ -208,7 +278,6 @@ def halved(gradient: Tensor) -> Tensor:
     ("call", "why"),
     [
         (applied, "function Applied, which takes a Linear"),
-        (lambda x, layer: inplace(x * 1), "function InPlace, which writes to its inputs"),
         (hooked, "a hook on the gradient of an intermediate tensor.*: halved"),
     ],
 )

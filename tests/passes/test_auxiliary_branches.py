@@ -231,12 +231,6 @@ def test_a_padded_shortcut_cannot_become_narrower_than_what_it_pads() -> None:
         net_of(Padded(), Branch("stage2", widths={"stage3": 0.25}))
 
 
-def test_pooled_heads_are_refused_for_dense_prediction() -> None:
-    backbone = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1))
-    with pytest.raises(SchemeError, match="one vector of scores a sample"):
-        transform(backbone, AuxiliaryBranches((Branch("1", head="pool"),)), (images(),))
-
-
 @pytest.mark.parametrize(
     ("make", "said"),
     [

@@ -34,6 +34,10 @@ REWRITES: dict[str, tuple[str, ...]] = {
     "simplify": (f"{STEPS}::test_simplify",),
     # passes/rewrites
     "as before": (f"{PRINTED}::test_as_before", "passes/test_as_before.py::test_training_reads_a_buffer_as_it_was"),
+    "channel counts": (
+        "passes/test_channel_counts.py::test_printed",
+        "passes/test_channel_counts.py::test_levels_compute_with_the_number_of_their_width",
+    ),
     "consensus": (f"{PRINTED}::test_consensus_average", "passes/test_consensus.py::test_the_average_is_the_last_level"),
     "cut blocks": (
         "passes/test_cut_blocks.py::test_printed",
@@ -77,7 +81,7 @@ REWRITES: dict[str, tuple[str, ...]] = {
     "part of a stage": ("staged/test_staged.py::test_printed", "staged/test_staged.py::test_every_exit_is_its_level"),
     "recount": (f"{PRINTED}::test_recount",),
 }
-NO_GRAPH = {"analyse"}  # gives axes
+NO_GRAPH = {"analyse", "settle"}  # give axes, and values of tensors
 
 
 def declared() -> Iterator[str]:

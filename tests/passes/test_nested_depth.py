@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from anytimeify import AnytimeModel, NestedDepth, SchemeError, parse_scheme, transform
-from anytimeify.testing import assert_costs_increase, check
+from anytimeify import AnytimeModel, NestedChannels, NestedDepth, SchemeError, parse_scheme, transform
+from anytimeify.losses import JointLoss
+from anytimeify.testing import assert_costs_increase, assert_levels_equal_extracts, check
 from tests.passes.branches import KINDS, Dense, Projected, Separable, Staged, images
+from tests.passes.streams import NETWORKS, Alternating
 
 
 def net_of(backbone: nn.Module, **options: Any) -> AnytimeModel:
@@ -27,6 +29,40 @@ def test_a_level_is_the_network_with_fewer_blocks(kind: type[Staged]) -> None:
     torch.testing.assert_close(net(images()).levels[0], expected(images()))
     check(net, backbone, (images(),))
     assert_costs_increase(net)
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize(("layers", "stay"), [(2, 1), (4, 2)])
+def test_residual_units_are_left_out_whatever_goes_around_them(kind: type[Alternating], layers: int, stay: int) -> None:
+    torch.manual_seed(0)
+    backbone = kind(layers).eval()
+    net = transform(backbone, NestedDepth(), kind.inputs, loss=JointLoss()).eval()
+    expected = kind(stay).eval()
+    expected.load_state_dict(net.extract(0).state_dict())
+    torch.testing.assert_close(net(*kind.inputs).levels[0], expected(*kind.inputs))
+    torch.testing.assert_close(net(*kind.inputs).levels[1], backbone(*kind.inputs))
+    assert_levels_equal_extracts(net, kind.inputs)
+    assert_costs_increase(net)
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_the_full_level_has_the_gradients_of_the_backbone(kind: type[Alternating]) -> None:
+    torch.manual_seed(0)
+    backbone = kind(2)
+    net = transform(backbone, NestedDepth(), kind.inputs, loss=JointLoss()).train()
+    net(*kind.inputs).levels[-1].square().sum().backward()
+    backbone.train()(*kind.inputs).square().sum().backward()
+    mine = dict(net.named_parameters())
+    for name, parameter in backbone.named_parameters():
+        torch.testing.assert_close(mine[name].grad, parameter.grad)
+
+
+def test_depth_and_width_of_residual_units() -> None:
+    torch.manual_seed(0)
+    schemes = (NestedDepth(depths=(0.5, 1.0)), NestedChannels(widths=(0.5, 1.0)))
+    net = transform(Alternating(2).eval(), schemes, Alternating.inputs, loss=JointLoss()).eval()
+    assert_levels_equal_extracts(net, Alternating.inputs)
+    assert "layers.1.0.qkv.weight" not in net.extract(0).state_dict()
 
 
 def test_blocks_that_stay_share_their_weights_and_norms_may_be_their_own() -> None:
@@ -60,8 +96,10 @@ def test_what_is_refused() -> None:
         NestedDepth(depths=(0.5,))
     with pytest.raises(SchemeError, match="norms="):
         NestedDepth(norms="none")  # type: ignore[arg-type]
-    with pytest.raises(SchemeError, match="leaves out the same blocks"):
+    with pytest.raises(SchemeError, match=r"leaves out the same blocks as 0.5; depths that differ here: 0.5, 1$"):
         net_of(Projected(repeats=(2, 2, 2)), depths=(0.5, 0.6, 1.0))
+    with pytest.raises(SchemeError, match="because it has 2 residual units, and no two of one kind"):
+        transform(Alternating(1), NestedDepth(), Alternating.inputs)
     with pytest.raises(SchemeError, match="0 blocks that can be left out"):
         transform(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), NestedDepth(), (torch.randn(2, 3),))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from anytimeify import AuxiliaryBranches, Branch, HierarchicalEnsemble, NestedChannels, NestedResolution
+from anytimeify import AuxiliaryBranches, Branch, HierarchicalEnsemble, NestedChannels, NestedDepth, NestedResolution
 from anytimeify.capture import capture
 from anytimeify.ir.rewritten import Output
 from anytimeify.passes.rewrites.project import project
@@ -287,3 +287,88 @@ def test_what_is_not_fused_runs_member_by_member() -> None:
         hidden = model.stem(X).tanh()
         expected = [nn.functional.linear(hidden, *own).cumsum(0) for own in zip(weights, biases, strict=True)]
         torch.testing.assert_close(run(program, X), tuple(expected))
+
+
+def test_residual_units_are_left_out() -> None:
+    class Shifted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers, self.head = nn.ModuleList(nn.Linear(4, 4) for _ in range(2)), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor, shift: Tensor) -> Tensor:
+            for layer in self.layers:
+                x = x + layer(x + shift).relu()
+            result: Tensor = self.head(x)
+            return result
+
+    captured = capture(Shifted(), (X, X))
+    program = applied(NestedDepth(), captured).program
+    assert calls(program) == lines("""
+        add = add.Tensor(x, shift)
+        layers_0 = linear(add, layers_0_weight, layers_0_bias)
+        relu = relu(layers_0)
+        add_1 = add.Tensor(x, relu)
+        add_2 = add.Tensor(add_1, shift)
+        layers_1 = linear(add_2, layers_1_weight, layers_1_bias)
+        relu_1 = relu(layers_1)
+        add_3 = add.Tensor(add_1, relu_1)
+        head = linear(add_3, head_weight, head_bias)
+        level0_head = linear(add_1, head_weight, head_bias)
+        return level0_head, head
+    """)
+    one, other = run(program, X, X)
+    torch.testing.assert_close(other, run(captured.program, X, X)[0])
+    assert not torch.equal(one, other)
+
+
+def test_a_fork_that_two_tensors_pass() -> None:
+    class SkipConnected(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.head = nn.Linear(4, 4), nn.Linear(8, 3)
+            self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = whole = self.stem(x).relu()
+            for layer in self.layers:
+                x = x + layer(x).relu()
+            result: Tensor = self.head(torch.cat([x, whole], 2))
+            return result
+
+    captured = capture(SkipConnected(), X[None])
+    rewritten = applied(AuxiliaryBranches(1), captured)
+    assert rewritten.levels[0].name == "branch at add_1 and 1 more"
+    assert calls(rewritten.program)[-7:] == lines("""
+        head = linear(cat, head_weight, head_bias)
+        level0_layers_2 = linear(add_1, anytime_0_layers_2_weight, anytime_0_layers_2_bias)
+        level0_relu_3 = relu(level0_layers_2)
+        level0_add_2 = add.Tensor(add_1, level0_relu_3)
+        level0_cat = cat([level0_add_2, relu], 2)
+        level0_head = linear(level0_cat, anytime_0_head_weight, anytime_0_head_bias)
+        return level0_head, head
+    """)
+    torch.testing.assert_close(run(rewritten.program, X[None])[1], run(captured.program, X[None])[0])
+
+
+def test_a_pooled_head_of_a_dense_prediction() -> None:
+    class Segmentation(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.down, self.out = nn.Conv2d(3, 4, 2, 2), nn.Conv2d(4, 2, 3, 1, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.interpolate(self.out(self.down(x).relu()), scale_factor=2.0, mode="nearest")
+
+    captured = capture(Segmentation(), torch.randn(2, 3, 8, 8))
+    program = applied(AuxiliaryBranches((Branch("down", head="pool"),)), captured).program
+    assert calls(program) == lines("""
+        down = conv2d(x, down_weight, down_bias, [2, 2])
+        relu = relu(down)
+        out = conv2d(relu, out_weight, out_bias, [1, 1], [1, 1])
+        upsample_nearest2d = upsample_nearest2d.vec(out, None, [2.0, 2.0])
+        level0_pooled = conv2d(down, anytime_0_pooled_weight, anytime_0_pooled_bias)
+        level0_interpolated = upsample_bilinear2d.vec(level0_pooled, [8, 8], False, None)
+        return level0_interpolated, upsample_nearest2d
+    """)
+    x = torch.randn(2, 3, 8, 8)
+    assert run(program, x)[0].shape == (2, 2, 8, 8)
