@@ -6,8 +6,8 @@
 ResNet-50 (channels-last) and ViT-B/16 under bfloat16 autocast, batch 64, 224 pixels, and fused ensembles of 16 leaves at
 batch 128. Every row is the median of several turns between two events of the device, after a warm-up. Host: until
 Python is done with a step, the device still running; where that is near the time of the step, the device waits for
-Python. Busy: the time of all kernels by the profiler. Memory: the most that was reserved for tensors at once. Share: of
-the time of the row `plain` of the same network and kind of step.
+Python. Busy: the time of all kernels by the profiler. Memory: the most that a turn has at once beside weights and gradients.
+Share: of the time of the row `plain` of the same network and kind of step.
 
 What has not begun after `--budget` seconds is left out and named.
 """
@@ -243,8 +243,9 @@ def measured(row: Row, setting: Setting, rounds: int) -> Times:
         wait(on_gpu)
         if on_gpu:
             torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated() if on_gpu else 0
         times = [timed(turn, on_gpu) for _ in range(rounds)]
-        memory = torch.cuda.max_memory_allocated() / 2**20 if on_gpu else 0.0
+        memory = (torch.cuda.max_memory_allocated() - before) / 2**20 if on_gpu else 0.0
         spent = busy(turn, on_gpu)
     step, host = (statistics.median(one) for one in zip(*times, strict=True))
     return Times(step, host, spent, memory)
