@@ -22,7 +22,7 @@ from anytimeify.errors import (
     UnsupportedOpError,
     VerificationError,
 )
-from anytimeify.ir import Captured, Cost, Level, Outputs
+from anytimeify.ir import AllOutputs, Captured, Cost, Level, Outputs
 from anytimeify.losses import HierarchicalCoDistillation, InPlaceDistillation, JointLoss
 from anytimeify.passes.rewrites.branch import Branch
 from anytimeify.passes.rewrites.consensus import Consensus
@@ -45,6 +45,7 @@ from anytimeify.transform import transform
 from anytimeify.version import __version__
 
 __all__ = [
+    "AllOutputs",
     "AnytimeError",
     "AnytimeModel",
     "AnytimeWarning",

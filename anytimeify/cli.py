@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TextIO
+from typing import Annotated, Any, Literal, NoReturn, TextIO
 
 import torch
 import typer
@@ -121,6 +121,17 @@ def convert(
     consensus: Annotated[
         str | None, typer.Option(metavar="average|learned", help="Add a level that combines all others.")
     ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PLACE|all",
+            help="Which result is the prediction, such as 0, logits or heads.0; all: levels return everything.",
+        ),
+    ] = None,
+    constants: Annotated[
+        Literal["keep", "scale"],
+        typer.Option(metavar="keep|scale", help="Numbers made from channel counts: kept, or those of each width."),
+    ] = "keep",
     input_shape: InputShapes = None,
     dynamic_shapes: DynamicShapes = "batch",
     verify: Annotated[
@@ -157,6 +168,8 @@ def convert(
             verify=verify,
             taxonomy=classes,
             consensus=consensus,
+            output=int(output) if output is not None and output.lstrip("-").isdigit() else output,
+            constants=constants,
         )
     picked = [net.select(limits) for limits in budgets]
     levels = sorted({level.index for level in picked}) if picked else range(len(net.levels))

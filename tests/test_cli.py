@@ -54,6 +54,20 @@ def pinned():
     return nn.Linear(4, 3), (torch.randn(2, 4),)
 
 
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.top, self.side = nn.Linear(4, 16), nn.Linear(16, 3), nn.Linear(16, 2)
+
+    def forward(self, x):
+        x = nn.functional.normalize(self.stem(x), dim=1) * 16**0.5
+        return {"scores": self.top(x), "side": self.side(x)}
+
+
+def two():
+    return Two(), (torch.randn(2, 4),)
+
+
 def failing():
     raise ValueError("no such luck")
 """
@@ -188,6 +202,19 @@ def test_a_taxonomy_and_a_consensus(shell: Shell, exported: Path) -> None:
     (shell.folder / "classes.csv").write_text("fine,coarse\na,x\nb,y\n")
     assert "has 5 classes" in shell.refuses("convert", str(exported), *options[:3], "other", *options[4:])
     assert shell("convert", str(exported), *options[:3], "other", "--consensus", "majority").status == 2
+
+
+def test_all_that_a_backbone_returns_and_its_constants(shell: Shell) -> None:
+    options = ["--scheme", "nested-channels{widths=0.25,1}", "--constants", "scale", "--format", "pt2"]
+    status, out, err = shell("convert", "models:two", "--out", "net", "--output", "all", *options)
+    assert status == 0, err
+    assert "every level computes with that of its own width" in " ".join(out.split())
+    small = torch.export.load(shell.folder / "net" / "level-0.pt2").module()
+    assert {name: found.shape for name, found in small(torch.randn(2, 4)).items()} == {"scores": (2, 3), "side": (2, 2)}
+    assert shell("convert", "models:two", "--out", "side", "--output", "side", *options[:2]).status == 0
+    assert anytimeify.load(shell.folder / "side" / cli.MODEL)(torch.randn(2, 4), level=0).shape == (2, 2)
+    assert "has no 'other'" in shell.refuses("convert", "models:two", "--out", "no", "--output", "other", *options[:2])
+    assert shell("convert", "models:two", "--out", "no", "--constants", "grow", *options[:2]).status == 2
 
 
 def test_factories_and_shapes(shell: Shell) -> None:

@@ -56,8 +56,8 @@ def test_special_names_are_just_absent() -> None:
 
 def test_a_tuple_like_any_other() -> None:
     out = outputs()
-    levels, (member,), results = out
-    assert results == ()
+    levels, (member,) = out
+    assert out.results == ()
     assert levels is out.levels
     assert out._replace(members=()).members == ()
     for other in (pickle.loads(pickle.dumps(out)), copy.deepcopy(out), pytree.tree_map(torch.clone, out)):

@@ -1,7 +1,7 @@
 """The representation that everything reads and writes: programs, their types, and what stands at a node."""
 
 from anytimeify.ir.captured import PAIR, Captured, Signature
-from anytimeify.ir.levels import Cost, Level, Outputs
+from anytimeify.ir.levels import AllOutputs, Cost, Level, Outputs
 from anytimeify.ir.origins import Origin, meta_of
 from anytimeify.ir.program import Program, result_of
 from anytimeify.ir.structures import Constant, Results, Structure, children
@@ -9,6 +9,7 @@ from anytimeify.ir.types import Size, TensorType, type_text
 
 __all__ = [
     "PAIR",
+    "AllOutputs",
     "Captured",
     "Constant",
     "Cost",

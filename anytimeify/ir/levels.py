@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, NoReturn
 
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from anytimeify.errors import ArgumentError, OutputsError
 
-__all__ = ["Cost", "Level", "Outputs"]
+__all__ = ["AllOutputs", "Cost", "Level", "Outputs"]
 
 
 class Cost(NamedTuple):
@@ -36,32 +35,57 @@ class Level:
     number: float | None = field(default=None, compare=False)  # what the scheme counts levels by: a width, say
 
 
+_ONE_PER_LEVEL = "it holds one prediction per level, cheapest first; take one of out.levels, or net(x, level=k)"
+
+
+def _refuse_attribute(name: str) -> NoReturn:
+    """Says what to do where outputs are taken for a tensor; others ask for special names to see what this is."""
+    if name.startswith("__"):
+        raise AttributeError(name)
+    raise OutputsError(f"Outputs has no attribute {name!r}: {_ONE_PER_LEVEL}, such as out.levels[-1].argmax(1)")
+
+
+def _refuse_function(function: Any) -> NoReturn:
+    """Asked by torch where a function, such as a criterion, is given outputs in place of a tensor: refuses."""
+    name = getattr(function, "__name__", "a function of torch")
+    raise ArgumentError(
+        f"{name} was given Outputs for a tensor: {_ONE_PER_LEVEL}, such as criterion(out.levels[-1], target). All "
+        "levels train with net.loss(out, target)"
+    )
+
+
 class Outputs(NamedTuple):
     """What an anytime model returns: one prediction per level, cheapest first, and what the losses need besides.
 
-    With a taxonomy each of them is a tuple of predictions, finest labels first. With `output="all"`, `results[k]` is
-    all that the backbone returns, of level k, in the structure that the backbone returns it in."""
+    With a taxonomy each of them is a tuple of predictions, finest labels first."""
 
     levels: tuple[Tensor, ...]
     members: tuple[Tensor, ...] = ()
-    results: tuple[Any, ...] = ()
+
+    @property
+    def results(self) -> tuple[Any, ...]:
+        """None: see `AllOutputs`."""
+        return ()
 
     def __getattr__(self, name: str) -> NoReturn:
-        """Says what to do where outputs are taken for a tensor; others ask for special names to see what this is."""
-        if name.startswith("__"):
-            raise AttributeError(name)
-        raise OutputsError(f"Outputs has no attribute {name!r}: {_ONE_PER_LEVEL}, such as out.levels[-1].argmax(1)")
+        _refuse_attribute(name)
 
     @classmethod
-    def __torch_function__(
-        cls, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> NoReturn:
-        """Asked by torch where a function, such as a criterion, is given outputs in place of a tensor: refuses."""
-        name = getattr(function, "__name__", "a function of torch")
-        raise ArgumentError(
-            f"{name} was given Outputs for a tensor: {_ONE_PER_LEVEL}, such as criterion(out.levels[-1], target). All "
-            "levels train with net.loss(out, target)"
-        )
+    def __torch_function__(cls, function: Any, *_: Any, **__: Any) -> NoReturn:
+        _refuse_function(function)
 
 
-_ONE_PER_LEVEL = "it holds one prediction per level, cheapest first; take one of out.levels, or net(x, level=k)"
+class AllOutputs(NamedTuple):
+    """What a model returns whose levels give all that the backbone returns (`output="all"`, and backbones that return
+    other things in train mode): `results[k]` is that of level k, in the backbone's own structure."""
+
+    levels: tuple[Tensor, ...]
+    members: tuple[Tensor, ...]
+    results: tuple[Any, ...]
+
+    def __getattr__(self, name: str) -> NoReturn:
+        _refuse_attribute(name)
+
+    @classmethod
+    def __torch_function__(cls, function: Any, *_: Any, **__: Any) -> NoReturn:
+        _refuse_function(function)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anytimeify.errors import ArgumentError, ArgumentValueError
-from anytimeify.ir import Outputs
+from anytimeify.ir import AllOutputs, Outputs
 
 __all__ = [
     "Objective",
@@ -73,7 +73,7 @@ class Objective(nn.Module, ABC):
 
 def check_call(outputs: Any, target: Any) -> None:
     """Raises `ArgumentError` unless an objective is called as it should be."""
-    if not isinstance(outputs, Outputs):
+    if not isinstance(outputs, Outputs | AllOutputs):
         given = f"a tensor of shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else f"{type(outputs)}"
         raise ArgumentError(
             f"the loss was called with {given}: it compares all levels with the target, so give it what the model "

@@ -18,7 +18,7 @@ from anytimeify.codegen.recompute import recomputing, share
 from anytimeify.codegen.to_modules import backbone_name, to_modules
 from anytimeify.early_exit.running import Link, links, run
 from anytimeify.graph.traversal import ancestors
-from anytimeify.ir import Captured, Level, Outputs, Program, Structure, names
+from anytimeify.ir import AllOutputs, Captured, Level, Program, Structure, names
 from anytimeify.ir.node_meta import renamed_of
 from anytimeify.ir.rewritten import Output, Rewritten
 from anytimeify.passes.options import Options
@@ -44,13 +44,14 @@ class Form:
     prediction: int  # among what a level gives
     members: tuple[int, ...]  # among what the joint graph gives
 
-    def outputs(self, inputs: Sequence[Tensor]) -> Outputs:
+    def outputs(self, inputs: Sequence[Tensor]) -> AllOutputs:
         """All levels."""
         given = self.graphs[0](*inputs)
         count = len(self.structure.outputs)
         own = [given[first : first + count] for first in range(0, count * (len(self.graphs) - 1), count)]
         levels = tuple(values[self.prediction] for values in own)
-        return Outputs(levels, tuple(given[place] for place in self.members), tuple(map(self.structure.filled, own)))
+        members = tuple(given[place] for place in self.members)
+        return AllOutputs(levels, members, tuple(map(self.structure.filled, own)))
 
     def result(self, level: int, inputs: Sequence[Tensor]) -> Any:
         """One level, at its own cost."""
