@@ -3,11 +3,11 @@
     python benchmarks/gpu.py --out docs/gpu_time.md
     python benchmarks/gpu.py --device cpu --small                     # whether it runs, not how fast
 
-ResNet-50 (channels-last) and ViT-B/16 under bfloat16 autocast, batch 64, 224 pixels, and fused ensembles of 16 leaves at
-batch 128. Every row is the median of several turns between two events of the device, after a warm-up. Host: until
+ResNet-50 (channels-last) and ViT-B/16 under bfloat16 autocast, batch 64, 224 pixels, and fused ensembles of 16 leaves
+at batch 128. Every row is the median of several turns between two events of the device, after a warm-up. Host: until
 Python is done with a step, the device still running; where that is near the time of the step, the device waits for
-Python. Busy: the time of all kernels by the profiler. Memory: the most that a turn has at once beside weights and gradients.
-Share: of the time of the row `plain` of the same network and kind of step.
+Python. Busy: the time of all kernels by the profiler. Memory: the most that a turn has at once beside weights and
+gradients. Share: of the time of the row `plain` of the same network and kind of step.
 
 What has not begun after `--budget` seconds is left out and named.
 """
@@ -88,7 +88,12 @@ def main() -> None:
     setting = Setting(options.device, options.small)
     rounds = 2 if options.small else options.rounds
     torch.backends.cudnn.benchmark = True
-    lines = [description(setting), "", "| network | row | ms | share | host, ms | busy, ms | memory, MiB |", "|" + "---|" * 7]
+    lines = [
+        description(setting),
+        "",
+        "| network | row | ms | share | host, ms | busy, ms | memory, MiB |",
+        "|" + "---|" * 7,
+    ]
     print("\n".join(lines), flush=True)
     began, plain, left_out = time.monotonic(), {}, []
     for row in rows(setting):
@@ -110,6 +115,7 @@ def main() -> None:
 
 
 def description(setting: Setting) -> str:
+    """The command, the device and the versions."""
     name = torch.cuda.get_device_name() if setting.device == "cuda" else f"{torch.get_num_threads()} CPU threads"
     return (
         f"`python benchmarks/gpu.py --device {setting.device}{' --small' * setting.small}`, {name}, torch "
@@ -178,6 +184,7 @@ def ensembles(setting: Setting) -> Iterator[Row]:
 
 
 def backbone(network: str, setting: Setting) -> nn.Module:
+    """A network of timm."""
     import timm
 
     if network == "ResNet-50":
@@ -280,6 +287,7 @@ def busy(turn: Callable[[], object], on_gpu: bool) -> float:
 
 
 def wait(on_gpu: bool) -> None:
+    """Until the device is done."""
     if on_gpu:
         torch.cuda.synchronize()
 

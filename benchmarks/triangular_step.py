@@ -67,7 +67,9 @@ def backbone(name: str, side: int) -> nn.Module:
     """A network of timm, with a hundred classes."""
     import timm
 
-    more: dict[str, Any] = {"img_size": side, "patch_size": side // 14 if side > 32 else 4} if name.startswith("vit") else {}
+    more: dict[str, Any] = (
+        {"img_size": side, "patch_size": side // 14 if side > 32 else 4} if name.startswith("vit") else {}
+    )
     model: nn.Module = timm.create_model(name, num_classes=100, **more)
     return model
 

@@ -249,7 +249,7 @@ def _step_time(run: Callable[[Form], object], one: Form, device: torch.device) -
     host = time.perf_counter() - start
     last.record()
     _wait(device)
-    spent = first.elapsed_time(last) / 1000
+    spent: float = first.elapsed_time(last) / 1000
     return spent if one == _MASKED else spent + host
 
 

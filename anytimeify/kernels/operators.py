@@ -89,7 +89,9 @@ def triangular_conv(
 ) -> Tensor:
     """The convolution of `input` (batch, channels, *size) with the triangular `weight` (rows, columns, *kernel)."""
     if torch.compiler.is_dynamo_compiling():  # which need not follow what levels there are
-        traced: Tensor = _OPERATORS.triangular_conv(input, weight, bias, rows, columns, levels, stride, padding, dilation)
+        traced: Tensor = _OPERATORS.triangular_conv(
+            input, weight, bias, rows, columns, levels, stride, padding, dilation
+        )
         return traced
     return _conv_layer(input, weight, bias, rows, columns, levels, stride, padding, dilation)
 

@@ -1,8 +1,8 @@
 """`anytimeify::prefix_norm`: a layer norm, or RMS norm, in which every level has the statistics of its channels and of
 those of lower levels, each channel being normalised once.
 
-With mean m_j and variance v_j of the c_j channels that level j adds, and N_j of them up to there (Chan, Golub and LeVeque
-1979), sums of what is never negative:
+With mean m_j and variance v_j of the c_j channels that level j adds, and N_j of them up to there (Chan, Golub and
+LeVeque 1979), sums of what is never negative:
 
     mean_j = mean_(j-1) + (m_j - mean_(j-1)) c_j / N_j
     N_j variance_j = N_(j-1) variance_(j-1) + c_j v_j + (m_j - mean_(j-1))^2 c_j N_(j-1) / N_j
@@ -43,11 +43,11 @@ def _prefix_norm(
     """The norm of the last dimension, whose levels end at `ends`; in full precision, as torch's norms are."""
     keeps = not (input.is_cuda and torch.is_autocast_enabled("cuda"))  # under which norms give full precision
     x = input.float() if input.dtype.itemsize < 4 else input
-    tensors = [None if one is None else one.to(x.dtype) for one in (weight, bias)]
+    scale, shift = (None if one is None else one.to(x.dtype) for one in (weight, bias))
     if is_plain(x) and x.device.type != "meta" and x.numel() and is_regular(ends):
-        y: Tensor = _Together.apply(x, *tensors, tuple(ends), eps, centred)  # type: ignore[no-untyped-call]  # of torch
+        y: Tensor = _Together.apply(x, scale, shift, tuple(ends), eps, centred)  # type: ignore[no-untyped-call]  # of torch
     else:
-        y = _composed(x, *tensors, ends, eps, centred)
+        y = _composed(x, scale, shift, ends, eps, centred)
     return y.to(input.dtype) if keeps else y
 
 
@@ -197,9 +197,7 @@ def _later(values: Tensor, pieces: _Pieces) -> Tensor:
     return result if pieces.first is None else result.index_select(-1, pieces.first)
 
 
-def _scale_gradients(
-    grad: Tensor, normed: Tensor, weight: Tensor, bias: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
+def _scale_gradients(grad: Tensor, normed: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Those of weight and bias: a layer norm's, of what is normalised already."""
     rows = normed.view(-1, normed.shape[-1])
     mean, scale = rows.new_zeros(len(rows), 1), rows.new_ones(len(rows), 1)

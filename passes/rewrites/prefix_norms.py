@@ -1,7 +1,7 @@
 """Norms of all levels of a triangular network as one operation.
 
-    y0 = layer_norm(slice(x, 1, 0, 2), [2])         ->      y = prefix_norm(x, [2, 4])
-    y = cat([y0, slice(layer_norm(x, [4]), 1, 2, 4)], 1)
+y0 = layer_norm(slice(x, 1, 0, 2), [2])         ->      y = prefix_norm(x, [2, 4])
+y = cat([y0, slice(layer_norm(x, [4]), 1, 2, 4)], 1)
 """
 
 from __future__ import annotations

@@ -157,9 +157,7 @@ def test_operators_are_well_registered(case: Case) -> None:
     x, weight, bias = case.tensors()
     rest = (*case.ends, *case.window) if case.size else case.ends
     name = "triangular_conv" if case.size else "triangular_linear"
-    operator, backward = (
-        getattr(torch.ops.anytimeify, f"{name}_in_blocks{one}").default for one in ("", "_backward")
-    )
+    operator, backward = (getattr(torch.ops.anytimeify, f"{name}_in_blocks{one}").default for one in ("", "_backward"))
     with warnings.catch_warnings(), torch.random.fork_rng():
         warnings.simplefilter("ignore")
         opcheck(operator, (x, weight, bias, *rest))
