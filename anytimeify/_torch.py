@@ -65,6 +65,8 @@ __all__ = [
     "functional_overload",
     "gradient_hooks",
     "is_higher_order",
+    "is_plain",
+    "is_watched",
     "operator",
     "prepare_torchvision",
     "program_of_parts",
@@ -301,6 +303,22 @@ def below_autograd() -> AbstractContextManager[None]:
     """What is called inside is not differentiated: it goes to the kernels right away."""
     result: AbstractContextManager[None] = torch._C._AutoDispatchBelowAutograd()
     return result
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor holds numbers itself, and no function transform, tracer or compiler looks on."""
+    return (
+        type(tensor) in (Tensor, nn.Parameter, nn.Buffer)
+        and not torch.compiler.is_compiling()
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is None
+        and torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is None
+    )
+
+
+def is_watched() -> bool:
+    """Whether a dispatch mode sees every operation, such as one that counts them."""
+    return torch._C._len_torch_dispatch_stack() > 0
 
 
 @contextmanager

@@ -77,6 +77,7 @@ CASES: list[tuple[Callable[..., Any], Sequence[Any], Any]] = [
     (ours.update_buffer.default, (MATRIX, MATRIX), MATRIX),
     (ours.buffer_before.default, (MATRIX,), MATRIX),
     (ours.drop_path.default, (X, 0.9), X),
+    (ours.prefix_norm.default, (X, [2, 6], None, None, 1e-5, True), X),
     (ours.triangular_linear.default, (X, MATRIX, None, [2, 4], [3, 6], 2), kind("s0", 4)),
     (
         ours.triangular_conv.default,

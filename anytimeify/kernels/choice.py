@@ -1,5 +1,9 @@
 """Which form computes a triangular product: fixed by hand, by a rule of thumb, or by measuring once per layer.
 
+A layer is a dense layer of torch with a masked weight. Where products with parts of the weight may be faster, these are
+timed, each direction for itself, and then the whole step of the layer, forward and backward, with all that Python does
+for it, against that of the masked one (`pays`).
+
 The forms give the same numbers up to rounding, so which one is fastest decides, and nobody knows that beforehand: it
 depends on sizes, memory format, threads and device. As `torch.backends.cudnn.benchmark` does, the first call of a layer
 times the candidates and later calls use what won.
@@ -10,18 +14,22 @@ from __future__ import annotations
 import threading
 import time
 import weakref
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias, TypeVar
 
 import torch
+from torch import Tensor
 
+from anytimeify._torch import is_plain, is_watched
 from anytimeify.errors import ArgumentValueError
 
-__all__ = ["WORTH", "Case", "Form", "Kind", "choices", "choose", "forget", "form"]
+__all__ = ["WORTH", "Case", "Form", "Kind", "Layer", "choices", "choose", "forget", "form", "pays"]
 
 Kind: TypeAlias = Literal["masked", "prefixes", "blocks", "measured"]
+Layer: TypeAlias = Callable[..., Tensor]
+"""Takes input, weight and bias."""
 Result = TypeVar("Result")
 
 _KINDS = ("masked", "prefixes", "blocks", "measured")
@@ -35,7 +43,7 @@ _HOPELESS = 1.5  # times the best so far, above which a form is not timed again
 class Form(NamedTuple):
     """One way to compute a triangular product."""
 
-    route: Literal["masked", "convolution", "matrix", "triton"]
+    route: Literal["masked", "convolution", "matrix", "triton", "blocks"]  # the last: each direction in its own form
     blocks: int = 0  # how many products
     channels_last: bool = False  # whether parts are copied in that memory format whatever the input has
 
@@ -55,6 +63,7 @@ class _Setting:
 _settings: tuple[_Setting, ...] = (_Setting("measured", None, lambda: None),)
 _lock = threading.Lock()
 _chosen: dict[Hashable, Form] = {}
+_MASKED, _IN_BLOCKS = Form("masked"), Form("blocks")
 
 
 class form(AbstractContextManager[None]):  # noqa: N801  # is called like a function, as torch.set_grad_enabled is
@@ -102,6 +111,9 @@ def forget() -> None:
     _chosen.clear()
 
 
+Timer: TypeAlias = Callable[[Callable[[Form], object], Form, torch.device], float]
+
+
 class Case(NamedTuple):
     """One layer, direction and size, as what times it or remembers the times."""
 
@@ -131,6 +143,56 @@ def choose(case: Case, run: Callable[[Form], Result]) -> Result:
     return run(known)
 
 
+def pays(case: Callable[[], Case], plain: Layer, in_blocks: Layer, tensors: Sequence[Tensor | None]) -> bool:
+    """Whether a layer is computed in blocks: as the settings ask for, or where that makes its step faster.
+
+    `case`: its forward pass; `plain`, `in_blocks`: the layer with a masked weight, and without. What a compiler, a
+    function transform or a tensor of another kind is to see is the masked layer.
+    """
+    kind = _settings[-1].kind
+    if kind == "masked" or not all(is_plain(one) for one in tensors if one is not None):
+        return False
+    if kind != "measured":
+        return True
+    known = case()
+    if known.work < WORTH or len(known.candidates) < 2:
+        return False
+    if not _may_measure(known.device):
+        return known.device.type == "cpu" and known.default.route != "masked"
+    trains = torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in tensors)
+    key = ("step", trains, _autocast(known.device), known.key()) if trains else known.key()
+    if key not in _chosen:
+        if is_watched():
+            return False
+        _measure(key, known, plain, in_blocks, tensors, trains)
+    return _chosen[key].route != "masked"
+
+
+def _autocast(device: torch.device) -> torch.dtype | None:
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+
+
+def _measure(
+    key: Hashable, case: Case, plain: Layer, in_blocks: Layer, tensors: Sequence[Tensor | None], trains: bool
+) -> None:
+    """Notes down the form of a layer. In blocks only where its whole step gains by that."""
+    given = [None if one is None else one.detach().requires_grad_(one.requires_grad and trains) for one in tensors]
+    wanted = [one for one in given if one is not None and one.requires_grad]
+
+    def step(layer: Layer) -> None:
+        y = layer(*given)
+        if trains:
+            torch.autograd.grad(y, wanted, torch.ones_like(y))
+
+    step(in_blocks)  # measures and notes down the form of each direction
+    if trains:
+        layers = {_MASKED: plain, _IN_BLOCKS: in_blocks}
+        both = case._replace(candidates=tuple(layers), default=_MASKED)
+        _chosen[key] = _fastest(both, lambda one: step(layers[one]), _step_time)
+    else:
+        _chosen.setdefault(key, case.default)
+
+
 def _blocked(case: Case, count: int) -> Form:
     """The first route that is not masked, in so many blocks."""
     return next((one._replace(blocks=count) for one in case.candidates if one.blocks), case.candidates[0])
@@ -142,12 +204,13 @@ def _may_measure(device: torch.device) -> bool:
     return device.type != "cuda" or not torch.cuda.is_current_stream_capturing()
 
 
-def _fastest(case: Case, run: Callable[[Form], object]) -> Form:
+def _fastest(case: Case, run: Callable[[Form], object], timed: Timer | None = None) -> Form:
     """Timed in turns, so that what else the machine does falls on all of them; the minimum of each counts."""
+    timed = timed or _time
     seconds: dict[Form, float] = {}
     for one in dict.fromkeys([case.default, *case.candidates]):
         run(one)  # compiles, reserves memory
-        seconds[one] = _time(run, one, case.device)
+        seconds[one] = timed(run, one, case.device)
     total = sum(seconds.values())
     for done in range(1, _ROUNDS):
         if done >= 2 and total > _PATIENCE:
@@ -155,7 +218,7 @@ def _fastest(case: Case, run: Callable[[Form], object]) -> Form:
         best = min(seconds.values())
         for one, spent in seconds.items():
             if spent < _HOPELESS * best:
-                now = _time(run, one, case.device)
+                now = timed(run, one, case.device)
                 seconds[one], total = min(spent, now), total + now
     best_form = min(seconds, key=seconds.__getitem__)
     plainest = min((*case.candidates[:1], case.default), key=seconds.__getitem__)
@@ -171,6 +234,23 @@ def _time(run: Callable[[Form], object], one: Form, device: torch.device) -> flo
     run(one)
     _wait(device)
     return clock() - start
+
+
+def _step_time(run: Callable[[Form], object], one: Form, device: torch.device) -> float:
+    """Where a device computes while Python goes on, a masked layer takes as long as the device does; one in blocks
+    also the time of the host, which a network whose layers are small waits for."""
+    if device.type != "cuda":
+        return _time(run, one, device)
+    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    _wait(device)
+    first.record()
+    start = time.perf_counter()
+    run(one)
+    host = time.perf_counter() - start
+    last.record()
+    _wait(device)
+    spent: float = first.elapsed_time(last) / 1000
+    return spent if one == _MASKED else spent + host
 
 
 def _wait(device: torch.device) -> None:

@@ -1,10 +1,16 @@
-"""`anytimeify::triangular_conv` and `anytimeify::triangular_linear`, with all that torch wants to know of an operator.
+"""`anytimeify::triangular_conv` and `anytimeify::triangular_linear`: triangular layers.
+
+They are dense layers of torch with masked weights (`masked`), which is all that compilers and exporters see; or where
+that is worth it (`choice.pays`), `anytimeify::triangular_conv_in_blocks` and `anytimeify::triangular_linear_in_blocks`,
+which multiply only what there is, with all that torch wants to know of an operator.
 
 `weight` has a row per output and a column per input, and every level has some of each: a row reads the columns of its
 level and of those before. The other elements of the weight count as zero, whatever they hold, and their gradient is
 zero. `rows` and `columns` are where the levels end: `[16, 32, 64]` with `levels=3` says that the first level has 16
 rows, the second 16 more. Behind a concatenation every part has rows of every level; the ends of all its parts follow
 each other: `[4, 8, 12, 14, 16, 18]` with `levels=3` are parts of 12 and 6 rows.
+
+In blocks what is no number does not get out of those elements either; a mask multiplies them with zero.
 
 The memory format of the results follows that of the inputs, as for dense layers. Derivatives of every order exist, for
 the gradients of a triangular layer are triangular layers.
@@ -13,9 +19,10 @@ the gradients of a triangular layer are triangular layers.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +30,8 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from anytimeify._torch import OpOverload, below_autograd
-from anytimeify.kernels import run
+from anytimeify.kernels import masked, run
+from anytimeify.kernels.choice import Case, Layer, pays
 from anytimeify.kernels.products import Gradients, Window
 from anytimeify.kernels.staircase import Staircase, staircase
 
@@ -35,13 +43,16 @@ _LEVELS = "int[] rows, int[] columns, int levels"
 _WINDOW = "int[] stride, int[] padding, int[] dilation"
 for _signature in (
     f"triangular_conv(Tensor input, Tensor weight, Tensor? bias, {_LEVELS}, {_WINDOW}) -> Tensor",
-    f"triangular_conv_backward(Tensor grad, Tensor input, Tensor weight, {_LEVELS}, {_WINDOW}, bool[] wanted)"
+    f"triangular_conv_in_blocks(Tensor input, Tensor weight, Tensor? bias, {_LEVELS}, {_WINDOW}) -> Tensor",
+    f"triangular_conv_in_blocks_backward(Tensor grad, Tensor input, Tensor weight, {_LEVELS}, {_WINDOW}, bool[] wanted)"
     " -> (Tensor, Tensor)",
     f"triangular_linear(Tensor input, Tensor weight, Tensor? bias, {_LEVELS}) -> Tensor",
-    f"triangular_linear_backward(Tensor grad, Tensor input, Tensor weight, {_LEVELS}, bool[] wanted)"
+    f"triangular_linear_in_blocks(Tensor input, Tensor weight, Tensor? bias, {_LEVELS}) -> Tensor",
+    f"triangular_linear_in_blocks_backward(Tensor grad, Tensor input, Tensor weight, {_LEVELS}, bool[] wanted)"
     " -> (Tensor, Tensor)",
 ):
     _LIBRARY.define(_signature, tags=(torch.Tag.pt2_compliant_tag,))
+_OPERATORS = torch.ops.anytimeify
 
 
 @dataclass(frozen=True)
@@ -54,10 +65,14 @@ class _Kind:
 
 
 _CONV = _Kind(
-    torch.ops.anytimeify.triangular_conv.default, torch.ops.anytimeify.triangular_conv_backward.default, channels=1
+    torch.ops.anytimeify.triangular_conv_in_blocks.default,
+    torch.ops.anytimeify.triangular_conv_in_blocks_backward.default,
+    channels=1,
 )
 _LINEAR = _Kind(
-    torch.ops.anytimeify.triangular_linear.default, torch.ops.anytimeify.triangular_linear_backward.default, channels=-1
+    torch.ops.anytimeify.triangular_linear_in_blocks.default,
+    torch.ops.anytimeify.triangular_linear_in_blocks_backward.default,
+    channels=-1,
 )
 
 
@@ -73,8 +88,12 @@ def triangular_conv(
     dilation: Sequence[int],
 ) -> Tensor:
     """The convolution of `input` (batch, channels, *size) with the triangular `weight` (rows, columns, *kernel)."""
-    result: Tensor = _CONV.operator(input, weight, bias, rows, columns, levels, stride, padding, dilation)
-    return result
+    if torch.compiler.is_dynamo_compiling():  # which need not follow what levels there are
+        traced: Tensor = _OPERATORS.triangular_conv(
+            input, weight, bias, rows, columns, levels, stride, padding, dilation
+        )
+        return traced
+    return _conv_layer(input, weight, bias, rows, columns, levels, stride, padding, dilation)
 
 
 def triangular_linear(
@@ -86,8 +105,36 @@ def triangular_linear(
     levels: int,
 ) -> Tensor:
     """The product of `input` (..., columns) with the triangular `weight` (rows, columns)."""
-    result: Tensor = _LINEAR.operator(input, weight, bias, rows, columns, levels)
-    return result
+    if torch.compiler.is_dynamo_compiling():
+        traced: Tensor = _OPERATORS.triangular_linear(input, weight, bias, rows, columns, levels)
+        return traced
+    return _linear_layer(input, weight, bias, rows, columns, levels)
+
+
+# -- masked, or in blocks ----------------------------------------------------------------------------------------------
+
+
+def _conv_layer(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
+    shape, window = _shape(weight, *rest[:3]), _window(*rest[3:])
+    plain = partial(masked.conv, shape=shape, window=window)
+    return _either(_CONV, plain, x, weight, bias, rest, lambda: run.conv_case(x, weight, shape, window))
+
+
+def _linear_layer(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
+    shape = _shape(weight, *rest)
+    plain = partial(masked.linear, shape=shape)
+    return _either(_LINEAR, plain, x, weight, bias, rest, lambda: run.linear_case(x, weight, shape))
+
+
+def _either(
+    kind: _Kind, plain: Layer, x: Tensor, weight: Tensor, bias: Tensor | None, rest: Any, case: Callable[[], Case]
+) -> Tensor:
+    def in_blocks(*tensors: Tensor | None) -> Tensor:
+        result: Tensor = kind.operator(*tensors, *rest)
+        return result
+
+    tensors = (x, weight, bias)
+    return in_blocks(*tensors) if pays(case, plain, in_blocks, tensors) else plain(*tensors)
 
 
 # -- what they compute -------------------------------------------------------------------------------------------------
@@ -251,6 +298,8 @@ _register(_CONV, _CONV.operator, _conv, _conv_fake, _Layer)
 _register(_CONV, _CONV.backward, _conv_backward, _conv_backward_fake, _Backward)
 _register(_LINEAR, _LINEAR.operator, _linear, _linear_fake, _Layer)
 _register(_LINEAR, _LINEAR.backward, _linear_backward, _linear_backward_fake, _Backward)
+_LIBRARY.impl("triangular_conv", _conv_layer, "CompositeImplicitAutograd")
+_LIBRARY.impl("triangular_linear", _linear_layer, "CompositeImplicitAutograd")
 for _device, _key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
     _autocast(_CONV.operator, _device, _key)
     _autocast(_LINEAR.operator, _device, _key)
@@ -279,7 +328,7 @@ def _linear_backward_flops(grad: Sequence[int], x: Sequence[int], weight: Sequen
     return int(_linear_flops(x, weight, None, *rest[:3]) * sum(rest[-1]))
 
 
-register_flop_formula(torch.ops.anytimeify.triangular_conv)(_conv_flops)
-register_flop_formula(torch.ops.anytimeify.triangular_conv_backward)(_conv_backward_flops)
-register_flop_formula(torch.ops.anytimeify.triangular_linear)(_linear_flops)
-register_flop_formula(torch.ops.anytimeify.triangular_linear_backward)(_linear_backward_flops)
+register_flop_formula(_OPERATORS.triangular_conv_in_blocks)(_conv_flops)
+register_flop_formula(_OPERATORS.triangular_conv_in_blocks_backward)(_conv_backward_flops)
+register_flop_formula(_OPERATORS.triangular_linear_in_blocks)(_linear_flops)
+register_flop_formula(_OPERATORS.triangular_linear_in_blocks_backward)(_linear_backward_flops)

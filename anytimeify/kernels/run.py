@@ -16,7 +16,16 @@ from anytimeify.kernels.choice import WORTH, Case, Form, choose
 from anytimeify.kernels.products import Gradients, Wanted, Window
 from anytimeify.kernels.staircase import Staircase
 
-__all__ = ["conv", "conv_gradients", "layout", "linear", "linear_gradients", "result_layout"]
+__all__ = [
+    "conv",
+    "conv_case",
+    "conv_gradients",
+    "layout",
+    "linear",
+    "linear_case",
+    "linear_gradients",
+    "result_layout",
+]
 
 _MASKED = Form("masked")
 _FEWEST_ROWS = 32  # of a block by the rule of thumb: two registers of the widest processors
@@ -53,9 +62,15 @@ def conv(x: Tensor, weight: Tensor, bias: Tensor | None, shape: Staircase, windo
             result = products.convolution(given, weight, bias, shape, window, one.blocks)
         return result.contiguous(memory_format=wanted)
 
+    return choose(conv_case(x, weight, shape, window), run)
+
+
+def conv_case(x: Tensor, weight: Tensor, shape: Staircase, window: Window) -> Case:
+    """The forward pass of a triangular convolution."""
     positions = len(x) * math.prod(window.size(x.shape[2:], weight.shape[2:]))
     routes = _routes(shape, _pointwise(weight, window), _has_kernels(x))
-    return choose(_case("conv", x, weight, shape, positions, 1, routes, (window, wanted, x.shape[2:])), run)
+    more = (window, result_layout(x, weight), x.shape[2:])
+    return _case("conv", x, weight, shape, positions, 1, routes, more)
 
 
 def conv_gradients(
@@ -145,8 +160,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, shape: Staircase) -> 
 
     if not x.numel() or not shape.levels:
         return run(_MASKED)
+    return choose(linear_case(x, weight, shape), run)
+
+
+def linear_case(x: Tensor, weight: Tensor, shape: Staircase) -> Case:
+    """The forward pass of a triangular linear layer."""
     routes = _routes(shape, True, _has_kernels(x))
-    return choose(_case("linear", x, weight, shape, x.numel() // x.shape[-1], 1, routes, ()), run)
+    return _case("linear", x, weight, shape, x.numel() // max(1, x.shape[-1]), 1, routes, ())
 
 
 def linear_gradients(grad: Tensor, x: Tensor, weight: Tensor, shape: Staircase, wanted: Wanted) -> Gradients:

@@ -8,6 +8,7 @@ from torch import fx, nn
 
 from anytimeify.ir import Size
 from anytimeify.ir.schema import bound
+from anytimeify.kernels.prefix_norm import PREFIX_NORM
 from anytimeify.operators.modules import CUMULATIVE, BatchNormCall, FrozenBatchNorm
 from anytimeify.rules import factors
 from anytimeify.rules.lifting import STATISTICS, WEIGHT_BIAS, Made, Shapes, Values, by_mode, of_tensors
@@ -143,6 +144,25 @@ for name, shift, module in (
         shift=shift,
         module=module,
     )
+
+
+# the norms of all levels of a triangular network, which are fixed
+def _prefix_norm(op: Op) -> Dims:
+    op.pin(op.axes(op["input"])[-1], "levels of a triangular norm")
+    x: Dims = _per_last.infer(op)
+    op.mix(x[-1])
+    return x
+
+
+_per_last = build_rule("... c, c, c -> ... c")
+axis_rule(
+    PREFIX_NORM,
+    _prefix_norm,
+    notation="... c~, c, c -> ... c",
+    kind="norm",
+    scale="weight",
+    shift="bias",
+)
 
 
 # group norm: (g c~), groups outermost, so that whole groups are cut

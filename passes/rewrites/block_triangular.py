@@ -1,4 +1,4 @@
-"""`use_blocks`: a layer with a block-triangular mask becomes an operator that multiplies only the blocks.
+"""`use_blocks`: a layer with a block-triangular mask becomes a triangular layer, which may multiply only the blocks.
 
     y = linear(x, mul(w, mask))     ->      y = triangular_linear(x, w, None, rows, columns, levels)
 

@@ -15,7 +15,7 @@ value. There are four ways to compute a result, depending on what its operation 
                                         y = cat([y0, slice(layer_norm(x, [4]), 1, 2, 4)], 1)
 
 Operations that mix channels are nested too, because chunk k reads chunks 1 to k: a layer norm takes its statistics over
-the chunks so far.
+the chunks so far; in one pass for all levels it is one operation (`prefix_norms`).
 """
 
 from __future__ import annotations

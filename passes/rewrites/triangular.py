@@ -25,10 +25,12 @@ from anytimeify.graph.builder import Builder
 from anytimeify.ir import Captured, Program, Size, TensorType, meta_of, names
 from anytimeify.ir.node_meta import origin_of, type_of
 from anytimeify.ir.rewritten import LevelData, Output, Rewritten
+from anytimeify.ir.schema import rebind
 from anytimeify.passes.rewrites.block_triangular import use_blocks
 from anytimeify.passes.rewrites.block_triangular_dependence import BlockTriangularDependence, Kind, Places
 from anytimeify.passes.rewrites.narrow import Clone, Private
 from anytimeify.passes.rewrites.operands import contraction_of
+from anytimeify.passes.rewrites.prefix_norms import prefix_norm
 from anytimeify.passes.rewrites.project import project
 from anytimeify.rules import Layers
 from anytimeify.rules.contractions import Contraction
@@ -61,7 +63,7 @@ def triangular(
     def own(level: int) -> Private | None:
         return private(level, builder) if level < last else None
 
-    joint = TriangularLevels(dependence, builder, last, prefix=names.JOINT, private=own)
+    joint = TriangularLevels(dependence, builder, last, prefix=names.JOINT, private=own, together=True)
     outputs = {Output("level", level): joint.value(program.outputs[0], level) for level in range(last + 1)}
     below = {joint.value(head, level).name for head in Layers(program).last for level in range(last)}
     _refuse_cost(captured, dependence, builder.build(list(outputs.values()), program.graph.output_node()), below)
@@ -118,6 +120,7 @@ class TriangularLevels:
 
     `stepwise=False`: whole values in one pass; a lower level's value is a part of them. `stepwise=True`: every level
     computes what it adds. `private` gives the tensors that a level has for itself, where values are separate.
+    `together=True`: norms of all levels are one operation, where there is one (`prefix_norms`).
     """
 
     def __init__(
@@ -129,8 +132,10 @@ class TriangularLevels:
         prefix: str,
         private: Callable[[int], Private | None],
         stepwise: bool = False,
+        together: bool = False,
     ) -> None:
         self.dependence, self.builder, self.top, self.prefix, self.stepwise = dependence, builder, top, prefix, stepwise
+        self.together = together
         self.levels = [_AtLevel(self, level, private(level)) for level in range(top + 1)]
         self.chunks = [_Chunk(self, level) for level in range(top + 1)] if stepwise else []
         self.values: dict[tuple[fx.Node, int], fx.Node] = {}
@@ -191,6 +196,9 @@ class TriangularLevels:
         return before if added is None else self._joined(node, [before, added], level)
 
     def _assembled(self, node: fx.Node, level: int) -> fx.Node:
+        norm = prefix_norm(self.dependence, node, level) if self.together else None
+        if norm is not None:
+            return self.levels[level].as_one(node, *norm)
         if not self.dependence.is_flat(node):
             lower = range(level, level + 1) if self.stepwise and level else range(1, level + 1)
             result = self.value(node, level - 1) if self.stepwise and level else self.levels[0].call(node)
@@ -344,6 +352,11 @@ class _AtLevel(Clone):
             if all(self.builder.shared[source] is value for source, value in reads.items()):
                 return self.builder.shared[node]
         return super().call(node, **changed)
+
+    def as_one(self, node: fx.Node, target: Any, arguments: dict[str, Any]) -> fx.Node:
+        """Another operation that gives the value of a node at this level."""
+        args, kwargs = fx.map_arg(rebind(target, arguments), lambda source: self.read(node, source))
+        return self.builder.call(target, args, kwargs, f"{self.prefix}{node.name}", meta_of(node))
 
     def read(self, user: fx.Node, source: fx.Node) -> fx.Node:
         if source.graph is not self.program.graph:

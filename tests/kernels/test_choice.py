@@ -9,10 +9,12 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from anytimeify import kernels
 from anytimeify.kernels import Form, Kind, choice
-from anytimeify.kernels.choice import WORTH, Case, choose
+from anytimeify.kernels.choice import WORTH, Case, choose, pays
 
 MASKED, TWO, FOUR = Form("masked"), Form("convolution", 2), Form("convolution", 4)
 
@@ -147,6 +149,78 @@ def test_refuses_unknown_forms() -> None:
         kernels.form("blocks", 0)
     with pytest.raises(ValueError, match="count=2"):
         kernels.form("masked", 2)
+
+
+# Whether a layer is computed in blocks at all.
+
+
+class Layers:
+    """A layer in both ways, and how long a step of each takes."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, plain: float, in_blocks: float) -> None:
+        self.now, self.seconds, self.steps = 0.0, (plain, in_blocks), 0
+        monkeypatch.setattr(time, "thread_time", lambda: self.now)
+        monkeypatch.setattr(time, "perf_counter", lambda: self.now)
+
+    def plain(self, x: Tensor, *others: Tensor | None) -> Tensor:
+        return self.turn(x, 0)
+
+    def in_blocks(self, x: Tensor, *others: Tensor | None) -> Tensor:
+        return self.turn(x, 1)
+
+    def turn(self, x: Tensor, which: int) -> Tensor:
+        self.steps += 1
+        y = 2 * x
+        y.register_hook(lambda grad: self.spend(which))  # what takes long is the backward pass
+        return y
+
+    def spend(self, which: int) -> None:
+        self.now += self.seconds[which]
+
+    def pays(self, work: int = WORTH) -> bool:
+        x = torch.randn(2, requires_grad=True)
+        return pays(lambda: case(work), self.plain, self.in_blocks, (x, torch.ones(2), None))
+
+
+@pytest.mark.parametrize(("plain", "in_blocks", "expected"), [(2, 1, True), (1, 2, False), (1, 0.97, False)])
+def test_blocks_are_taken_where_a_whole_step_gains(
+    monkeypatch: pytest.MonkeyPatch, plain: float, in_blocks: float, expected: bool
+) -> None:
+    layers = Layers(monkeypatch, plain, in_blocks)
+    assert layers.pays() is expected
+    steps = layers.steps
+    assert layers.pays() is expected
+    assert layers.steps == steps, "measured once"
+
+
+def test_settings_decide_without_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = Layers(monkeypatch, 1, 1)
+    for kind, expected in (("masked", False), ("prefixes", True), ("blocks", True)):
+        with kernels.form(kind):  # type: ignore[arg-type]  # the names of forms
+            assert layers.pays() is expected
+    assert not layers.pays(WORTH - 1)
+    assert not layers.steps
+
+
+def test_nothing_is_measured_under_a_counter(monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = Layers(monkeypatch, 2, 1)
+    with FlopCounterMode(display=False):
+        assert not layers.pays()
+    assert not layers.steps
+    assert layers.pays()
+
+
+def test_function_transforms_see_the_masked_layer() -> None:
+    weight, x, levels = torch.randn(4, 4), torch.randn(3, 4), ([2, 4], [2, 4], 2)
+
+    def loss(weight: Tensor, x: Tensor) -> Tensor:
+        return kernels.triangular_linear(x, weight, None, *levels).square().sum()
+
+    with kernels.form("prefixes"):
+        each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(weight, x)
+    one = torch.func.grad(loss)(weight, x)
+    torch.testing.assert_close(each.sum(0), one)
+    assert (one[:2, 2:] == 0).all()
 
 
 def test_layers_of_a_size_share_a_measurement() -> None:

@@ -19,6 +19,7 @@ from anytimeify.capture import capture
 from anytimeify.contract import spec
 from anytimeify.errors import SchemeError
 from anytimeify.passes.rewrites.block_triangular_dependence import BlockTriangularDependence, Kind
+from anytimeify.passes.rewrites.project import project
 from anytimeify.testing import assert_prefixes_nest, check, randomise
 from anytimeify.verification import difference
 from tests.passes.test_narrow import assert_types_are_true
@@ -145,6 +146,16 @@ def test_the_full_level_is_the_backbone_with_masked_weights() -> None:
     assert net.levels[-1].cost.macs == 8 * 3 * 9 * 64 + blocks + 16 * 5
     mid = sum(4 * 2 * (k + 1) * 9 for k in range(4))
     assert net.levels[-1].cost.params == (8 * 3 * 9 + 8) + 16 + mid + (sum(16 * (k + 1) for k in range(4)) + 16) + 85
+
+
+def test_norms_of_all_levels_are_one_operation() -> None:
+    model, x = NETWORKS["ViT"]()
+    captured = capture(model, (x,))
+    rewritten = NestedChannels(QUARTERS, connectivity="triangular").apply(captured, analyse(captured.program))
+    whole = project(rewritten.program, [rewritten.position(3, role="level")])
+    targets = [str(node.target) for node in whole.graph.nodes]
+    assert targets.count("anytimeify.prefix_norm.default") == 5
+    assert "aten.layer_norm.default" not in targets
 
 
 def test_a_layer_norm_takes_the_statistics_of_the_chunks_so_far() -> None:
