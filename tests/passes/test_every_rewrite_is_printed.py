@@ -63,6 +63,8 @@ REWRITES: dict[str, tuple[str, ...]] = {
         "passes/test_project.py::test_the_first_output_needs_neither_the_mask_nor_the_high_head",
         "passes/test_project.py::test_the_kept_outputs_are_the_same",
     ),
+    "pack results": ("passes/test_results.py::test_all_results_become_one_prediction",),
+    "unpack results": ("passes/test_results.py::test_nothing_of_it_is_left_where_results_are_left_alone",),
     "reorder": (f"{PRINTED}::test_reorder", "passes/test_reorder.py::test_the_function_stays"),
     "taxonomy": (
         f"{PRINTED}::test_taxonomy",
