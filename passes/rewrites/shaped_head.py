@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from anytimeify._torch import operator
 from anytimeify.analysis.axes import Axes
 from anytimeify.errors import SchemeError
 from anytimeify.graph.builder import Builder
@@ -32,11 +33,7 @@ __all__ = ["ShapedHead"]
 
 aten = torch.ops.aten
 _LARGEST = 1 << 14  # elements of a prediction without positions
-_CONVOLUTIONS = {
-    1: (nn.Conv1d, aten.conv1d.default),
-    2: (nn.Conv2d, aten.conv2d.default),
-    3: (nn.Conv3d, aten.conv3d.default),
-}
+_CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
 @dataclass(frozen=True)
@@ -139,7 +136,7 @@ class ShapedHead:
         node = made.permuted(made.shared, [0, self.features.channels, *self.features.positions], "channels_first")
         if len(self.features.positions) != len(grid):
             node = made.call(aten.unflatten.int, (node, 2, [size.coefficient for size in grid]), "grid")
-        layer, target = _CONVOLUTIONS[len(grid)]
+        layer, target = _CONVOLUTIONS[len(grid)], operator("aten", f"conv{len(grid)}d", "default")
         node = self._scores(made, node, target, lambda n, classes: layer(n, classes, 1), 1)
         if grid != wanted:
             size = [one.coefficient for one in wanted]
