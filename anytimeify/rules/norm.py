@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from anytimeify.ir import Size
@@ -212,3 +214,15 @@ def _weight_norm(op: Op) -> Dims:
 
 
 axis_rule(aten("_weight_norm.default"), _weight_norm)
+
+
+_CENTRED: Mapping[object, bool] = {
+    torch.ops.aten.layer_norm.default: True,
+    torch.ops.aten.rms_norm.default: False,
+}
+
+
+def is_centred(target: object) -> bool | None:
+    """Whether a norm of the last dimensions takes their mean away, as a layer norm does and an RMS norm does not; None
+    for everything else."""
+    return _CENTRED.get(target)

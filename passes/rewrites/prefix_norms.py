@@ -17,10 +17,9 @@ from anytimeify.ir.node_meta import type_of
 from anytimeify.ir.schema import bound
 from anytimeify.kernels.prefix_norm import PREFIX_NORM, is_regular
 from anytimeify.passes.rewrites.block_triangular_dependence import BlockTriangularDependence
+from anytimeify.rules.norm import is_centred
 
 __all__ = ["prefix_norm"]
-
-_CENTRED = {torch.ops.aten.layer_norm.default: True, torch.ops.aten.rms_norm.default: False}
 
 
 def prefix_norm(
@@ -30,7 +29,8 @@ def prefix_norm(
     dimension alone, where a bias comes without a weight, what reads a separate value for each level, and levels whose
     channels are not neighbours or have sizes without a large common part.
     """
-    if node.target not in _CENTRED or not dependence.is_flat(node):
+    centred = is_centred(node.target)
+    if centred is None or not dependence.is_flat(node):
         return None
     values = bound(node)
     if len(values["normalized_shape"]) != 1 or (values.get("bias") is not None and values["weight"] is None):
@@ -47,5 +47,5 @@ def prefix_norm(
         return None
     eps = values["eps"] if values["eps"] is not None else torch.finfo(type_of(node).dtype).eps
     given = {"weight": values["weight"], "bias": values.get("bias")}
-    more = {"ends": ends, "eps": eps, "centred": _CENTRED[node.target]}
+    more = {"ends": ends, "eps": eps, "centred": centred}
     return PREFIX_NORM, {"input": values["input"], **given, **more}
