@@ -81,6 +81,9 @@ def _captured(
     if captured.batch is None:
         fixed = "the batch size is fixed, as in the exported program"
         captured = replace(captured, notes=(*captured.notes, fixed))
+    elif captured.batch_range != (1, None):
+        some = f"takes batches of {captured.batches}, as the exported program does"
+        captured = replace(captured, notes=(*captured.notes, some))
     if check:
         expected = expected_from_exported(exported, inputs, output)
         gap = Gap.of(captured, expected, training=training)

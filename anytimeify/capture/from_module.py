@@ -68,7 +68,8 @@ def from_module(
         found = source.for_fixed_batches(found)
     if found.captured is None:
         raise found.refusal()
-    captured = found.source.within_range(found.captured)
+    # Who gives the dynamic sizes gives their ranges, too.
+    captured = found.source.within_range(found.captured) if dynamic_shapes is None else found.captured
     if found.why is not None:
         return captured.losing(f"training-only behaviour was lost: {_first_line(found.why)}")
     return captured
@@ -236,11 +237,10 @@ class _Source:
             most = None
         if least == 1 and self.inputs.batch != 1 and self.is_other_at(1, captured):
             least = 2
+        captured = replace(captured, batch_range=(least, most))
         if (least, most) == (1, None):
-            return replace(captured, batch_range=(1, None))
-        sizes = f"{least} or more" if most is None else f"{least} to {most}"
-        limit = f"batches of {sizes}, for forward() does something else with others"
-        return replace(captured, batch_range=(least, most)).limited_to(limit)
+            return captured
+        return captured.limited_to(f"batches of {captured.batches}, for forward() does something else with others")
 
     def is_other_at(self, count: int, captured: Captured) -> bool | None:
         """Whether the program computes something else than the model for a batch of that size, or fails; None where

@@ -56,9 +56,17 @@ def side_by_side(one: Captured, other: Captured) -> Captured:
             for half, each in zip(PAIR, (one, other), strict=True)
             for path in each.held
         ),
+        batch_range=_ranges(one.batch_range, other.batch_range),
+        limit=one.limit if other.limit is None else other.limit,
         reference=None,
         reinitialised=_both(one.reinitialised, other.reinitialised),
     )
+
+
+def _ranges(one: tuple[int, int | None], other: tuple[int, int | None]) -> tuple[int, int | None]:
+    """The sizes of a batch that are in two ranges."""
+    largest = [most for _, most in (one, other) if most is not None]
+    return max(one[0], other[0]), min(largest, default=None)
 
 
 def _check_inputs(one: Captured, other: Captured) -> None:

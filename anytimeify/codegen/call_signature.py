@@ -27,6 +27,7 @@ class BatchLimits:
     dim: int
     least: int
     most: int | None
+    sizes: str  # the same in words
 
     @staticmethod
     def of(captured: Captured) -> BatchLimits | None:
@@ -34,17 +35,16 @@ class BatchLimits:
         for position, node in enumerate(captured.program.placeholders):
             for dim, size in enumerate(tensor_type(node).shape):
                 if captured.batch is None:
-                    return BatchLimits(position, dim, size.coefficient, size.coefficient) if size.static else None
+                    only = size.coefficient
+                    return BatchLimits(position, dim, only, only, str(only)) if size.static else None
                 if size == Size(1, (captured.batch,)):
-                    limits = BatchLimits(position, dim, *captured.batch_range)
-                    return None if (limits.least, limits.most) == (1, None) else limits
+                    limits = BatchLimits(position, dim, *captured.batch_range, captured.batches)
+                    return None if captured.batch_range == (1, None) else limits
         return None
 
     @property
     def message(self) -> str:
-        sizes = f"{self.least} or more" if self.most is None else f"{self.least} to {self.most}"
-        sizes = str(self.least) if self.least == self.most else sizes
-        return f"the graph holds for batches of {sizes}: see the notes of the report"
+        return f"the graph holds for batches of {self.sizes}: see the notes of the report"
 
     def check(self, inputs: Sequence[Any]) -> None:
         """`ArgumentError` where a batch has another size."""

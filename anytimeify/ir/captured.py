@@ -48,6 +48,12 @@ class Captured:
     # The backbone's tensors as its own initialisers draw them; None where its class is not known (a loaded file).
     reinitialised: Callable[[], Mapping[str, Tensor]] | None = field(default=None, repr=False, compare=False)
 
+    @property
+    def batches(self) -> str:
+        """The sizes of a dynamic batch, in words: `3 or more`, `1 to 64`."""
+        least, most = self.batch_range
+        return f"{least} or more" if most is None else f"{least} to {most}"
+
     def losing(self, *lost: str) -> Captured:
         """The same, with more that training loses."""
         return replace(self, notes=(*self.notes, *lost), lost=(*self.lost, *lost))

@@ -237,10 +237,7 @@ def example_batch(captured: Captured, batch_size: int) -> tuple[Tensor, ...]:
     least, most = captured.batch_range
     batch_size = least if batch_size == 1 else batch_size
     if batch_size < least or (most is not None and batch_size > most):
-        raise BudgetError(
-            f"batch_size={batch_size}: the graph holds for batches of {least} or more"
-            + (f", up to {most}" if most else "")
-        )
+        raise BudgetError(f"batch_size={batch_size}: the graph holds for batches of {captured.batches}")
     resized = []
     for node, tensor in zip(captured.program.placeholders, captured.example_inputs, strict=True):
         for dim, size in enumerate(type_of(node).shape):

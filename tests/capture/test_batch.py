@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import anytimeify
 from anytimeify import AnytimeWarning, Budget, NestedChannels, transform
 from anytimeify.capture.pipeline import capture
+from anytimeify.capture.side_by_side import side_by_side
 from anytimeify.errors import ArgumentError, BudgetError
 from anytimeify.ir import Captured
 from tests.capture.helpers import text
@@ -241,6 +242,27 @@ def test_batches_that_take_another_way_are_refused(tmp_path: Path) -> None:
     assert net.select(Budget(latency_ms=1e6)).name == "width 1"
     with pytest.raises(BudgetError, match="batch_size=2: the graph holds for batches of 3 or more"):
         net.select(Budget(latency_ms=1e6, batch_size=2))
+
+
+@pytest.mark.parametrize("kinds", [(Large, Vectors), (Vectors, Large)])
+def test_two_networks_take_what_both_take(kinds: tuple[type[Vectors], type[Vectors]]) -> None:
+    both = side_by_side(*(capture(kind(), X[:4]) for kind in kinds))
+    assert both.batch_range == (3, None)
+    assert both.limit is not None
+    assert both.limit.startswith("batches of 3 or more")
+
+
+def test_ranges_that_were_given_are_kept() -> None:
+    net = transform(Vectors(), SCHEME, X[:4], dynamic_shapes=({0: torch.export.Dim("n", min=3, max=5)},))
+    assert net.captured.limit is None
+    assert net(X[:5], level=0).shape == (5, 3)
+    with pytest.raises(ArgumentError, match="holds for batches of 3 to 5"):
+        net(X[:6])
+    exported = torch.export.export(Vectors(), (X[:4],), dynamic_shapes=({0: torch.export.Dim("n", max=5)},))
+    with pytest.warns(AnytimeWarning, match="exported in eval mode"):
+        net = transform(exported, SCHEME)
+    assert "takes batches of 1 to 5, as the exported program does" in net.report().notes
+    assert net(X[:1], level=0).shape == (1, 3)
 
 
 def test_a_single_sample_that_takes_another_way_is_refused() -> None:
