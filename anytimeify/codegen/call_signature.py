@@ -6,14 +6,14 @@ import dataclasses
 import inspect
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, fx
 
 from anytimeify._torch import assert_holds, flatten, unflatten
 from anytimeify.errors import ArgumentError, CaptureError
-from anytimeify.ir import Captured, Constant, Signature, Size, Structure, children
+from anytimeify.ir import Captured, Constant, Signature, Size, Structure, TensorType, batches_in_words, children
 from anytimeify.ir.node_meta import tensor_type
 
 __all__ = ["BatchLimits", "CallSignature", "Parameter", "batch_arguments"]
@@ -25,34 +25,30 @@ class BatchLimits:
 
     position: int
     dim: int
-    least: int
-    most: int | None
-    sizes: str  # the same in words
+    sizes: tuple[int, int | None]  # the smallest and the largest; None where there is no largest
 
     @staticmethod
-    def of(captured: Captured) -> BatchLimits | None:
-        """Of the first input that has a batch."""
-        for position, node in enumerate(captured.program.placeholders):
-            for dim, size in enumerate(tensor_type(node).shape):
-                if captured.batch is None:
-                    only = size.coefficient
-                    return BatchLimits(position, dim, only, only, str(only)) if size.static else None
-                if size == Size(1, (captured.batch,)):
-                    limits = BatchLimits(position, dim, *captured.batch_range, captured.batches)
-                    return None if captured.batch_range == (1, None) else limits
+    def of(inputs: Sequence[TensorType], batch: str | None, batch_range: tuple[int, int | None]) -> BatchLimits | None:
+        """Of the first input that has a batch: a fixed one, where `batch` names no symbol."""
+        for position, kind in enumerate(inputs):
+            for dim, size in enumerate(kind.shape):
+                if batch is None:
+                    return BatchLimits(position, dim, (size.coefficient,) * 2) if size.static else None
+                if size == Size(1, (batch,)):
+                    return None if batch_range == (1, None) else BatchLimits(position, dim, batch_range)
         return None
 
     @property
     def message(self) -> str:
-        return f"the graph holds for batches of {self.sizes}: see the notes of the report"
+        return f"the graph holds for batches of {batches_in_words(self.sizes)}: see the notes of the report"
 
     def check(self, inputs: Sequence[Any]) -> None:
         """`ArgumentError` where a batch has another size."""
         found = inputs[self.position]
         if not isinstance(found, Tensor) or found.dim() <= self.dim:
             return
-        size = found.shape[self.dim]
-        if size < self.least or (self.most is not None and size > self.most):
+        size, (least, most) = found.shape[self.dim], self.sizes
+        if size < least or (most is not None and size > most):
             raise ArgumentError(f"a batch of {size} was given, but {self.message}")
 
     def write(self, graph: fx.Graph) -> None:
@@ -60,11 +56,12 @@ class BatchLimits:
         inputs = graph.find_nodes(op="placeholder")
         with graph.inserting_after(inputs[-1]):
             size = graph.call_method("size", (inputs[self.position], self.dim))
-        bounds: list[tuple[Callable[..., Any], int]] = [(operator.ge, self.least)]
-        if self.most is not None:
-            bounds.append((operator.le, self.most))
-        if self.least == self.most:
-            bounds = [(operator.eq, self.least)]
+        least, most = self.sizes
+        bounds: list[tuple[Callable[..., Any], int]] = [(operator.ge, least)]
+        if most is not None:
+            bounds.append((operator.le, most))
+        if least == most:
+            bounds = [(operator.eq, least)]
         for compare, bound in bounds:
             with graph.inserting_after(size):
                 holds = graph.call_function(compare, (size, bound))
@@ -97,11 +94,14 @@ class CallSignature:
 
     @staticmethod
     def of(captured: Captured) -> CallSignature:
-        names = tuple(node.name for node in captured.program.placeholders)
-        return replace(CallSignature.from_signature(captured.signature, names), limits=BatchLimits.of(captured))
+        inputs = captured.program.placeholders
+        limits = BatchLimits.of(list(map(tensor_type, inputs)), captured.batch, captured.batch_range)
+        return CallSignature.from_signature(captured.signature, tuple(node.name for node in inputs), limits)
 
     @staticmethod
-    def from_signature(signature: Signature, names: tuple[str, ...]) -> CallSignature:
+    def from_signature(
+        signature: Signature, names: tuple[str, ...], limits: BatchLimits | None = None
+    ) -> CallSignature:
         """`names`: of the program's placeholders."""
         constants = dict(signature.constants)
         tensors = [leaf for leaf in range(len(names) + len(constants)) if leaf not in constants]
@@ -116,7 +116,7 @@ class CallSignature:
         parameters += [Parameter(name, tree) for name, tree in keywords.items()]
         plain = not keywords and not constants and all(isinstance(tree, int) for tree in positional)
         count = len(parameters) if signature.positional is None else signature.positional
-        return CallSignature(tuple(parameters), constants, plain, count)
+        return CallSignature(tuple(parameters), constants, plain, count, limits)
 
     def flat(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, ...]:
         """The program's inputs; `ArgumentError` (a `TypeError`) where the arguments do not fit the backbone's."""

@@ -66,6 +66,7 @@ def build(
         {name: values[name] for name in names},
         captured.batch,
         captured.signature,
+        captured.batch_range,
     )
     return Staged(described, graphs, example_inputs=captured.example_inputs)
 

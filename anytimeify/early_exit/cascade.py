@@ -32,6 +32,7 @@ class Chain:
     values: Mapping[str, TensorType]
     batch: str | None  # the symbol of the batch; None where its size is fixed
     signature: Signature
+    batch_range: tuple[int, int | None] = (1, None)  # the sizes of a dynamic batch that the stages are right for
 
     @property
     def macs(self) -> tuple[int, ...]:
@@ -47,8 +48,12 @@ class Chain:
     @property
     def separable(self) -> bool:
         """Whether some samples can go on without the others: each value has one dimension that counts samples and
-        nothing else, predictions their first, or has nothing to do with them."""
-        if self.batch is None or any(self.sample_dim(stage.gives[-1]) != 0 for stage in self.stages):
+        nothing else, predictions their first, or has nothing to do with them; and stages take as few as there are."""
+        if (
+            self.batch is None
+            or self.batch_range[0] > 1
+            or any(self.sample_dim(stage.gives[-1]) != 0 for stage in self.stages)
+        ):
             return False
         handed_on = {name for exit in range(len(self.stages)) for name in self.read_later(exit)}
         return all(self.sample_dim(name) is not None or not self._knows_batch(name) for name in handed_on)

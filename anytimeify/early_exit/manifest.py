@@ -14,7 +14,7 @@ from anytimeify.early_exit.policies import ExitPolicy, policy_from_dict, policy_
 from anytimeify.errors import AnytimeError, AnytimeWarning, ArtifactError
 from anytimeify.io import checksums
 from anytimeify.ir import Cost, Level, Size, TensorType
-from anytimeify.storage.graphs import decode_signature, dtype_of, encode_signature
+from anytimeify.storage.graphs import decode_batch_range, decode_signature, dtype_of, encode_signature
 
 __all__ = ["FORMAT", "MANIFEST", "Manifest", "check_file", "decode", "encode", "seal", "stage_file"]
 
@@ -45,6 +45,7 @@ def encode(chain: Chain, formats: Sequence[str], policy: ExitPolicy | None, fold
         "format": FORMAT,
         "formats": list(formats),
         "batch": chain.batch,
+        "batch_range": list(chain.batch_range),
         "inputs": list(chain.inputs),
         "signature": encode_signature(chain.signature),
         # `samples`: the dimension in which samples may be left out; null where there is none.
@@ -122,6 +123,7 @@ def decode(text: str, name: str) -> Manifest:
             {str(key): _type(value) for key, value in document["values"].items()},
             None if document["batch"] is None else str(document["batch"]),
             decode_signature(document["signature"]),
+            decode_batch_range(document.get("batch_range", [1, None])),
         )
         _check_names(chain)
         policy = None if document["policy"] is None else policy_from_dict(document["policy"])

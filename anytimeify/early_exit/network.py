@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from anytimeify.codegen.call_signature import CallSignature
+from anytimeify.codegen.call_signature import BatchLimits, CallSignature
 from anytimeify.early_exit.cascade import Chain
 from anytimeify.early_exit.policies import ExitPolicy
 from anytimeify.early_exit.running import links, run
@@ -55,7 +55,8 @@ class Staged(nn.Module):
         self.chain = chain
         self.stages = nn.ModuleList(stages)
         self.policy = policy
-        self.call_signature = CallSignature.from_signature(chain.signature, chain.inputs)
+        limits = BatchLimits.of([chain.values[name] for name in chain.inputs], chain.batch, chain.batch_range)
+        self.call_signature = CallSignature.from_signature(chain.signature, chain.inputs, limits)
         self._example_inputs = example_inputs
         self._links = links(chain.inputs, [(stage.reads, stage.gives) for stage in chain.stages])
         self._separable = chain.separable

@@ -58,6 +58,8 @@ def _cases(chain: Chain, stages: Sequence[nn.Module], example_inputs: tuple[Tens
     if chain.batch is None:
         return [_values(chain, stages, example_inputs)]
     inputs = repeated(CallInputs(example_inputs, {})).args
+    if chain.batch_range[1] == CallInputs(inputs, {}).batch:
+        return [_values(chain, stages, inputs)]
     longer = tuple(
         tensor if (dim := chain.sample_dim(name)) is None else torch.cat([tensor, tensor.narrow(dim, 0, 1)], dim)
         for name, tensor in zip(chain.inputs, inputs, strict=True)

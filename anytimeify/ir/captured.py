@@ -11,7 +11,7 @@ from torch import Tensor
 from anytimeify.ir.program import Program
 from anytimeify.ir.structures import Results
 
-__all__ = ["PAIR", "Captured", "Signature"]
+__all__ = ["PAIR", "Captured", "Signature", "batches_in_words"]
 
 PAIR = ("first", "second")  # what two networks side by side are called
 
@@ -27,6 +27,14 @@ class Signature:
     names: tuple[str, ...] = ()  # of the positional arguments, as the backbone calls them; "" where it does not
     positional: int | None = None  # how many arguments may be given by position, keywords among them; None: all
     trained: int | None = None  # where the prediction is in what train mode returns; None: where eval mode has it
+
+
+def batches_in_words(sizes: tuple[int, int | None]) -> str:
+    """`3 or more`, `1 to 64`, `2`: the smallest and the largest size of a batch, None where there is no largest."""
+    least, most = sizes
+    if least == most:
+        return str(least)
+    return f"{least} or more" if most is None else f"{least} to {most}"
 
 
 @dataclass(frozen=True)
@@ -50,9 +58,8 @@ class Captured:
 
     @property
     def batches(self) -> str:
-        """The sizes of a dynamic batch, in words: `3 or more`, `1 to 64`."""
-        least, most = self.batch_range
-        return f"{least} or more" if most is None else f"{least} to {most}"
+        """The sizes of a dynamic batch, in words."""
+        return batches_in_words(self.batch_range)
 
     def losing(self, *lost: str) -> Captured:
         """The same, with more that training loses."""

@@ -28,6 +28,7 @@ from anytimeify.ir.schema import bound, is_mutable
 from anytimeify.rules.table import has_rule, of_other_libraries
 
 __all__ = [
+    "decode_batch_range",
     "decode_program",
     "decode_signature",
     "decode_value",
@@ -122,6 +123,14 @@ def encode_signature(signature: Signature) -> dict[str, Any]:
         "names": list(signature.names),
         "positional": signature.positional,
     }
+
+
+def decode_batch_range(found: Any) -> tuple[int, int | None]:
+    """The smallest and the largest size of a batch, None where there is no largest."""
+    least, most = found
+    if type(least) is not int or (most is not None and type(most) is not int):
+        raise ArtifactError(f"batch_range is {found!r}: expected two whole numbers, the second one or null")
+    return least, most
 
 
 def decode_signature(data: Mapping[str, Any]) -> Signature:

@@ -26,7 +26,14 @@ from anytimeify.passes.options import Options
 from anytimeify.passes.rewrites.consensus import Consensus
 from anytimeify.passes.scheme import Scheme, parse_scheme
 from anytimeify.storage.documents import CHECKSUM, crc_of_text, crc_of_values, open_document
-from anytimeify.storage.graphs import decode_program, decode_signature, dtype_of, encode_program, encode_signature
+from anytimeify.storage.graphs import (
+    decode_batch_range,
+    decode_program,
+    decode_signature,
+    dtype_of,
+    encode_program,
+    encode_signature,
+)
 from anytimeify.storage.losses import decode_loss, encode_loss, loss_tensors
 from anytimeify.storage.results import decode_results, encode_results
 from anytimeify.storage.schemes import decode_scheme, encode_scheme
@@ -137,7 +144,7 @@ def _decode(document: Mapping[str, Any], tensors: dict[str, Tensor]) -> Stored:
         _examples(document["examples"]),
         document["batch"],
         tuple(map(str, document["notes"])),
-        batch_range=_batch_range(document.get("batch_range", [1, None])),
+        batch_range=decode_batch_range(document.get("batch_range", [1, None])),
         results=decode_results(document["results"], len(program.outputs)) if "results" in document else None,
     )
     for node, example in zip(program.placeholders, captured.example_inputs, strict=True):
@@ -149,13 +156,6 @@ def _decode(document: Mapping[str, Any], tensors: dict[str, Tensor]) -> Stored:
     }
     kept = document.get("loss")
     return Stored(captured, scheme, tensors, _options(document), None if kept is None else decode_loss(kept, of_loss))
-
-
-def _batch_range(found: Any) -> tuple[int, int | None]:
-    least, most = found
-    if type(least) is not int or (most is not None and type(most) is not int):
-        raise ArtifactError(f"batch_range is {found!r}: expected two whole numbers, the second one or null")
-    return least, most
 
 
 def _compare_checksums(

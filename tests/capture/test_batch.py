@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import anytimeify
-from anytimeify import AnytimeWarning, Budget, NestedChannels, transform
+import anytimeify.staged
+from anytimeify import AnytimeWarning, AuxiliaryBranches, Branch, Budget, Confidence, NestedChannels, transform
 from anytimeify.capture.pipeline import capture
 from anytimeify.capture.side_by_side import side_by_side
 from anytimeify.errors import ArgumentError, BudgetError
@@ -250,6 +251,32 @@ def test_two_networks_take_what_both_take(kinds: tuple[type[Vectors], type[Vecto
     assert both.batch_range == (3, None)
     assert both.limit is not None
     assert both.limit.startswith("batches of 3 or more")
+
+
+class Exits(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).relu()
+        x = self.second(x * 2 if x.shape[0] > 2 else x).relu()
+        result: Tensor = self.head(x)
+        return result
+
+
+def test_stages_are_checked_and_keep_their_batch(tmp_path: Path) -> None:
+    model = Exits().eval()
+    with pytest.warns(AnytimeWarning, match="batches of 3 or more"):
+        net = transform(model, AuxiliaryBranches((Branch("first", head="pool"),)), X[:4])
+    staged = net.staged()
+    staged.export(tmp_path / "stages")
+    for one in (staged, anytimeify.staged.load(tmp_path / "stages")):
+        assert not one.chain.separable  # a stage would be left with too few samples
+        torch.testing.assert_close(one(X[:3], policy=Confidence(0.99)).prediction, model(X[:3]))
+        for call in (one, lambda x, one=one: list(one.stream(x))):
+            with pytest.raises(ArgumentError, match="a batch of 2 was given"):
+                call(X[:2])
 
 
 def test_ranges_that_were_given_are_kept() -> None:
