@@ -145,11 +145,15 @@ def other_values(*programs: Program, names: Iterable[str]) -> Iterator[None]:
             tensor.copy_(value)
 
 
-def fits(tensor: Tensor, place: Tensor) -> bool:
-    """Whether a tensor has the type of another whose sizes may be symbols; a symbol takes any size."""
+def fits(tensor: Tensor, place: Tensor, other: Tensor | None = None) -> bool:
+    """Whether a tensor has the type of another whose sizes may be symbols; a symbol takes any size, and so does what
+    has an `other` size for a batch of another size."""
     sizes: list[Any] = list(place.shape)  # an int, or a SymInt where the size is dynamic
-    static = all(size == found for size, found in zip(sizes, tensor.shape, strict=False) if isinstance(size, int))
-    return tensor.dtype == place.dtype and tensor.dim() == place.dim() and static
+    others = sizes if other is None else list(other.shape)
+    if tensor.dtype != place.dtype or not tensor.dim() == len(sizes) == len(others):
+        return False
+    found = zip(sizes, others, tensor.shape, strict=True)
+    return all(size == its for size, same, its in found if isinstance(size, int) and size == same)
 
 
 def tolerance(dtype: torch.dtype) -> float:

@@ -6,6 +6,7 @@ import contextlib
 import io
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -194,6 +195,33 @@ def test_a_fixed_batch_is_made_dynamic(kind: type[nn.Module], example: Tensor, t
         x = torch.randn(count, *example.shape[1:])
         torch.testing.assert_close(net(x, level=-1), model(x))
         torch.testing.assert_close(net.extract(0)(x), net(x, level=0))
+
+
+class Auxiliary(NumberOfSamples):
+    """In training the prediction is the second of two results."""
+
+    def forward(self, x: Tensor) -> Any:
+        result = super().forward(x)
+        return (self.hidden(x), result) if self.training else result
+
+
+def test_a_prediction_is_found_where_the_batch_is_made_dynamic() -> None:
+    captured = capture(Auxiliary(), X[:4])
+    assert captured.batch is not None
+    assert captured.lost == ()
+    assert any("made dynamic" in note for note in captured.notes)
+
+
+class OneForEach(Vectors):
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x).unbind(0)
+
+
+def test_results_that_are_as_many_as_samples() -> None:
+    captured = capture(OneForEach(), X[:4])
+    assert captured.batch is None
+    assert captured.limit is not None
+    assert captured.limit.startswith("batches of 4")
 
 
 def test_numbers_become_functions_of_the_batch() -> None:
