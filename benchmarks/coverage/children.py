@@ -13,15 +13,17 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-__all__ = ["Ended", "ask", "run"]
+__all__ = ["Ended", "Say", "ask", "asked", "run"]
 
 ROOT = Path(__file__).parents[2]
+Say: TypeAlias = Callable[[Mapping[str, Any]], None]
+"""Tells the parent what was found."""
 
 
 @dataclass(frozen=True)
@@ -92,3 +94,14 @@ def ask(
             with suppress(json.JSONDecodeError):  # the last line of a child that was killed while it wrote
                 found.update(json.loads(line))
     return found, ended
+
+
+def asked() -> tuple[dict[str, Any], Say]:
+    """In the child: the task, and how to answer."""
+    file = Path(sys.argv[2])
+
+    def say(found: Mapping[str, Any]) -> None:
+        with file.open("a") as lines:
+            lines.write(json.dumps(found) + "\n")
+
+    return json.loads(sys.argv[1]), say

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import gc
-import json
 import os
-import sys
 import time
 import traceback
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,6 +32,7 @@ from anytimeify.rules.factors import Expr, Pin, flat, leaves
 from anytimeify.runtime.compiled import compiled
 from anytimeify.testing import assert_costs_increase
 from benchmarks.coverage import ensembles, triangles
+from benchmarks.coverage.children import Say, asked
 from benchmarks.zoo import build, catalogue, family
 
 __all__ = ["held", "main", "measure"]
@@ -44,18 +43,10 @@ DEFAULTS = {
     "nested-channels": "nested-channels{widths=0.25,0.5,1}",
 }
 
-Say = Callable[[Mapping[str, Any]], None]
-
 
 def main() -> None:
     """Does the task of the command line."""
-    task: dict[str, Any] = json.loads(sys.argv[1])
-    file = Path(sys.argv[2])
-
-    def say(found: Mapping[str, Any]) -> None:
-        with file.open("a") as lines:
-            lines.write(json.dumps(found) + "\n")
-
+    task, say = asked()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     warnings.simplefilter("ignore")  # what backbones and the exporter say of themselves
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

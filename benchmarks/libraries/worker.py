@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import resource
-import sys
 import traceback
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +18,18 @@ from anytimeify import AnytimeModel, CaptureError, transform
 from anytimeify._torch import prepare_torchvision
 from anytimeify.capture.inputs import call_inputs
 from anytimeify.errors import AnytimeError, VerificationError
+from benchmarks.coverage.children import Say, asked
 from benchmarks.libraries import comparison
 from benchmarks.libraries.networks import NETWORKS, Example
 
 __all__ = ["EXPORT", "export", "main", "measure"]
 
 EXPORT = "torch.export"
-Say = Callable[[Mapping[str, Any]], None]
 
 
 def main() -> None:
     """Does the task of the command line."""
-    task: dict[str, Any] = json.loads(sys.argv[1])
-    file = Path(sys.argv[2])
-
-    def say(found: Mapping[str, Any]) -> None:
-        with file.open("a") as lines:
-            lines.write(json.dumps(found) + "\n")
-
+    task, say = asked()
     if task["gib"]:
         resource.setrlimit(resource.RLIMIT_AS, (int(task["gib"] * 2**30),) * 2)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from anytimeify import AnytimeModel, SchemeError, transform
 from anytimeify._torch import flatten, prepare_torchvision
 from anytimeify.verification.randomness import WithoutRandomness
+from benchmarks.libraries.networks.structures import Spiking
 
 pytestmark = pytest.mark.libraries
 SCHEMES = [
@@ -34,22 +35,8 @@ def spiking() -> Example:
     """Leaky integrate-and-fire neurons with a surrogate gradient, unrolled over five steps."""
     snntorch = pytest.importorskip("snntorch")
 
-    class Spiking(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            slope = snntorch.surrogate.fast_sigmoid(slope=25)
-            self.first, self.second, self.head = nn.Linear(16, 32), nn.Linear(32, 32), nn.Linear(32, 5)
-            self.spikes: Any = nn.ModuleList(snntorch.Leaky(beta=0.9, spike_grad=slope) for _ in range(2))
-
-        def forward(self, x: Tensor) -> Tensor:
-            states, total = [neuron.init_leaky() for neuron in self.spikes], torch.zeros(())
-            for _ in range(5):
-                hidden, states[0] = self.spikes[0](self.first(x), states[0])
-                hidden, states[1] = self.spikes[1](self.second(hidden), states[1])
-                total = total + self.head(hidden)
-            return total
-
-    return Spiking(), {"x": torch.rand(8, 16)}
+    slope = snntorch.surrogate.fast_sigmoid(slope=25)
+    return Spiking(lambda: snntorch.Leaky(beta=0.9, spike_grad=slope)), {"x": torch.rand(8, 16)}
 
 
 def splines() -> Example:
