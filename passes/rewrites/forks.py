@@ -55,7 +55,7 @@ def even_forks(captured: Captured, count: int, *, within: float = 0.4) -> list[F
         near = [
             (len(passing[place]), share, place)
             for place, share in enumerate(shares)
-            if share <= half and (within < 1 or 0 < spent[place] < spent[-1])
+            if share <= half and 0 < spent[place] < spent[-1]
         ]
         places += [place for among, _, place in sorted(near) if among][:1]
     return [Fork(passing[place], _behind(captured.program, data, place)) for place in dict.fromkeys(places)]
