@@ -28,7 +28,7 @@ from anytimeify.analysis.axes import analyse
 from anytimeify.capture import capture, resolve
 from anytimeify.capture.inputs import CallInputs
 from anytimeify.capture.sources.registry import kinds
-from anytimeify.errors import AnytimeError, BudgetError
+from anytimeify.errors import AnytimeError, BudgetError, first_line
 from anytimeify.io.files import new_folder, refuse_existing
 from anytimeify.papers import entries
 from anytimeify.passes.scheme import parse_scheme
@@ -344,8 +344,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Exception as error:  # a bug: say where it happened, for whoever fixes it
         last = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{Path(last.filename).name}:{last.lineno}"
-        first = (str(error).strip().splitlines() or [""])[0]
-        _fail(f"internal error in anytimeify, {type(error).__name__} in {place}: {first}")
+        _fail(f"internal error in anytimeify, {type(error).__name__} in {place}: {first_line(error)}")
 
 
 def _fail(message: str) -> NoReturn:

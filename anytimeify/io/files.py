@@ -65,20 +65,25 @@ def reading(path: object) -> Iterator[None]:
 
 
 @contextmanager
-def new_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+def new_file(path: str | os.PathLike[str], *, replace: bool = False) -> Iterator[Path]:
     """A temporary name to write to; what is there moves to `path` when the block ends, and goes away if it fails.
 
     Files that the block writes beside it move too: a large ONNX model refers to `NAME.data`. Raises `ArtifactError` as
-    `refuse_existing` does, before the block runs, and where nothing can be written.
+    `refuse_existing` does, before the block runs, and where nothing can be written. With `replace`, files that are
+    there make room for the new ones when these are whole.
     """
+
+    def check(target: Path) -> None:
+        _replaceable(target) if replace else refuse_existing(target)
+
     target = Path(path)
-    refuse_existing(target)
+    check(target)
     with _beside(target) as folder:
         yield folder / target.name
         # What others refer to comes first.
         written = sorted(folder.iterdir(), key=lambda file: file.name == target.name)
         for file in written:
-            refuse_existing(target.with_name(file.name))
+            check(target.with_name(file.name))
             _synchronise(file)
         for file in written:
             os.replace(file, target.with_name(file.name))
