@@ -106,7 +106,9 @@ def treespec_loads(text: str) -> TreeSpec:
     return pytree.treespec_loads(text)
 
 
-def package_pt2(file: str | os.PathLike[str], programs: Mapping[str, ExportedProgram], texts: Mapping[str, str]) -> None:
+def package_pt2(
+    file: str | os.PathLike[str], programs: Mapping[str, ExportedProgram], texts: Mapping[str, str]
+) -> None:
     """Writes an archive of several programs, and texts beside them."""
     pt2_archive.package_pt2(file, exported_programs=dict(programs), extra_files=dict(texts))
 

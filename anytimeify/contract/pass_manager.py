@@ -112,8 +112,8 @@ def _message(name: str, before: tuple[str, ...], error: Exception) -> str:
     place = f" at node '{node.name}' ({node.target}, {origin_of(node)})" if node is not None else ""
     history = f" Passes before it: {', '.join(before)}." if before else ""
     return (
-        f"the pass '{name}' failed{place}: {type(error).__name__}: {first_line(error)[:300]}.{history} This is a mistake of "
-        "anytimeify and not of the model: please report it with this message and the traceback."
+        f"the pass '{name}' failed{place}: {type(error).__name__}: {first_line(error)[:300]}.{history} This is a "
+        "mistake of anytimeify and not of the model: please report it with this message and the traceback."
     )
 
 

@@ -1,7 +1,9 @@
 """What a file of several levels says of itself: a JSON document, `anytimeify` in its metadata.
 
-    {"format": 1, "scheme": "nested-channels{widths=0.5,1}", "batch": [1, null],
-     "levels": [{"name": "width 0.5", "number": 0.5, "macs": 1000, "params": 100, "activation_bytes": 4000, "sha256": "..."}, ...],
+    {"format": 1,
+     "scheme": "nested-channels{widths=0.5,1}",
+     "batch": [1, null],
+     "levels": [{"name": "width 0.5", "number": 0.5, "macs": 9, "params": 9, "activation_bytes": 9, "sha256": "..."}],
      "versions": {"anytimeify": "0.1.0", "torch": "2.13.0"}}
 
 Levels stand in the order of their numbers in the file: the cheapest is 0. `sha256` covers the values of all tensors of

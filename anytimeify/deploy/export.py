@@ -19,9 +19,7 @@ FORMATS: Mapping[str, Callable[[Levels, Path, str], None]] = {"onnx": write_onnx
 """What writes the levels to a file; the last argument is what errors call it."""
 
 
-def export(
-    levels: Levels, path: str | os.PathLike[str], format: str, *, force: bool = False
-) -> None:
+def export(levels: Levels, path: str | os.PathLike[str], format: str, *, force: bool = False) -> None:
     """Writes one file, whole or not at all, after every level of it was compared with its extract.
 
     Raises `ArgumentError` for another format, `ArtifactError` where the file exists (unless `force`) or cannot be

@@ -1,9 +1,10 @@
 """Levels in one ONNX model that switches between them.
 
-    small.onnx, full.onnx   ->      y = If(level == 0, {conv(x, Slice(w, [0], [4], [0]))}, {conv(x, Slice(w, [0], [8], [0]))})
+    small.onnx: y = conv(x, v)      ->      y = If(level == 0, then={conv(x, Slice(w, [0], [4], [0]))},
+    full.onnx:  y = conv(x, w)                                 else={conv(x, Slice(w, [0], [8], [0]))})
 
-The inputs are the backbone's and one more, `level`, an integer: 0 is the cheapest. The chosen level's branch is all that
-runs; a number that no level has is refused by the runtime. The outputs are those of an extract.
+The inputs are the backbone's and one more, `level`, an integer: 0 is the cheapest. The chosen level's branch is all
+that runs; a number that no level has is refused by the runtime. The outputs are those of an extract.
 
 Weights stand once, outside of the branches. Every branch takes its part of them, also where that is the whole: runtimes
 compute such parts when they load the file, and lay out what stands in a branch as suits them, as they do in a file that
@@ -72,7 +73,9 @@ def switch(levels: Sequence[ir.Model], description: Mapping[str, str]) -> ir.Mod
     kinds = [_common(list(values)) for values in zip(*(graph.outputs for graph in branches), strict=True)]
     rest = branches[-1]
     for place in reversed(range(len(branches) - 1)):
-        results = [ir.val(f"from_{place}/{name}", kind.dtype, kind.shape) for name, kind in zip(names, kinds, strict=True)]
+        results = [
+            ir.val(f"from_{place}/{name}", kind.dtype, kind.shape) for name, kind in zip(names, kinds, strict=True)
+        ]
         wanted = ir.val(f"number_{place}", const_value=ir.tensor(np.array(place), name=f"number_{place}"))
         here = ir.node("Equal", [number.outputs[0], wanted], name=f"is_level_{place}")
         here.outputs[0].name = f"is_level_{place}"
@@ -96,7 +99,9 @@ def switch(levels: Sequence[ir.Model], description: Mapping[str, str]) -> ir.Mod
         name="levels",
         opset_imports=versions,
     )
-    return ir.Model(whole, ir_version=levels[0].ir_version, metadata_props=dict(description), producer_name="anytimeify")
+    return ir.Model(
+        whole, ir_version=levels[0].ir_version, metadata_props=dict(description), producer_name="anytimeify"
+    )
 
 
 class _Shared:
@@ -164,7 +169,11 @@ class _Taking:
         """Ranges first, then what is picked one by one."""
         ranges = {dim: places for dim, places in enumerate(part.places) if isinstance(places, slice)}
         starts, ends = ([getattr(places, edge) for places in ranges.values()] for edge in ("start", "stop"))
-        operands = [self._integers("starts", starts), self._integers("ends", ends), self._integers("axes", list(ranges))]
+        operands = [
+            self._integers("starts", starts),
+            self._integers("ends", ends),
+            self._integers("axes", list(ranges)),
+        ]
         self._step("Slice", [self.value, *operands])
         for dim, places in enumerate(part.places):
             if not isinstance(places, slice):
@@ -194,9 +203,10 @@ class _Taking:
     def _step(self, kind: str, operands: Sequence[ir.Value], **attributes: int) -> None:
         import onnx_ir as ir
 
-        self.nodes.append(ir.node(kind, operands, attributes))
+        called = f"{self.name}/{len(self.nodes)}"
+        self.nodes.append(ir.node(kind, operands, attributes, name=called))
         self.value = self.nodes[-1].outputs[0]
-        self.value.name = f"{self.name}/{len(self.nodes)}"
+        self.value.name = called
 
     def _integers(self, what: str, numbers: Any) -> ir.Value:
         return self._constant(what, np.array(numbers, np.int64))

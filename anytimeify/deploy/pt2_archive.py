@@ -80,7 +80,9 @@ def _point(entry: dict[str, Any], whole: Mapping[str, Any], part: Part) -> None:
     kind = whole["tensor_meta"]
     strides = [stride["as_int"] for stride in kind["strides"]]
     starts = [places.start for places in part.places if isinstance(places, slice)]
-    offset = kind["storage_offset"]["as_int"] + sum(start * stride for start, stride in zip(starts, strides, strict=True))
+    offset = kind["storage_offset"]["as_int"] + sum(
+        start * stride for start, stride in zip(starts, strides, strict=True)
+    )
     entry["path_name"] = whole["path_name"]
     entry["tensor_meta"] = {
         **entry["tensor_meta"],

@@ -199,7 +199,7 @@ def _compare(
 
 
 def cases(inputs: CallInputs, dynamic_batch: bool) -> tuple[CallInputs, ...]:
-    """The inputs that a file is compared at: at the exported batch size and, where the batch is dynamic, at one more."""
+    """What a file is compared at: the exported batch size and, where the batch is dynamic, one more."""
     return (inputs, of_batch(inputs, inputs.batch + 1)) if dynamic_batch and inputs.batch else (inputs,)
 
 

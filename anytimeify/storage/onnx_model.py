@@ -34,7 +34,9 @@ def onnx_model(
 
     Norms are merged into layers, and what depends on weights alone is computed, unless `keep_weights`."""
     if outputs is None and len(program.graph.output_node().args[0]) == 1:
-        outputs = [OUTPUT if OUTPUT not in {node.name for node in program.graph.find_nodes(op="placeholder")} else "result"]
+        outputs = [
+            OUTPUT if OUTPUT not in {node.name for node in program.graph.find_nodes(op="placeholder")} else "result"
+        ]
     try:
         written = torch.onnx.export(
             program,

@@ -31,7 +31,8 @@ def _load(path: str, trust_pickle: bool) -> Source:
             model = torch.load(file, map_location="cpu", weights_only=False)
     except Exception as error:
         raise ArtifactError(
-            f"'{file}' cannot be unpickled ({type(error).__name__}: {first_line(error)}). Is it whole, and its code installed?"
+            f"'{file}' cannot be unpickled ({type(error).__name__}: {first_line(error)}). Is it whole, and is its code "
+            "installed?"
         ) from error
     if isinstance(model, nn.Module):
         return Source(model, None, Path(path).stem)
