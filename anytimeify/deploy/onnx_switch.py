@@ -14,7 +14,6 @@ holds this level alone. What stands outside they use as it is (onnxruntime 1.31:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +25,7 @@ from anytimeify.deploy.description import KEY, describe
 from anytimeify.deploy.levels import Levels
 from anytimeify.deploy.shared_tensors import SHARED, Masked, Part, Pool
 from anytimeify.storage.export import onnx_refusals, onnx_session, traced
-from anytimeify.storage.flat_outputs import flat_outputs
-from anytimeify.storage.onnx_model import onnx_model, save_onnx
+from anytimeify.storage.onnx_model import onnx_model, output_names, save_onnx
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -43,7 +41,7 @@ def write_onnx(levels: Levels, file: Path, name: str) -> None:
     for place, extract in enumerate(levels.extracts):
         inputs, program = traced(extract, levels.inputs, levels.dynamic_batch)
         called = f"level {place} of {name}"
-        models.append(onnx_model(program, called, outputs=flat_outputs(program), keep_weights=True))
+        models.append(onnx_model(program, called, outputs=output_names(program), keep_weights=True))
     save_onnx(switch(models, {KEY: describe(levels)}), file)
     with onnx_refusals():
         session = onnx_session(file)
@@ -68,7 +66,7 @@ def switch(levels: Sequence[ir.Model], description: Mapping[str, str]) -> ir.Mod
     known = ir.val("levels", const_value=ir.tensor(np.arange(len(levels)), name="levels"))
     number = ir.node("Gather", [known, level], name="checked_level")  # refuses what no level has
     number.outputs[0].name = "checked_level"
-    shared = _Shared()
+    shared = _Shared([*(str(value.name) for value in inputs), str(level.name), *names])
     branches = [shared.branch(place, graph, inputs) for place, graph in reversed(list(enumerate(graphs)))][::-1]
     kinds = [_common(list(values)) for values in zip(*(graph.outputs for graph in branches), strict=True)]
     rest = branches[-1]
@@ -107,8 +105,9 @@ def switch(levels: Sequence[ir.Model], description: Mapping[str, str]) -> ir.Mod
 class _Shared:
     """The weights of all branches so far, and the branches that take their parts of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, taken: Sequence[str]) -> None:
         self.pool = Pool()
+        self.taken = taken  # names that weights cannot have
         self.weights: dict[str, ir.Value] = {}
 
     def branch(self, place: int, graph: ir.Graph, inputs: Sequence[ir.Value]) -> ir.Graph:
@@ -136,7 +135,7 @@ class _Shared:
         graph.remove(nodes)
         for output in [value for value in outputs if value.producer() not in nodes]:  # an input or a weight as it is
             copy = ir.node("Identity", [output])
-            copy.outputs[0].dtype, copy.outputs[0].shape = output.dtype, output.shape
+            copy.outputs[0].type, copy.outputs[0].shape = output.type, output.shape
             nodes.append(copy)
             outputs[outputs.index(output)] = copy.outputs[0]
         result = ir.Graph([], outputs, nodes=[*taking, *nodes], initializers=small, name=f"level_{place}")
@@ -149,7 +148,7 @@ class _Shared:
 
         found = self.pool.find(name, tensor)
         if found is None and tensor.size >= SHARED:
-            called = name if name not in self.weights else f"level_{place}/{name}"
+            called = name if name not in (*self.weights, *self.taken) else f"level_{place}/{name}"
             self.pool.add(called, tensor)
             self.weights[called] = ir.val(called, const_value=ir.tensor(tensor, name=called))
             found = self.pool.find(called, tensor)
@@ -239,11 +238,10 @@ def _common(values: Sequence[ir.Value]) -> ir.Value:
     """The type of a result that is one of several, in the branches."""
     import onnx_ir as ir
 
-    shapes = [value.shape for value in values]
-    first = shapes[0]
-    if first is None or any(shape is None or len(shape) != len(first) for shape in shapes):
+    shapes = [value.shape for value in values if value.shape is not None]
+    if len(shapes) < len(values) or len({len(shape) for shape in shapes}) > 1:
         return ir.val("result", values[0].dtype)
-    sizes = [dims[0] if len(set(dims)) == 1 else None for dims in zip(*chain(shapes), strict=True)]  # type: ignore[arg-type]
+    sizes = [dims[0] if len(set(dims)) == 1 else None for dims in zip(*shapes, strict=True)]
     return ir.val("result", values[0].dtype, ir.Shape(sizes))
 
 

@@ -54,8 +54,9 @@ def _share_weights(apart: Path, file: Path, programs: Mapping[str, ExportedProgr
     """Copies an archive, without the payloads of weights that are ranges of others."""
     with PT2ArchiveReader(str(apart)) as archive, PT2ArchiveWriter(str(file)) as shared:
         configs = {called: json.loads(archive.read_string(_CONFIG.format(called))) for called in programs}
-        pool, entries = Pool(), {}
-        for called, program in reversed(programs.items()):
+        pool = Pool()
+        entries: dict[str, dict[str, Any]] = {}  # of the tensors in the pool
+        for called, program in reversed(list(programs.items())):
             for name, entry in configs[called]["config"].items():
                 part = None if entry["use_pickle"] else pool.find(name, _array(program.state_dict[name]))
                 if isinstance(part, Part) and all(isinstance(places, slice) for places in part.places):

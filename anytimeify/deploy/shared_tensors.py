@@ -128,9 +128,11 @@ def _by_values(source: str, tensor: Array, whole: Array) -> Part | None:
     places: list[slice | npt.NDArray[np.int64]] = []
     for dim in range(tensor.ndim):
         others = tuple(other for other in range(tensor.ndim) if other != dim)
-        if not known.any(axis=others).all():
-            return None
         found = np.where(known, at[dim], -1).max(axis=others).astype(np.int64)
+        for place in np.flatnonzero(found < 0):  # none of its elements tells: after the one before
+            found[place] = found[place - 1] + 1 if place else 0
+        if found.max() >= whole.shape[dim]:
+            return None
         start = int(found[0])
         run = np.array_equal(found, np.arange(start, start + found.size))
         places.append(slice(start, start + found.size) if run else found)

@@ -105,12 +105,14 @@ def replaced_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextmanager
-def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary folder to fill, which becomes `path` when the block ends, and goes away if it fails.
+def new_folder(path: str | os.PathLike[str], *, replace: bool = False) -> Iterator[Path]:
+    """A temporary folder to fill, which becomes `path` when the block ends, and goes away if it fails. With `replace`,
+    a folder that is there is removed, with all that it holds, when the new one is whole.
 
     Raises `ArtifactError` as `new_file` does."""
     target = Path(path)
-    refuse_existing(target)
+    if not (replace and target.is_dir() and not target.is_symlink()):
+        refuse_existing(target)
     with _beside(target) as folder:
         whole = folder / target.name
         whole.mkdir()
@@ -118,6 +120,8 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         for place, _, files in os.walk(whole):
             for name in files:
                 _synchronise(Path(place, name))
+        if target.is_dir():
+            os.rename(target, folder / "before")
         os.rename(whole, target)
 
 

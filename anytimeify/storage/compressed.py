@@ -56,7 +56,7 @@ def save_compressed(weights: nn.Module | Mapping[str, Tensor], path: str | os.Pa
         }
     text = json.dumps({"format": FORMAT, "tensors": described}, separators=(",", ":"))
     content = safetensors.torch.save(stored, {_KEY: text, CHECKSUM: crc_of_text(text)})
-    with new_file(path) as temporary:
+    with new_file(path, replace=replace) as temporary:
         temporary.write_bytes(content)
 
 

@@ -2,7 +2,7 @@
 
 Each function writes one file, whole or not at all, after the result of the file was compared with that of the module.
 The batch is dynamic unless `dynamic_batch=False`. `example_inputs` are those of the module: a tensor, a tuple of
-positional or a mapping of keyword arguments.
+positional or a mapping of keyword arguments. With `replace`, a file that is there makes room when the new one is whole.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from anytimeify.capture.inputs import CallInputs, call_inputs, of_batch, owns_st
 from anytimeify.errors import ArtifactError, CaptureError, MissingExtraError, VerificationError, first_line
 from anytimeify.io.files import new_file
 from anytimeify.process import ONE_AT_A_TIME
-from anytimeify.storage.flat_outputs import flat_outputs, tensors_of
-from anytimeify.storage.onnx_model import onnx_model, save_onnx
+from anytimeify.storage.flat_outputs import tensors_of
+from anytimeify.storage.onnx_model import onnx_model, output_names, save_onnx
 
 __all__ = [
     "FORMATS",
@@ -49,14 +49,19 @@ _TOLERANCE = 1e-4  # of the largest magnitude: other runtimes order their sums o
 
 
 def export_pt2(
-    extract: nn.Module, example_inputs: Any, path: str | os.PathLike[str], dynamic_batch: bool = True
+    extract: nn.Module,
+    example_inputs: Any,
+    path: str | os.PathLike[str],
+    dynamic_batch: bool = True,
+    *,
+    replace: bool = False,
 ) -> None:
     """Writes a program that `torch.export.load` reads.
 
     Raises `ArtifactError` where nothing can be written or the file exists, `CaptureError` where torch.export refuses,
     `VerificationError` where the file computes something else.
     """
-    with new_file(path) as temporary, quiet():
+    with new_file(path, replace=replace) as temporary, quiet():
         inputs, program = traced(extract, example_inputs, dynamic_batch)
         torch.export.save(program, temporary)
         try:
@@ -70,7 +75,12 @@ def export_pt2(
 
 
 def export_onnx(
-    extract: nn.Module, example_inputs: Any, path: str | os.PathLike[str], dynamic_batch: bool = True
+    extract: nn.Module,
+    example_inputs: Any,
+    path: str | os.PathLike[str],
+    dynamic_batch: bool = True,
+    *,
+    replace: bool = False,
 ) -> None:
     """Writes an ONNX model, compared with torch in onnxruntime. Needs the extra `onnx`; raises as `export_pt2` does.
 
@@ -80,27 +90,32 @@ def export_onnx(
     Weights of more than 1 GiB go into a second file beside it, `NAME.data`.
     """
     require("onnx")
-    with new_file(path) as temporary, quiet():
+    with new_file(path, replace=replace) as temporary, quiet():
         inputs, program = traced(extract, example_inputs, dynamic_batch)
-        save_onnx(onnx_model(program, str(path), outputs=flat_outputs(program)), temporary)
+        save_onnx(onnx_model(program, str(path), outputs=output_names(program)), temporary)
         _compare(extract, inputs, dynamic_batch, _run_onnx(temporary), str(path))
 
 
 def export_weights(
-    extract: nn.Module, example_inputs: Any, path: str | os.PathLike[str], dynamic_batch: bool = True
+    extract: nn.Module,
+    example_inputs: Any,
+    path: str | os.PathLike[str],
+    dynamic_batch: bool = True,
+    *,
+    replace: bool = False,
 ) -> None:
     """Writes the state dict alone, for a program that builds the small network itself."""
-    with new_file(path) as temporary:
+    with new_file(path, replace=replace) as temporary:
         tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in extract.state_dict().items()}
         temporary.write_bytes(safetensors.torch.save(tensors))
 
 
-FORMATS: Mapping[str, Callable[[nn.Module, Any, str | os.PathLike[str], bool], None]] = {
+FORMATS: Mapping[str, Callable[..., None]] = {
     "pt2": export_pt2,
     "onnx": export_onnx,
     "safetensors": export_weights,
 }
-"""What writes a level, by the file's suffix."""
+"""What writes a level, by the file's suffix; called as `export_pt2` is."""
 
 
 def require(format: str) -> None:

@@ -11,13 +11,14 @@ import torch
 from torch.export import ExportedProgram
 
 from anytimeify.errors import CaptureError, first_line
+from anytimeify.storage.flat_outputs import flat_outputs
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["BATCH", "OUTPUT", "onnx_model", "save_onnx"]
+__all__ = ["onnx_model", "output_names", "save_onnx"]
 
-BATCH, OUTPUT = "batch", "output"
+_BATCH, _OUTPUT = "batch", "output"
 _LARGEST = 1 << 30  # bytes; a protobuf cannot hold 2 GiB, so larger models keep their tensors in a file beside it
 
 
@@ -26,17 +27,13 @@ def onnx_model(
     name: str,
     *,
     inputs: Sequence[str] | None = None,
-    outputs: Sequence[str] | None = None,
+    outputs: Sequence[str],
     keep_weights: bool = False,
 ) -> ir.Model:
     """The program as ONNX; an error calls it `name`. `inputs` and `outputs` are names; a single result is called
     `output`. A batch of any size is the symbol `batch`.
 
     Norms are merged into layers, and what depends on weights alone is computed, unless `keep_weights`."""
-    if outputs is None and len(program.graph.output_node().args[0]) == 1:
-        outputs = [
-            OUTPUT if OUTPUT not in {node.name for node in program.graph.find_nodes(op="placeholder")} else "result"
-        ]
     try:
         written = torch.onnx.export(
             program,
@@ -52,8 +49,18 @@ def onnx_model(
             _simplify_around_weights(model)
     except Exception as error:
         raise CaptureError(f"torch.onnx.export cannot write {name}: {first_line(error)}") from error
+    for value, called in zip(model.graph.outputs, outputs, strict=True):
+        _name(model.graph, value, called)
     _name_batch(model)
     return model
+
+
+def output_names(program: ExportedProgram) -> list[str]:
+    """Makes a program return a flat tuple of tensors, and gives their names: those of `flat_outputs`, and `output` of a
+    single one."""
+    names = flat_outputs(program)
+    inputs = {node.name for node in program.graph.find_nodes(op="placeholder")}
+    return names or [_OUTPUT if _OUTPUT not in inputs else f"{_OUTPUT}_"]
 
 
 def save_onnx(model: ir.Model, file: Path) -> None:
@@ -83,6 +90,16 @@ def _simplify_around_weights(model: ir.Model) -> None:
             graph.initializers.add(value)
 
 
+def _name(graph: ir.Graph, value: ir.Value, name: str) -> None:
+    """Gives a result its name, which a weight may have: that one is a value inside of the file."""
+    if value.name == name:
+        return
+    for other in list(graph.initializers.values()):
+        if other.name == name:
+            other.name = f"{name}_value"
+    value.name = name
+
+
 def _name_batch(model: ir.Model) -> None:
     """Calls the one size that inputs leave open `batch`, wherever it stands in shapes."""
     import onnx_ir as ir
@@ -98,7 +115,7 @@ def _name_batch(model: ir.Model) -> None:
 
     def named(size: Any) -> Any:
         known = isinstance(size, ir.SymbolicDim) and size.value is not None
-        return ir.SymbolicDim(pattern.sub(BATCH, str(size.value))) if known else size
+        return ir.SymbolicDim(pattern.sub(_BATCH, str(size.value))) if known else size
 
     nodes = RecursiveGraphIterator(model.graph)
     for value in (*model.graph.inputs, *(output for node in nodes for output in node.outputs)):

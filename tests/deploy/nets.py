@@ -20,7 +20,7 @@ SCHEMES = (
     "nested-channels{widths=0.25,0.5,1}",
     "nested-channels{widths=0.25,0.5,1 norms=shared heads=shared}",
     "nested-channels{widths=0.25,0.5,1 connectivity=triangular}",
-    "nested-weights{densities=0.1,0.3,1}",
+    "nested-weights",
     "nested-depth",
     "nested-resolution{sizes=0.5,1}",
     "hierarchical-ensemble{depth=1}",

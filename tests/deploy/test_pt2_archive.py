@@ -23,7 +23,7 @@ def test_levels_are_their_extracts(scheme: str, tmp_path: Path) -> None:
         extract = net.extract(index)
         for batch in (1, 7):
             torch.testing.assert_close(program.module()(images(batch)), extract(images(batch)))
-        assert list(program.state_dict) == list(extract.state_dict())
+        assert program.state_dict.keys() == extract.state_dict().keys()
 
 
 @pytest.mark.parametrize("scheme", [SCHEMES[1], SCHEMES[4]])
