@@ -1,4 +1,6 @@
-"""The command line: `convert`, `inspect`, `extract`, `export`, `levels`, `papers`. Each command is a few calls of the library.
+"""The command line: `convert`, `inspect`, `extract`, `export`, `levels`, `papers`.
+
+Each command is a few calls of the library.
 
 Results go to standard output, progress and errors to standard error. Exit status: 0 for success; 1 for an error, with
 one message and no partly written files; 2 for wrong usage.

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from anytimeify.deploy.executorch_program import write_executorch
 from anytimeify.deploy.levels import Levels
 from anytimeify.deploy.onnx_switch import write_onnx
 from anytimeify.deploy.pt2_archive import write_pt2
@@ -15,7 +16,11 @@ from anytimeify.storage.export import quiet, require
 
 __all__ = ["FORMATS", "export"]
 
-FORMATS: Mapping[str, Callable[[Levels, Path, str], None]] = {"onnx": write_onnx, "pt2": write_pt2}
+FORMATS: Mapping[str, Callable[[Levels, Path, str], None]] = {
+    "onnx": write_onnx,
+    "pt2": write_pt2,
+    "executorch": write_executorch,
+}
 """What writes the levels to a file; the last argument is what errors call it."""
 
 

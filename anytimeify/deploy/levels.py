@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,6 +27,10 @@ class Levels:
     dynamic_batch: bool
     scheme: str
     batch: tuple[int, int | None] | None  # the sizes that a batch may have; None where its size is fixed
+
+    def fixed(self) -> Levels:
+        """The same levels where a file takes batches of one size."""
+        return replace(self, dynamic_batch=False, batch=None)
 
     def verify(self, path: str, run: Callable[[int, CallInputs], Any], inputs: CallInputs) -> None:
         """Compares a file with the extracts. `run(place, inputs)` gives what the file computes for a level.

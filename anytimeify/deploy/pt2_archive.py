@@ -16,8 +16,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
 from torch.export import ExportedProgram
 from torch.export.pt2_archive import PT2ArchiveReader, PT2ArchiveWriter
 
@@ -25,7 +23,7 @@ from anytimeify._torch import load_pt2, package_pt2
 from anytimeify.capture.inputs import CallInputs
 from anytimeify.deploy.description import KEY, describe
 from anytimeify.deploy.levels import Levels
-from anytimeify.deploy.shared_tensors import Array, Part, Pool
+from anytimeify.deploy.shared_tensors import Part, Pool, as_array
 from anytimeify.storage.export import traced
 
 __all__ = ["write_pt2"]
@@ -58,12 +56,12 @@ def _share_weights(apart: Path, file: Path, programs: Mapping[str, ExportedProgr
         entries: dict[str, dict[str, Any]] = {}  # of the tensors in the pool
         for called, program in reversed(list(programs.items())):
             for name, entry in configs[called]["config"].items():
-                part = None if entry["use_pickle"] else pool.find(name, _array(program.state_dict[name]))
+                part = None if entry["use_pickle"] else pool.find(name, as_array(program.state_dict[name]))
                 if isinstance(part, Part) and all(isinstance(places, slice) for places in part.places):
                     _point(entry, entries[part.source], part)
                 elif part is None and not entry["use_pickle"]:
                     own = name if name not in entries else f"{called}.{name}"
-                    pool.add(own, _array(program.state_dict[name]))
+                    pool.add(own, as_array(program.state_dict[name]))
                     entries[own] = entry
         written = {_CONFIG.format(called) for called in programs}
         read = {_WEIGHTS + entry["path_name"] for config in configs.values() for entry in config["config"].values()}
@@ -90,12 +88,3 @@ def _point(entry: dict[str, Any], whole: Mapping[str, Any], part: Part) -> None:
         "strides": kind["strides"],
         "storage_offset": {"as_int": offset},
     }
-
-
-def _array(tensor: Tensor) -> Array:
-    """The values; those that numpy has no type for as integers of their size."""
-    values = tensor.detach().cpu()
-    try:
-        return values.numpy()
-    except TypeError:
-        return values.view({1: torch.uint8, 2: torch.int16}[values.element_size()]).numpy()

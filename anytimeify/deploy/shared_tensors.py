@@ -18,8 +18,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
-__all__ = ["SHARED", "Array", "Masked", "Part", "Pool"]
+__all__ = ["SHARED", "Array", "Masked", "Part", "Pool", "as_array"]
 
 Array: TypeAlias = npt.NDArray[Any]
 SHARED = 64  # elements; what has fewer is stored again rather than looked for
@@ -89,6 +91,15 @@ class Pool:
         if name in self.tensors:
             yield name
         yield from (other for other in self._by_stem[_stem(name)] if other != name)
+
+
+def as_array(tensor: Tensor) -> Array:
+    """The values; those that numpy has no type for as integers of their size."""
+    values = tensor.detach().cpu()
+    try:
+        return values.numpy()
+    except TypeError:
+        return values.view({1: torch.uint8, 2: torch.int16}[values.element_size()]).numpy()
 
 
 def _stem(name: str) -> str:

@@ -293,8 +293,8 @@ class AnytimeModel(Described):
         `levels`, which the file numbers from 0 on, the cheapest first.
 
         `"onnx"`: the backbone's inputs and one more, `level`, an integer; the outputs are those of an extract, and no
-        more than that level is computed. `"pt2"`: an archive of torch.export with a program for each level, which holds
-        its own weights. Norms stay as they are, so that levels share the layers before them; runtimes merge them when
+        more than that level is computed. `"pt2"`: an archive of torch.export with a program for each level.
+        `"executorch"`: a program with a method for each level, for one sample; needs the extra of its name. Norms stay as they are, so that levels share the layers before them; runtimes merge them when
         they load the file. What the file holds stands in its metadata (`anytimeify.deploy.description`). With a
         taxonomy, every level gives the granularity that it serves, or all of them one `granularity`.
 

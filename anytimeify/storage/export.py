@@ -45,6 +45,8 @@ __all__ = [
     "traced",
 ]
 
+# Formats that need packages of the extra of their name: what they are called, and the packages.
+_NEEDS = {"onnx": ("ONNX", ("onnx", "onnxscript", "onnxruntime")), "executorch": ("ExecuTorch", ("executorch",))}
 _TOLERANCE = 1e-4  # of the largest magnitude: other runtimes order their sums otherwise
 
 
@@ -120,9 +122,10 @@ FORMATS: Mapping[str, Callable[..., None]] = {
 
 def require(format: str) -> None:
     """Raises `MissingExtraError` where a format needs a package that is not installed."""
-    for package in ("onnx", "onnxscript", "onnxruntime") if format == "onnx" else ():
+    called, packages = _NEEDS.get(format, (format, ()))
+    for package in packages:
         if find_spec(package) is None:
-            raise MissingExtraError(package, "onnx", "Writing ONNX")
+            raise MissingExtraError(package, format, f"Writing {called}")
 
 
 def exported(module: nn.Module, inputs: CallInputs, shapes: Any) -> ExportedProgram:

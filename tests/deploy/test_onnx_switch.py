@@ -182,7 +182,7 @@ def test_nothing_is_replaced_unless_asked(tmp_path: Path) -> None:
 
 def test_wrong_arguments(tmp_path: Path) -> None:
     net = residual_net(verify=False)
-    with pytest.raises(ArgumentError, match=r"format='tflite': expected one of onnx, pt2"):
+    with pytest.raises(ArgumentError, match=r"format='tflite': expected one of onnx, pt2, executorch"):
         net.export(tmp_path / "net", "tflite")
     with pytest.raises(ArgumentError, match="expected 'all', or a sequence of levels"):
         net.export(tmp_path / "net", levels=1)  # type: ignore[arg-type]
