@@ -24,7 +24,6 @@ A test calls every function here, so a torch that moves one of them fails there 
 from __future__ import annotations
 
 import glob
-import importlib.abc
 import importlib.util
 import logging
 import os
@@ -61,7 +60,6 @@ __all__ = [
     "assert_holds",
     "autograd_calls",
     "backward_hooks",
-    "cope_with_torchvision",
     "expression",
     "flatten",
     "functional_overload",
@@ -283,22 +281,6 @@ def prepare_torchvision() -> None:
         if not hasattr(torch.ops.torchvision, name):
             library.define(text)
     _LIBRARIES.append(library)
-
-
-class _BeforeTorchvision(importlib.abc.MetaPathFinder):
-    """Finds nothing: lets `prepare_torchvision` run when somebody imports torchvision, and steps aside."""
-
-    def find_spec(self, fullname: str, path: object = None, target: object = None) -> None:
-        if fullname == "torchvision":
-            if self in sys.meta_path:
-                sys.meta_path.remove(self)
-            prepare_torchvision()
-
-
-def cope_with_torchvision() -> None:
-    """From now on `import torchvision`, whoever does it, is preceded by `prepare_torchvision`."""
-    if "torchvision" not in sys.modules:
-        sys.meta_path.insert(0, _BeforeTorchvision())
 
 
 def _torchvision_loads() -> bool:

@@ -30,19 +30,19 @@ from anytimeify.analysis.axes import analyse
 from anytimeify.capture import capture, resolve
 from anytimeify.capture.inputs import CallInputs
 from anytimeify.capture.sources.registry import kinds
+from anytimeify.compiler import transform
 from anytimeify.deploy.export import FORMATS as CONTAINERS
 from anytimeify.errors import AnytimeError, ArtifactError, BudgetError, first_line
 from anytimeify.io.files import new_folder, refuse_existing
+from anytimeify.level_names import parse_level
 from anytimeify.papers import entries
 from anytimeify.passes.scheme import parse_scheme
 from anytimeify.runtime.budget import Budget
-from anytimeify.runtime.level_names import parse_level
 from anytimeify.runtime.load import load
 from anytimeify.runtime.model import AnytimeModel
 from anytimeify.storage.compressed import save_compressed
 from anytimeify.storage.export import FORMATS, quiet, require
 from anytimeify.taxonomy import Taxonomy
-from anytimeify.transform import transform
 from anytimeify.version import __version__
 
 __all__ = ["app", "main"]

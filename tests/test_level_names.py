@@ -10,7 +10,7 @@ import torch
 
 from anytimeify import AnytimeError, Budget, BudgetError
 from anytimeify.ir.rewritten import LevelData, numbered
-from anytimeify.runtime.level_names import find_level, parse_level
+from anytimeify.level_names import find_level, parse_level
 from tests.backbones import images, residual_net
 
 WIDTHS = numbered("width", (0.25, 1 / 3, 1.0))

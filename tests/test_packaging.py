@@ -57,6 +57,7 @@ EXTRAS = {
 SCRIPT = """
 import json, sys
 import anytimeify
+all(getattr(anytimeify, name) for name in anytimeify.__all__)
 modules = sorted(sys.modules)
 import anytimeify.passes
 from anytimeify import cli

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from anytimeify.compiler import transform
 from anytimeify.errors import MissingExtraError
 from anytimeify.losses.consensus import ConsensusLoss
 from anytimeify.losses.taxonomy import TaxonomyLoss
@@ -17,7 +18,6 @@ from anytimeify.papers.training import Training
 from anytimeify.passes.rewrites.consensus import Consensus
 from anytimeify.passes.scheme import Scheme
 from anytimeify.runtime.model import AnytimeModel
-from anytimeify.transform import transform
 
 __all__ = ["Backbone", "Entry", "Recipe"]
 

@@ -18,7 +18,7 @@ from anytimeify.codegen.call_signature import CallSignature
 from anytimeify.errors import BudgetError, refusing
 from anytimeify.ir import Captured, Level
 from anytimeify.ir.node_meta import type_of
-from anytimeify.runtime.level_names import LevelName, find_level, parse_level
+from anytimeify.level_names import LevelName, find_level, parse_level
 
 __all__ = ["Budget", "example_batch", "latency", "measure_latency", "select", "usable"]
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from anytimeify.codegen.call_signature import batch_arguments
 from anytimeify.errors import ArgumentError, ArgumentValueError
+from anytimeify.level_names import LevelName, find_level
 from anytimeify.report.tables import Table, Tables, in_percent
-from anytimeify.runtime.level_names import LevelName, find_level
 from anytimeify.runtime.model import AnytimeModel
 
 __all__ = ["Accuracies", "AccuracyRow", "accuracy"]

@@ -23,6 +23,7 @@ from anytimeify.early_exit.build import build
 from anytimeify.early_exit.network import Staged
 from anytimeify.errors import ArgumentError, BudgetError
 from anytimeify.ir import Level, Outputs, names
+from anytimeify.level_names import LevelName, find_level
 from anytimeify.operators.modules import Added, BatchNormCall, Watch, Watched
 from anytimeify.report import Report
 from anytimeify.runtime import budget as budgets
@@ -31,7 +32,6 @@ from anytimeify.runtime.budget import Budget
 from anytimeify.runtime.calibration import calibrate
 from anytimeify.runtime.compiled import Compiled, Form, Layout
 from anytimeify.runtime.described import Described
-from anytimeify.runtime.level_names import LevelName, find_level
 from anytimeify.runtime.reset_classifier import check_shapes, new_heads
 from anytimeify.storage import models as storage
 

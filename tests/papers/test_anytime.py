@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from anytimeify.compiler import transform
 from anytimeify.losses import JointLoss
 from anytimeify.papers import recipe
 from anytimeify.papers.anytime import large, levels, small
@@ -17,7 +18,6 @@ from anytimeify.papers.networks import ResNeXt
 from anytimeify.passes.schemes.nested_channels import NestedChannels
 from anytimeify.runtime.model import AnytimeModel
 from anytimeify.train import OneAfterTheOther, Together
-from anytimeify.transform import transform
 from tests.papers.branches import ENTRIES, Nested
 
 NETWORKS = [name for name in ENTRIES if name.startswith("anytime/")]

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from anytimeify.compiler import transform
 from anytimeify.losses import CrossLayerMutual
 from anytimeify.papers import recipe
 from anytimeify.papers.dhm import mobile
@@ -17,7 +18,6 @@ from anytimeify.papers.networks import CifarResNet, MobileNet
 from anytimeify.passes.rewrites.branch import Branch
 from anytimeify.passes.schemes.auxiliary_branches import AuxiliaryBranches
 from anytimeify.passes.schemes.mutual_distillation import MutualDistillation
-from anytimeify.transform import transform
 from tests.papers.branches import ENTRIES, Made, Sizes
 
 NETWORKS = [name for name in ENTRIES if name.startswith("dcm/")]

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from anytimeify.compiler import transform
 from anytimeify.losses import HierarchicalMimicking
 from anytimeify.papers import recipe
 from anytimeify.papers.dhm import dense, mobile, residual
@@ -27,7 +28,6 @@ from anytimeify.papers.networks import (
 )
 from anytimeify.passes.rewrites.branch import Branch
 from anytimeify.passes.schemes.auxiliary_branches import AuxiliaryBranches
-from anytimeify.transform import transform
 from tests.papers.branches import ENTRIES, Made, Sizes
 
 NETWORKS = [name for name in ENTRIES if name.startswith("dhm/")]

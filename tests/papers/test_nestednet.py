@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from anytimeify.analysis.cost import cost
+from anytimeify.compiler import transform
 from anytimeify.losses import JointLoss
 from anytimeify.losses.taxonomy import TaxonomyLoss
 from anytimeify.papers import recipe
@@ -22,7 +23,6 @@ from anytimeify.passes.schemes.nested_channels import NestedChannels
 from anytimeify.runtime.model import AnytimeModel
 from anytimeify.taxonomy import Taxonomy
 from anytimeify.train import OneAfterTheOther, Together
-from anytimeify.transform import transform
 from tests.papers.branches import ENTRIES, Nested
 
 NETWORKS = [name for name in ENTRIES if name.startswith("nestednet/")]

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from anytimeify.analysis.axes import analyse
 from anytimeify.capture import capture
 from anytimeify.codegen.to_modules import to_modules
+from anytimeify.compiler import transform
 from anytimeify.contract import spec
 from anytimeify.errors import SchemeError
 from anytimeify.ir import Program
 from anytimeify.ir.rewritten import Rewritten
 from anytimeify.passes.scheme import parse_scheme
 from anytimeify.passes.schemes.nested_channels import NestedChannels
-from anytimeify.transform import transform
 from tests.passes.test_narrow import assert_types_are_true
 
 

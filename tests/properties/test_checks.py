@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from anytimeify.compiler import transform
 from anytimeify.ir import Cost, Level
 from anytimeify.passes.schemes.nested_channels import NestedChannels
 from anytimeify.runtime.model import AnytimeModel
@@ -26,7 +27,6 @@ from anytimeify.testing import (
     check,
     entries,
 )
-from anytimeify.transform import transform
 
 BACKBONE = Backbone((Stage(entries.Conv(), 8, (blocks.Basic(),)),), entries.PoolHead())
 

@@ -15,6 +15,7 @@ import torch
 from hypothesis import HealthCheck, example, given, reject, settings
 from torch import Tensor, nn
 
+from anytimeify.compiler import transform
 from anytimeify.contract import spec
 from anytimeify.errors import SchemeError
 from anytimeify.passes.options import Options
@@ -42,7 +43,6 @@ from anytimeify.testing import (
     entries,
     schemes,
 )
-from anytimeify.transform import transform
 from anytimeify.verification import difference
 
 # Double precision, so that a difference is a mistake and never rounding that a small norm blew up.

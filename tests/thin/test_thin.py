@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from anytimeify.compiler import transform
 from anytimeify.passes.schemes.nested_channels import NestedChannels
 from anytimeify.runtime.model import AnytimeModel
 from anytimeify.testing import assert_exactly_thin, assert_full_equals_backbone, check, randomise
-from anytimeify.transform import transform
 from anytimeify.verification import difference
 from tests.rounding import close
 from tests.thin.networks import NETWORKS, Network, copy_prefix

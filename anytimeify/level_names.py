@@ -8,14 +8,20 @@ from numbers import Integral, Real
 from typing import Any, Protocol, TypeAlias
 
 from anytimeify.errors import ArgumentError, BudgetError
-from anytimeify.ir import Level
 
 __all__ = ["LevelName", "find_level", "parse_level"]
 
-LevelName: TypeAlias = int | float | str | Level
+LevelName: TypeAlias = "int | float | str | Indexed"
 """An index, negative ones from the last; a `Level`; a name; or, as a float, a level's number, such as its width."""
 
 _ROUNDING = 5e-6  # names, from which a number may have been copied, have six digits of it
+
+
+class Indexed(Protocol):
+    """A level that knows which one it is, as `Level` does."""
+
+    @property
+    def index(self) -> int: ...
 
 
 class Named(Protocol):
@@ -39,7 +45,9 @@ def find_level(levels: Sequence[Named], level: LevelName) -> int:
         numbers = ((place, one.number) for place, one in enumerate(levels))
         found = [place for place, number in numbers if number is not None and abs(value - number) <= _ROUNDING * number]
         return _only(level, found, levels)
-    index = _as_index(level.index if isinstance(level, Level) else level)
+    index = _as_index(level)
+    if index is None:
+        index = _as_index(getattr(level, "index", None))
     if index is None:
         raise ArgumentError(
             f"a level is given as {level!r}: expected its index, its name, its number as a float, or one of "
