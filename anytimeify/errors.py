@@ -60,6 +60,10 @@ class MissingExtraError(AnytimeError, ImportError):
         )
 
 
+class Overloaded(AnytimeError):  # noqa: N818  # that a server is busy is no fault
+    """A request was not taken, for even the cheapest level would answer it too late."""
+
+
 class PassError(AnytimeError):
     """A pass failed, by a mistake of the package: names the pass, the node it was at, and the passes before it."""
 

@@ -15,6 +15,7 @@ from tests.source_files import ROOT, import_name, sources
 # names itself. A module imports from its own row and from the rows above it in this table.
 ROWS: tuple[tuple[str, ...], ...] = (
     ("errors", "process", "version", "lazy", "level_names", "_torch", "_torchvision"),
+    ("serving.description",),
     ("operators",),
     ("kernels",),
     ("ir",),
@@ -35,7 +36,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("storage",),
     ("deploy", "early_exit"),
     ("report",),
-    ("runtime",),
+    ("runtime", "serving"),
     ("verification",),
     ("compiler",),
     ("diagnostics", "papers", "train"),

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 import anytimeify
+import anytimeify.runtime
 
-PACKAGES = (anytimeify,)
+PACKAGES = (anytimeify, anytimeify.runtime)
 
 
 def run(code: str) -> None:

@@ -1,14 +1,4 @@
-"""What a file of several levels says of itself: a JSON document, `anytimeify` in its metadata.
-
-    {"format": 1,
-     "scheme": "nested-channels{widths=0.5,1}",
-     "batch": [1, null],
-     "levels": [{"name": "width 0.5", "number": 0.5, "macs": 9, "params": 9, "activation_bytes": 9, "sha256": "..."}],
-     "versions": {"anytimeify": "0.1.0", "torch": "2.13.0"}}
-
-Levels stand in the order of their numbers in the file: the cheapest is 0. `sha256` covers the values of all tensors of
-the level, under the names that its extract has for them.
-"""
+"""Writes what a file of several levels says of itself; `anytimeify.serving.description` says what that is."""
 
 from __future__ import annotations
 
@@ -19,12 +9,10 @@ from torch import nn
 
 from anytimeify.deploy.levels import Levels
 from anytimeify.io import checksums
+from anytimeify.serving.description import FORMAT, KEY
 from anytimeify.version import __version__
 
-__all__ = ["FORMAT", "KEY", "describe"]
-
-FORMAT = 1
-KEY = "anytimeify"
+__all__ = ["KEY", "describe"]
 
 
 def describe(levels: Levels) -> str:

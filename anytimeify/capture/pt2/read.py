@@ -24,29 +24,32 @@ from anytimeify.capture.pt2.schema import check_payloads, check_program, without
 from anytimeify.capture.pt2.tensors import read_tensors
 from anytimeify.ir.node_meta import value_of
 
-__all__ = ["read_program"]
+__all__ = ["MODEL", "read_program"]
 
-_MODEL = "model"  # what torch.export.save calls the one program that it writes
+MODEL = "model"  # what torch.export.save calls the one program that it writes
+_NAMES = "(model|level_[0-9]{1,4})"  # the latter in files of several levels
 _MEMBERS = re.compile(
     r"archive_format|archive_version|byteorder|version|\.data/(version|serialization_id)"
-    r"|\.format_version|\.storage_alignment|models/model\.json|data/sample_inputs/model\.pt"
-    r"|data/weights/(weight_[0-9]{1,9}|model_weights_config\.json)"
-    r"|data/constants/(tensor_[0-9]{1,9}|model_constants_config\.json)"
+    rf"|\.format_version|\.storage_alignment|models/{_NAMES}\.json|data/sample_inputs/{_NAMES}\.pt"
+    rf"|data/weights/(weight_[0-9]{{1,9}}|{_NAMES}_weights_config\.json)"
+    rf"|data/constants/(tensor_[0-9]{{1,9}}|{_NAMES}_constants_config\.json)"
     r"|extra/[A-Za-z0-9_.\-/]{1,200}"
 )
 _EXPECTED = {"archive_format": b"pt2", "archive_version": b"0", "byteorder": b"little"}
 
 
-def read_program(file: Path) -> ExportedProgram:
-    """The program in a file. Raises `RefusedError` where a member or a field is of no kind that runs no code,
-    `zipfile.BadZipFile` where the file is damaged, and what torch raises where the parts do not fit together."""
+def read_program(file: Path, model: str = MODEL) -> ExportedProgram:
+    """The program of that name in a file.
+
+    Raises `RefusedError` where a member or a field is of no kind that runs no code, `zipfile.BadZipFile` where the file
+    is damaged, and what torch raises where the parts do not fit together."""
     with file.open("rb") as stream, Archive(stream, _MEMBERS) as archive:
         for member, expected in _EXPECTED.items():
             if member in archive.names and archive.read(member).strip() != expected:
                 raise RefusedError(f"member '{member}'", f"expected {expected.decode()}")
-        document = _document(archive, f"models/{_MODEL}.json", check_program)
-        state, constants = _tensors(archive, "weights"), _tensors(archive, "constants")
-        inputs = read_inputs(archive.read(f"data/sample_inputs/{_MODEL}.pt"))
+        document = _document(archive, f"models/{model}.json", check_program)
+        state, constants = (_tensors(archive, model, kind) for kind in ("weights", "constants"))
+        inputs = read_inputs(archive.read(f"data/sample_inputs/{model}.pt"))
     without_provenance(document["graph_module"]["graph"])
     program = program_of_parts(document, state, constants, inputs)
     _check_fit(program)
@@ -77,9 +80,9 @@ def _is_constant(spec: InputSpec) -> bool:
     return spec.kind is InputKind.CONSTANT_TENSOR or (spec.kind is InputKind.BUFFER and not spec.persistent)
 
 
-def _tensors(archive: Archive, kind: str) -> dict[str, Any]:
+def _tensors(archive: Archive, model: str, kind: str) -> dict[str, Any]:
     folder = f"data/{kind}"
-    config = _document(archive, f"{folder}/{_MODEL}_{kind}_config.json", check_payloads)
+    config = _document(archive, f"{folder}/{model}_{kind}_config.json", check_payloads)
     return read_tensors(archive, folder, config["config"], parameters=kind == "weights")
 
 

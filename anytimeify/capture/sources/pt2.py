@@ -13,16 +13,17 @@ from pathlib import Path
 import torch
 from torch.export import ExportedProgram
 
-from anytimeify._torch import quiet_exporter
-from anytimeify.capture.pt2 import RefusedError, read_program
+from anytimeify._torch import load_pt2, quiet_exporter
+from anytimeify.capture.pt2 import MODEL, RefusedError, read_program
 from anytimeify.capture.sources.source import Source, SourceKind, existing_file
 from anytimeify.errors import ArtifactError
 
 __all__ = ["KIND", "load_exported"]
 
 
-def load_exported(path: str | Path, *, trust_pickle: bool = False) -> ExportedProgram:
-    """A saved program. `ArtifactError` when the file is missing, damaged, of another kind, or holds what may run code.
+def load_exported(path: str | Path, *, trust_pickle: bool = False, model: str = MODEL) -> ExportedProgram:
+    """A saved program; of several in a file, the one that is called `model`. `ArtifactError` when the file is missing,
+    damaged, of another kind, or holds what may run code.
 
     `trust_pickle=True` leaves the reading to torch, which runs the code that a file holds: only for authors you trust.
     """
@@ -39,7 +40,9 @@ def load_exported(path: str | Path, *, trust_pickle: bool = False) -> ExportedPr
             raise ArtifactError(f"{damaged}: it is another archive. Save the model with torch.export.save.")
         with warnings.catch_warnings(), quiet_exporter():
             warnings.filterwarnings("ignore", "The given buffer is not writable")  # torch 2.11, of its own buffers
-            return torch.export.load(file) if trust_pickle else read_program(file)
+            if not trust_pickle:
+                return read_program(file, model)
+            return torch.export.load(file) if model == MODEL else load_pt2(file)[model]
     except (ArtifactError, MemoryError):
         raise
     except RefusedError as error:

@@ -1,0 +1,1 @@
+"""Levels of one file, chosen request by request. Nothing here needs torch but `torch_levels`."""
