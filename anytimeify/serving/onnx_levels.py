@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -51,6 +52,9 @@ class OnnxLevels:
         return cls(file, device, threads, session, read_description(text, file), tuple(map(_input, inputs)))
 
     def reopened(self) -> OnnxLevels:
+        """The session of the parent process is kept for ever: its threads are not here, and ending it waits for them
+        (onnxruntime 1.31)."""
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.session))
         return OnnxLevels.of(self.path, self.device, self.threads)
 
     def taken(self, value: Any, input: Input) -> Any:
@@ -115,4 +119,4 @@ def _input(entry: Any) -> Input:
 
 
 def _is_tensor(value: Any) -> bool:
-    return "torch" in sys.modules and isinstance(value, sys.modules["torch"].Tensor)
+    return isinstance(value, getattr(sys.modules.get("torch"), "Tensor", ()))
