@@ -294,9 +294,10 @@ class AnytimeModel(Described):
 
         `"onnx"`: the backbone's inputs and one more, `level`, an integer; the outputs are those of an extract, and no
         more than that level is computed. `"pt2"`: an archive of torch.export with a program for each level.
-        `"executorch"`: a program with a method for each level, for one sample; needs the extra of its name. Norms stay as they are, so that levels share the layers before them; runtimes merge them when
-        they load the file. What the file holds stands in its metadata (`anytimeify.deploy.description`). With a
-        taxonomy, every level gives the granularity that it serves, or all of them one `granularity`.
+        `"executorch"`: a program with a method for each level, for one sample; needs the extra of its name. Norms stay
+        as they are, so that levels share the layers before them; runtimes merge them when they load the file. What the
+        file holds stands in its metadata (`anytimeify.deploy.description`). With a taxonomy, every level gives the
+        granularity that it serves, or all of them one `granularity`.
 
         Whole or not at all, after every level was compared with its extract. Raises `ArtifactError` where the file
         exists (`force=True` replaces it) or cannot be written, and otherwise as `anytimeify.deploy.export` says.
