@@ -11,8 +11,8 @@ import math
 import threading
 from collections import defaultdict, deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import median
-from typing import NamedTuple
 
 __all__ = ["Latencies", "Latency", "quantile"]
 
@@ -22,7 +22,8 @@ _PACE = 0.1  # weight of a run in the pace
 _CAUTION = 0.98
 
 
-class Latency(NamedTuple):
+@dataclass(frozen=True)
+class Latency:
     """Milliseconds of one batch: the median and the 99th percentile of the runs that are kept, and how many there
     were."""
 

@@ -62,7 +62,7 @@ def plan(ages_ms: Sequence[float], arrivals_per_ms: float, table: Table, slo_ms:
     """What to run now. `ages_ms`: of those who wait, the oldest first; at least one."""
     waiting = len(ages_ms)
     for level in reversed(range(len(table.ms))):
-        means = {}
+        means: dict[int, float] = {}
         for size in table.sizes:
             arriving = round(arrivals_per_ms * table.of_batch(level, min(size, waiting)))
             answered = _answered([*ages_ms, *[0.0] * arriving], table, level, size)
@@ -70,9 +70,8 @@ def plan(ages_ms: Sequence[float], arrivals_per_ms: float, table: Table, slo_ms:
                 means[size] = sum(answered) / len(answered)
         if means:
             return Plan(level, min(waiting, min(means, key=means.__getitem__)))
-    means = {size: _answered(ages_ms, table, 0, size) for size in table.sizes}
-    in_time = [size for size, answered in means.items() if max(answered) <= slo_ms]
-    return Plan(0, min(waiting, min(in_time or table.sizes, key=lambda size: max(means[size]))))
+    last = {size: max(_answered(ages_ms, table, 0, size)) for size in table.sizes}
+    return Plan(0, min(waiting, min(last, key=last.__getitem__)))
 
 
 def admits(ages_ms: Sequence[float], busy_ms: float, table: Table, slo_ms: float) -> bool:

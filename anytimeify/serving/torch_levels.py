@@ -163,7 +163,8 @@ def _inputs(program: ExportedProgram) -> tuple[Input, ...]:
     for node in program.graph.find_nodes(op="placeholder"):
         value = value_of(node)
         if node.name in wanted and isinstance(value, Tensor):
-            sizes = tuple(size if isinstance(size, int) else None for size in value.shape)
+            shape: Sequence[Any] = value.shape  # numbers, and symbols for the batch
+            sizes = tuple(size if isinstance(size, int) else None for size in shape)
             found.append(Input(node.name, str(value.dtype).removeprefix("torch."), sizes))
     return tuple(found)
 

@@ -44,7 +44,8 @@ def test_one_request_gets_the_full_level() -> None:
     adaptive, levels = server()
     with adaptive:
         value, level, elapsed_ms = adaptive.predict(X)
-    assert (value, level.name, elapsed_ms) == (2003, "full", pytest.approx(10))
+    assert (value, level.name) == (2003, "full")
+    assert elapsed_ms == pytest.approx(10)
     assert levels.runs == [(2, 1)]
     statistics = adaptive.statistics()
     assert (statistics.levels, statistics.rejected, statistics.failed) == ((0, 0, 1), 0, 0)

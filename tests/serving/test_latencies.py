@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from anytimeify.serving.latencies import Latencies, quantile
+from anytimeify.serving.latencies import Latencies, Latency, quantile
 
 
 def known(*runs: tuple[int, int, float]) -> Latencies:
@@ -22,13 +22,13 @@ def test_nothing_is_known_of_what_has_not_run() -> None:
 def test_predictions_are_cautious() -> None:
     latencies = known(*[(0, 1, float(ms)) for ms in range(1, 101)])
     assert latencies.predicted(0, 1) == 98.0
-    assert latencies.summary(0) == {1: (50.5, 99.0, 100)}
+    assert latencies.summary(0) == {1: Latency(50.5, 99.0, 100)}
 
 
 def test_the_window_is_bounded_and_runs_are_counted() -> None:
     latencies = known(*[(0, 1, 50.0)] * 30, *[(0, 1, 2.0)] * 100)
     assert latencies.predicted(0, 1) == 2.0
-    assert latencies.summary(0)[1] == (2.0, 2.0, 130)
+    assert latencies.summary(0)[1] == Latency(2.0, 2.0, 130)
 
 
 def test_a_level_that_was_slow_once_is_tried_again() -> None:

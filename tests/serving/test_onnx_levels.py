@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from anytimeify.runtime import Adaptive, AnytimeRunner
 from anytimeify.storage.export import export_onnx
 from tests.backbones import images
 from tests.deploy.nets import SCHEMES, trained
+from tests.source_files import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +159,7 @@ runner._runs._lock.acquire()  # as another thread may have, at that moment
 child = os.fork()
 if child == 0:
     same = np.allclose(runner.predict(x).value, expected, rtol=1e-4, atol=1e-5)
-    sys.exit(not same)
+    os._exit(0 if same else 1)  # as multiprocessing ends its processes
 _, status = os.waitpid(child, 0)
 runner._runs._lock.release()
 sys.exit(os.waitstatus_to_exitcode(status))
@@ -169,3 +171,13 @@ def test_a_forked_process_goes_on(case: tuple[AnytimeModel, Path]) -> None:
     code = FORKED.format(path=str(case[1]), shape=tuple(images(1).shape))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_page_shows_what_works(case: tuple[AnytimeModel, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(case[1].parent)
+    x = images(1).numpy()
+    shown: dict[str, object] = {"images": x, "image": x[0]}
+    page = (ROOT / "docs" / "serving.md").read_text()
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(block.replace("slo_ms=50, max_batch", "slo_ms=1e6, max_batch"), shown)
+    assert shown["level"] == 1  # of the last block, which plans
