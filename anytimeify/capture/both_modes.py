@@ -19,10 +19,10 @@ from anytimeify.capture.compare import (
     expected_from_module,
     fits,
     gaps,
-    other_values,
     randomness,
     results_of_program,
     tolerance,
+    with_other_values,
 )
 from anytimeify.capture.export import does_not_run, explain, export
 from anytimeify.capture.generalise import Differs
@@ -236,7 +236,7 @@ class Source:
             updates=training,
             counterpart=exported.counterpart,
         )
-        found = gaps(captured, self.expected, training=False)
+        found = gaps(captured, self.expected)
         return [place for place, gap in zip(candidates, found, strict=True) if gap <= tolerance(want.dtype)]
 
     def first(self, exported: Exported) -> int:
@@ -255,8 +255,8 @@ class Source:
         assert attempt.captured is not None
         if self.expected is None:
             return True
-        with other_values(attempt.captured.program, again.captured.program, names=attempt.collected):
-            return Gap.between(results_of_program(again.captured), results_of_program(attempt.captured)).is_rounding
+        mine, other = (with_other_values(one, attempt.collected) for one in (attempt.captured, again.captured))
+        return Gap.between(results_of_program(other), results_of_program(mine)).is_rounding
 
     def in_both_modes(self, attempt: Attempt, exported: Exported) -> Captured | None:
         """The program of train mode with that of eval mode, `exported`, where they part; None where they cannot be put

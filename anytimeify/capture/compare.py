@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +17,7 @@ from anytimeify.capture.custom_derivatives import direct_checkpoints
 from anytimeify.capture.inputs import CallInputs
 from anytimeify.capture.modes import attributes_kept, in_mode
 from anytimeify.capture.outputs import choose
+from anytimeify.codegen.interpret import interpret
 from anytimeify.codegen.to_modules import to_modules
 from anytimeify.errors import CaptureError
 from anytimeify.ir import Captured, Program
@@ -31,12 +32,12 @@ __all__ = [
     "expected_from_module",
     "fits",
     "gaps",
-    "other_values",
     "plain_attributes",
     "randomness",
     "results_of_program",
     "seeded",
     "tolerance",
+    "with_other_values",
 ]
 
 
@@ -88,20 +89,23 @@ def expected_from_exported(exported: ExportedProgram, inputs: CallInputs, output
         return Expected.of(exported.module(check_guards=False)(*inputs.args, **inputs.kwargs), output)
 
 
-def gaps(captured: Captured, expected: Expected, *, training: bool) -> list[float]:
-    """The difference of every output of the program, run in one mode, from the expected prediction."""
-    network = to_modules(captured.program)
-    with in_mode(network, training=training), _kept(captured.program.tensors), _quietly():
-        results = network(*captured.example_inputs)
+def gaps(captured: Captured, expected: Expected) -> list[float]:
+    """The difference of every output of the program, in eval mode, from the expected prediction."""
+    with _quietly():
+        results = interpret(captured.program, captured.example_inputs)
     want = expected.prediction
     return [difference(want, have) if have.dtype == want.dtype else float("inf") for have in results]
 
 
 def results_of_program(captured: Captured, *, training: bool = False) -> list[Tensor]:
     """What the program returns in one mode, on the example inputs: every tensor once, or the prediction alone."""
-    network = to_modules(captured.program)
-    with in_mode(network, training=training), _kept(captured.program.tensors), _quietly():
-        results = network(*captured.example_inputs)
+    if training:
+        network = to_modules(captured.program)
+        with in_mode(network, training=True), _kept(captured.program.tensors), _quietly():
+            results = network(*captured.example_inputs)
+    else:
+        with _quietly():
+            results = interpret(captured.program, captured.example_inputs)
     outputs = (0,) if captured.results is None else captured.results.of(training=training).outputs
     return [results[output] for output in outputs]
 
@@ -126,23 +130,16 @@ class Gap(NamedTuple):
         return Gap.between(expected.compared(captured), results_of_program(captured, training=training))
 
 
-@contextmanager
-def other_values(*programs: Program, names: Iterable[str]) -> Iterator[None]:
-    """Other values, the same in all programs, in tensors of these names; their own are put back."""
-    generator = torch.Generator().manual_seed(0)
-    kept: list[tuple[Tensor, Tensor]] = []
-    for name in names:
-        own = [program.tensors[name] for program in programs if name in program.tensors]
-        kept += [(tensor, tensor.clone()) for tensor in own]
-        if own and own[0].is_floating_point():
-            noise = torch.rand(own[0].shape, generator=generator, dtype=torch.float64)
-            for tensor in own:
-                tensor.add_(noise.to(tensor))
-    try:
-        yield
-    finally:
-        for tensor, value in kept:
-            tensor.copy_(value)
+def with_other_values(captured: Captured, names: Iterable[str]) -> Captured:
+    """With other values in the tensors of these names; the same ones at every call."""
+    generator = torch.Generator()
+    tensors = dict(captured.program.tensors)
+    for seed, name in enumerate(names):
+        generator.manual_seed(seed)
+        own = tensors.get(name)
+        if own is not None and own.is_floating_point():
+            tensors[name] = own + torch.rand(own.shape, generator=generator, dtype=torch.float64).to(own)
+    return replace(captured, program=replace(captured.program, tensors=tensors))
 
 
 def fits(tensor: Tensor, place: Tensor, other: Tensor | None = None) -> bool:

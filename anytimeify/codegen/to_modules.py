@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from anytimeify._torch import OpOverload
+from anytimeify.codegen.deferred import Deferred
 from anytimeify.codegen.lifted_modules import Call, Instance, by_mode, parametric, plain
 from anytimeify.contract.pass_manager import rewrite
 from anytimeify.graph.traversal import reachable
@@ -35,21 +36,29 @@ from anytimeify.passes.rewrites.as_before import as_before
 from anytimeify.passes.rewrites.evaluate import evaluate
 from anytimeify.rules import has_kind, traits
 
-__all__ = ["backbone_name", "norms_without_count", "to_modules"]
+__all__ = ["backbone_name", "lifted", "norms_without_count", "to_modules"]
 
 
-@rewrite("to modules")
 def to_modules(program: Program, *, training: bool = True) -> fx.GraphModule:
     """A module that computes `program`, with its inputs and its flat tuple of outputs.
 
-    `training=True`: follows `train()` and `eval()`. `training=False`: the inference form, in eval mode, made of nothing
-    but `torch`.
+    `training=True`: follows `train()` and `eval()`; its code is made when it is first run. `training=False`: the
+    inference form, in eval mode, made of nothing but `torch`.
     """
+    module, graph = lifted(program, training=training)
+    if isinstance(module, Deferred):
+        module._defer(lambda: graph)
+    else:
+        module.graph = graph
+    return module
+
+
+@rewrite("to modules")
+def lifted(program: Program, *, training: bool) -> tuple[fx.GraphModule, fx.Graph]:
+    """The same as a module whose code is yet to be made, and the graph that it shall run."""
     lifter = _Lifter(as_before(program) if training else evaluate(program), training)
     graph = lifter.run()
-    module = lifter.module
-    module.graph = graph
-    return module.train(training)
+    return lifter.module.train(training), graph
 
 
 def norms_without_count(program: Program) -> tuple[str, ...]:
@@ -75,7 +84,8 @@ class _Lifter:
     def __init__(self, program: Program, training: bool) -> None:
         self.program, self.training = program, training
         self.graph = fx.Graph()
-        self.module = fx.GraphModule(nn.Module(), fx.Graph(), class_name="Network")
+        kind = Deferred if training else fx.GraphModule
+        self.module = kind(nn.Module(), fx.Graph(), class_name="Network")
         self.values: dict[fx.Node, fx.Node] = {}
         self.instances: dict[str, Instance] = {}
         self.placed: set[str] = set()

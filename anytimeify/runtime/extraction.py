@@ -14,7 +14,7 @@ from dataclasses import replace
 from torch import fx
 
 from anytimeify.codegen.call_signature import CallSignature
-from anytimeify.codegen.to_modules import to_modules
+from anytimeify.codegen.to_modules import lifted
 from anytimeify.contract.pass_manager import rewrite
 from anytimeify.ir import Program, Structure, names
 from anytimeify.passes.rewrites.cut_blocks import cut_blocks
@@ -60,7 +60,8 @@ def small_program(
 
 def as_module(program: Program, call_signature: CallSignature, structure: Structure | None = None) -> fx.GraphModule:
     """Steps 6 and 7."""
-    module = call_signature.call_like_backbone(to_modules(program, training=False), structure)
+    module, graph = lifted(program, training=False)
+    module.graph = call_signature.call_like_backbone(graph, structure)
     for node in module.graph.nodes:
         node.meta.clear()  # types of ours, which a copy or a pickle of the graph would drag along
     return module.eval()
