@@ -22,7 +22,7 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind, InputSpec
 
-from anytimeify._torch import is_higher_order
+from anytimeify._torch import copy_node, is_higher_order
 from anytimeify.capture.work_graph import WorkGraph, unsupported
 from anytimeify.contract.pass_manager import rewrite
 from anytimeify.errors import CaptureError
@@ -54,7 +54,7 @@ def lower(exported: ExportedProgram, order: Sequence[str] = ()) -> WorkGraph:
             values[node] = spec.arg.value if isinstance(spec.arg, ConstantArgument) else value_of(node)
             work.constant_inputs.append((position, values[node]))
         else:
-            values[node] = work.graph.node_copy(node)
+            values[node] = copy_node(work.graph, node)
         position += 1
     readers: dict[str, fx.Node] = {}
     for node, spec in specs.items():
@@ -181,7 +181,7 @@ def _inline(module: torch.nn.Module, work: WorkGraph, values: dict[fx.Node, Any]
         elif node.target is operator.getitem and isinstance(values[node.args[0]], (list, tuple)):
             values[node] = values[node.args[0]][node.args[1]]
         else:
-            values[node] = work.graph.node_copy(node, lambda inner: values[inner])
+            values[node] = copy_node(work.graph, node, lambda inner: values[inner])
     return result
 
 

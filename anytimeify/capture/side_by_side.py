@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
+from anytimeify._torch import copy_node
 from anytimeify.contract.pass_manager import rewrite
 from anytimeify.errors import CaptureError
 from anytimeify.ir import PAIR, Captured, Origin, Program, Size, TensorType
@@ -32,7 +33,7 @@ def side_by_side(one: Captured, other: Captured) -> Captured:
     """
     _check_inputs(one, other)
     graph = fx.Graph()
-    inputs = [graph.node_copy(node) for node in one.program.placeholders]
+    inputs = [copy_node(graph, node) for node in one.program.placeholders]
     symbols = symbols_of(one.program, other.program)
     copies: dict[str, dict[fx.Node, fx.Node]] = {}
     halves = dict(zip(PAIR, (one.program, other.program), strict=True))

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from anytimeify._torch import assert_holds, flatten, unflatten
+from anytimeify._torch import assert_holds, copy_node, flatten, unflatten
 from anytimeify.errors import ArgumentError, CaptureError
 from anytimeify.ir import Captured, Constant, Signature, Size, Structure, TensorType, batches_in_words, children
 from anytimeify.ir.node_meta import tensor_type
@@ -174,7 +174,7 @@ class CallSignature:
         results: Any = old.output_node().args[0]  # canonical: a flat tuple of nodes
         for node in old.nodes:
             if node.op not in ("placeholder", "output"):
-                copies[node] = graph.node_copy(node, copies.__getitem__)
+                copies[node] = copy_node(graph, node, copies.__getitem__)
         graph.output(_returned(graph, [copies[result] for result in results], structure))
         return graph
 

@@ -26,6 +26,7 @@ class Deferred(fx.GraphModule, LazyModuleMixin):
     Its own names are private: children of backbones may have any other."""
 
     _make: Callable[[], fx.Graph] | None = None
+    _initialize_hook = True  # what compilers know modules by that are yet to be initialised
 
     @staticmethod
     def of(make: Callable[[], fx.Graph]) -> Deferred:
@@ -35,34 +36,36 @@ class Deferred(fx.GraphModule, LazyModuleMixin):
 
     def _defer(self, make: Callable[[], fx.Graph]) -> None:
         """Runs what `make` gives, from now on."""
-        self.__dict__["_make"] = self.__dict__["_initialize_hook"] = make  # a lazy module has the latter
-        type(self).forward = Deferred._first_forward  # every graph module is of a class of its own
+        self.graph = fx.Graph()
+        self._make = make
 
-    def _ready(self) -> None:
-        """Makes the graph, unless it is there."""
-        if self._make is None:
-            return
-        with ONE_AT_A_TIME:
-            if self._make is not None:
-                self.graph = self._make()
-                self._make = None
-                del self.__dict__["_initialize_hook"]
+    @property
+    def graph(self) -> fx.Graph:
+        """As in `fx.GraphModule`. One that is assigned is turned into code when it is first run."""
+        if self._make is not None:
+            with ONE_AT_A_TIME:
+                if self._make is not None:
+                    self._graph = self._make()
+                    self._make = None
+        return self._graph
+
+    @graph.setter
+    def graph(self, graph: fx.Graph) -> None:
+        self._make, self._graph = None, graph
+        type(self).forward = Deferred._first_forward  # every graph module is of a class of its own
 
     def _first_forward(self, *args: Any) -> Any:
         self._ready()
         return self.forward(*args)
 
-    def _infer_parameters(self, *_: Any) -> None:  # what a compiler calls before it looks at a lazy module
-        self._ready()
+    def _ready(self) -> None:
+        with ONE_AT_A_TIME:
+            self.graph.owning_module = self
+            if type(self).forward is Deferred._first_forward:
+                self.recompile()
 
-    @property
-    def graph(self) -> fx.Graph:
+    def _infer_parameters(self, *_: Any) -> None:  # compilers call it before they look at a lazy module
         self._ready()
-        return self._graph
-
-    @graph.setter
-    def graph(self, graph: fx.Graph) -> None:
-        fx.GraphModule.graph.fset(self, graph)  # type: ignore[attr-defined]  # a property
 
     @property
     def code(self) -> str:
@@ -76,3 +79,7 @@ class Deferred(fx.GraphModule, LazyModuleMixin):
     def __reduce__(self) -> Any:
         self._ready()
         return super().__reduce__()  # type: ignore[no-untyped-call]  # of torch
+
+    def __str__(self) -> str:
+        self._ready()
+        return super().__str__()

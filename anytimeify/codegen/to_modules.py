@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from anytimeify._torch import OpOverload
+from anytimeify._torch import OpOverload, copy_node, new_node
 from anytimeify.codegen.deferred import Deferred
 from anytimeify.codegen.lifted_modules import Call, Instance, by_mode, parametric, plain
 from anytimeify.contract.pass_manager import rewrite
@@ -124,7 +124,7 @@ class _Lifter:
         return set(reachable([self.program.graph.output_node()], operands))
 
     def copy(self, node: fx.Node) -> fx.Node:
-        new = self.graph.node_copy(node, lambda inner: self.values[inner])
+        new = copy_node(self.graph, node, lambda inner: self.values[inner])
         values = bound(node) if has_kind(node, "lookup") else {}
         if values.get("sparse") and values["weight"].op != "get_attr":
             # A gradient that is sparse cannot pass through the view of a table.
@@ -158,13 +158,14 @@ class _Lifter:
         if call is None:
             return None
         self.place(call.path, call.instance)
-        new = self.graph.create_node(
+        new = new_node(
+            self.graph,
             "call_module",
             self.attribute_path(call.path),
             tuple(fx.map_arg(argument, lambda inner: self.values[inner]) for argument in call.args),
             name=node.name,
         )
-        new.meta = dict(node.meta)
+        new.meta.update(node.meta)
         return new
 
     def lifted_instance(self, node: fx.Node) -> Call | None:

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 from torch import Tensor, fx, nn
 
+from anytimeify._torch import copy_node
 from anytimeify.analysis.axes import Axes
 from anytimeify.analysis.cost import cost, sizes
 from anytimeify.analysis.mask_density import recount
@@ -286,6 +287,6 @@ def _only(graph: fx.Graph, output: fx.Node | Sequence[fx.Node]) -> fx.Graph:
     copies: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
         if node.op == "placeholder" or node in needed:
-            copies[node] = result.node_copy(node, copies.__getitem__)
+            copies[node] = copy_node(result, node, copies.__getitem__)
     result.output(copies[output] if isinstance(output, fx.Node) else tuple(copies[node] for node in output))
     return result

@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from torch import fx
 
+from anytimeify._torch import new_node
 from anytimeify.codegen.call_signature import CallSignature
 from anytimeify.codegen.to_modules import lifted
 from anytimeify.contract.pass_manager import rewrite
@@ -88,8 +89,8 @@ def _with_backbone_names(program: Program, index: int) -> Program:
         if node.op == "get_attr":
             target = plain[str(node.target)]
             name = names.node_name(target)
-        copies[node] = graph.create_node(node.op, target, args, kwargs, name)
-        copies[node].meta = dict(node.meta)
+        copies[node] = new_node(graph, node.op, target, args, kwargs, name=name)
+        copies[node].meta.update(node.meta)
     tensors = {plain[name]: tensor for name, tensor in program.tensors.items()}
     return replace(
         program, graph=graph, tensors=tensors, transient=frozenset(map(plain.__getitem__, program.transient))

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from anytimeify._torch import copy_node
 from anytimeify.analysis.stored_elements import base, fits, identity, stored
 from anytimeify.contract.pass_manager import rewrite
 from anytimeify.graph.traversal import ancestors
@@ -58,7 +59,7 @@ def fold(program: Program, *, computed: bool = True) -> Program:
     graph = fx.Graph()
     replaced: dict[fx.Node, Any] = {}
     for node in program.placeholders:
-        replaced[node] = graph.node_copy(node)
+        replaced[node] = copy_node(graph, node)
     for node, name in called.items():
         replaced[node] = read_tensor(graph, node, name, tensors[name])
     for node in held.nodes:
@@ -66,7 +67,7 @@ def fold(program: Program, *, computed: bool = True) -> Program:
             replaced[node] = values[node]  # an integer: the size of a parameter
     for node in program.graph.nodes:
         if node not in held.known and node not in replaced:
-            replaced[node] = graph.node_copy(node, replaced.__getitem__)
+            replaced[node] = copy_node(graph, node, replaced.__getitem__)
     return Program(graph, tensors, frozenset(transient))
 
 
