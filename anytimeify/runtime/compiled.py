@@ -25,7 +25,6 @@ from anytimeify.ir.node_meta import renamed_of
 from anytimeify.ir.rewritten import Output, Rewritten
 from anytimeify.passes.options import Options
 from anytimeify.passes.rewrites.evaluate import evaluate
-from anytimeify.passes.rewrites.project import project
 from anytimeify.passes.rewrites.resume import steps
 from anytimeify.passes.scheme import Scheme
 from anytimeify.runtime.definition import Definition
@@ -202,8 +201,9 @@ def _register_missing(network: fx.GraphModule, program: Program) -> None:
 def _levels(captured: Captured, rewritten: Rewritten) -> tuple[Level, ...]:
     """The levels with what each of them costs for one sample."""
     batch_size, symbols = sizes(captured)
-    alone = [evaluate(project(rewritten.program, rewritten.positions(at))) for at in range(len(rewritten.levels))]
-    costs = [cost(program, captured.batch, batch_size, symbols) for program in alone]
+    program = evaluate(rewritten.program)
+    alone = [[program.outputs[place] for place in rewritten.positions(at)] for at in range(len(rewritten.levels))]
+    costs = [cost(program, captured.batch, batch_size, symbols, outputs=outputs) for outputs in alone]
     return tuple(
         Level(index, level.name, costs[index], level.training_only, level.number)
         for index, level in enumerate(rewritten.levels)
