@@ -36,6 +36,7 @@ def extract(
     structure: Structure | None = None,
     merge_batch_norms: bool = False,
     dense: bool = False,
+    copied: bool = True,
 ) -> fx.GraphModule:
     """Level `index`, the outputs at `positions`, as a plain `fx.GraphModule` in eval mode that owns its tensors. It
     returns the one output, or the outputs in a `structure`.
@@ -44,19 +45,27 @@ def extract(
     private parameters and nodes of the level the backbone's names; 4. if asked, merge batch norms, and evaluate what
     else depends on parameters; 5. unless `dense`, cut triangular layers into the blocks that they have; 6. turn into
     modules in inference form; 7. call it like the backbone. Running the result needs torch and nothing else.
+
+    `copied=False`: its tensors are views of the program's, wherever they can be; whoever runs it does not write to it.
     """
-    small = small_program(program, index, positions, computed=merge_batch_norms)
+    small = small_program(program, index, positions, computed=merge_batch_norms, copied=copied)
     small = fold_batch_norms(small) if merge_batch_norms else small
     return as_module(small if dense else cut_blocks(small), call_signature, structure)
 
 
 @rewrite("extract")
 def small_program(
-    program: Program, index: int, positions: Sequence[int] | None = None, *, computed: bool = False
+    program: Program,
+    index: int,
+    positions: Sequence[int] | None = None,
+    *,
+    computed: bool = False,
+    copied: bool = True,
 ) -> Program:
-    """Steps 1 to 3. `computed` as in `fold`."""
+    """Steps 1 to 3. `computed` and `copied` as in `fold`."""
     alone = evaluate(project(program, [index] if positions is None else positions))
-    return _with_backbone_names(_with_counters(fold(alone, computed=computed), program), index)
+    small = fold(alone, computed=computed, copied=copied)
+    return _with_backbone_names(_with_counters(small, program, copied=copied), index)
 
 
 def as_module(program: Program, call_signature: CallSignature, structure: Structure | None = None) -> fx.GraphModule:
@@ -68,13 +77,13 @@ def as_module(program: Program, call_signature: CallSignature, structure: Struct
     return module.eval()
 
 
-def _with_counters(small: Program, program: Program) -> Program:
+def _with_counters(small: Program, program: Program, *, copied: bool) -> Program:
     """Batch norms count their batches in a buffer that no graph reads; state dicts hold it all the same."""
     counters = {}
     for name in small.tensors:
         counter = names.counter(name)
         if names.is_mean(name) and counter in program.tensors:
-            counters[counter] = program.tensors[counter].clone()
+            counters[counter] = program.tensors[counter].clone() if copied else program.tensors[counter]
     return replace(small, tensors={**small.tensors, **counters})
 
 

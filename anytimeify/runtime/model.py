@@ -236,15 +236,22 @@ class AnytimeModel(Described):
         that it has.
         """
         index = self.select(level).index if isinstance(level, Budget) else self._index(level)
-        rewritten, wanted = self.rewritten, self._definition.granularity(index, granularity)
+        return self._extract(index, self._definition.granularity(index, granularity), fold=fold, dense=dense)
+
+    def _extract(
+        self, index: int, granularity: int | None, *, fold: bool = False, dense: bool = False, copied: bool = True
+    ) -> fx.GraphModule:
+        """As `extract`; `copied=False` where the result is only run, and not kept."""
+        rewritten = self.rewritten
         return extraction.extract(
             rewritten.program,
             index,
             self.call_signature,
-            positions=rewritten.positions(index, wanted),
+            positions=rewritten.positions(index, granularity),
             structure=None if rewritten.results is None else rewritten.results.evaluation,
             merge_batch_norms=fold,
             dense=dense,
+            copied=copied,
         )
 
     def staged(
