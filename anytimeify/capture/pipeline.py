@@ -14,6 +14,7 @@ from torch.export import ExportedProgram
 from anytimeify.capture.from_exported import from_exported
 from anytimeify.capture.from_module import from_module
 from anytimeify.capture.inputs import CallInputs, call_inputs
+from anytimeify.capture.ownership import Owner
 from anytimeify.capture.reinitialise import redrawn
 from anytimeify.capture.sources.registry import infer
 from anytimeify.errors import CaptureError
@@ -29,8 +30,10 @@ def capture(
     dynamic_shapes: Any = None,
     output: int | str | None = None,
     check: bool = True,
+    copied: bool = True,
 ) -> Captured:
-    """A backbone in canonical form; `model` and its tensors stay untouched, the program holds copies.
+    """A backbone in canonical form; `model` and its tensors stay untouched, the program holds copies. With
+    `copied=False` its tensors are in the memory of the model's, and nothing may write to them.
 
     `example_inputs`: a tensor, a tuple of positional or a mapping of keyword arguments; inferred where the model tells.
     `dynamic_shapes`: as in `torch.export`; by default the common first dimension of the inputs is dynamic.
@@ -41,6 +44,12 @@ def capture(
     Raises `CaptureError` when the model cannot be exported or does not survive it, `UnsupportedOpError` when an
     operation has no functional meaning, `VerificationError` when the model is random in eval mode.
     """
+    if copied:
+        captured = capture(
+            model, example_inputs, dynamic_shapes=dynamic_shapes, output=output, check=check, copied=False
+        )
+        program = replace(captured.program, tensors=Owner([model]).own(captured.program.tensors))
+        return replace(captured, program=program)
     everything = output == "all"
     output = None if everything else output
     if isinstance(model, ExportedProgram):
