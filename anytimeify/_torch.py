@@ -52,6 +52,7 @@ from anytimeify.process import ONE_AT_A_TIME
 
 __all__ = [
     "VALUES_WANTED",
+    "FakeTensorMode",
     "HigherOrderOperator",
     "OpOverload",
     "SymbolicSizes",

@@ -101,7 +101,15 @@ def transform(
     # Tensors made under a caller's inference mode could never be trained.
     with ONE_AT_A_TIME, without_garbage_search(), torch.inference_mode(False):
         parts = [
-            capture(one, example_inputs, dynamic_shapes=dynamic_shapes, output=output, copied=False) for one in models
+            capture(
+                one,
+                example_inputs,
+                dynamic_shapes=dynamic_shapes,
+                output=output,
+                copied=False,
+                traced=not verify,  # verification computes all that is compared here
+            )
+            for one in models
         ]
         if len(parts) > 1 and any(part.results is not None for part in parts):
             raise SchemeError(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from anytimeify.capture.custom_derivatives import direct_checkpoints
 from anytimeify.capture.inputs import CallInputs
 from anytimeify.capture.modes import attributes_kept, in_mode
 from anytimeify.capture.outputs import choose
+from anytimeify.capture.traced import Numbering
 from anytimeify.codegen.interpret import interpret
 from anytimeify.codegen.to_modules import to_modules
 from anytimeify.errors import CaptureError
@@ -37,30 +39,52 @@ __all__ = [
     "results_of_program",
     "seeded",
     "tolerance",
+    "traced_from_module",
     "with_other_values",
 ]
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What the source returns for the example inputs: the structure, its leaves, and the prediction among them."""
+    """What the source returns for the example inputs: the structure, its leaves, and the prediction among them.
+
+    Tensors have values, unless nothing was computed: then each leaf has its number."""
 
     position: int  # of the prediction
     spec: TreeSpec
     leaves: Sequence[Any]
+    traced: Traced | None = None
+
+    @cached_property
+    def computed(self) -> Expected:
+        """The same with values."""
+        return self if self.traced is None else self.traced.compute()
 
     @property
     def prediction(self) -> Tensor:
         found: Tensor = self.leaves[self.position]
         return found
 
-    def compared(self, captured: Captured) -> list[Tensor]:
-        """The tensors that a program is compared by: all of them, or the prediction alone."""
+    def compared(self, captured: Captured, leaves: Sequence[Any] | None = None) -> list[Any]:
+        """The tensors that a program is compared by, all of them or the prediction alone; or what stands for them among
+        other `leaves`."""
+        leaves = self.leaves if leaves is None else leaves
         if captured.results is None:
-            return [self.prediction]
+            return [leaves[self.position]]
         places = captured.results.evaluation.leaves
-        first = dict(zip(reversed(places), reversed(self.leaves), strict=True))
+        first = dict(zip(reversed(places), reversed(leaves), strict=True))
         return [first[output] for output in captured.results.evaluation.outputs]
+
+    def shown_by(self, captured: Captured) -> bool:
+        """Whether the program computes the same in eval mode, whatever the values are."""
+        if self.traced is None:
+            return False
+        inputs = captured.example_inputs
+        try:
+            _, found = self.traced.numbering.of(lambda: interpret(captured.program, inputs))
+        except Exception:  # it takes values to tell
+            return False
+        return [found[output] for output in _compared(captured)] == self.compared(captured, self.traced.numbers)
 
     @staticmethod
     def of(result: Any, output: int | str | None) -> Expected:
@@ -75,6 +99,27 @@ class Expected:
             )
         position = choose(unflatten(list(range(len(leaves))), spec), tensors, output)
         return Expected(position, spec, leaves)
+
+
+@dataclass(frozen=True)
+class Traced:
+    """What a result is known by if nothing was computed."""
+
+    numbering: Numbering
+    numbers: Sequence[Any]  # of the leaves
+    compute: Callable[[], Expected]
+
+
+def traced_from_module(model: nn.Module, inputs: CallInputs, output: int | str | None) -> Expected:
+    """As `expected_from_module`, without computing anything where that can be done."""
+    numbering = Numbering([*model.parameters(), *model.buffers(), *inputs.tensors])
+    try:
+        with in_mode(model, training=False), buffers_kept(model), direct_checkpoints(), _quietly():
+            result, numbers = numbering.of(lambda: model(*inputs.args, **inputs.kwargs))
+        traced = Traced(numbering, numbers, lambda: expected_from_module(model, inputs, output))
+        return replace(Expected.of(result, output), traced=traced)
+    except Exception:  # a model that looks at values
+        return expected_from_module(model, inputs, output)
 
 
 def expected_from_module(model: nn.Module, inputs: CallInputs, output: int | str | None) -> Expected:
@@ -93,7 +138,7 @@ def gaps(captured: Captured, expected: Expected) -> list[float]:
     """The difference of every output of the program, in eval mode, from the expected prediction."""
     with _quietly():
         results = interpret(captured.program, captured.example_inputs)
-    want = expected.prediction
+    want = expected.computed.prediction
     return [difference(want, have) if have.dtype == want.dtype else float("inf") for have in results]
 
 
@@ -106,8 +151,11 @@ def results_of_program(captured: Captured, *, training: bool = False) -> list[Te
     else:
         with _quietly():
             results = interpret(captured.program, captured.example_inputs)
-    outputs = (0,) if captured.results is None else captured.results.of(training=training).outputs
-    return [results[output] for output in outputs]
+    return [results[output] for output in _compared(captured, training=training)]
+
+
+def _compared(captured: Captured, *, training: bool = False) -> Sequence[int]:
+    return (0,) if captured.results is None else captured.results.of(training=training).outputs
 
 
 class Gap(NamedTuple):
@@ -127,7 +175,9 @@ class Gap(NamedTuple):
     @staticmethod
     def of(captured: Captured, expected: Expected, *, training: bool = False) -> Gap:
         """Between what a program gives for the example inputs and what its source does."""
-        return Gap.between(expected.compared(captured), results_of_program(captured, training=training))
+        if not training and expected.shown_by(captured):
+            return Gap(0.0, True)
+        return Gap.between(expected.computed.compared(captured), results_of_program(captured, training=training))
 
 
 def with_other_values(captured: Captured, names: Iterable[str]) -> Captured:
