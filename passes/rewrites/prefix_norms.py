@@ -15,7 +15,8 @@ from torch import fx
 from anytimeify._torch import OpOverload
 from anytimeify.ir.node_meta import type_of
 from anytimeify.ir.schema import bound
-from anytimeify.kernels.prefix_norm import PREFIX_NORM, is_regular
+from anytimeify.kernels.norms_together import is_regular
+from anytimeify.kernels.prefix_norm import PREFIX_NORM
 from anytimeify.passes.rewrites.block_triangular_dependence import BlockTriangularDependence
 from anytimeify.rules.norm import is_centred
 
