@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,43 +17,54 @@ from anytimeify.kernels import norms_together
 from anytimeify.kernels.choice import kernel_pays
 from anytimeify.operators.modules import LIBRARY
 
-__all__ = ["BACKWARD", "FORWARD", "backward", "forward", "takes_kernel"]
+__all__ = ["BACKWARD", "FORWARD", "Levels", "backward", "forward", "takes_kernel"]
 
 # The statistics of rows and levels are of full precision, the variances with eps. `kernel`: that of Triton.
 LIBRARY.define(
-    "prefix_norm_forward(Tensor input, Tensor? weight, Tensor? bias, int[] ends, float eps, bool centred, bool kernel)"
-    " -> (Tensor, Tensor, Tensor)"
+    "prefix_norm_forward(Tensor input, Tensor? weight, Tensor? bias, int[] ends, int[] rows, float eps, bool centred, "
+    "bool kernel) -> (Tensor, Tensor, Tensor)"
 )
 # An empty tensor for each of input, weight and bias whose gradient is not wanted.
 LIBRARY.define(
     "prefix_norm_backward(Tensor grad, Tensor input, Tensor? weight, Tensor? bias, Tensor means, Tensor variances, "
-    "int[] ends, bool centred, bool[] wanted, bool kernel) -> (Tensor, Tensor, Tensor)"
+    "int[] ends, int[] rows, bool centred, bool[] wanted, bool kernel) -> (Tensor, Tensor, Tensor)"
 )
 
 
+class Levels(NamedTuple):
+    """Where the levels of a norm end, and what kind of norm it is."""
+
+    ends: tuple[int, ...]
+    rows: tuple[int, ...]
+    centred: bool
+
+
 def forward(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, ends: Sequence[int], eps: float, centred: bool, kernel: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, ends: Sequence[int], rows: Sequence[int], eps: float,
+    centred: bool, kernel: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """What the first operator computes."""
     x = x.contiguous()
     if kernel:
         return _triton().norm(x, weight, bias, tuple(ends), eps, centred)  # type: ignore[no-any-return]  # by name
     full = _full(x)
-    found = norms_together.norm(x.to(full), tuple(ends), _cast(weight, full), _cast(bias, full), eps, centred)
+    given = (x.to(full), tuple(ends), _cast(weight, full), _cast(bias, full), eps, centred, tuple(rows))
+    found = norms_together.norm(*given)
     return found.y.to(x.dtype), found.means, found.variances
 
 
 def backward(
     grad: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, means: Tensor, variances: Tensor,
-    ends: Sequence[int], centred: bool, wanted: Sequence[bool], kernel: bool,
+    ends: Sequence[int], rows: Sequence[int], centred: bool, wanted: Sequence[bool], kernel: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """What the second operator computes."""
-    grad, x, rest = grad.contiguous(), x.contiguous(), (means, variances, tuple(ends), centred, wanted)
+    grad, x = grad.contiguous(), x.contiguous()
     if kernel:
-        found = _triton().gradients(grad, x, weight, bias, *rest)
+        found = _triton().gradients(grad, x, weight, bias, means, variances, tuple(ends), centred, wanted)
     else:
         full = _full(x)
-        found = norms_together.gradients(grad.to(full), x.to(full), _cast(weight, full), _cast(bias, full), *rest)
+        tensors = (grad.to(full), x.to(full), _cast(weight, full), _cast(bias, full), means, variances)
+        found = norms_together.gradients(*tensors, tuple(ends), centred, wanted, tuple(rows))
     return tuple(
         grad.new_empty(0) if one is None or like is None else one.to(like.dtype)
         for one, like in zip(found, (x, weight, bias), strict=True)
@@ -75,22 +86,23 @@ BACKWARD = torch.ops.anytimeify.prefix_norm_backward.default
 
 
 def takes_kernel(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, ends: tuple[int, ...], eps: float, centred: bool,
-    *, trains: bool,
-) -> bool:  # fmt: skip
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, levels: Levels, eps: float, *, trains: bool
+) -> bool:
     """Whether Triton's kernels make a step with a norm faster."""
-    if not x.is_cuda or _triton() is None or x.dtype not in _triton().DTYPES or ends[-1] > _triton().WIDEST:
+    ends, rows, centred = levels
+    if not x.is_cuda or _triton() is None or x.dtype not in _triton().DTYPES:
+        return False
+    if ends[-1] > _triton().WIDEST or len(rows) > 1:
         return False
 
     def step(kernel: bool) -> None:
-        y, *statistics = forward(x, weight, bias, ends, eps, centred, kernel)
+        y, means, variances = forward(x, weight, bias, ends, rows, eps, centred, kernel)
         if trains:
             wanted = [True, weight is not None, bias is not None]
-            backward(torch.ones_like(y), x, weight, bias, *statistics, ends, centred, wanted, kernel)
+            backward(torch.ones_like(y), x, weight, bias, means, variances, ends, rows, centred, wanted, kernel)
 
-    rows = x.numel() // ends[-1]
-    key: Hashable = ("norm", x.device, x.dtype, ends, weight is None, bias is None, centred, trains, rows.bit_length())
-    return kernel_pays(key, x.device, step)
+    kind = (x.device, x.dtype, (x.numel() // ends[-1]).bit_length(), weight is None, bias is None)
+    return kernel_pays(("norm", kind, levels, trains), x.device, step)
 
 
 @cache

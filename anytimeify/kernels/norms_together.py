@@ -12,10 +12,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Normed", "gradients", "is_regular", "norm", "scaled"]
+__all__ = ["ALIKE", "Normed", "gradients", "is_regular", "norm", "scaled"]
 
 aten = torch.ops.aten
 _MOST = 4  # pieces per level, on average
+ALIKE = (1,)  # of rows without levels of their own
 
 
 class Normed(NamedTuple):
@@ -44,9 +45,9 @@ class _Pieces(NamedTuple):
     size: int  # channels of a piece
     share: Tensor  # of a piece in the mean of the pieces up to it
     update: Tensor  # what its distance from that mean adds
-    per_channel: Tensor  # one over the channels that its level reads, negative
-    level: Tensor | None  # of every piece; None where every level is one piece
-    first: Tensor | None  # the first piece of the level
+    per_channel: Tensor  # one over the channels whose statistics it has, negative
+    level: Tensor | None  # whose statistics it has, of every piece or row and piece; None where levels are pieces
+    first: Tensor | None  # the first of the pieces that have its statistics
     last: Tensor | None  # the last piece of every level
 
     def of_levels(self, values: Tensor) -> Tensor:
@@ -55,39 +56,57 @@ class _Pieces(NamedTuple):
 
     def of_pieces(self, values: Tensor) -> Tensor:
         """From a value of every level to those of its pieces."""
-        return values if self.level is None else values.index_select(1, self.level)
+        return _taken(values, self.level)
+
+    def later(self, values: Tensor) -> Tensor:
+        """The sum over the pieces with the statistics of a piece and over those after them."""
+        return _taken(values.flip(-1).cumsum(-1).flip(-1), self.first)
+
+
+def _taken(values: Tensor, places: Tensor | None) -> Tensor:
+    if places is None:
+        return values
+    if places.dim() == 1:
+        return values.index_select(-1, places)
+    return values.gather(-1, places.expand(*values.shape[:-1], -1))
 
 
 @cache
-def _pieces(ends: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> _Pieces:
+def _pieces(ends: tuple[int, ...], rows: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> _Pieces:
     size = math.gcd(*ends)
     counts = [end // size for end in ends]
-    levels = [next(level for level, count in enumerate(counts) if piece < count) for piece in range(counts[-1])]
+    own = torch.tensor([next(level for level, end in enumerate(counts) if piece < end) for piece in range(counts[-1])])
+    least = torch.tensor([next(level for level, end in enumerate(rows) if row < end) for row in range(max(rows))])
+    level = torch.maximum(own, least[:, None])
+    first = torch.tensor([0, *counts])[level] * (level > least[:, None])
     many = range(1, counts[-1] + 1)
 
-    def table(values: Sequence[float], dtype: torch.dtype = dtype) -> Tensor:
+    def table(values: Tensor | Sequence[float], dtype: torch.dtype = dtype) -> Tensor:
         with torch.inference_mode(False):
-            return torch.tensor(values, dtype=dtype, device=device)
+            return torch.as_tensor(values, dtype=dtype).to(device)
 
-    def places(values: Sequence[int]) -> Tensor | None:
-        return table(values, torch.int64) if len(counts) < counts[-1] else None
+    def places(values: Tensor | Sequence[int]) -> Tensor | None:
+        return table(values, torch.int64) if len(counts) < counts[-1] or len(rows) > 1 else None
 
+    together = 0 if len(rows) == 1 else slice(None)  # all rows are alike
     return _Pieces(
         size,
         table([1 / count for count in many]),
         table([0.0, *(count / (count - 1) for count in many[1:])]),
-        table([-1 / ends[level] for level in levels]),
-        places(levels),
-        places([(0, *counts)[level] for level in levels]),
+        table(-1 / torch.tensor(ends, dtype=torch.float64)[level[together]]),
+        places(level[together]),
+        places(first[together]),
         places([count - 1 for count in counts]),
     )
 
 
 def norm(
-    x: Tensor, ends: tuple[int, ...], weight: Tensor | None, bias: Tensor | None, eps: float, centred: bool
-) -> Normed:
-    """Of rows of full precision, contiguous."""
-    pieces = _pieces(ends, x.dtype, x.device)
+    x: Tensor, ends: tuple[int, ...], weight: Tensor | None, bias: Tensor | None, eps: float, centred: bool,
+    rows: tuple[int, ...] = ALIKE,
+) -> Normed:  # fmt: skip
+    """Of rows of full precision, contiguous. `rows`: where the rows of every level end; a row has the statistics of its
+    own level also in the channels of lower ones."""
+    pieces = _pieces(ends, rows, x.dtype, x.device)
     count = ends[-1] // pieces.size
     _, mean, scale = aten.native_group_norm(x, None, None, x.numel() // ends[-1], ends[-1], 1, count, eps)
     variance = scale.pow_(-2)
@@ -106,10 +125,10 @@ def norm(
 
 def gradients(
     grad: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, means: Tensor, variances: Tensor,
-    ends: tuple[int, ...], centred: bool, wanted: Sequence[bool],
+    ends: tuple[int, ...], centred: bool, wanted: Sequence[bool], rows: tuple[int, ...] = ALIKE,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
     """Of input, weight and bias, where wanted."""
-    pieces = _pieces(ends, x.dtype, x.device)
+    pieces = _pieces(ends, rows, x.dtype, x.device)
     to_x = to_weight = to_bias = None
     if wanted[0]:
         given = grad if weight is None else grad * weight
@@ -144,20 +163,14 @@ def _input_gradient(grad: Tensor, x: Tensor, pieces: _Pieces, mean: Tensor, vari
     slope = (share * scale).mul_(product.view(shape))
     if centred:
         start = torch.addcmul(share.mul_(total.view(shape)), slope, mean, value=-1)
-        start, slope = _later(torch.stack((start, slope)), pieces).unsqueeze(-1).unbind()
+        start, slope = pieces.later(torch.stack((start, slope))).unsqueeze(-1).unbind()
     else:
-        start, slope = None, _later(slope, pieces).unsqueeze(-1)
+        start, slope = None, pieces.later(slope).unsqueeze(-1)
     parts = result.view(*shape, pieces.size)
     parts.addcmul_(x.view(parts.shape), slope)
     if start is not None:
         parts.add_(start)
     return result.view(x.shape)  # type: ignore[no-any-return]  # of torch
-
-
-def _later(values: Tensor, pieces: _Pieces) -> Tensor:
-    """The sum over the pieces of a level and of those after it."""
-    result = values.flip(-1).cumsum(-1).flip(-1)
-    return result if pieces.first is None else result.index_select(-1, pieces.first)
 
 
 def _scale_gradients(grad: Tensor, normed: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
