@@ -173,7 +173,9 @@ def _input_gradient(grad: Tensor, x: Tensor, pieces: _Pieces, mean: Tensor, vari
     return result.view(x.shape)  # type: ignore[no-any-return]  # of torch
 
 
-def _scale_gradients(grad: Tensor, normed: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def _scale_gradients(
+    grad: Tensor, normed: Tensor, weight: Tensor | None, bias: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
     """Those of weight and bias: a layer norm's, of what is normalised already."""
     mean, scale = normed.new_zeros(len(normed), 1), normed.new_ones(len(normed), 1)
     wanted = [False, True, bias is not None]

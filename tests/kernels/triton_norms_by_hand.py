@@ -32,20 +32,19 @@ def compare(
     ends: tuple[int, ...], rows: int, weight: torch.Tensor | None, bias: torch.Tensor | None, centred: bool
 ) -> None:
     x, grad = 5 + torch.randn(rows, ends[-1]), torch.randn(rows, ends[-1])
-    doubles = [None if one is None else one.double() for one in (x, weight, bias, grad)]
-    exact = norms_together.norm(doubles[0], ends, *doubles[1:3], 1e-5, centred)  # type: ignore[arg-type]  # input is there
+    scale, shift = (None if one is None else one.double() for one in (weight, bias))
+    exact = norms_together.norm(x.double(), ends, scale, shift, 1e-5, centred)
     found = triton_norms.norm(x, weight, bias, ends, 1e-5, centred)
     for one, other in zip(found, exact, strict=True):
         torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-4)
-    statistics = (exact.means, exact.variances)
-    for wanted in (
-        (True, weight is not None, bias is not None),
-        (True, False, False),
-        (False, weight is not None, False),
-    ):
-        expected = norms_together.gradients(doubles[3], *doubles[:3], *statistics, ends, centred, wanted)  # type: ignore[arg-type]
-        given = triton_norms.gradients(grad, x, weight, bias, *found[1:], ends, centred, wanted)
-        for needed, own, right in zip(wanted, given, expected, strict=True):
+    _, means, variances = found
+    there = weight is not None
+    for wanted in ((True, there, bias is not None), (True, False, False), (False, there, False)):
+        found_gradients = triton_norms.gradients(grad, x, weight, bias, means, variances, ends, centred, wanted)
+        expected = norms_together.gradients(
+            grad.double(), x.double(), scale, shift, exact.means, exact.variances, ends, centred, wanted
+        )
+        for needed, own, right in zip(wanted, found_gradients, expected, strict=True):
             if needed:
                 assert own is not None
                 assert right is not None
