@@ -10,19 +10,17 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
 from torch import fx
 
+from anytimeify.graph.builder import Builder
 from anytimeify.ir import TensorType, meta_of
 from anytimeify.ir.node_meta import counts_of, type_of
-from anytimeify.passes.rewrites.block_triangular_dependence import Kind
+from anytimeify.passes.rewrites.block_triangular_dependence import BlockTriangularDependence, Kind
 from anytimeify.rules import traits
-
-if TYPE_CHECKING:
-    from anytimeify.passes.rewrites.triangular import TriangularLevels
 
 __all__ = ["Chunkwise"]
 
@@ -39,10 +37,25 @@ _JOINED: Mapping[object, Callable[[fx.Node, fx.Node, float], Joined]] = {
 }
 
 
+class Levels(Protocol):
+    """Whole values, of the levels up to `top`."""
+
+    dependence: BlockTriangularDependence
+    builder: Builder
+    top: int
+    prefix: str
+
+    def value(self, node: fx.Node, level: int) -> fx.Node:
+        """The value of a node at a level."""
+
+    def call_chunk(self, node: fx.Node, level: int) -> fx.Node:
+        """A call on the chunks that a level adds to what it reads."""
+
+
 class Chunkwise:
     """The chunks of values, beside the whole values of `levels`."""
 
-    def __init__(self, levels: TriangularLevels) -> None:
+    def __init__(self, levels: Levels) -> None:
         self.levels, self.dependence = levels, levels.dependence
         self.known: dict[fx.Node, dict[int, fx.Node]] = {}
 
@@ -75,10 +88,9 @@ class Chunkwise:
         if not self._treats_channels_alone(node):
             return None
         levels, (dim,) = self.levels, self.dependence.narrowed_dims(node)
-        self.known[node] = {level: levels.chunks[level].call(node) for level in self._sizes(node)}
+        self.known[node] = {level: levels.call_chunk(node, level) for level in self._sizes(node)}
         pieces = list(self.known[node].values())
-        name, meta = f"{levels.prefix}{node.name}", {**node.meta, "type": levels.levels[levels.top].types[node]}
-        return levels.builder.call(aten.cat.default, (pieces, dim), {}, name, meta)
+        return levels.builder.call(aten.cat.default, (pieces, dim), {}, f"{levels.prefix}{node.name}", meta_of(node))
 
     def reduced(self, node: fx.Node, level: int) -> fx.Node | None:
         """The reduction of the channels up to a level; None where that is not made of what the chunks are reduced
@@ -94,7 +106,7 @@ class Chunkwise:
         sizes = self._sizes(sources[0])
         if level not in sizes:
             return self.levels.value(node, level - 1)
-        own = self.levels.chunks[level].call(node)
+        own = self.levels.call_chunk(node, level)
         if level == min(sizes):
             return own
         share = sizes[level] / sum(size for one, size in sizes.items() if one <= level)

@@ -262,7 +262,7 @@ class TriangularLevels:
         if not _several(node) and not len(self._new(node, level)):
             return None
         if self.dependence.kinds[node] is Kind.WHOLE and self._comes_in_chunks(node, level):
-            return self.chunks[level].call(node)
+            return self.call_chunk(node, level)
         if _several(node):
             return None
         if self.dependence.has_rows(node):
@@ -278,6 +278,10 @@ class TriangularLevels:
         added = self.added_part(node, level) if self.chunkwise is None else self.chunkwise.of(node)[level]
         assert added is not None
         return added
+
+    def call_chunk(self, node: fx.Node, level: int) -> fx.Node:
+        """A call on the chunks that a level adds to what it reads."""
+        return self.chunks[level].call(node)
 
     def _new(self, node: fx.Node, level: int) -> Places:
         """Where, in the value at a level, that is which the level adds."""
