@@ -9,6 +9,7 @@ What is used, and why nothing public does it:
 * `torch.utils._sympy.functions`: the functions that such expressions are made of;
 * `torch._subclasses.FakeTensorMode`: to run an operation on tensors of dynamic sizes;
 * `torch._export.serde`: an exported program from a document that was read and checked here;
+* `torch.export.pt2_archive._package`: archives of several programs;
 * `torch._C._dispatch_find_schema_or_throw`: whether a name is an operator of the dispatcher;
 * `torch._C._AutoDispatchBelowAutograd`: what an operator with its own derivatives calls itself under;
 * `torch.utils.checkpoint._checkpoint_without_reentrant_generator`: what runs around a checkpointed function;
@@ -42,6 +43,7 @@ from torch._subclasses import FakeTensorMode
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.autograd import function
 from torch.export import ExportedProgram
+from torch.export.pt2_archive import _package as pt2_archive
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from torch.utils import _pytree as pytree
 from torch.utils import checkpoint as checkpointing
@@ -70,8 +72,10 @@ __all__ = [
     "is_higher_order",
     "is_plain",
     "is_watched",
+    "load_pt2",
     "new_node",
     "operator",
+    "package_pt2",
     "prepare_torchvision",
     "program_of_parts",
     "quiet_exporter",
@@ -104,6 +108,18 @@ def treespec_dumps(spec: TreeSpec) -> str:
 
 def treespec_loads(text: str) -> TreeSpec:
     return pytree.treespec_loads(text)
+
+
+def package_pt2(
+    file: str | os.PathLike[str], programs: Mapping[str, ExportedProgram], texts: Mapping[str, str]
+) -> None:
+    """Writes an archive of several programs, and texts beside them."""
+    pt2_archive.package_pt2(file, exported_programs=dict(programs), extra_files=dict(texts))
+
+
+def load_pt2(file: str | os.PathLike[str]) -> dict[str, ExportedProgram]:
+    """The programs of an archive. Loading one can run code: for files that were just written."""
+    return pt2_archive.load_pt2(file).exported_programs
 
 
 def schema(target: OpOverload) -> torch.FunctionSchema:

@@ -42,7 +42,7 @@ from torch import fx
 
 from anytimeify.contract import spec
 from anytimeify.contract.spec import SpecError
-from anytimeify.errors import AnytimeError, Finding, PassError
+from anytimeify.errors import AnytimeError, Finding, PassError, first_line
 from anytimeify.ir import Captured, Program
 from anytimeify.ir.infer_types import TypeInferenceError
 from anytimeify.ir.node_meta import module_stack_of, origin_of
@@ -145,10 +145,9 @@ def _message(name: str, before: tuple[str, ...], error: Exception) -> str:
     node = _node_at(error)
     place = f" at node '{node.name}' ({node.target}, {origin_of(node)})" if node is not None else ""
     history = f" Passes before it: {', '.join(before)}." if before else ""
-    first = (str(error).strip().splitlines() or [""])[0]
     return (
-        f"the pass '{name}' failed{place}: {type(error).__name__}: {first[:300]}.{history} This is a mistake of "
-        "anytimeify and not of the model: please report it with this message and the traceback."
+        f"the pass '{name}' failed{place}: {type(error).__name__}: {first_line(error)[:300]}.{history} This is a "
+        "mistake of anytimeify and not of the model: please report it with this message and the traceback."
     )
 
 
