@@ -1,0 +1,350 @@
+"""Operators that ask for sizes, rearrange elements, or make tensors of sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from anytimeify.capture.sources.onnx.graph import Array
+from anytimeify.capture.sources.onnx.math import dtype_of_number
+from anytimeify.capture.sources.onnx.table import NotReadError, Row
+from anytimeify.capture.sources.onnx.values import array_of, bounded, sizes_of, torch_dtype
+
+__all__ = ["ROWS", "padded"]
+
+# Sizes.
+
+
+def _shape(x: Any, *, start: int = 0, end: int | None = None) -> Array:
+    return array_of(list(x.shape)[start:end])
+
+
+def _size(x: Any) -> Array:
+    count: Any = 1
+    for size in x.shape:
+        count = count * size
+    return array_of([count]).reshape(())
+
+
+# Other shapes of the same elements.
+
+
+def _target(shape: Sequence[Any], target: Array, *, allowzero: int = 0) -> list[Any]:
+    """A 0 keeps the size."""
+    wanted = sizes_of(target)
+    if allowzero:
+        return wanted
+    return [shape[axis] if isinstance(size, int) and size == 0 else size for axis, size in enumerate(wanted)]
+
+
+def _reshape(x: Tensor, target: Array, *, allowzero: int = 0) -> Tensor:
+    sizes = _target(x.shape, target, allowzero=allowzero)
+    kept = len(sizes) >= 1 and x.dim() >= 1 and target.dtype != object and sizes_of(target)[0] == 0 and not allowzero
+    if kept and all(isinstance(size, int) for size in sizes[1:]) and sizes[1:] == [-1]:
+        return x.flatten(1)  # the same, for any batch
+    return x.reshape(sizes)
+
+
+def _reshape_sizes(x: Array, target: Array, *, allowzero: int = 0) -> Array:
+    return x.reshape(_target(x.shape, target, allowzero=allowzero))
+
+
+def _reshape_batch(x: Tensor, like: Tensor, *, target: list[int], axis: int, of: int) -> Tensor:
+    """To a shape that was written for a batch of `of` samples, which `axis` holds; ours, see `batch`."""
+    sizes: list[Any] = list(target)
+    sizes[axis] = target[axis] // of * like.shape[0]
+    return x.reshape(sizes)
+
+
+def _expand_batch(x: Tensor, like: Tensor, *, axis: int) -> Tensor:
+    """One sample's tensor for every sample of `like`; ours, see `batch`."""
+    sizes: list[Any] = [-1] * x.dim()
+    sizes[axis] = like.shape[0]
+    return x.narrow(axis, 0, 1).expand(sizes)
+
+
+def _expand_to(x: Tensor, *, target: list[int]) -> Tensor:
+    """To sizes, -1 where its own is kept; ours, see `batch`."""
+    return x.expand(target)
+
+
+def _flatten(x: Tensor, *, axis: int = 1) -> Tensor:
+    first = axis % (x.dim() + 1) if axis < 0 else axis
+    if first == 1:
+        return x.flatten(1) if x.dim() > 1 else x.unsqueeze(1)
+    if first == 0:
+        return x.reshape(1, -1)
+    rest = x.flatten(first) if first < x.dim() else x.unsqueeze(-1)
+    return rest.flatten(0, first - 1)
+
+
+def _axes(given: Any) -> list[int] | None:
+    return given if given is None or isinstance(given, list) else [int(axis) for axis in given.reshape(-1)]
+
+
+def _squeeze(x: Any, axes: Any = None) -> Any:
+    chosen = _axes(axes)
+    known = isinstance(x, np.ndarray)
+    if chosen is None:
+        chosen = [axis for axis, size in enumerate(x.shape) if isinstance(size, int) and size == 1]
+    places = tuple(axis % len(x.shape) for axis in chosen)
+    if known:
+        return array_of(np.squeeze(x, places))
+    if any(isinstance(x.shape[axis], int) and x.shape[axis] != 1 for axis in places):
+        raise NotReadError(f"it takes away axes {list(places)} of a tensor of {'x'.join(map(str, x.shape))}")
+    return x.squeeze(places)
+
+
+def _unsqueeze(x: Any, axes: Any) -> Any:
+    chosen = _axes(axes) or []
+    rank = len(x.shape) + len(chosen)
+    for axis in sorted(axis % rank for axis in chosen):
+        x = np.expand_dims(x, axis) if isinstance(x, np.ndarray) else x.unsqueeze(axis)
+    return x
+
+
+def _squeeze_by(x: Any, *, axes: list[int] | None = None) -> Any:
+    return _squeeze(x, axes)
+
+
+def _unsqueeze_by(x: Any, *, axes: list[int]) -> Any:
+    return _unsqueeze(x, axes)
+
+
+def _transpose(x: Tensor, *, perm: list[int] | None = None) -> Tensor:
+    return x.permute(perm if perm is not None else list(range(x.dim()))[::-1])
+
+
+def _transpose_sizes(x: Array, *, perm: list[int] | None = None) -> Array:
+    return x.transpose(perm)
+
+
+def _depth_to_space(x: Tensor, *, blocksize: int, mode: str = "DCR") -> Tensor:
+    if mode == "CRD":
+        return F.pixel_shuffle(x, blocksize)
+    n, channels, height, width = x.shape
+    own = channels // blocksize**2
+    parts = x.reshape(n, blocksize, blocksize, own, height, width).permute(0, 3, 4, 1, 5, 2)
+    return parts.reshape(n, own, height * blocksize, width * blocksize)
+
+
+def _space_to_depth(x: Tensor, *, blocksize: int) -> Tensor:
+    n, channels, height, width = x.shape
+    parts = x.reshape(n, channels, height // blocksize, blocksize, width // blocksize, blocksize)
+    return parts.permute(0, 3, 5, 1, 2, 4).reshape(
+        n, channels * blocksize**2, height // blocksize, width // blocksize
+    )
+
+
+# Parts, and what is put together.
+
+
+def _concat(*parts: Tensor, axis: int) -> Tensor:
+    return torch.cat(parts, axis)
+
+
+def _concat_sizes(*parts: Array, axis: int) -> Array:
+    return array_of(np.concatenate(parts, axis))
+
+
+def _slice(
+    x: Any, starts: Array, ends: Array, axes: Array | None = None, steps: Array | None = None
+) -> Any:
+    """As slices of Python, in which an end below the start of the axis means that nothing is left out there."""
+    index: list[Any] = [slice(None)] * len(x.shape)
+    chosen = list(range(starts.size)) if axes is None else sizes_of(axes)
+    jumps = [1] * starts.size if steps is None else sizes_of(steps)
+    for start, end, axis, step in zip(sizes_of(starts), sizes_of(ends), chosen, jumps, strict=True):
+        if step > 0 or isinstance(x, np.ndarray):
+            index[axis] = _span(start, end, step, x.shape[axis])
+        else:
+            places = range(x.shape[axis])[_span(start, end, step, x.shape[axis])]
+            whole = step == -1 and len(places) == x.shape[axis]
+            x = x.flip(axis) if whole else x.index_select(axis, torch.tensor(list(places), device=x.device))
+    if isinstance(x, np.ndarray):
+        return array_of(x[tuple(index)])
+    return x[tuple(index)] if any(one != slice(None) for one in index) else x
+
+
+def _span(start: Any, end: Any, step: int, size: Any) -> slice:
+    large = 10**8  # exporters write the largest integer, or 999999999, for the end of an axis
+    if isinstance(end, int) and step < 0 and isinstance(size, int) and end < -size:
+        end = None
+    if isinstance(end, int) and end >= large:
+        end = None
+    if isinstance(start, int) and start >= large:
+        start = None if step < 0 else start
+    return slice(None if start == 0 and step > 0 else start, end, None if step == 1 else step)
+
+
+def _split(x: Tensor, sizes: Any = None, *, outputs: int, axis: int = 0, num_outputs: int | None = None) -> Any:
+    if sizes is not None:
+        return x.split(sizes if isinstance(sizes, list) else sizes_of(sizes), axis)
+    total, count = x.shape[axis], num_outputs or outputs
+    return x.split(-(-total // count), axis)
+
+
+def _split_by(x: Tensor, *, outputs: int, axis: int = 0, split: list[int] | None = None) -> Any:
+    return _split(x, split, outputs=outputs, axis=axis)
+
+
+def _split_of_sizes(x: Array, sizes: Any = None, *, outputs: int, axis: int = 0, num_outputs: int | None = None) -> Any:
+    own = [-(-x.shape[axis] // outputs)] * (outputs - 1) if sizes is None else sizes_of(np.asarray(sizes))[:-1]
+    return tuple(array_of(one) for one in np.split(x, np.cumsum(own), axis))
+
+
+def _split_of_sizes_by(x: Array, *, outputs: int, axis: int = 0, split: list[int] | None = None) -> Any:
+    return _split_of_sizes(x, None if split is None else np.array(split), outputs=outputs, axis=axis)
+
+
+def _expand(x: Any, target: Array) -> Any:
+    """Both ways: a 1 in the target keeps the size."""
+    wanted = bounded(sizes_of(target))
+    rank = max(len(wanted), len(x.shape))
+    wanted, own = (1,) * (rank - len(wanted)) + wanted, (1,) * (rank - len(x.shape)) + tuple(x.shape)
+    sizes = [mine if isinstance(size, int) and size == 1 else size for mine, size in zip(own, wanted, strict=True)]
+    return np.broadcast_to(x, sizes) if isinstance(x, np.ndarray) else x.expand(sizes)
+
+
+def _tile(x: Any, repeats: Array) -> Any:
+    times = sizes_of(repeats)
+    bounded([size * count for size, count in zip(x.shape, times, strict=True)])
+    return array_of(np.tile(x, times)) if isinstance(x, np.ndarray) else x.repeat(times)
+
+
+_MODES = {"constant": "constant", "reflect": "reflect", "edge": "replicate", "wrap": "circular"}
+
+
+def padded(x: Tensor, before: Sequence[Any], after: Sequence[Any], mode: str, value: float | None = None) -> Tensor:
+    """`F.pad` with a number for each axis, from the first to the last; a negative number crops."""
+    bounded([size + one + two for size, one, two in zip(x.shape, before, after, strict=True)])
+    numbers = [number for pair in reversed(list(zip(before, after, strict=True))) for number in pair]
+    while numbers and numbers[-2:] == [0, 0]:
+        numbers = numbers[:-2]
+    if not numbers:
+        return x
+    if _MODES[mode] == "constant":
+        return F.pad(x, numbers, "constant", value)
+    return _padded_by_index(x, before, after, mode)
+
+
+def _padded_by_index(x: Tensor, before: Sequence[Any], after: Sequence[Any], mode: str) -> Tensor:
+    """Axis by axis: torch pads the last axes, of tensors of some ranks; the others by an index."""
+    for axis, (one, two) in enumerate(zip(before, after, strict=True)):
+        if one == 0 and two == 0:
+            continue
+        if axis == x.dim() - 1 and x.dim() in (2, 3) and min(one, two) >= 0:
+            x = F.pad(x, (one, two), _MODES[mode])
+        elif axis == x.dim() - 2 and x.dim() == 4 and min(one, two, before[-1], after[-1]) >= 0:
+            return F.pad(x, (before[-1], after[-1], one, two), _MODES[mode])
+        elif axis == x.dim() - 1 and x.dim() == 4 and min(one, two) >= 0:
+            return F.pad(x, (one, two, 0, 0), _MODES[mode])
+        else:
+            size = x.shape[axis]
+            places = [_source(place, size, mode) for place in range(-one, size + two)]
+            x = x.index_select(axis, torch.tensor(places, device=x.device))
+    return x
+
+
+def _source(place: int, size: int, mode: str) -> int:
+    if mode == "edge":
+        return min(max(place, 0), size - 1)
+    if mode == "wrap":
+        return place % size
+    place = place % (2 * (size - 1)) if size > 1 else 0
+    return place if place < size else 2 * (size - 1) - place
+
+
+def _pad(x: Tensor, pads: Array, value: Array | None = None, axes: Array | None = None, *, mode: str = "constant") -> Any:
+    numbers = sizes_of(pads)
+    chosen = range(x.dim()) if axes is None else [axis % x.dim() for axis in sizes_of(axes)]
+    before, after = [0] * x.dim(), [0] * x.dim()
+    for place, axis in enumerate(chosen):
+        before[axis], after[axis] = numbers[place], numbers[place + len(numbers) // 2]
+    number = 0 if value is None or not value.size else value.reshape(-1).tolist()[0]
+    return padded(x, before, after, mode, number)
+
+
+def _trilu(x: Tensor, k: Array | None = None, *, upper: int = 1) -> Tensor:
+    diagonal = 0 if k is None else int(k.reshape(-1)[0])
+    return x.triu(diagonal) if upper else x.tril(diagonal)
+
+
+# Tensors made of sizes.
+
+
+def _constant(
+    *,
+    value: Any = None,
+    value_float: float | None = None,
+    value_floats: list[float] | None = None,
+    value_int: int | None = None,
+    value_ints: list[int] | None = None,
+) -> Array:
+    if isinstance(value, np.ndarray):
+        return value
+    if value_float is not None or value_floats is not None:
+        return np.array(value_float if value_floats is None else value_floats, np.float32)
+    if value_int is None and value_ints is None:
+        raise NotReadError("it is a constant of a kind that is not read")
+    return np.array(value_int if value_ints is None else value_ints, np.int64)
+
+
+def _constant_of_shape(sizes: Array, *, value: Array | None = None) -> Any:
+    number = np.zeros(1, np.float32) if value is None else value
+    wanted = bounded(sizes_of(sizes))
+    return torch.full(wanted, number.reshape(-1).tolist()[0], dtype=torch_dtype(number.dtype))
+
+
+def _range(start: Array, limit: Array, delta: Array) -> Any:
+    first, end, step = (value.reshape(-1).tolist()[0] for value in (start, limit, delta))
+    if step == 0:
+        raise NotReadError("its step is 0")
+    if all(isinstance(one, int | float) for one in (first, end, step)):
+        bounded([max(0, int(-((first - end) // step)))])
+        return np.arange(first, end, step, dtype=start.dtype if start.dtype != object else np.int64)
+    return torch.arange(first, end, step, dtype=torch.int64)
+
+
+def _eye_like(x: Tensor, *, dtype: int | None = None, k: int = 0) -> Tensor:
+    kind = x.dtype if dtype is None else dtype_of_number(dtype)
+    return torch.ones_like(x, dtype=kind).triu(k).tril(k)
+
+
+ROWS = (
+    # sizes
+    Row("Shape", 1, _shape, sizes=_shape),
+    Row("Size", 1, _size, sizes=_size),
+    # other shapes of the same elements
+    Row("Reshape", 5, _reshape, numbers=(1,), sizes=_reshape_sizes),
+    Row("ReshapeBatch", 1, _reshape_batch),
+    Row("ExpandBatch", 1, _expand_batch),
+    Row("ExpandTo", 1, _expand_to),
+    Row("Flatten", 9, _flatten),
+    Row("Squeeze", 11, _squeeze_by, sizes=_squeeze_by),
+    Row("Squeeze", 13, _squeeze, numbers=(1,), sizes=_squeeze),
+    Row("Unsqueeze", 11, _unsqueeze_by, sizes=_unsqueeze_by),
+    Row("Unsqueeze", 13, _unsqueeze, numbers=(1,), sizes=_unsqueeze),
+    Row("Transpose", 1, _transpose, sizes=_transpose_sizes),
+    Row("DepthToSpace", 11, _depth_to_space),
+    Row("SpaceToDepth", 1, _space_to_depth),
+    # parts, and what is put together
+    Row("Concat", 4, _concat, sizes=_concat_sizes),
+    Row("Slice", 10, _slice, numbers=(1, 2, 3, 4), sizes=_slice),
+    Row("Split", 2, _split_by, sizes=_split_of_sizes_by),
+    Row("Split", 13, _split, numbers=(1,), sizes=_split_of_sizes),
+    Row("Expand", 8, _expand, numbers=(1,), sizes=_expand),
+    Row("Tile", 6, _tile, numbers=(1,), sizes=_tile),
+    Row("Pad", 11, _pad, numbers=(1, 2, 3)),
+    Row("Trilu", 14, _trilu, numbers=(1,)),
+    # tensors made of sizes
+    Row("Constant", 1, _constant),
+    Row("ConstantOfShape", 9, _constant_of_shape, numbers=(0,)),
+    Row("Range", 11, _range, numbers=(0, 1, 2)),
+    Row("EyeLike", 9, _eye_like),
+)
