@@ -59,10 +59,14 @@ def _gather_elements(x: Tensor, places: Tensor, *, axis: int = 0) -> Tensor:
 
 
 def _gather_nd(x: Tensor, places: Tensor, *, batch_dims: int = 0) -> Tensor:
-    if batch_dims:
-        raise NotReadError("batch_dims is not read")
-    index = tuple(_positive(one, x, axis) for axis, one in enumerate(places.unbind(-1)))
-    return x[index]
+    """`batch_dims` first axes are the same in both."""
+    own = [_positive(one, x, batch_dims + axis) for axis, one in enumerate(places.unbind(-1))]
+    rank = own[0].dim()
+    ahead = [
+        torch.arange(x.shape[axis], device=x.device).reshape([-1 if at == axis else 1 for at in range(rank)])
+        for axis in range(batch_dims)
+    ]
+    return x[(*ahead, *own)]
 
 
 def _scatter_elements(x: Tensor, places: Tensor, updates: Tensor, *, axis: int = 0, reduction: str = "none") -> Tensor:

@@ -17,8 +17,7 @@ def _gemm(
     a: Tensor, b: Tensor, c: Any = None, *, alpha: float = 1.0, beta: float = 1.0, transA: int = 0, transB: int = 0,  # noqa: N803  # names of ONNX
 ) -> Tensor:
     a, b = a.t() if transA else a, b if transB else b.t()
-    vector = isinstance(c, Tensor) and (c.dim() == 1 or c.shape[0] == 1) and c.numel() == b.shape[0]
-    if alpha == beta == 1 and vector:
+    if alpha == beta == 1 and c is not None and tuple(c.shape) in ((b.shape[0],), (1, b.shape[0])):
         return F.linear(a, b, c.reshape(-1))
     result = F.linear(a, b)
     result = result * alpha if alpha != 1 else result

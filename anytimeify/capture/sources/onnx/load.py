@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from anytimeify.capture.inputs import CallInputs
 from anytimeify.capture.sources.onnx.batch import agrees, for_any_batch
@@ -19,7 +20,7 @@ from anytimeify.capture.sources.onnx.network import Network, network_of, row_of
 from anytimeify.capture.sources.onnx.read import File, read, with_constants
 from anytimeify.capture.sources.onnx.table import Row, rows_by_operator
 from anytimeify.capture.sources.source import Source, SourceKind, existing_file
-from anytimeify.errors import CaptureError
+from anytimeify.errors import AnytimeError, CaptureError
 
 __all__ = ["KIND"]
 
@@ -87,14 +88,30 @@ class _Importer:
             return network
         own = {**shapes, **{one.name: _declared(one.sizes, shapes[one.name]) for one in self.graph.inputs}}
         inputs = examples(self.graph, own)
-        network.eval()
-        general = self.build(for_any_batch(self.graph, network, inputs, self.known_row)).eval()
-        if agrees(network, general, inputs):
-            note = f"the file is for batches of {first[0]}; the batch was made dynamic, and another size agrees"
-            general.notes = (*network.notes, note)
-            return general.train()
-        network.batch = first[0]
-        return network.train()
+        general = self.general(network.eval(), inputs)
+        network.train()
+        if general is None:
+            network.batch = first[0]
+            return network
+        note = f"the file is for batches of {first[0]}; the batch was made dynamic, and another size agrees"
+        general.notes = (*network.notes, note)
+        return general
+
+    def general(self, network: Network, inputs: Sequence[Tensor]) -> Network | None:
+        """A network for any batch that agrees with one for a batch alone; None where there is none."""
+        try:
+            with torch.no_grad():
+                network(*inputs)
+        except AnytimeError:
+            raise
+        except Exception as error:
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise CaptureError(f"'{self.path}' does not run on inputs of the sizes that it says: {first}") from error
+        try:
+            general = self.build(for_any_batch(self.graph, network, inputs, self.known_row))
+        except Exception:  # whatever goes wrong for another batch: the file's is kept
+            return None
+        return general.train() if agrees(network, general.eval(), inputs) else None
 
 
 def _declared(sizes: Sequence[int | str | None] | None, shape: tuple[int, ...]) -> tuple[int, ...]:

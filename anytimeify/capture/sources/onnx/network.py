@@ -62,7 +62,7 @@ class Step(nn.Module):
         if "training" in self.row.keywords:
             own["training"] = self.training
         if "outputs" in self.row.keywords:
-            own["outputs"] = len([name for name in self.node.outputs if name])
+            own["outputs"] = max((place for place, name in enumerate(self.node.outputs, 1) if name), default=0)
         return own
 
     def forward(self, *inputs: Any) -> Any:

@@ -45,14 +45,18 @@ def _layer_norm(
     axis: int = -1,
     epsilon: float = 1e-5,
     stash_type: int = 1,
-) -> Tensor:
-    if outputs > 1:
-        raise NotReadError("its statistics are read")
+) -> Any:
+    """With its mean and the inverse of its deviation, where they are read."""
     shape = x.shape[axis:]
     if scale.shape == shape and (bias is None or bias.shape == shape):
-        return F.layer_norm(x, shape, scale, bias, epsilon)
-    result = F.layer_norm(x, shape, eps=epsilon) * scale
-    return result if bias is None else result + bias
+        result = F.layer_norm(x, shape, scale, bias, epsilon)
+    else:
+        result = F.layer_norm(x, shape, eps=epsilon) * scale
+        result = result if bias is None else result + bias
+    if outputs == 1:
+        return result
+    axes = list(range(-len(shape), 0))
+    return result, x.mean(axes, True), (x.var(axes, correction=0, keepdim=True) + epsilon).rsqrt()
 
 
 def _group_norm(x: Tensor, scale: Tensor, bias: Tensor, *, num_groups: int, epsilon: float = 1e-5) -> Tensor:

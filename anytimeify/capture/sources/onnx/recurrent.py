@@ -28,7 +28,6 @@ def _recurrent(
     hidden: Tensor | None,
     cell: Tensor | None,
     *weights: Tensor,
-    outputs: int,
     kind: str,
     backwards: bool,
     layout: int,
@@ -49,7 +48,7 @@ def _recurrent(
     whole = result.unflatten(2, (directions, -1)).transpose(1, 2)
     if layout:
         whole, last = whole.permute(2, 0, 1, 3), [one.transpose(0, 1) for one in last]
-    return (whole, *last)[: max(outputs, 1)]
+    return (whole, *last)
 
 
 def _state(given: Tensor | None, x: Tensor, directions: int, size: int, layout: int) -> Tensor:
@@ -63,7 +62,6 @@ def _gru_reset_first(
     lengths: Array | None,
     hidden: Tensor | None,
     *weights: Tensor,
-    outputs: int,
     backwards: Sequence[bool],
     layout: int,
 ) -> tuple[Tensor, ...]:
@@ -81,7 +79,7 @@ def _gru_reset_first(
     result, end = torch.stack(wholes, 1), torch.stack(lasts)
     if layout:
         result, end = result.permute(2, 0, 1, 3), end.transpose(0, 1)
-    return (result, end)[: max(outputs, 1)]
+    return result, end
 
 
 def _one_direction(x: Tensor, state: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -100,7 +98,6 @@ def _one_direction(x: Tensor, state: Tensor, weights: Sequence[Tensor]) -> tuple
 
 def _computed_weights(
     *inputs: Any,
-    outputs: int,
     activation_alpha: Any = None,
     activation_beta: Any = None,
     activations: Any = None,

@@ -97,8 +97,10 @@ def _arg(largest: bool) -> Callable[..., Tensor]:
 
 
 def _top_k(x: Tensor, k: Array, *, axis: int = -1, largest: int = 1, sorted: int = 1) -> tuple[Tensor, Tensor]:
-    values, indices = torch.topk(x, int(k.reshape(-1)[0]), axis, bool(largest), bool(sorted))
-    return values, indices
+    """Of equal elements the first ones are taken, which `torch.topk` leaves open."""
+    values, indices = x.sort(dim=axis, descending=bool(largest), stable=True)
+    count = int(k.reshape(-1)[0])
+    return values.narrow(axis, 0, count), indices.narrow(axis, 0, count)
 
 
 ROWS = (

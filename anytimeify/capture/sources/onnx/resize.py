@@ -38,8 +38,8 @@ def _resize(
     mode: str = "nearest",
     nearest_mode: str = "round_prefer_floor",
 ) -> Tensor:
-    if antialias or keep_aspect_ratio_policy != "stretch":
-        raise NotReadError("antialias and keep_aspect_ratio_policy are not read")
+    if keep_aspect_ratio_policy != "stretch":
+        raise NotReadError("keep_aspect_ratio_policy is not read")
     if coordinate_transformation_mode == "tf_crop_and_resize":
         raise NotReadError("coordinate_transformation_mode=tf_crop_and_resize is not read")
     chosen = [axis % x.dim() for axis in axes] if axes is not None else list(range(x.dim()))
@@ -47,9 +47,11 @@ def _resize(
     changed = [axis for axis in chosen if targets[axis] is not None]
     if not changed:
         return x
-    found = _of_torch(x, changed, targets, factors, mode, coordinate_transformation_mode, nearest_mode, cubic_coeff_a, exclude_outside)
+    found = _of_torch(x, changed, targets, factors, mode, coordinate_transformation_mode, nearest_mode, cubic_coeff_a, exclude_outside, bool(antialias))
     if found is not None:
         return found
+    if antialias:
+        raise NotReadError("antialias is read for linear modes with half pixels, to whole sizes")
     for axis in changed:
         target = int(targets[axis])
         places = _places(x.shape[axis], target, factors[axis], coordinate_transformation_mode)
@@ -96,6 +98,7 @@ def _of_torch(
     rounding: str,
     a: float,
     exclude: int,
+    antialias: bool,
 ) -> Tensor | None:
     """`F.interpolate`, where that is the same for sizes that are a multiple, or with torch's own coordinates."""
     if min(changed) < 2 or x.dim() not in _TORCH_LINEAR:
@@ -113,6 +116,9 @@ def _of_torch(
     if coordinates not in ("half_pixel", "pytorch_half_pixel", "align_corners") or alone:
         return None
     corners = coordinates == "align_corners"
+    if antialias:
+        smooth = mode == "linear" and x.dim() == 4 and not corners and not exclude
+        return F.interpolate(x, size, mode="bilinear", antialias=True) if smooth else None
     if mode == "linear":
         return F.interpolate(x, size, mode=_TORCH_LINEAR[x.dim()], align_corners=corners)
     if mode == "cubic" and x.dim() == 4 and a == -0.75 and not exclude:

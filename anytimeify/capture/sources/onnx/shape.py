@@ -74,7 +74,7 @@ def _expand_to(x: Tensor, *, target: list[int]) -> Tensor:
 
 
 def _flatten(x: Tensor, *, axis: int = 1) -> Tensor:
-    first = axis % (x.dim() + 1) if axis < 0 else axis
+    first = axis + x.dim() if axis < 0 else axis
     if first == 1:
         return x.flatten(1) if x.dim() > 1 else x.unsqueeze(1)
     if first == 0:

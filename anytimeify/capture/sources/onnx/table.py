@@ -2,7 +2,7 @@
 
 A function gets the inputs of a node in their order, None for one that is left out, and its attributes by their names:
 its signature says which it knows and what their defaults are. Two names are ours: `training`, the mode of the network,
-and `outputs`, how many outputs the node has.
+and `outputs`, how many outputs are read, up to the last one.
 """
 
 from __future__ import annotations
