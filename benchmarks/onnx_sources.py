@@ -17,14 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import anytimeify
 import numpy as np
 import torch
 import typer
+from torch import Tensor, nn
+
+import anytimeify
 from anytimeify import transform
 from anytimeify.errors import AnytimeError
 from anytimeify.runtime.model import AnytimeModel
-from torch import Tensor, nn
 
 __all__ = ["EXPORTS", "FILES", "NETWORKS", "SCHEMES", "Export", "compare", "download", "export", "network"]
 
@@ -54,10 +55,10 @@ def _torchvision(name: str, **options: Any) -> nn.Module:
 def _timm(name: str, **options: Any) -> nn.Module:
     import timm
 
-    return timm.create_model(name, **options)  # type: ignore[no-any-return]  # of timm
+    return timm.create_model(name, **options)
 
 
-_TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+_TINY: Any = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 
 
 def _bert() -> nn.Module:
@@ -153,7 +154,7 @@ def export(model: nn.Module, inputs: tuple[Tensor, ...], way: Export, file: Path
         options["dynamic_axes"] = {name: {0: "batch"} for name in names}
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
-        torch.onnx.export(_Positional(model), inputs, str(file), dynamo=way.dynamo, **options)
+        torch.onnx.export(_Positional(model).eval(), inputs, str(file), dynamo=way.dynamo, **options)
 
 
 class _Positional(nn.Module):
@@ -165,7 +166,7 @@ class _Positional(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         found = self.model(*inputs)
-        return found if isinstance(found, Tensor) else found.logits  # type: ignore[no-any-return]  # of transformers
+        return found if isinstance(found, Tensor) else found.logits
 
 
 def compare(file: Path, inputs: Mapping[str, Any] | None = None) -> tuple[anytimeify.Source, float]:
@@ -247,7 +248,9 @@ def main(
         rows = [row for name in NETWORKS if networks in name for row in _network_rows(name, Path(folder))]
         own = [_file_row(wheel, Path(folder)) for wheel in FILES] if files else []
     schemes = " and ".join(f"`{scheme}`" for scheme in SCHEMES)
-    out.write_text(PAGE.format(schemes=schemes, torch=torch.__version__, networks="\n".join(rows), files="\n".join(own)))
+    out.write_text(
+        PAGE.format(schemes=schemes, torch=torch.__version__, networks="\n".join(rows), files="\n".join(own))
+    )
 
 
 def _network_rows(name: str, folder: Path) -> Iterator[str]:
@@ -260,7 +263,8 @@ def _network_rows(name: str, folder: Path) -> Iterator[str]:
         except Exception as error:
             row = f"| {name} | {way} | not exported: {type(error).__name__} | | | |"
         else:
-            row = f"| {name} | {way} | {_tried(file, native, {f'input_{i}': tuple(x.shape) for i, x in enumerate(inputs)})} |"
+            sizes = {f"input_{index}": tuple(one.shape) for index, one in enumerate(inputs)}
+            row = f"| {name} | {way} | {_tried(file, native, sizes)} |"
         print(row, flush=True)
         yield row
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -34,9 +35,7 @@ def kinds() -> tuple[SourceKind, ...]:
     return tuple(sorted(found, key=lambda kind: bool(kind.pattern)))
 
 
-def resolve(
-    spec: str | os.PathLike[str], *, trust_pickle: bool = False, inputs: InputSizes | None = None
-) -> Source:
+def resolve(spec: str | os.PathLike[str], *, trust_pickle: bool = False, inputs: InputSizes | None = None) -> Source:
     """The model that `spec` names: a file, `model.pt2`, or `kind:name`, `timm:resnet50`, as on the command line.
 
     The result is given to `transform` as it is, or taken apart: its `model`, its `example_inputs` where they are known
@@ -73,11 +72,12 @@ def _load(source: str, trust_pickle: bool) -> Source:
 def _with_inputs(source: Source, sizes: InputSizes) -> Source:
     if source.with_inputs is not None:
         return source.with_inputs(sizes)
-    generator = torch.Generator().manual_seed(0)
+    generator, tensors = torch.Generator().manual_seed(0), {}
     for name, value in sizes.items():
-        if not isinstance(value, Sequence) or any(not isinstance(size, int) or size < 1 for size in value):
+        shape: tuple[Any, ...] = tuple(value) if isinstance(value, Sequence) else (value,)
+        if any(not isinstance(size, int) or size < 1 for size in shape):
             raise ArgumentError(f"inputs: '{name}' is given {value!r}; expected sizes such as (2, 3, 224, 224)")
-    tensors = {name: torch.randn(tuple(size), generator=generator) for name, size in sizes.items()}  # type: ignore[arg-type]  # sequences
+        tensors[name] = torch.randn(shape, generator=generator)
     return replace(source, example_inputs=CallInputs((), tensors))
 
 

@@ -11,15 +11,15 @@ compute, sample by sample, what the file computes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from anytimeify.capture.sources.onnx.graph import Graph, Node
+from anytimeify.capture.sources.onnx.graph import Array, Graph, Node
 from anytimeify.capture.sources.onnx.network import Network, Step
 from anytimeify.capture.sources.onnx.table import Row
 
@@ -31,12 +31,13 @@ def for_any_batch(graph: Graph, network: Network, inputs: Sequence[Tensor], rows
     batch = inputs[0].shape[0]
     with torch.no_grad():
         before = network.values(inputs)
-        values: dict[str, Any] = network.values(_samples(inputs, 3 * batch), only_inputs=True)
+        now = network.values(_samples(inputs, 3 * batch), only_inputs=True)
+        both = _SideBySide(before, now, graph.inputs[0].name, batch)
         nodes: list[Node] = []
         for node in graph.nodes:
-            for one in _rewritten(node, before, values, graph.inputs[0].name, batch):
+            for one in both.rewritten(node):
                 nodes.append(one)
-                network.run_step(Step(one, rows(one), network.attributes_of(node, one)), values)
+                network.run_step(Step(one, rows(one), network.attributes_of(node, one)), now)
     return replace(graph, nodes=tuple(nodes))
 
 
@@ -51,72 +52,71 @@ def _shape(value: Any) -> list[int]:
     return list(getattr(value, "shape", ()))
 
 
-def _rewritten(node: Node, before: dict[str, Any], values: dict[str, Any], first: str, batch: int) -> list[Node]:
-    def axis_of(name: str) -> int | None:
-        """The axis that holds the batch."""
-        one, two = _shape(before.get(name)), _shape(values.get(name))
+@dataclass(frozen=True)
+class _SideBySide:
+    """Values of the file's batch, and those of a larger one as far as it ran."""
+
+    before: Mapping[str, Any]
+    now: Mapping[str, Any]
+    first: str  # the input that has the batch
+    batch: int
+
+    def axis_of(self, name: str) -> int | None:
+        """The axis of a value that holds the batch."""
+        one, two = _shape(self.before.get(name)), _shape(self.now.get(name))
         changed = [axis for axis, (a, b) in enumerate(zip(one, two, strict=False)) if a != b]
         return changed[0] if len(one) == len(two) and len(changed) == 1 else None
 
-    if node.operator in ("Reshape", "Expand") and not node.domain:
-        axis, target = axis_of(node.inputs[0]), before.get(node.inputs[1])
-        now = values.get(node.inputs[1])
-        if axis is None or not isinstance(target, np.ndarray) or not np.array_equal(target, now):
+    def rewritten(self, node: Node) -> list[Node]:
+        """What takes the place of a node."""
+        if node.operator in ("Recurrent", "GruResetFirst"):
+            states = (2, 3) if node.operator == "Recurrent" else (2,)
+            return self.for_each_sample(node, states, 0 if node.attributes["layout"] else 1)
+        if node.domain or node.operator not in ("Reshape", "Expand", "Concat"):
             return [node]
-        sizes = list(_shape(before.get(node.outputs[0])))
-        if node.operator == "Reshape":
-            place = _place(_shape(before[node.inputs[0]]), axis, sizes)
-            if place is None or target.reshape(-1)[place] == 0:
-                return [node]
-            target = [int(size) for size in sizes]
-            return [_own(node, "ReshapeBatch", (node.inputs[0], first), target=target, axis=place, of=batch)]
-        place = axis + len(sizes) - len(_shape(before[node.inputs[0]]))
-        target = [-1 if at == place else int(size) for at, size in enumerate(sizes)]
-        return [_own(node, "ExpandTo", (node.inputs[0],), target=target)]
-    if node.operator == "Concat" and not node.domain:
-        axes = {axis_of(name) for name in node.inputs} - {None}
-        if len(axes) != 1:
+        if node.operator == "Concat":
+            axes = {axis for name in node.inputs if (axis := self.axis_of(name)) is not None}
+            return self.for_each_sample(node, range(len(node.inputs)), axes.pop()) if len(axes) == 1 else [node]
+        axis, target = self.axis_of(node.inputs[0]), self.before.get(node.inputs[1])
+        if axis is None or not isinstance(target, np.ndarray):
             return [node]
-        return _for_each_sample(node, range(len(node.inputs)), axes.pop() or 0, before, axis_of, first, batch)
-    if node.operator in ("Recurrent", "GruResetFirst"):
-        axis = 0 if node.attributes["layout"] else 1
-        states = [place for place in (2, 3) if node.operator == "Recurrent" or place == 2]
-        return _for_each_sample(node, states, axis, before, axis_of, first, batch)
-    return [node]
+        if not np.array_equal(target, np.asarray(self.now.get(node.inputs[1]))):  # it follows the batch already
+            return [node]
+        return [(self.reshape if node.operator == "Reshape" else self.expand)(node, axis, target)]
 
+    def reshape(self, node: Node, axis: int, target: Array) -> Node:
+        own, sizes = _shape(self.before[node.inputs[0]]), _shape(self.before[node.outputs[0]])
+        place = _place(own, axis, sizes)
+        if place is None or target[place] == 0:
+            return node
+        attributes = {"target": sizes, "axis": place, "of": self.batch}
+        return replace(node, operator="ReshapeBatch", inputs=(node.inputs[0], self.first), attributes=attributes)
 
-def _own(node: Node, operator: str, inputs: tuple[str, ...], **attributes: Any) -> Node:
-    return replace(node, operator=operator, inputs=inputs, attributes=attributes)
+    def expand(self, node: Node, axis: int, target: Array) -> Node:
+        sizes = _shape(self.before[node.outputs[0]])
+        sizes[axis + len(sizes) - len(_shape(self.before[node.inputs[0]]))] = -1
+        return replace(node, operator="ExpandTo", inputs=node.inputs[:1], attributes={"target": sizes})
 
-
-def _for_each_sample(
-    node: Node,
-    places: Sequence[int],
-    axis: int,
-    before: dict[str, Any],
-    axis_of: Callable[[str], int | None],
-    first: str,
-    batch: int,
-) -> list[Node]:
-    """Inputs that are there for the file's batch, and not for another, are those of one sample for all of them."""
-    found, inputs = [], list(node.inputs)
-    for place in places:
-        name = inputs[place]
-        shape = _shape(before.get(name)) if name else []
-        if axis_of(name) is None and axis < len(shape) and shape[axis] == batch:
-            inputs[place] = f"{name} of {node.outputs[0]}"
-            found.append(Node("ExpandBatch", (name, first), (inputs[place],), {"axis": axis}, f"{node.name}_expand"))
-    return [*found, replace(node, inputs=tuple(inputs))]
+    def for_each_sample(self, node: Node, places: Sequence[int], axis: int) -> list[Node]:
+        """Inputs at `places` that are there for the file's batch, and not for another, are those of one sample for all
+        of them."""
+        found, inputs = [], list(node.inputs)
+        for place in places:
+            name = inputs[place]
+            shape = _shape(self.before.get(name)) if name else []
+            if self.axis_of(name) is None and axis < len(shape) and shape[axis] == self.batch:
+                inputs[place] = f"{name} of {node.outputs[0]}"
+                own = Node("ExpandBatch", (name, self.first), (inputs[place],), {"axis": axis}, f"{node.name}_expand")
+                found.append(own)
+        return [*found, replace(node, inputs=tuple(inputs))]
 
 
 def _place(before: list[int], axis: int, after: list[int]) -> int | None:
     """The axis of a reshaped tensor that holds the batch: the one with as much before it."""
     ahead, size = math.prod(before[:axis]), before[axis]
-    candidates = [
-        place for place in range(len(after)) if math.prod(after[:place]) == ahead and after[place] % size == 0
-    ]
-    exact = [place for place in candidates if after[place] == size]
-    return (exact or candidates or [None])[0]
+    candidates = [at for at in range(len(after)) if math.prod(after[:at]) == ahead and after[at] % size == 0]
+    exact = [at for at in candidates if after[at] == size]
+    return next(iter((*exact, *candidates)), None)
 
 
 def agrees(network: Network, other: Network, inputs: Sequence[Tensor]) -> bool:

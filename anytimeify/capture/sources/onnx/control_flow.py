@@ -93,7 +93,8 @@ def _scan(
     places, reverse = scan_output_axes or [0] * outputs, scan_output_directions or [0] * outputs
     columns = [list(parts) for parts in zip(*collected, strict=True)]
     stacked = [
-        _stacked(parts[::-1] if back else parts, axis) for parts, axis, back in zip(columns, places, reverse, strict=True)
+        _stacked(parts[::-1] if back else parts, axis)
+        for parts, axis, back in zip(columns, places, reverse, strict=True)
     ]
     return _results([*state, *stacked])
 

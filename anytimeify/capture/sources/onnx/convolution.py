@@ -26,7 +26,12 @@ def _of_rank(functions: Sequence[Function], x: Tensor) -> Function:
 
 
 def _paddings(
-    x: Tensor, auto_pad: str, pads: Sequence[int] | None, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
+    x: Tensor,
+    auto_pad: str,
+    pads: Sequence[int] | None,
+    kernel: Sequence[int],
+    strides: Sequence[int],
+    dilations: Sequence[int],
 ) -> tuple[list[int], list[int]]:
     """How much is put before and behind every axis after the channels."""
     count = len(kernel)
@@ -193,7 +198,7 @@ def _global_max_pool(x: Tensor) -> Tensor:
 
 
 def _global_lp_pool(x: Tensor, *, p: int = 2) -> Tensor:
-    return torch.linalg.vector_norm(x, p, list(range(2, x.dim())), True)
+    return x.abs().pow(p).sum(list(range(2, x.dim())), True).pow(1 / p)
 
 
 ROWS = (

@@ -52,23 +52,25 @@ def sizes(graph: Graph, given: Given) -> Shapes | None:
     batch = _batch(graph, own)
     found: Shapes = {}
     for one in graph.inputs:
-        if one.name in own:
-            found[one.name] = own[one.name]
-            continue
-        if one.sizes is None:
+        shape = own.get(one.name) or _filled(one, named, batch, graph.inputs[0])
+        if shape is None:
             return None
-        shape = []
-        for axis, size in enumerate(one.sizes):
-            known = size if isinstance(size, int) else named.get(str(size))
-            if known is None:
-                first = graph.inputs[0].sizes or ()
-                same = size is not None and bool(first) and size == first[0]
-                known = batch if axis == 0 or same else None
-            if known is None:
-                return None
-            shape.append(known)
-        found[one.name] = tuple(shape)
+        found[one.name] = shape
     return found
+
+
+def _filled(one: Input, named: Mapping[str, int], batch: int, first: Input) -> tuple[int, ...] | None:
+    """The shape of an input with what is known of the names of its sizes."""
+    if one.sizes is None:
+        return None
+    shape = []
+    for axis, size in enumerate(one.sizes):
+        is_batch = axis == 0 or (size is not None and bool(first.sizes) and size == (first.sizes or ())[0])
+        known = size if isinstance(size, int) else named.get(str(size), batch if is_batch else None)
+        if known is None:
+            return None
+        shape.append(known)
+    return tuple(shape)
 
 
 def _batch(graph: Graph, own: Shapes) -> int:
@@ -81,8 +83,9 @@ def _batch(graph: Graph, own: Shapes) -> int:
 
 
 def _shape(one: Input, value: int | float | Sequence[int]) -> tuple[int, ...]:
-    shape = (value,) if isinstance(value, int) else tuple(value) if isinstance(value, Sequence) else None
-    if shape is None or any(not isinstance(size, int) or size < 1 for size in shape):
+    listed: tuple[Any, ...] = tuple(value) if isinstance(value, Sequence) else (value,)
+    shape = tuple(size for size in listed if isinstance(size, int) and size > 0)
+    if len(shape) != len(listed):
         raise ArgumentValueError(f"inputs: '{one.name}' is given {value!r}; expected sizes such as (2, 3, 224, 224)")
     declared = one.sizes
     fits = declared is None or (
@@ -94,7 +97,7 @@ def _shape(one: Input, value: int | float | Sequence[int]) -> tuple[int, ...]:
     )
     if not fits:
         raise ArgumentValueError(f"inputs: '{one.name}' is given {list(shape)}, but the file says {_shown(one)}")
-    return tuple(int(size) for size in shape)  # type: ignore[arg-type]  # compared above
+    return shape
 
 
 def _shown(one: Input) -> str:
@@ -107,14 +110,16 @@ def missing_sizes(inputs: Sequence[Input], path: str) -> CaptureError:
     """The error that asks for what a file leaves open."""
     open_ones = [one for one in inputs if one.sizes is None or any(not isinstance(s, int) for s in one.sizes[1:])]
     shown = ", ".join(f"{one.name} {_shown(one)}" for one in open_ones)
-    asked = " ".join(
-        f"--input {one.name}={'x'.join(str(s) if isinstance(s, int) else '2' if not axis else '?' for axis, s in enumerate(one.sizes or ('batch', None)))}"
-        for one in open_ones
-    )
+    asked = " ".join(f"--input {one.name}={'x'.join(_asked(one))}" for one in open_ones)
     return CaptureError(
         f"'{path}' leaves sizes of its inputs open: {shown}. Give them: {asked}, with a number for each question mark "
         "(source(..., inputs={NAME: (2, ...)}), or example_inputs)."
     )
+
+
+def _asked(one: Input) -> list[str]:
+    sizes = one.sizes if one.sizes is not None else (None, None)
+    return [str(size) if isinstance(size, int) else "?" if axis else "2" for axis, size in enumerate(sizes)]
 
 
 def examples(graph: Graph, shapes: Shapes) -> tuple[Tensor, ...]:

@@ -33,7 +33,7 @@ def _positive(places: Tensor, x: Tensor, axis: int) -> Tensor:
 
 
 def _gather_sizes(x: Array, places: Array, *, axis: int = 0) -> Array:
-    return array_of(np.asarray(np.take(x, places.astype(np.int64), axis)))
+    return array_of(np.take(x, places.astype(np.int64), axis))
 
 
 def _gather_at(x: Any, places: Any, *, axis: int = 0) -> Any:

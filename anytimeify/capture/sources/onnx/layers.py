@@ -1,9 +1,9 @@
 """Products with weights as layers, and what tensors are: parameters, buffers, or numbers.
 
-    MatMul(x, w), w a tensor of [in, out] that only products read      ->      Linear(x, w'), w' of [out, in]
-    Add(MatMul(x, w), b)                                               ->      Linear(x, w', b)
-    Gemm(x, w, c)                                                      ->      Gemm(x, w', c, transB=1)
-    LSTM(x, W, R, B, ...)       ->      Recurrent(x, ..., a weight of torch's layer for each of its gates' tensors)
+MatMul(x, w), w a tensor of [in, out] that only products read      ->      Linear(x, w'), w' of [out, in]
+Add(MatMul(x, w), b)                                               ->      Linear(x, w', b)
+Gemm(x, w, c)                                                      ->      Gemm(x, w', c, transB=1)
+LSTM(x, W, R, B, ...)       ->      Recurrent(x, ..., a weight of torch's layer for each of its gates' tensors)
 """
 
 from __future__ import annotations
@@ -102,7 +102,8 @@ def _linear(node: Node) -> Node:
     return replace(node, operator="Linear")
 
 
-# Recurrent layers. ONNX has the gates of an LSTM as i, o, f, c and torch as i, f, g, o; of a GRU as z, r, h and r, z, n.
+# Recurrent layers. ONNX has the gates of an LSTM as i, o, f, c, torch as i, f, g, o; those of a GRU as z, r, h, and
+# torch as r, z, n.
 
 _GATES = {"LSTM": (0, 2, 3, 1), "GRU": (1, 0, 2), "RNN": (0,)}
 _ACTIVATIONS = {"LSTM": ("Sigmoid", "Tanh", "Tanh"), "GRU": ("Sigmoid", "Tanh"), "RNN": ("Tanh",)}
@@ -194,7 +195,7 @@ def roles_of(graph: Graph, rows: Callable[[Node], Row]) -> dict[str, str]:
     statistics, weights, data, numbers = set[str](), set[str](), set[str](), set[str]()
     for node in reversed(list(nodes_of(graph))):
         row, first = rows(node), _ALL_WEIGHTS.get(node.operator, 1)
-        asked = row.sizes is not None and node.outputs[0] in numbers
+        asked = row.sizes is not None and node.outputs[0] in numbers and node.operator not in ("Shape", "Size")
         for place, name in enumerate(node.inputs):
             if place in row.numbers or asked:
                 numbers.add(name)

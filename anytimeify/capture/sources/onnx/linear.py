@@ -14,16 +14,21 @@ __all__ = ["ROWS"]
 
 
 def _gemm(
-    a: Tensor, b: Tensor, c: Any = None, *, alpha: float = 1.0, beta: float = 1.0, transA: int = 0, transB: int = 0,  # noqa: N803  # names of ONNX
+    a: Tensor,
+    b: Tensor,
+    c: Any = None,
+    *,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+    transA: int = 0,  # noqa: N803  # names of ONNX
+    transB: int = 0,  # noqa: N803  # names of ONNX
 ) -> Tensor:
     a, b = a.t() if transA else a, b if transB else b.t()
     if alpha == beta == 1 and c is not None and tuple(c.shape) in ((b.shape[0],), (1, b.shape[0])):
         return F.linear(a, b, c.reshape(-1))
     result = F.linear(a, b)
     result = result * alpha if alpha != 1 else result
-    if c is None:
-        return result
-    return result + (c * beta if beta != 1 else c)
+    return result if c is None else result.add(c * beta if beta != 1 else c)
 
 
 def _einsum(*operands: Tensor, equation: str) -> Tensor:

@@ -20,9 +20,19 @@ from anytimeify.capture.sources.onnx.values import array_of
 __all__ = ["ROWS", "dtype_of_number"]
 
 _DTYPES = {
-    **{1: torch.float32, 2: torch.uint8, 3: torch.int8, 4: torch.uint16, 5: torch.int16, 6: torch.int32},
-    **{7: torch.int64, 9: torch.bool, 10: torch.float16, 11: torch.float64, 12: torch.uint32, 13: torch.uint64},
-    **{16: torch.bfloat16},
+    1: torch.float32,
+    2: torch.uint8,
+    3: torch.int8,
+    4: torch.uint16,
+    5: torch.int16,
+    6: torch.int32,
+    7: torch.int64,
+    9: torch.bool,
+    10: torch.float16,
+    11: torch.float64,
+    12: torch.uint32,
+    13: torch.uint64,
+    16: torch.bfloat16,
 }
 
 
@@ -118,7 +128,7 @@ def _where_sizes(condition: Array, a: Array, b: Array) -> Array:
 def _sizes(function: Callable[..., Any]) -> Callable[..., Array]:
     """A function of two sizes as one of arrays of them."""
     each = np.frompyfunc(function, 2, 1)
-    return lambda *values: array_of(np.asarray(reduce(each, values)))
+    return lambda *values: array_of(reduce(each, values))
 
 
 _divided = _sizes(lambda a, b: a / b if isinstance(a, float | torch.SymFloat) else a // b)
@@ -202,7 +212,9 @@ def _cumsum(x: Tensor, axis: Array, *, exclusive: int = 0, reverse: int = 0) -> 
     return total.flip(dim) if reverse else total
 
 
-def _dropout(x: Tensor, probability: Any = None, mode: Any = None, *, outputs: int, training: bool, seed: int = 0) -> Any:
+def _dropout(
+    x: Tensor, probability: Any = None, mode: Any = None, *, outputs: int, training: bool, seed: int = 0
+) -> Any:
     """In eval mode nothing; in train mode it drops, as it did before the file was written."""
     if mode is not None and bool(np.any(mode)):
         raise NotReadError("it drops in every mode (its training_mode is true)")
@@ -306,6 +318,7 @@ ROWS = (
     Row("Softmax", 13, _softmax),
     Row("LogSoftmax", 1, _flattened(_log_softmax)),
     Row("LogSoftmax", 13, _log_softmax),
+    Row("Hardmax", 1, _flattened(_hardmax)),
     Row("Hardmax", 13, _hardmax),
     Row("CumSum", 11, _cumsum, numbers=(1,)),
     # of training

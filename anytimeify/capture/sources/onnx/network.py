@@ -45,7 +45,6 @@ class Body:
     """A graph whose nodes are modules."""
 
     steps: tuple[Step, ...]
-    constants: Mapping[str, Array]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
 
@@ -115,26 +114,32 @@ class Network(nn.Module):
     def __init__(self, path: str) -> None:
         super().__init__()
         self.path = path
-        self.stored: dict[str, str] = {}  # the file's name of a tensor, and ours
+        self.constants: dict[str, Array] = {}  # what is known
+        self.stored: dict[str, str] = {}  # parameters and buffers by the file's names, and their paths here
+        self.buffers_of_constants: dict[str, str] = {}  # where a constant is a buffer, too
 
     def computed(self, tensors: Sequence[Any]) -> Any:
         """The outputs for inputs in their order."""
         if self.batch is not None and tensors[0].shape[0] != self.batch:
-            raise CaptureError(f"'{self.path}' has a batch of {self.batch} written into it, and no other agrees with it")
+            raise CaptureError(
+                f"'{self.path}' has a batch of {self.batch} written into it, and no other agrees with it"
+            )
         values = self.values(tensors)
-        found = [self._tensor(name, self._value(name, values)) for name in self.body.outputs]
+        found = [self._tensor(name, values[name]) for name in self.body.outputs]
         return found[0] if len(found) == 1 else dict(zip(_distinct(self.body.outputs), found, strict=True))
 
     def values(self, tensors: Sequence[Any], *, only_inputs: bool = False) -> dict[str, Any]:
         """All values by name; with `only_inputs` those that are there before the first node runs."""
-        values: dict[str, Any] = {**dict(zip(self.body.inputs, tensors, strict=True)), **self.body.constants}
+        values: dict[str, Any] = {name: self._stored(path) for name, path in self.stored.items()}
+        values.update(self.constants)
+        values.update(zip(self.body.inputs, tensors, strict=True))
         for step in () if only_inputs else self.body.steps:
             self.run_step(step, values)
         return values
 
     def run_step(self, step: Step, values: dict[str, Any]) -> None:
         """Adds what a node computes."""
-        inputs = [self._value(name, values) if name else None for name in step.node.inputs]
+        inputs = [values[name] if name else None for name in step.node.inputs]
         try:
             results = self._result(step, inputs, values)
         except NotReadError as error:
@@ -145,16 +150,14 @@ class Network(nn.Module):
     def attributes_of(self, node: Node, other: Node) -> Mapping[str, Any]:
         """Attributes of a node that stands for `node`, with inner graphs as this network has them."""
         own = next(step.attributes for step in self.body.steps if step.node is node)
-        return {name: own.get(name, value) if isinstance(value, Graph) else value for name, value in other.attributes.items()}
+        return {
+            name: own.get(name, value) if isinstance(value, Graph) else value
+            for name, value in other.attributes.items()
+        }
 
-    def _value(self, name: str, values: Mapping[str, Any]) -> Any:
-        if name in values:
-            return values[name]
-        own = self.stored.get(name)
-        if own is None:
-            raise CaptureError(f"'{self.path}' is damaged: nothing writes '{name}', which is read.")
-        path, _, last = own.rpartition(".")
-        return getattr(self.get_submodule(path), last)
+    def _stored(self, path: str) -> Tensor:
+        module, _, last = path.rpartition(".")
+        return getattr(self.get_submodule(module), last)  # type: ignore[no-any-return]  # a parameter or a buffer
 
     def _result(self, step: Step, inputs: Sequence[Any], values: dict[str, Any]) -> Any:
         if step.row.flow:
@@ -170,10 +173,10 @@ class Network(nn.Module):
 
     def _runner(self, values: dict[str, Any]) -> Callable[[Body, Sequence[Any]], list[Any]]:
         def run(body: Body, own: Sequence[Any]) -> list[Any]:
-            inner = {**values, **dict(zip(body.inputs, own, strict=True)), **body.constants}
+            inner = {**values, **dict(zip(body.inputs, own, strict=True))}
             for step in body.steps:
                 self.run_step(step, inner)
-            return [self._value(name, inner) for name in body.outputs]
+            return [inner[name] for name in body.outputs]
 
         return run
 
@@ -181,11 +184,8 @@ class Network(nn.Module):
         """A value as a tensor; a constant of the file is a buffer."""
         if isinstance(value, Tensor):
             return value
-        own = self.stored.get(f"constant {name}")
-        if own is not None:
-            path, _, last = own.rpartition(".")
-            return getattr(self.get_submodule(path), last)  # type: ignore[no-any-return]  # a buffer
-        return tensor_of(value)
+        path = self.buffers_of_constants.get(name)
+        return tensor_of(value) if path is None else self._stored(path)
 
 
 def _distinct(outputs: Sequence[str]) -> list[str]:
@@ -208,10 +208,10 @@ def network_of(graph: Graph, roles: Mapping[str, str], rows: Callable[[Node], Ro
     parameters = [inspect.Parameter(name, kind) for name in ("self", *inputs)]
     forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # a function's own
     network: Network = type("OnnxNetwork", (Network,), {"forward": forward})(path)
-    network.inputs = tuple(
-        Input(name, one.dtype, one.sizes) for name, one in zip(inputs, graph.inputs, strict=True)
-    )
-    network.body = _Builder(network, roles, rows).body(graph)
+    network.inputs = tuple(Input(name, one.dtype, one.sizes) for name, one in zip(inputs, graph.inputs, strict=True))
+    builder = _Builder(network, rows)
+    builder.place(graph.tensors, roles)
+    network.body = builder.body(graph)
     return network
 
 
@@ -222,21 +222,23 @@ def _identifier(name: str) -> str:
 
 
 class _Builder:
-    def __init__(self, network: Network, roles: Mapping[str, str], rows: Callable[[Node], Row]) -> None:
-        self.network, self.roles, self.rows = network, roles, rows
+    def __init__(self, network: Network, rows: Callable[[Node], Row]) -> None:
+        self.network, self.rows = network, rows
 
-    def body(self, graph: Graph) -> Body:
-        constants = {}
-        for name, array in graph.tensors.items():
-            role = self.roles.get(name)
-            if role is None or role == "constant":
-                constants[name] = array
+    def place(self, tensors: Mapping[str, Array], roles: Mapping[str, str]) -> None:
+        for name, array in tensors.items():
+            role = roles.get(name)
+            if role in (None, "constant"):
+                self.network.constants[name] = array
             if role is not None:
                 tensor = tensor_of(array)
-                own = self._place(valid(name), nn.Parameter(tensor) if role == "parameter" else tensor)
-                self.network.stored[f"constant {name}" if role == "constant" else name] = own
+                path = self._place(valid(name), nn.Parameter(tensor) if role == "parameter" else tensor)
+                paths = self.network.buffers_of_constants if role == "constant" else self.network.stored
+                paths[name] = path
+
+    def body(self, graph: Graph) -> Body:
         steps = tuple(self._step(node) for node in graph.nodes)
-        return Body(steps, constants, tuple(one.name for one in graph.inputs), graph.outputs)
+        return Body(steps, tuple(one.name for one in graph.inputs), graph.outputs)
 
     def _step(self, node: Node) -> Step:
         attributes = {

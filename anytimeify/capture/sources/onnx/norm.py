@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -67,16 +66,14 @@ def _group_norm(x: Tensor, scale: Tensor, bias: Tensor, *, num_groups: int, epsi
     return F.group_norm(x, num_groups, scale, bias, epsilon)
 
 
-def _local_response_norm(
-    x: Tensor, *, size: int, alpha: float = 1e-4, beta: float = 0.75, bias: float = 1.0
-) -> Tensor:
+def _local_response_norm(x: Tensor, *, size: int, alpha: float = 1e-4, beta: float = 0.75, bias: float = 1.0) -> Tensor:
     if size % 2 == 0:
         raise NotReadError("its size is even")
     return F.local_response_norm(x, size, alpha, beta, bias)
 
 
 def _lp_normalization(x: Tensor, *, axis: int = -1, p: int = 2) -> Tensor:
-    return x / torch.linalg.vector_norm(x, p, axis, True)
+    return F.normalize(x, float(p), axis, eps=0)
 
 
 def _mean_variance(x: Tensor, *, axes: Any = (0, 2, 3)) -> Tensor:

@@ -54,11 +54,28 @@ def read(path: Path) -> File:
         )
     if model.functions:
         model = _inlined(model, path)
-    return File(_Reader(path).graph(model.graph), opset, path)
+    graph = _Reader(path).graph(model.graph)
+    _check_order(graph, set(), path)
+    return File(graph, opset, path)
+
+
+def _check_order(graph: Graph, known: set[str], path: Path) -> None:
+    """`ArtifactError` where a node reads what no node before it writes."""
+    known = {*known, *graph.tensors, *(one.name for one in graph.inputs)}
+    for node in graph.nodes:
+        for name in node.inputs:
+            if name and name not in known:
+                raise ArtifactError(f"'{path}' is damaged: {node} reads '{name}', which nothing before it writes.")
+        for inner in node.graphs:
+            _check_order(inner, known, path)
+        known.update(node.outputs)
+    for name in graph.outputs:
+        if name not in known:
+            raise ArtifactError(f"'{path}' is damaged: nothing writes '{name}', which it returns.")
 
 
 def _inlined(model: Any, path: Path) -> Any:
-    """The model with calls of its own functions replaced by what they do. Functions that call themselves are refused."""
+    """The model with calls of its own functions replaced by what they do; those that call themselves are refused."""
     import onnx.inliner
 
     own = {(one.domain, one.name) for one in model.functions}

@@ -1,4 +1,4 @@
-"""Recurrent layers. `layers` makes a `Recurrent` of each, which is ours: torch's layer, with weights in torch's order."""
+"""Recurrent layers. `layers` makes a `Recurrent` of each, which is ours: torch's layer, with its order of weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Operators that reduce axes. Axes are an attribute, or an input: for sums from version 13 on, for others from 18 on."""
+"""Operators that reduce axes. Axes are an attribute, or an input: of sums from version 13 on, of others from 18."""
 
 from __future__ import annotations
 

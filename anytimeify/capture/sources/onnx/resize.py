@@ -8,7 +8,7 @@ a matrix for the others, which is a constant.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,8 +38,8 @@ def _resize(
     mode: str = "nearest",
     nearest_mode: str = "round_prefer_floor",
 ) -> Tensor:
-    if keep_aspect_ratio_policy != "stretch":
-        raise NotReadError("keep_aspect_ratio_policy is not read")
+    if antialias or keep_aspect_ratio_policy != "stretch":
+        raise NotReadError("antialias and keep_aspect_ratio_policy are not read")
     if coordinate_transformation_mode == "tf_crop_and_resize":
         raise NotReadError("coordinate_transformation_mode=tf_crop_and_resize is not read")
     chosen = [axis % x.dim() for axis in axes] if axes is not None else list(range(x.dim()))
@@ -47,11 +47,11 @@ def _resize(
     changed = [axis for axis in chosen if targets[axis] is not None]
     if not changed:
         return x
-    found = _of_torch(x, changed, targets, factors, mode, coordinate_transformation_mode, nearest_mode, cubic_coeff_a, exclude_outside, bool(antialias))
+    found = _of_torch(
+        x, changed, targets, factors, mode, coordinate_transformation_mode, nearest_mode, cubic_coeff_a, exclude_outside
+    )
     if found is not None:
         return found
-    if antialias:
-        raise NotReadError("antialias is read for linear modes with half pixels, to whole sizes")
     for axis in changed:
         target = int(targets[axis])
         places = _places(x.shape[axis], target, factors[axis], coordinate_transformation_mode)
@@ -98,7 +98,6 @@ def _of_torch(
     rounding: str,
     a: float,
     exclude: int,
-    antialias: bool,
 ) -> Tensor | None:
     """`F.interpolate`, where that is the same for sizes that are a multiple, or with torch's own coordinates."""
     if min(changed) < 2 or x.dim() not in _TORCH_LINEAR:
@@ -116,9 +115,6 @@ def _of_torch(
     if coordinates not in ("half_pixel", "pytorch_half_pixel", "align_corners") or alone:
         return None
     corners = coordinates == "align_corners"
-    if antialias:
-        smooth = mode == "linear" and x.dim() == 4 and not corners and not exclude
-        return F.interpolate(x, size, mode="bilinear", antialias=True) if smooth else None
     if mode == "linear":
         return F.interpolate(x, size, mode=_TORCH_LINEAR[x.dim()], align_corners=corners)
     if mode == "cubic" and x.dim() == 4 and a == -0.75 and not exclude:
@@ -127,14 +123,15 @@ def _of_torch(
 
 
 def _places(size: int, target: int, factor: float, coordinates: str) -> Array:
-    """Where each new element lies among the old ones."""
-    new = np.arange(target, dtype=np.float64)
+    """Where each new element lies among the old ones; in 32 bits, as onnxruntime computes it, for what is just below a
+    half is rounded down."""
+    new, factor = np.arange(target, dtype=np.float32), np.float32(factor)
     if coordinates == "asymmetric":
         return new / factor
     if coordinates == "align_corners":
-        return new * (size - 1) / (target - 1) if target > 1 else np.zeros(1)
+        return new * np.float32(size - 1) / np.float32(target - 1) if target > 1 else np.zeros(1, np.float32)
     if coordinates == "pytorch_half_pixel" and target == 1:
-        return np.zeros(1)
+        return np.zeros(1, np.float32)
     if coordinates == "half_pixel_symmetric":
         adjusted = target / (factor * size)
         return size / 2 * (1 - adjusted) + (new + 0.5) / factor - 0.5
@@ -144,7 +141,7 @@ def _places(size: int, target: int, factor: float, coordinates: str) -> Array:
 
 
 def _rounded(places: Array, rounding: str) -> Array:
-    functions = {
+    functions: dict[str, Callable[[Array], Array]] = {
         "floor": np.floor,
         "ceil": np.ceil,
         "round_prefer_floor": lambda one: np.ceil(one - 0.5),
@@ -182,9 +179,7 @@ def _cubic(distance: float, a: float) -> float:
 
 
 def _resize_of_version_10(x: Tensor, scales: Array, *, mode: str = "nearest") -> Tensor:
-    return _resize(
-        x, None, scales, coordinate_transformation_mode="asymmetric", mode=mode, nearest_mode="floor"
-    )
+    return _resize(x, None, scales, coordinate_transformation_mode="asymmetric", mode=mode, nearest_mode="floor")
 
 
 _GRID_MODES = {"linear": "bilinear", "cubic": "bicubic"}

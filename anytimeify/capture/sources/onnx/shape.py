@@ -13,7 +13,7 @@ from torch import Tensor
 from anytimeify.capture.sources.onnx.graph import Array
 from anytimeify.capture.sources.onnx.math import dtype_of_number
 from anytimeify.capture.sources.onnx.table import NotReadError, Row
-from anytimeify.capture.sources.onnx.values import array_of, bounded, sizes_of, torch_dtype
+from anytimeify.capture.sources.onnx.values import array_of, bounded, sizes_of, tensor_of, torch_dtype
 
 __all__ = ["ROWS", "padded"]
 
@@ -136,9 +136,7 @@ def _depth_to_space(x: Tensor, *, blocksize: int, mode: str = "DCR") -> Tensor:
 def _space_to_depth(x: Tensor, *, blocksize: int) -> Tensor:
     n, channels, height, width = x.shape
     parts = x.reshape(n, channels, height // blocksize, blocksize, width // blocksize, blocksize)
-    return parts.permute(0, 3, 5, 1, 2, 4).reshape(
-        n, channels * blocksize**2, height // blocksize, width // blocksize
-    )
+    return parts.permute(0, 3, 5, 1, 2, 4).reshape(n, channels * blocksize**2, height // blocksize, width // blocksize)
 
 
 # Parts, and what is put together.
@@ -152,9 +150,7 @@ def _concat_sizes(*parts: Array, axis: int) -> Array:
     return array_of(np.concatenate(parts, axis))
 
 
-def _slice(
-    x: Any, starts: Array, ends: Array, axes: Array | None = None, steps: Array | None = None
-) -> Any:
+def _slice(x: Any, starts: Array, ends: Array, axes: Array | None = None, steps: Array | None = None) -> Any:
     """As slices of Python, in which an end below the start of the axis means that nothing is left out there."""
     index: list[Any] = [slice(None)] * len(x.shape)
     chosen = list(range(starts.size)) if axes is None else sizes_of(axes)
@@ -208,13 +204,17 @@ def _expand(x: Any, target: Array) -> Any:
     rank = max(len(wanted), len(x.shape))
     wanted, own = (1,) * (rank - len(wanted)) + wanted, (1,) * (rank - len(x.shape)) + tuple(x.shape)
     sizes = [mine if isinstance(size, int) and size == 1 else size for mine, size in zip(own, wanted, strict=True)]
-    return np.broadcast_to(x, sizes) if isinstance(x, np.ndarray) else x.expand(sizes)
+    if isinstance(x, np.ndarray) and all(isinstance(size, int) for size in sizes):
+        return np.broadcast_to(x, sizes)
+    return (tensor_of(x) if isinstance(x, np.ndarray) else x).expand(sizes)
 
 
 def _tile(x: Any, repeats: Array) -> Any:
     times = sizes_of(repeats)
     bounded([size * count for size, count in zip(x.shape, times, strict=True)])
-    return array_of(np.tile(x, times)) if isinstance(x, np.ndarray) else x.repeat(times)
+    if isinstance(x, np.ndarray) and all(isinstance(count, int) for count in times):
+        return array_of(np.tile(x, times))
+    return (tensor_of(x) if isinstance(x, np.ndarray) else x).repeat(times)
 
 
 _MODES = {"constant": "constant", "reflect": "reflect", "edge": "replicate", "wrap": "circular"}
@@ -260,7 +260,9 @@ def _source(place: int, size: int, mode: str) -> int:
     return place if place < size else 2 * (size - 1) - place
 
 
-def _pad(x: Tensor, pads: Array, value: Array | None = None, axes: Array | None = None, *, mode: str = "constant") -> Any:
+def _pad(
+    x: Tensor, pads: Array, value: Array | None = None, axes: Array | None = None, *, mode: str = "constant"
+) -> Any:
     numbers = sizes_of(pads)
     chosen = range(x.dim()) if axes is None else [axis % x.dim() for axis in sizes_of(axes)]
     before, after = [0] * x.dim(), [0] * x.dim()

@@ -52,16 +52,21 @@ def is_symbolic(value: Any) -> bool:
 
 
 def array_of(value: Any) -> Array:
-    """Sizes as an array: of integers where all are plain numbers."""
-    parts = list(value) if isinstance(value, Sequence) else value
-    if isinstance(parts, list):
-        found = np.empty(len(parts), object)
-        found[:] = parts
-        parts = found
+    """A size or a list of them as an array: of integers where all are plain numbers.
+
+    numpy is not asked to make an array of a symbol, for it would make a number of it."""
+    if isinstance(value, np.ndarray):
+        parts: Array = value
+    elif isinstance(value, Sequence):
+        parts = np.empty(len(value), object)
+        parts[:] = value
+    else:
+        parts = np.empty((), object)
+        parts[()] = value
     if parts.dtype == object and all(type(one) in (int, bool) for one in parts.flat):
         kind = bool if parts.size and all(type(one) is bool for one in parts.flat) else np.int64
         return np.array(parts.tolist(), kind).reshape(parts.shape)
-    return parts  # type: ignore[no-any-return]  # an array by now
+    return parts
 
 
 def tensor_of(array: Array) -> Tensor:
