@@ -49,7 +49,10 @@ def graph(nodes: Sequence[Any], inputs: Mapping[str, int], outputs: Sequence[str
     return helper.make_graph(
         list(nodes),
         "inner",
-        [helper.make_tensor_value_info(name, kind, None) for name, kind in inputs.items()],
+        [
+            helper.make_tensor_value_info(name, kind, [] if kind != onnx.TensorProto.FLOAT else None)
+            for name, kind in inputs.items()
+        ],
         [helper.make_empty_tensor_value_info(name) for name in outputs],
     )
 

@@ -69,7 +69,7 @@ def test_a_network_through_both_exporters(tmp_path: Path, dynamo: bool, opset: i
     assert net.captured.batch is not None
     assert net.levels[0].cost.macs <= 1.02 * native.levels[0].cost.macs
     transform(source, "hierarchical-ensemble{depth=1}")
-    names = dict(source.model.named_parameters())  # type: ignore[union-attr]  # a module
+    names = dict(network(source).named_parameters())
     assert {"token", "inner.weight", "inner.bias", "attention.bias", "head.weight", "head.bias"} <= names.keys()
     assert names["head.weight"].shape == (5, 16)
     assert any("one convolution has a bias" in n or "2 convolutions have a bias" in n for n in net.captured.notes)
@@ -275,13 +275,14 @@ def test_sizes_that_are_open_are_asked_for(tmp_path: Path) -> None:
     assert capture(source.model, torch.ones(2, 3, 5, 5)).batch is not None
     given = resolve(tmp_path / "model.onnx", inputs={"x": (4, 3, 6, 7)})
     assert given.example_inputs.args[0].shape == (4, 3, 6, 7)
-    for wrong, message in [
-        ({"z": (2, 3)}, "no input 'z'"),
-        ({"x": (2, 3)}, "the file says"),
-        ({"x": (2, 0, 3, 4)}, "expected"),
-    ]:
+    refused: list[tuple[str, tuple[int, ...], str]] = [
+        ("z", (2, 3), "no input 'z'"),
+        ("x", (2, 3), "the file says"),
+        ("x", (2, 0, 3, 4), "expected"),
+    ]
+    for name, sizes, message in refused:
         with pytest.raises(ArgumentValueError, match=message):
-            resolve(tmp_path / "model.onnx", inputs=wrong)
+            resolve(tmp_path / "model.onnx", inputs={name: sizes})
 
 
 def test_the_command_line_takes_sizes_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -362,8 +363,9 @@ def test_tensors_beside_a_file(tmp_path: Path) -> None:
     (inside / "link.bin").symlink_to(tmp_path / "weights.bin")
     source = resolve(external(inside, offset=8, length=16))
     assert network(source).get_parameter("w").tolist() == [2, 3, 4, 5]
-    assert resolve(external(inside, location="below/weights.bin"))
-    for entries, message in [
+    below = resolve(external(inside, location="below/weights.bin"))
+    assert network(below).get_parameter("w").tolist() == [0, 1, 2, 3]
+    refused: list[tuple[dict[str, Any], str]] = [
         ({"location": "../weights.bin"}, "outside of the folder"),
         ({"location": str(tmp_path / "weights.bin")}, "outside of the folder"),
         ({"location": "link.bin"}, "outside of the folder"),
@@ -373,7 +375,8 @@ def test_tensors_beside_a_file(tmp_path: Path) -> None:
         ({"offset": -4}, "does not fit"),
         ({"length": 12}, "does not fit"),
         ({"length": "many"}, "no number"),
-    ]:
+    ]
+    for entries, message in refused:
         with pytest.raises(ArtifactError, match=message):
             resolve(external(inside, **entries))
 

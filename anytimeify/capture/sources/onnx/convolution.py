@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from anytimeify.capture.sources.onnx.shape import padded
+from anytimeify.capture.sources.onnx.padding import padded
 from anytimeify.capture.sources.onnx.table import NotReadError, Row
 
 __all__ = ["ROWS"]

@@ -125,19 +125,19 @@ def _of_torch(
 def _places(size: int, target: int, factor: float, coordinates: str) -> Array:
     """Where each new element lies among the old ones; in 32 bits, as onnxruntime computes it, for what is just below a
     half is rounded down."""
-    new, factor = np.arange(target, dtype=np.float32), np.float32(factor)
+    new, scale = np.arange(target, dtype=np.float32), np.float32(factor)
     if coordinates == "asymmetric":
-        return new / factor
+        return new / scale
     if coordinates == "align_corners":
         return new * np.float32(size - 1) / np.float32(target - 1) if target > 1 else np.zeros(1, np.float32)
     if coordinates == "pytorch_half_pixel" and target == 1:
         return np.zeros(1, np.float32)
     if coordinates == "half_pixel_symmetric":
-        adjusted = target / (factor * size)
-        return size / 2 * (1 - adjusted) + (new + 0.5) / factor - 0.5
+        adjusted = target / (scale * size)
+        return size / 2 * (1 - adjusted) + (new + 0.5) / scale - 0.5
     if coordinates not in ("half_pixel", "pytorch_half_pixel"):
         raise NotReadError(f"coordinate_transformation_mode={coordinates} is not read")
-    return (new + 0.5) / factor - 0.5
+    return (new + 0.5) / scale - 0.5
 
 
 def _rounded(places: Array, rounding: str) -> Array:
@@ -178,10 +178,6 @@ def _cubic(distance: float, a: float) -> float:
     return 0.0
 
 
-def _resize_of_version_10(x: Tensor, scales: Array, *, mode: str = "nearest") -> Tensor:
-    return _resize(x, None, scales, coordinate_transformation_mode="asymmetric", mode=mode, nearest_mode="floor")
-
-
 _GRID_MODES = {"linear": "bilinear", "cubic": "bicubic"}
 
 
@@ -192,8 +188,6 @@ def _grid_sample(
 
 
 ROWS = (
-    Row("Resize", 10, _resize_of_version_10, numbers=(1,)),
     Row("Resize", 11, _resize, numbers=(1, 2, 3)),
-    Row("Upsample", 9, _resize_of_version_10, numbers=(1,)),
     Row("GridSample", 16, _grid_sample),
 )

