@@ -16,6 +16,7 @@ import typer
 
 import anytimeify
 from anytimeify import transform
+from anytimeify.capture.sources.onnx.read import OPSETS
 from anytimeify.errors import AnytimeError
 from anytimeify.runtime.model import AnytimeModel
 from benchmarks.onnx_sources.networks import (
@@ -29,7 +30,7 @@ from benchmarks.onnx_sources.networks import (
     export,
     network,
 )
-from benchmarks.onnx_sources.page import PAGE
+from benchmarks.onnx_sources.page import PAGE, operators
 
 SCHEMES = ("nested-channels{widths=0.25,0.5,1}", "hierarchical-ensemble")
 

@@ -23,7 +23,7 @@ from anytimeify.capture.sources.onnx.graph import Array, Graph, Node
 from anytimeify.capture.sources.onnx.network import Network, Step
 from anytimeify.capture.sources.onnx.table import Row
 
-__all__ = ["agrees", "for_any_batch"]
+__all__ = ["agrees", "for_any_batch", "samples"]
 
 
 def for_any_batch(graph: Graph, network: Network, inputs: Sequence[Tensor], rows: Callable[[Node], Row]) -> Graph:
@@ -31,7 +31,7 @@ def for_any_batch(graph: Graph, network: Network, inputs: Sequence[Tensor], rows
     batch = inputs[0].shape[0]
     with torch.no_grad():
         before = network.values(inputs)
-        now = network.values(_samples(inputs, 3 * batch), only_inputs=True)
+        now = network.values(samples(inputs, 3 * batch), only_inputs=True)
         both = _SideBySide(before, now, graph.inputs[0].name, batch)
         nodes: list[Node] = []
         for node in graph.nodes:
@@ -41,7 +41,7 @@ def for_any_batch(graph: Graph, network: Network, inputs: Sequence[Tensor], rows
     return replace(graph, nodes=tuple(nodes))
 
 
-def _samples(inputs: Sequence[Tensor], count: int) -> list[Tensor]:
+def samples(inputs: Sequence[Tensor], count: int) -> list[Tensor]:
     """The same inputs as a larger batch."""
     batch = inputs[0].shape[0]
     places = torch.arange(count) % batch
@@ -126,7 +126,7 @@ def agrees(network: Network, other: Network, inputs: Sequence[Tensor]) -> bool:
     generator = torch.Generator().manual_seed(1)
     many = [
         one + 0.1 * torch.randn(one.shape, generator=generator).to(one.dtype) if one.is_floating_point() else one
-        for one in _samples(inputs, count)
+        for one in samples(inputs, count)
     ]
     try:
         with torch.no_grad():

@@ -18,13 +18,14 @@ import numpy as np
 from anytimeify.capture.sources.onnx.graph import Array, Graph, Node, nodes_of, readers
 from anytimeify.capture.sources.onnx.table import Row
 from anytimeify.errors import CaptureError
+from anytimeify.ir import names
 
 __all__ = ["roles_of", "with_layers"]
 
 
 def with_layers(graph: Graph, path: str) -> Graph:
     """The graph, whose tensors are all in the outermost one, with layers of torch's."""
-    graph = _recurrent_layers(_linear_layers(graph), path)
+    graph = _recurrent_layers(_linear_layers(_apart(graph)), path)
     used = readers(graph)
     return replace(graph, tensors={name: one for name, one in graph.tensors.items() if name in used})
 
@@ -43,6 +44,30 @@ def _everywhere(graph: Graph, rewrite: Rewrite) -> Graph:
         for node in rewrite(graph.nodes)
     ]
     return replace(graph, nodes=tuple(nodes))
+
+
+def _apart(graph: Graph) -> Graph:
+    """Weights of which all elements are equal, and which several nodes read, as one for each: exporters write equal
+    tensors once, and before training all scales of norms are ones. A shared layer is no longer told from that."""
+    reads = readers(graph)
+    shared = {name for name, one in graph.tensors.items() if reads.get(name, 0) > 1 and _is_uniform(one)}
+    tensors, taken = dict(graph.tensors), set(graph.tensors)
+
+    def own(name: str) -> str:
+        if name not in shared:
+            return name
+        other = names.fresh(name, taken)
+        tensors[other] = graph.tensors[name]
+        return other
+
+    def rewrite(nodes: Sequence[Node]) -> list[Node]:
+        return [replace(node, inputs=tuple(map(own, node.inputs))) for node in nodes]
+
+    return replace(_everywhere(graph, rewrite), tensors=tensors)
+
+
+def _is_uniform(tensor: Array) -> bool:
+    return tensor.dtype.kind == "f" and tensor.size > 1 and bool((tensor == tensor.flat[0]).all())
 
 
 def _linear_layers(graph: Graph) -> Graph:

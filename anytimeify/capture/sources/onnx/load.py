@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from anytimeify.capture.inputs import CallInputs
-from anytimeify.capture.sources.onnx.batch import agrees, for_any_batch
+from anytimeify.capture.sources.onnx.batch import agrees, for_any_batch, samples
 from anytimeify.capture.sources.onnx.examples import Given, Shapes, constants, examples, missing_sizes, sizes
 from anytimeify.capture.sources.onnx.fold import folded
 from anytimeify.capture.sources.onnx.graph import Graph, Node, nodes_of
@@ -18,6 +18,7 @@ from anytimeify.capture.sources.onnx.layers import roles_of, with_layers
 from anytimeify.capture.sources.onnx.network import Network, network_of, row_of
 from anytimeify.capture.sources.onnx.read import File, read, with_constants
 from anytimeify.capture.sources.onnx.table import Row, rows_by_operator
+from anytimeify.capture.sources.onnx.views import tables_of_places, without_tables_of_places
 from anytimeify.capture.sources.source import Source, SourceKind, existing_file
 from anytimeify.errors import AnytimeError, CaptureError
 
@@ -80,14 +81,15 @@ class _Importer:
 
     def network(self, shapes: Shapes | None) -> Network:
         """The module; for any batch, where the file is for one and the sizes of its inputs are known."""
-        network = self.build(self.graph)
-        network.notes = tuple(_notes(self.graph))
-        first = self.graph.inputs[0].sizes if self.graph.inputs else None
+        graph = self.graph if shapes is None else self.without_tables(shapes)
+        network = self.build(graph)
+        network.notes = tuple(_notes(graph))
+        first = graph.inputs[0].sizes if graph.inputs else None
         if shapes is None or not first or not isinstance(first[0], int):
             return network
-        own = {**shapes, **{one.name: _declared(one.sizes, shapes[one.name]) for one in self.graph.inputs}}
-        inputs = examples(self.graph, own)
-        general = self.general(network.eval(), inputs)
+        own = {**shapes, **{one.name: _declared(one.sizes, shapes[one.name]) for one in graph.inputs}}
+        inputs = examples(graph, own)
+        general = self.general(graph, network.eval(), inputs)
         network.train()
         if general is None:
             network.batch = first[0]
@@ -96,7 +98,14 @@ class _Importer:
         general.notes = (*network.notes, note)
         return general
 
-    def general(self, network: Network, inputs: Sequence[Tensor]) -> Network | None:
+    def without_tables(self, shapes: Shapes) -> Graph:
+        if not tables_of_places(self.graph):
+            return self.graph
+        network = self.build(self.graph).eval()
+        inputs = examples(self.graph, shapes)
+        return without_tables_of_places(self.graph, network, [inputs, samples(inputs, 2 * inputs[0].shape[0])])
+
+    def general(self, graph: Graph, network: Network, inputs: Sequence[Tensor]) -> Network | None:
         """A network for any batch that agrees with one for a batch alone; None where there is none."""
         try:
             with torch.no_grad():
@@ -107,7 +116,7 @@ class _Importer:
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise CaptureError(f"'{self.path}' does not run on inputs of the sizes that it says: {first}") from error
         try:
-            general = self.build(for_any_batch(self.graph, network, inputs, self.known_row))
+            general = self.build(for_any_batch(graph, network, inputs, self.known_row))
         except Exception:  # whatever goes wrong for another batch: the file's is kept
             return None
         return general.train() if agrees(network, general.eval(), inputs) else None
