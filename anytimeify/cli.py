@@ -30,6 +30,7 @@ from anytimeify.analysis.axes import analyse
 from anytimeify.capture import capture, resolve
 from anytimeify.capture.inputs import CallInputs
 from anytimeify.capture.sources.registry import kinds
+from anytimeify.capture.sources.source import InputSizes
 from anytimeify.deploy.export import FORMATS as CONTAINERS
 from anytimeify.errors import AnytimeError, ArtifactError, BudgetError, first_line
 from anytimeify.io.files import new_folder, refuse_existing
@@ -72,6 +73,15 @@ InputShapes = Annotated[
         "--input-shape",
         metavar="SIZES",
         help="Shape of an example input, such as 2,3,224,224. Repeat it for each input.",
+    ),
+]
+Inputs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input",
+        metavar="NAME=SIZES",
+        help="Shape of the example input of that name, such as x=2x3x224x224, or the value of an input without axes of "
+        "an ONNX file, such as rate=16000. Repeatable.",
     ),
 ]
 DynamicShapes = Annotated[
@@ -137,6 +147,7 @@ def convert(
         typer.Option(metavar="keep|scale", help="Numbers made from channel counts: kept, or those of each width."),
     ] = "keep",
     input_shape: InputShapes = None,
+    named_inputs: Inputs = None,
     dynamic_shapes: DynamicShapes = "batch",
     verify: Annotated[
         bool, typer.Option(help="Compare the result with the backbone, and levels with their extracts.")
@@ -156,13 +167,13 @@ def convert(
     if consensus not in (None, "average", "learned"):
         raise typer.BadParameter(f"'{consensus}': expected average or learned", param_hint="--consensus")
     classes = Taxonomy.load(taxonomy) if taxonomy is not None else None
-    inputs, dynamic = _inputs(input_shape), _dynamic(dynamic_shapes)
+    inputs, named, dynamic = _inputs(input_shape), _named(named_inputs), _dynamic(dynamic_shapes)
     _refuse_other_folders(out, force)
     for kind in kinds:
         require(kind)
 
     with _doing(f"loading {source}"):
-        found = resolve(source, trust_pickle=trust_pickle)
+        found = resolve(source, trust_pickle=trust_pickle, inputs=named)
     with _doing(f"transforming {found.name} with {chosen}"):
         examples = found.example_inputs if inputs is None else inputs
         net = transform(
@@ -198,13 +209,14 @@ def inspect(
     as_json: AsJson = False,
     everything: Annotated[bool, typer.Option("--all", help="Print complete tables.")] = False,
     input_shape: InputShapes = None,
+    named_inputs: Inputs = None,
     dynamic_shapes: DynamicShapes = "batch",
     trust_pickle: TrustPickle = False,
 ) -> None:
     """Show how a model can be narrowed and cut: axis groups, pinned axes with reasons, cut points, blocks."""
-    inputs, dynamic = _inputs(input_shape), _dynamic(dynamic_shapes)
+    inputs, named, dynamic = _inputs(input_shape), _named(named_inputs), _dynamic(dynamic_shapes)
     with _doing(f"loading {source}"):
-        found = resolve(source, trust_pickle=trust_pickle)
+        found = resolve(source, trust_pickle=trust_pickle, inputs=named)
     with _doing(f"capturing {found.name}"):
         examples = found.example_inputs if inputs is None else inputs
         captured = capture(found.model, examples, dynamic_shapes=dynamic)
@@ -421,6 +433,25 @@ def _inputs(shapes: list[str] | None) -> CallInputs | None:
         except RuntimeError as error:
             raise typer.BadParameter(f"'{text}' does not fit into memory", param_hint="--input-shape") from error
     return CallInputs(tuple(tensors), {})
+
+
+def _named(texts: list[str] | None) -> InputSizes | None:
+    """Sizes or the value of each named input."""
+    found: dict[str, Any] = {}
+    for text in texts or ():
+        name, _, sizes = text.rpartition("=")
+        number = re.fullmatch(r"-?\d+(\.\d+)?", sizes)
+        if not name or not (number or re.fullmatch(r"[1-9]\d*(x[1-9]\d*)+", sizes)):
+            raise typer.BadParameter(
+                f"'{text}' is no input; expected a name and sizes such as x=2x3x224x224", param_hint="--input"
+            )
+        if name in found:
+            raise typer.BadParameter(f"'{name}' is given twice", param_hint="--input")
+        if number:
+            found[name] = float(sizes) if "." in sizes else int(sizes)
+        else:
+            found[name] = tuple(int(size) for size in sizes.split("x"))
+    return found or None
 
 
 def _dynamic(text: str) -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ from anytimeify.capture.from_module import from_module
 from anytimeify.capture.inputs import CallInputs, call_inputs
 from anytimeify.capture.ownership import Owner
 from anytimeify.capture.reinitialise import redrawn
-from anytimeify.capture.sources.registry import infer
+from anytimeify.capture.sources.registry import infer, notes_on
 from anytimeify.errors import CaptureError
 from anytimeify.ir import Captured
 
@@ -70,7 +70,8 @@ def capture(
         _check_values(inputs)
         inputs = inputs.outside_inference_mode()
         captured = from_module(model, inputs, dynamic_shapes, output, everything=everything, check=check, traced=traced)
-    return replace(captured, reinitialised=partial(redrawn, model))
+    notes = (*captured.notes, *notes_on(model))
+    return replace(captured, notes=notes, reinitialised=partial(redrawn, model))
 
 
 def _is_backbone(model: object) -> bool:
