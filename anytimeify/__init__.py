@@ -7,6 +7,7 @@ small = net.extract(Budget(macs=5e8))
 from anytimeify._torch import cope_with_torchvision
 from anytimeify.capture import Source
 from anytimeify.capture import resolve as source
+from anytimeify.capture.on_meta import parameters_on_meta
 from anytimeify.early_exit.policies import Confidence, Entropy, Patience
 from anytimeify.errors import (
     AnytimeError,
@@ -87,6 +88,7 @@ __all__ = [
     "VerificationError",
     "__version__",
     "load",
+    "parameters_on_meta",
     "parse_scheme",
     "schemes",
     "source",

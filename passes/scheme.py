@@ -65,6 +65,11 @@ class Scheme:
         return ()
 
     @property
+    def reads_values(self) -> str:
+        """What of it depends on the values of weights, in words; empty where shapes are enough."""
+        return ""
+
+    @property
     def shares_values(self) -> bool:
         """Whether channels have the same values at every level that has them."""
         return False

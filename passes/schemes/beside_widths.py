@@ -57,6 +57,10 @@ class BesideWidths(Composed):
     def kept(self, axes: Axes) -> list[Widths]:
         return self.channels.kept(axes)
 
+    @property
+    def reads_values(self) -> str:
+        return self.channels.reads_values
+
     def prepare(self, captured: Captured, axes: Axes) -> Captured:
         return self.channels.prepare(captured, axes)
 

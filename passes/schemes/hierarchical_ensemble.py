@@ -95,6 +95,10 @@ class HierarchicalEnsemble(Scheme):
         if not isinstance(fuse, bool):
             raise SchemeError(f"fuse={self.fuse!r}: expected true or false")
 
+    @property
+    def reads_values(self) -> str:
+        return "init='fresh' draws the other leaves as the backbone was (init='copy' does not)" * (self.init == "fresh")
+
     def apply(self, captured: Captured, axes: Axes) -> Rewritten:
         program = captured.program
         dtype = type_of(program.outputs[0]).dtype

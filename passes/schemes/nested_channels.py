@@ -98,6 +98,10 @@ class NestedChannels(Scheme):
             f"widths={_listed(self.widths)}: expected increasing numbers in (0, 1], the last one 1, such as 0.25,0.5,1"
         )
 
+    @property
+    def reads_values(self) -> str:
+        return "order='l1' sorts channels by their weights" if self.order == "l1" else ""
+
     def prepare(self, captured: Captured, axes: Axes) -> Captured:
         return captured if self.order == "index" else reorder(captured, axes, self.where)
 
