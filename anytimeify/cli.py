@@ -31,8 +31,11 @@ from anytimeify.capture.sources.registry import kinds
 from anytimeify.errors import AnytimeError, BudgetError
 from anytimeify.io.files import new_folder, refuse_existing
 from anytimeify.papers import entries
+from anytimeify.passes.on_meta import refuse_reading_values
+from anytimeify.passes.options import Options
 from anytimeify.passes.scheme import parse_scheme
 from anytimeify.runtime.budget import Budget
+from anytimeify.runtime.compiled import levels_of
 from anytimeify.runtime.level_names import parse_level
 from anytimeify.runtime.load import load
 from anytimeify.runtime.model import AnytimeModel
@@ -192,18 +195,33 @@ def inspect(
     source: SourceArgument,
     as_json: AsJson = False,
     everything: Annotated[bool, typer.Option("--all", help="Print complete tables.")] = False,
+    scheme: Annotated[
+        str | None,
+        typer.Option(metavar="SPEC", help="Also show the levels that a scheme would make."),
+    ] = None,
     input_shape: InputShapes = None,
     dynamic_shapes: DynamicShapes = "batch",
     trust_pickle: TrustPickle = False,
 ) -> None:
-    """Show how a model can be narrowed and cut: axis groups, pinned axes with reasons, cut points, blocks."""
+    """Show how a model can be narrowed and cut: axis groups, pinned axes with reasons, cut points, blocks.
+
+    Models of transformers (hf:PATH) are built from their configuration, without weights.
+    """
+    chosen = parse_scheme(scheme) if scheme is not None else None
     inputs, dynamic = _inputs(input_shape), _dynamic(dynamic_shapes)
     with _doing(f"loading {source}"):
-        found = resolve(source, trust_pickle=trust_pickle)
+        found = resolve(source, trust_pickle=trust_pickle, values=False)
+    if chosen is not None:
+        refuse_reading_values(chosen, found.model)
     with _doing(f"capturing {found.name}"):
         examples = found.example_inputs if inputs is None else inputs
         captured = capture(found.model, examples, dynamic_shapes=dynamic)
-        inspection = report.inspect(captured, analyse(captured.program), found.name)
+        axes = analyse(captured.program)
+        inspection = report.inspect(captured, axes, found.name)
+    if chosen is not None:
+        with _doing(f"applying {chosen}"):
+            rewritten = Options().apply(chosen, chosen.prepare(captured, axes), axes)
+            inspection = inspection.with_levels(levels_of(captured, rewritten), max(rewritten.backbones))
     if as_json:
         typer.echo(inspection.to_json())
     else:

@@ -14,13 +14,13 @@ from torch.export import ExportedProgram
 from anytimeify import verification
 from anytimeify.analysis.axes import Axes, Widths, analyse
 from anytimeify.capture import Source, capture
-from anytimeify.capture.on_meta import is_on_meta
 from anytimeify.capture.side_by_side import side_by_side
 from anytimeify.codegen.recompute import part_numbers
 from anytimeify.codegen.to_modules import norms_without_count
 from anytimeify.contract.pass_manager import run_pass
-from anytimeify.errors import AnytimeWarning, CaptureError, SchemeError
+from anytimeify.errors import AnytimeWarning, SchemeError
 from anytimeify.ir import Captured
+from anytimeify.passes.on_meta import refuse_reading_values, refuse_unknown_values
 from anytimeify.passes.options import Options
 from anytimeify.passes.rewrites.channel_counts import channel_counts
 from anytimeify.passes.rewrites.consensus import Consensus
@@ -95,7 +95,8 @@ def transform(
         expected = "one backbone" if chosen.backbones == 1 else "a pair of backbones, transform((a, b), ...)"
         raise SchemeError(f"{chosen.name} takes {expected}; {len(models)} were given")
     # Tensors made under a caller's inference mode could never be trained.
-    _check_values(models, chosen, verify)
+    for one in models:
+        refuse_reading_values(chosen, one, verify=verify)
     with ONE_AT_A_TIME, without_garbage_search(), torch.inference_mode(False):
         parts = [capture(one, example_inputs, dynamic_shapes=dynamic_shapes, output=output) for one in models]
         if len(parts) > 1 and any(part.results is not None for part in parts):
@@ -104,7 +105,7 @@ def transform(
                 "a backbone that returns different things in train mode and eval mode): say with output=... which of "
                 "the results is the prediction"
             )
-        _refuse_unknown_values(parts)
+        refuse_unknown_values(parts)
         references = [part.reference for part in parts]
         captured = parts[0] if len(parts) == 1 else side_by_side(*parts)
         captured = replace(captured, notes=(*captured.notes, *_recomputation(parts, checkpoint)))
@@ -131,37 +132,6 @@ def _kept(scheme: Scheme, axes: Axes) -> Sequence[Widths]:
         return scheme.kept(axes)
     except SchemeError:
         return ()
-
-
-def _check_values(models: Sequence[Any], scheme: Scheme, verify: bool) -> None:
-    """Refuses what needs the values of backbones that have none."""
-    if not any(isinstance(model, nn.Module) and is_on_meta(model) for model in models):
-        return
-    what = "the backbone is on the meta device and has no values"
-    if verify:
-        raise CaptureError(
-            f"{what} to verify the result with: pass verify=False; or give it its weights first, for instance with "
-            "model.to_empty(device='cpu') and model.load_state_dict(...)"
-        )
-    if scheme.reads_values:
-        raise SchemeError(
-            f"{scheme.reads_values}, and {what}: give it its weights first, for instance with "
-            "model.to_empty(device='cpu') and model.load_state_dict(...)"
-        )
-
-
-def _refuse_unknown_values(parts: Sequence[Captured]) -> None:
-    """Refuses buffers that would never have values, though results depend on them."""
-    for part in parts:
-        program = part.program
-        read = (str(node.target) for node in program.graph.find_nodes(op="get_attr"))
-        unknown = [name for name in read if name in program.transient and program.tensors[name].is_meta]
-        if unknown:
-            raise CaptureError(
-                f"'{unknown[0]}' is on the meta device, no checkpoint holds it, and no initialiser of the backbone "
-                "computes it: build the backbone with only its parameters on the meta device (with "
-                "anytimeify.parameters_on_meta(): ...)"
-            )
 
 
 def _check_constants(scheme: Scheme, constants: Any) -> None:

@@ -39,6 +39,7 @@ class SourceKind:
     suffixes: tuple[str, ...] = ()  # (".pt2",) for files
     pattern: str = ""  # of what no other kind takes, and no file is called
     inputs: Callable[[nn.Module], CallInputs | None] | None = None  # of a model that tells by itself what it takes
+    shapes: Callable[[str], Source] | None = None  # the model without values, where those are not needed
 
     def matches(self, source: str) -> bool:
         if self.prefix:
