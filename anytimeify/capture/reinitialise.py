@@ -34,7 +34,7 @@ def redrawn(model: nn.Module) -> Mapping[str, Tensor]:
             f"init='fresh' runs the initialisers of a copy of {type(model).__name__}, which cannot be copied: {error}. "
             "Use init='copy'"
         ) from error
-    before = {name: parameter.detach().clone() for name, parameter in drawn.named_parameters()}
+    before = {name: parameter.detach() for name, parameter in model.named_parameters()}
     with torch.no_grad():
         for path, module in reversed(list(drawn.named_modules())):
             for name in _RESETS:
