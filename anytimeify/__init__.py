@@ -25,6 +25,7 @@ from anytimeify.errors import (
 )
 from anytimeify.ir import AllOutputs, Captured, Cost, Level, Outputs
 from anytimeify.losses import HierarchicalCoDistillation, InPlaceDistillation, JointLoss
+from anytimeify.passes.estimate import Limits
 from anytimeify.passes.rewrites.branch import Branch
 from anytimeify.passes.rewrites.consensus import Consensus
 from anytimeify.passes.scheme import Scheme, parse_scheme, schemes
@@ -68,6 +69,7 @@ __all__ = [
     "InPlaceDistillation",
     "JointLoss",
     "Level",
+    "Limits",
     "MaskSchedule",
     "MissingExtraError",
     "MutualDistillation",

@@ -5,13 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from anytimeify import verification
+from anytimeify import progress, verification
 from anytimeify.analysis.axes import Axes, Widths, analyse
 from anytimeify.capture import Source, capture
 from anytimeify.capture.side_by_side import side_by_side
@@ -20,6 +21,7 @@ from anytimeify.codegen.to_modules import norms_without_count
 from anytimeify.contract.pass_manager import run_pass
 from anytimeify.errors import AnytimeWarning, SchemeError
 from anytimeify.ir import Captured
+from anytimeify.passes.estimate import Limits, estimate
 from anytimeify.passes.on_meta import refuse_reading_values, refuse_unknown_values
 from anytimeify.passes.options import Options
 from anytimeify.passes.rewrites.channel_counts import channel_counts
@@ -48,6 +50,7 @@ def transform(
     consensus: Consensus | str | None = None,
     checkpoint: bool = False,
     constants: Literal["keep", "scale"] = "keep",
+    limits: Limits | None = None,
 ) -> AnytimeModel:
     """Converts a backbone into an anytime model. `model` is not modified and shares no tensor with the result.
 
@@ -81,6 +84,9 @@ def transform(
             levels have fewer channels: `"keep"` notes them in the report; `"scale"` lets every level compute with the
             number of its own width, as the same architecture built thin does.
 
+        limits: how large the result may be, by default 100,000 nodes and as many bytes as the machine has. A scheme
+            that would make more is refused before it begins.
+
     Raises `CaptureError`, `UnsupportedOpError`, `SchemeError` or `VerificationError`. The result is in train or eval
     mode as the backbone is now. An `AnytimeWarning` says where it trains differently from the backbone.
     """
@@ -97,6 +103,7 @@ def transform(
     # Tensors made under a caller's inference mode could never be trained.
     for one in models:
         refuse_reading_values(chosen, one, verify=verify)
+    progress.step("capturing", 0.0)
     with ONE_AT_A_TIME, without_garbage_search(), torch.inference_mode(False):
         parts = [capture(one, example_inputs, dynamic_shapes=dynamic_shapes, output=output) for one in models]
         if len(parts) > 1 and any(part.results is not None for part in parts):
@@ -112,18 +119,36 @@ def transform(
         axes = analyse(captured.program)
         captured = channel_counts(captured, axes, _kept(chosen, axes), scale=constants == "scale")
         axes = analyse(captured.program) if constants == "scale" else axes
+        (limits or Limits()).check(chosen, captured, axes)
+        shares = _shares(chosen, captured, axes, verify)
+        progress.step("applying the scheme", shares[0])
         captured = replace(run_pass(f"prepare {chosen.name}", chosen.prepare, captured, axes), reference=None)
         several, its_axes = options.before(captured, axes)
         rewritten = run_pass(chosen.name, chosen.apply, several, its_axes)
         rewritten = options.after(rewritten, captured, several, chosen)
         captured = captured.losing(*norms_without_count(rewritten.program))
+        progress.step("building levels", shares[1])
         net = AnytimeModel(compiled(captured, axes, chosen, rewritten, options), loss)
         if isinstance(models[0], nn.Module):
             net.train(models[0].training)
         if verify:
+            progress.step("verifying", shares[2])
             verification.verify(net, *models, references=references)
     _warn(captured)
     return net
+
+
+def _shares(scheme: Scheme, captured: Captured, axes: Axes, verify: bool) -> tuple[float, ...]:
+    """Which shares of the work are done before the scheme is applied, levels are built, and the result is verified."""
+    found = estimate(scheme, captured, axes) if progress.is_shown() else None
+    own = len(captured.program.graph.nodes)
+    made = own * scheme.copies if found is None else found.nodes
+    steps = (_CAPTURING * own, made, made, _VERIFYING * made if verify else 0.0)
+    return tuple(done / sum(steps) for done in accumulate(steps[:-1]))
+
+
+# What a node takes, beside what it takes to apply a scheme.
+_CAPTURING, _VERIFYING = 4.0, 2.0
 
 
 def _kept(scheme: Scheme, axes: Axes) -> Sequence[Widths]:

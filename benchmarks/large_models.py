@@ -198,8 +198,8 @@ for file in sorted(folder.glob("*.safetensors")):
 
 Then it equals the network that `transform` makes of the loaded backbone. What a level has for itself, its norms and its
 head, is made from the backbone's tensors when the last of these has come. Buffers that no checkpoint holds, such as
-rotary frequencies and tables of relative positions, have their values from the start, and `to_empty` keeps them: they are
-computed by the initialisers of timm and transformers, or are there because only parameters were on the meta device
+rotary frequencies and tables of relative positions, have their values from the start, and `to_empty` keeps them: they
+are computed by the initialisers of timm and transformers, or are there because only parameters were on the meta device
 (`parameters_on_meta`). A buffer whose values nobody knows is refused.
 
 Without values nothing is verified (`verify=False` is needed), and `extract`, `staged` and `save` say that weights are

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import fx
 
 from anytimeify.analysis.axes import Axes, Widths
 from anytimeify.analysis.blocks import Block, Blocks, find_blocks
@@ -17,6 +17,7 @@ from anytimeify.errors import SchemeError
 from anytimeify.graph.builder import Builder
 from anytimeify.ir import Captured, Program
 from anytimeify.ir.node_meta import type_of
+from anytimeify.ir.sizes import without_data
 from anytimeify.passes.rewrites.branch import Branch, grow
 from anytimeify.passes.rewrites.cuts import Cut, cut_named, even_cuts, name_of_cut
 from anytimeify.passes.rewrites.downstream import Downstream, has_layer
@@ -248,19 +249,9 @@ _WORTH = 0.98  # of the cost of the next level: an exit that saves less is none
 _SIZES: Sequence[tuple[float, float]] = ((0.5, 1.0), (0.25, 1.0), (0.0, 1.0), (0.5, 0.5), (0.0, 0.5), (0.0, 0.25))
 
 
-def _shapes(program: Program) -> dict[str, Tensor]:
-    """The tensors of a program without data; tied ones stay tied."""
-    shapes: dict[int, Tensor] = {}
-    for tensor in program.tensors.values():
-        shape = tensor.detach().to("meta")
-        parameter = isinstance(tensor, nn.Parameter)
-        shapes[id(tensor)] = nn.Parameter(shape, tensor.requires_grad) if parameter else shape
-    return {name: shapes[id(tensor)] for name, tensor in program.tensors.items()}
-
-
 def _macs(captured: Captured, exit: Exit) -> int:
     """The cost of an exit with its part of the trunk, of shapes alone; 0 where it cannot be."""
-    builder = Builder.copying(replace(captured.program, tensors=_shapes(captured.program)))
+    builder = Builder.copying(without_data(captured.program))
     try:
         output = exit(builder, 0, None)
     except SchemeError:

@@ -60,8 +60,8 @@ def spreads(tensors: Iterable[Tensor]) -> tuple[Spread, ...]:
 def resized(values: Tensor, shape: Sequence[int], others: Sequence[Spread] = ()) -> Tensor:
     """A tensor of `shape` with values drawn from those of `values`; parameters stay parameters.
 
-    Draws come from torch's generator; tensors on the meta device give such tensors. The fans are those of `(outputs, inputs, *kernel)`. `others`: the spreads of the
-    network's weights, drawn by the same initialisers.
+    Draws come from torch's generator; nothing is drawn on the meta device. The fans are those of `(outputs, inputs,
+    *kernel)`. `others`: the spreads of the network's weights, drawn by the same initialisers.
     """
     source = values.detach()
     if source.is_meta:
