@@ -87,8 +87,8 @@ class Limits:
 
 def _above(number: float) -> int:
     """A round number, a fifth larger or so."""
-    digits = max(0, len(str(int(number))) - 2)
-    return math.ceil(1.2 * number / 10**digits) * int(10**digits)
+    unit: int = 10 ** max(0, len(str(int(number))) - 2)
+    return math.ceil(1.2 * number / unit) * unit
 
 
 def estimate(scheme: Scheme, captured: Captured, axes: Axes) -> ProgramSize | None:

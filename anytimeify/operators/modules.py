@@ -201,10 +201,11 @@ class Watched(nn.Module):
                             values[id(tensor)] = tensor.detach()
         super().to_empty(device=device, recurse=recurse)
         for key, ((held, name), *ties) in places.items():
+            made: Any = held[name]
             if key in values:
-                held[name].detach().copy_(values[key])
+                made.detach().copy_(values[key])
             for other, tied in ties:
-                other[tied] = held[name]
+                other[tied] = made
         return self
 
 

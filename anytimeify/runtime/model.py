@@ -65,7 +65,7 @@ class AnytimeModel(Described):
             keep_state_dict_names(self, dict(compiled.renamed))
         self._awaited = Awaited(compiled.definition, self.tensors())
         if self._awaited.backbones:
-            self.register_load_state_dict_pre_hook(_loading)
+            self.register_load_state_dict_pre_hook(_loading)  # type: ignore[no-untyped-call]  # of torch
             self.register_load_state_dict_post_hook(_loaded)  # type: ignore[no-untyped-call]  # of torch
         if rewritten.stacked_parameters:
             accept_backbones(self, lambda net: net._compiled.definition.stacked())
