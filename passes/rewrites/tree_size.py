@@ -2,7 +2,7 @@
 
 The unrolled graph has every call and every read of a parameter once a member. Graphs whose members are fused have each
 call once, and what puts members side by side besides; how much that is depends on the operations, and is counted on a
-graph of two members.
+graph of two members and on one of three.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import fx
 
@@ -17,7 +18,14 @@ from anytimeify.ir import Program
 from anytimeify.ir.sizes import ProgramSize, bytes_of
 from anytimeify.passes.rewrites.replicate import Tree
 
-__all__ = ["TreeSize"]
+__all__ = ["Line", "TreeSize"]
+
+
+class Line(NamedTuple):
+    """A number of nodes that grows with that of members, where some operations run one member after the other."""
+
+    at_none: float
+    slope: float
 
 
 @dataclass(frozen=True)
@@ -47,20 +55,21 @@ class TreeSize:
         """Nodes of the graph that computes leaf after leaf, without those that are shared."""
         return sum(self.tree.members(depth) * self._of_member(depth) for depth in self._depths)
 
-    def fused(self, leaves: int, each: float) -> float:
-        """Nodes of the graph of the first leaves, without those that are shared; `each`: of a call that is fused."""
+    def fused(self, leaves: int, each: Line) -> float:
+        """Nodes of the graph of the first leaves, without those that are shared; `each`: of a call that is fused, by
+        the number of members."""
         total = 0.0
         for depth in self._depths:
             active = self.tree.active(depth, leaves)
             if active == 1:
                 total += self._of_member(depth)
                 continue
-            total += each * self.calls.get(depth, 0)
+            total += (each.at_none + each.slope * active) * self.calls.get(depth, 0)
             if active < self.tree.members(depth):
                 total += self.reads.get(depth, 0)
         return total
 
-    def size(self, counts: Sequence[int], each: float | None) -> ProgramSize:
+    def size(self, counts: Sequence[int], each: Line | None) -> ProgramSize:
         """Of levels that are the first `counts` leaves; `each` as in `fused`, None where nothing is."""
         nodes = float(self.shared + self.unrolled())
         if each is not None:

@@ -39,7 +39,7 @@ from anytimeify.passes.rewrites.balanced_cuts import balanced_cuts
 from anytimeify.passes.rewrites.cuts import Cut, cut_named
 from anytimeify.passes.rewrites.frozen import is_trained
 from anytimeify.passes.rewrites.replicate import Tree, depths, stacked, tensor_depths
-from anytimeify.passes.rewrites.tree_size import TreeSize
+from anytimeify.passes.rewrites.tree_size import Line, TreeSize
 from anytimeify.passes.scheme import Scheme
 
 __all__ = ["HierarchicalEnsemble"]
@@ -111,12 +111,15 @@ class HierarchicalEnsemble(Scheme):
         size = _size(captured.program, cuts, tree)
         if not self.fuse:
             return size.size(self._counts(tree), None)
-        # What a call becomes that is fused: of two networks that part at the first cut.
-        pair = replace(self, cuts=(), splits=(), depth=1, sizes="trees", init="copy")
-        made = pair._apply(captured, axes, cuts[:1], Tree((2,)))
-        two = _size(captured.program, cuts[:1], Tree((2,)))
-        fused = ProgramSize.of(made.program).nodes - two.shared - two.unrolled()
-        return size.size(self._counts(tree), fused / max(1, two.calls.get(1, 0)))
+        two, three = (self._fused(captured, axes, cuts[:1], Tree((members,))) for members in (2, 3))
+        return size.size(self._counts(tree), Line(3 * two - 2 * three, three - two))
+
+    def _fused(self, captured: Captured, axes: Axes, cuts: list[Cut], tree: Tree) -> float:
+        """The nodes that a call becomes which is fused, in a tree of one split."""
+        one = replace(self, cuts=(), splits=(), depth=1, sizes="trees", init="copy")
+        made = ProgramSize.of(one._apply(captured, axes, cuts, tree).program)
+        size = _size(captured.program, cuts, tree)
+        return (made.nodes - size.shared - size.unrolled()) / max(1, size.calls.get(1, 0))
 
     def _counts(self, tree: Tree) -> tuple[int, ...]:
         """How many leaves every level has."""
