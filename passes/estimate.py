@@ -65,7 +65,7 @@ class Limits:
         """Raises `SchemeError` for a scheme whose result would be larger. What is far from it is not looked at."""
         own = ProgramSize.of(captured.program)
         copies = scheme.copies
-        empty = all(tensor.is_meta for tensor in captured.program.tensors.values())
+        empty = any(tensor.is_meta for tensor in captured.program.tensors.values())
         memory = 0 if empty else own.memory_bytes
         if own.nodes * copies * _OF_A_COPY <= self.nodes and memory * copies <= self.memory_bytes:
             return

@@ -165,7 +165,7 @@ def test_too_many_bytes() -> None:
         transform(Residual(), scheme, images, limits=Limits(memory_bytes=100_000))
     with torch.device("meta"):
         model = Residual()
-    transform(model, scheme, images, limits=Limits(memory_bytes=100_000), verify=False)
+    transform(model, scheme, images, limits=Limits(memory_bytes=1), verify=False)
 
 
 def test_what_is_far_from_the_limits_is_not_estimated(monkeypatch: pytest.MonkeyPatch) -> None:
