@@ -26,19 +26,21 @@ DENSE = "nested-channels{widths=0.25,0.5,1}"
 
 
 def resnet() -> nn.Module:
-    return timm.create_model("resnet18")
+    model: nn.Module = timm.create_model("resnet18")
+    return model
 
 
 def densenet() -> nn.Module:
     """Levels select channels of concatenations by tables of indices."""
-    return timm.create_model("densenet121", block_config=(2, 2), growth_rate=8, num_classes=10)
+    model: nn.Module = timm.create_model("densenet121", block_config=(2, 2), growth_rate=8, num_classes=10)
+    return model
 
 
 def swin() -> nn.Module:
     """Its masks and its tables of relative positions are in no checkpoint."""
-    return timm.models.SwinTransformer(
-        img_size=64, patch_size=4, window_size=4, embed_dim=16, depths=(2, 2), num_heads=(2, 4), num_classes=10
-    )
+    sizes = {"img_size": 64, "patch_size": 4, "window_size": 4, "embed_dim": 16}
+    model: nn.Module = timm.models.SwinTransformer(**sizes, depths=(2, 2), num_heads=(2, 4), num_classes=10)
+    return model
 
 
 def llama(*, tied: bool = False) -> nn.Module:
@@ -52,7 +54,8 @@ def llama(*, tied: bool = False) -> nn.Module:
         vocab_size=50,
         tie_word_embeddings=tied,
     )
-    return transformers.LlamaForCausalLM(config)
+    model: nn.Module = transformers.LlamaForCausalLM(config)
+    return model
 
 
 def on_meta(build: Callable[[], nn.Module]) -> nn.Module:
@@ -172,11 +175,11 @@ class Table(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.linear = nn.Linear(4, 4)
+        self.linear, self.head = nn.Linear(4, 8), nn.Linear(8, 4)
         self.register_buffer("table", torch.arange(4.0), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear(x) * self.table  # type: ignore[no-any-return]
+        return self.head(self.linear(x).relu()) * self.table  # type: ignore[no-any-return]
 
 
 class Counting(Table):
@@ -232,7 +235,7 @@ class Modes(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.dropout(self.one(x))
-        return self.two(x) if self.training or not self.apart else x  # type: ignore[no-any-return]
+        return self.two(x) if self.training or not self.apart else x
 
 
 @pytest.mark.parametrize("apart", [False, True])
