@@ -16,6 +16,7 @@ from typing import NamedTuple
 import onnxruntime
 import pytest
 import torch
+from rich.console import Console
 
 import anytimeify
 from anytimeify import cli, progress
@@ -198,7 +199,9 @@ def test_progress_on_a_terminal(shell: Shell, exported: Path, monkeypatch: pytes
     assert shares == sorted(shares)
     assert shares[0] == 0
     assert shares[-1] < 1
-    monkeypatch.setattr(cli.Console, "is_terminal", property(lambda console: console.file is sys.stderr))
+    terminal = sys.stderr
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(Console, "is_terminal", property(lambda console: console.file is terminal))
     status, out, err = shell("convert", str(exported), "--scheme", SCHEME, "--out", "net")
     assert status == 0
     assert "verifying" in err

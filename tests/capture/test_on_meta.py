@@ -231,11 +231,11 @@ class Modes(nn.Module):
     def __init__(self, *, apart: bool) -> None:
         super().__init__()
         self.apart = apart
-        self.one, self.two, self.dropout = nn.Linear(4, 4), nn.Linear(4, 4), nn.Dropout(0.5)
+        self.one, self.two, self.head, self.dropout = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 4), nn.Dropout(0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.dropout(self.one(x))
-        return self.two(x) if self.training or not self.apart else x
+        x = self.dropout(self.one(x).relu())
+        return self.head(self.two(x) if self.training or not self.apart else x)  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("apart", [False, True])
