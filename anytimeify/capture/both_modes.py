@@ -11,7 +11,6 @@ from torch import fx, nn
 from torch.export import ExportedProgram
 
 from anytimeify._torch import unflatten
-from anytimeify.analysis.same_in_eval_mode import same_in_eval_mode
 from anytimeify.capture.canonical import Counterpart, canonicalise, results_of
 from anytimeify.capture.compare import (
     Expected,
@@ -33,6 +32,7 @@ from anytimeify.capture.modes import Modes
 from anytimeify.capture.on_meta import Shell
 from anytimeify.capture.outputs import choose
 from anytimeify.capture.results import agrees, distinct, structure_of, tensor_places, with_results
+from anytimeify.capture.same_in_eval_mode import same_in_eval_mode
 from anytimeify.capture.two_modes import merge
 from anytimeify.capture.work_graph import BufferMutation
 from anytimeify.errors import AnytimeError, CaptureError, UnsupportedOpError, VerificationError
