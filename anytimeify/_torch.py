@@ -85,6 +85,7 @@ __all__ = [
     "treespec_dumps",
     "treespec_loads",
     "unflatten",
+    "without_data",
     "without_dispatch_modes",
     "without_recomputation",
 ]
@@ -227,6 +228,17 @@ class SymbolicSizes:
         """The expression of a size in the symbols that were given."""
         names = {inner: symbol for symbol, inner in self._inner.items()}
         return expression(size).xreplace(names)
+
+
+def without_data(tensors: Sequence[Tensor], device: str) -> list[Tensor]:
+    """Tensors of the same types that have no data, and say that they are on a device; parameters of parameters."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    shells: list[Tensor] = []
+    for tensor in tensors:
+        with mode:
+            shell = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
+        shells.append(nn.Parameter(shell, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else shell)
+    return shells
 
 
 # What the exporter says besides what it raises: tracebacks, symbols without a source line, operations that failed.

@@ -13,6 +13,7 @@ from anytimeify.capture.export import reason_of
 from anytimeify.capture.generalise import Differs
 from anytimeify.capture.inputs import CallInputs, in_order, of_batch, refuse_no_sample
 from anytimeify.capture.modes import Modes, refuse_hooks
+from anytimeify.capture.on_meta import Shell
 from anytimeify.errors import AnytimeError
 from anytimeify.ir import Captured
 
@@ -30,6 +31,7 @@ def from_module(
     everything: bool = False,
     check: bool,
     traced: bool = False,
+    shell: Shell | None = None,
 ) -> Captured:
     """The prediction is what the model returns in eval mode; train mode may return more, or another structure.
 
@@ -40,13 +42,23 @@ def from_module(
 
     Where no `dynamic_shapes` are given and the batch cannot be dynamic, it is made so from two exports for a fixed one;
     where that fails too, it stays as in the example.
+
+    `shell`: the model is the copy that stands for one without values, and the result has that one's tensors.
     """
     inputs, arguments = in_order(model, inputs)
     refuse_hooks(model)
     if dynamic_shapes is None:
         refuse_no_sample(inputs)
     source = Source(
-        model, inputs, arguments, dynamic_shapes, output, Modes.of(model), everything=everything, traced=traced
+        model,
+        inputs,
+        arguments,
+        dynamic_shapes,
+        output,
+        Modes.of(model),
+        everything=everything,
+        traced=traced,
+        shell=shell,
     )
     found = source.capture_both(check)
     if dynamic_shapes is None and (found.captured is None or found.unexported):
@@ -105,7 +117,7 @@ def _within_range(source: Source, captured: Captured) -> Captured:
 def _is_other_at(source: Source, count: int, captured: Captured) -> bool | None:
     """Whether the program computes something else than the model for a batch of that size, or fails; None where
     that cannot be told, for the model does not take it."""
-    if source.expected is None:
+    if source.expected is None or source.shell is not None:
         return None
     inputs = of_batch(source.inputs, count)
     try:
@@ -117,6 +129,8 @@ def _is_other_at(source: Source, count: int, captured: Captured) -> bool | None:
 
 def _differs_at_another_batch(source: Source, captured: Captured) -> Exception | None:
     """Why a program whose batch was made dynamic is wrong at another size; None where it is right."""
+    if source.shell is not None:
+        return Differs("it cannot be compared with a model that has no values")
     inputs = of_batch(source.inputs, 2 * source.first_batch + 1)
     try:
         expected = source.expected_for(inputs)

@@ -150,7 +150,8 @@ def _overlaps(exported: ExportedProgram, names: Mapping[str, str], canonical: Ma
 
 
 def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else id(tensor)
+    apart = tensor.layout is not torch.strided or tensor.device.type == "meta"
+    return id(tensor) if apart else tensor.untyped_storage().data_ptr()
 
 
 def _span(tensor: Tensor) -> tuple[int, int]:

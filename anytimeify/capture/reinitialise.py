@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from anytimeify.capture.initial_values import initial, is_matrix, looks_drawn, shows_training
 from anytimeify.errors import SchemeError
 
-__all__ = ["redrawn"]
+__all__ = ["redrawn", "takes"]
 
 
 def redrawn(model: nn.Module, wanted: Container[str] | None = None) -> Mapping[str, Tensor]:
@@ -98,7 +98,7 @@ def _by_the_model(model: nn.Module) -> None:
 
 def _run(initialise: Any, arguments: tuple[Any, ...], path: str, module: nn.Module) -> bool:
     """Whether there is such an initialiser; one of a base class may leave it to others."""
-    if not _takes(initialise, len(arguments)):
+    if not takes(initialise, len(arguments)):
         return False
     try:
         initialise(*arguments)
@@ -113,7 +113,7 @@ def _run(initialise: Any, arguments: tuple[Any, ...], path: str, module: nn.Modu
     return True
 
 
-def _takes(function: Callable[..., Any] | None, count: int) -> bool:
+def takes(function: Callable[..., Any] | None, count: int) -> bool:
     """Whether it can be called with so many arguments."""
     if not callable(function):
         return False

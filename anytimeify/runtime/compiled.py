@@ -29,7 +29,7 @@ from anytimeify.passes.rewrites.resume import steps
 from anytimeify.passes.scheme import Scheme
 from anytimeify.runtime.definition import Definition
 
-__all__ = ["Compiled", "Form", "Layout", "compiled", "freeze_unread", "sharing", "tensors_of"]
+__all__ = ["Compiled", "Form", "Layout", "compiled", "freeze_unread", "levels_of", "sharing", "tensors_of"]
 
 Place: TypeAlias = int | tuple[int, ...]
 Layout: TypeAlias = tuple[tuple[Place, ...], tuple[Place, ...]]
@@ -131,12 +131,12 @@ class Compiled:
         if program is definition.rewritten.program:
             return self
         rewritten = replace(definition.rewritten, program=program)
-        levels = _levels(definition.captured, rewritten)
+        levels = levels_of(definition.captured, rewritten)
         return replace(self, definition=replace(definition, rewritten=rewritten), levels=levels)
 
     def replaced(self, owner: nn.Module, definition: Definition, graph: fx.Graph) -> Compiled:
         """Another network as modules over the dictionaries of `owner`."""
-        levels = _levels(definition.captured, definition.rewritten)
+        levels = levels_of(definition.captured, definition.rewritten)
         return Compiled.of(definition, sharing(owner, graph), self.renamed, levels)
 
     def copied(self, owner: nn.Module) -> Compiled:
@@ -152,7 +152,7 @@ def compiled(captured: Captured, axes: Axes, scheme: Scheme, rewritten: Rewritte
     renamed = dict(renamed_of(network))
     owned = tensors_of(network, renamed)
     definition = Definition.of(captured, axes, scheme, rewritten, options, owned=owned)
-    return Compiled.of(definition, network, renamed, _levels(captured, rewritten))
+    return Compiled.of(definition, network, renamed, levels_of(captured, rewritten))
 
 
 def tensors_of(module: nn.Module, renamed: Mapping[str, str]) -> dict[str, Tensor]:
@@ -198,7 +198,7 @@ def _register_missing(network: fx.GraphModule, program: Program) -> None:
             owner.register_buffer(last, tensor, persistent=name not in program.transient)
 
 
-def _levels(captured: Captured, rewritten: Rewritten) -> tuple[Level, ...]:
+def levels_of(captured: Captured, rewritten: Rewritten) -> tuple[Level, ...]:
     """The levels with what each of them costs for one sample."""
     batch_size, symbols = sizes(captured)
     program = evaluate(rewritten.program)

@@ -17,6 +17,7 @@ from anytimeify.errors import SchemeError
 from anytimeify.graph.builder import Builder
 from anytimeify.ir import Captured, Program, Reinitialised
 from anytimeify.ir.node_meta import type_of
+from anytimeify.ir.sizes import without_data
 from anytimeify.passes.rewrites.branch import Branch, grow
 from anytimeify.passes.rewrites.cuts import Cut, cut_named, even_cuts, name_of_cut
 from anytimeify.passes.rewrites.downstream import Downstream, has_layer
@@ -261,11 +262,10 @@ _SIZES: Sequence[tuple[float, float]] = ((0.5, 1.0), (0.25, 1.0), (0.0, 1.0), (0
 
 
 def _macs(captured: Captured, exit: Exit) -> int:
-    """The cost of an exit with its part of the trunk; 0 where it cannot be."""
-    builder = Builder.copying(captured.program)
-    shapes = {name: tensor.detach().to("meta") for name, tensor in captured.program.tensors.items()}
+    """The cost of an exit with its part of the trunk, of shapes alone; 0 where it cannot be."""
+    builder = Builder.copying(without_data(captured.program))
     try:
-        output = exit(builder, 0, shapes)
+        output = exit(builder, 0, None)
     except SchemeError:
         return 0
     program = builder.build([output], captured.program.graph.output_node())

@@ -44,6 +44,7 @@ class SourceKind:
     pattern: str = ""  # of what no other kind takes, and no file is called
     inputs: Callable[[nn.Module], CallInputs | None] | None = None  # of a model that tells by itself what it takes
     notes: Callable[[nn.Module], tuple[str, ...]] | None = None  # what a report says of a model of this kind
+    shapes: Callable[[str], Source] | None = None  # the model without values, where those are not needed
 
     def matches(self, source: str) -> bool:
         if self.prefix:
