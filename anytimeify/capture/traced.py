@@ -53,7 +53,9 @@ _SHAPES = frozenset(  # they give the same elements in another shape
         aten.lift_fresh.default,
     }
 )
-_MAY_CHANGE_NOTHING = frozenset({aten.expand.default, aten.slice.Tensor, aten._to_copy.default})
+_MAY_CHANGE_NOTHING = frozenset(
+    {aten.expand.default, aten.slice.Tensor, aten._to_copy.default, aten.constant_pad_nd.default}
+)
 _PERMUTATIONS: Mapping[Any, Callable[..., Sequence[int]]] = {
     aten.permute.default: lambda rank, dims: [dim % rank for dim in dims],
     aten.transpose.int: lambda rank, one, other: _exchanged(rank, one % rank, other % rank),
@@ -225,7 +227,7 @@ def _memory(tensor: Tensor) -> tuple[Hashable, ...] | None:
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and one.dtype == other.dtype and one.device == other.device
+    return one.shape == other.shape and one.dtype == other.dtype
 
 
 def _exchanged(rank: int, one: int, other: int) -> list[int]:
