@@ -12,20 +12,18 @@ the first cut, index tables and other constants.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx, nn
 
 from anytimeify.graph.traversal import descendants
-from anytimeify.ir import Program
+from anytimeify.ir import Program, Reinitialised
 from anytimeify.ir.schema import bound
 from anytimeify.passes.rewrites.frozen import STATISTICS, frozen
 
 __all__ = ["Tree", "depths", "stacked", "tensor_depths"]
-
-Reinitialised = Callable[[], Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -94,10 +92,11 @@ def stacked(
 
     The first member has the backbone's values, the others those of a call of `reinitialised` each, or copies without
     it; of what is frozen all members have copies, and the stack is frozen."""
-    drawn: list[Mapping[str, Tensor]] = []
+    drawn: list[dict[str, Tensor]] = []
     stacks: dict[int, Tensor] = {}
     result: dict[str, Tensor] = {}
     still = frozen(program)
+    several = {name for name, place in places.items() if tree.members(place) > 1}
     for name, tensor in program.tensors.items():
         count = tree.members(places.get(name, 0))
         if count == 1:
@@ -106,8 +105,8 @@ def stacked(
         if id(tensor) not in stacks:
             others = [tensor] * (count - 1)
             if reinitialised is not None and name not in still:
-                drawn.extend(reinitialised() for _ in range(len(drawn), count - 1))
-                others = [values.get(name, tensor) for values in drawn[: count - 1]]
+                drawn.extend(dict(reinitialised(several - still)) for _ in range(len(drawn), count - 1))
+                others = [values.pop(name, tensor) for values in drawn[: count - 1]]
             parts = [one.detach().to(tensor).reshape(_stackable(tensor)) for one in (tensor, *others)]
             stack = torch.cat(parts)
             stacks[id(tensor)] = (
