@@ -44,17 +44,20 @@ def made(
     )
 
 
-def graph(nodes: Sequence[Any], inputs: Mapping[str, int], outputs: Sequence[str]) -> onnx.GraphProto:
-    """A graph inside of a node; its inputs with their types."""
-    return helper.make_graph(
-        list(nodes),
-        "inner",
-        [
-            helper.make_tensor_value_info(name, kind, [] if kind != onnx.TensorProto.FLOAT else None)
-            for name, kind in inputs.items()
-        ],
-        [helper.make_empty_tensor_value_info(name) for name in outputs],
-    )
+def graph(
+    nodes: Sequence[Any], inputs: Mapping[str, int], outputs: Sequence[str], shape: Sequence[str] | None = None
+) -> onnx.GraphProto:
+    """A graph inside of a node; its inputs with their types, those of floating-point numbers of one `shape`."""
+    floating = onnx.TensorProto.FLOAT
+    given = [
+        helper.make_tensor_value_info(name, kind, shape if kind == floating else []) for name, kind in inputs.items()
+    ]
+    if shape is None:
+        return helper.make_graph(
+            list(nodes), "inner", given, [helper.make_empty_tensor_value_info(name) for name in outputs]
+        )
+    made = [helper.make_tensor_value_info(name, floating, shape) for name in outputs]
+    return helper.make_graph(list(nodes), "inner", given, made)
 
 
 def written(model: onnx.ModelProto, folder: Path, **inputs: Any) -> Source:

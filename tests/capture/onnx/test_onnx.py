@@ -215,6 +215,7 @@ def test_branches_and_loops_are_unrolled(tmp_path: Path) -> None:
         [node("Add", ["sum", "row"], ["more"]), node("Neg", ["more"], ["less"])],
         {"sum": types.FLOAT, "row": types.FLOAT},
         ["more", "less"],
+        ["n"],
     )
     nodes = [
         node("Shape", ["x"], ["shape"]),

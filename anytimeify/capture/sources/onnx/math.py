@@ -67,7 +67,8 @@ def _power(a: Any, b: Any) -> Any:
     return result.to(a.dtype) if isinstance(a, Tensor) else result
 
 
-def _where(condition: Tensor, a: Any, b: Any) -> Tensor:
+def _where(condition: Any, a: Any, b: Any) -> Tensor:
+    condition = torch.as_tensor(condition)
     if not isinstance(a, Tensor) and not isinstance(b, Tensor):
         a = torch.as_tensor(a)
     return torch.where(condition, a, b)
