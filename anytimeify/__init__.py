@@ -28,10 +28,12 @@ from anytimeify.version import __version__
 if TYPE_CHECKING:
     from anytimeify.capture import Source
     from anytimeify.capture import resolve as source
+    from anytimeify.capture.on_meta import parameters_on_meta
     from anytimeify.compiler import transform
     from anytimeify.early_exit.policies import Confidence, Entropy, Patience
     from anytimeify.ir import AllOutputs, Captured, Cost, Level, Outputs
     from anytimeify.losses import HierarchicalCoDistillation, InPlaceDistillation, JointLoss
+    from anytimeify.passes.estimate import Limits
     from anytimeify.passes.rewrites.branch import Branch
     from anytimeify.passes.rewrites.consensus import Consensus
     from anytimeify.passes.scheme import Scheme, parse_scheme, schemes
@@ -73,6 +75,7 @@ __all__ = [
     "InPlaceDistillation",
     "JointLoss",
     "Level",
+    "Limits",
     "MaskSchedule",
     "MissingExtraError",
     "MutualDistillation",
@@ -94,6 +97,7 @@ __all__ = [
     "VerificationError",
     "__version__",
     "load",
+    "parameters_on_meta",
     "parse_scheme",
     "schemes",
     "source",
@@ -117,6 +121,7 @@ _PLACES = {
     "InPlaceDistillation": "anytimeify.losses",
     "JointLoss": "anytimeify.losses",
     "Level": "anytimeify.ir",
+    "Limits": "anytimeify.passes.estimate",
     "MaskSchedule": "anytimeify.runtime.masks",
     "MutualDistillation": "anytimeify.passes.schemes.mutual_distillation",
     "NestedChannels": "anytimeify.passes.schemes.nested_channels",
@@ -131,6 +136,7 @@ _PLACES = {
     "Staged": "anytimeify.staged",
     "Taxonomy": "anytimeify.taxonomy",
     "load": "anytimeify.runtime.load",
+    "parameters_on_meta": "anytimeify.capture.on_meta",
     "parse_scheme": "anytimeify.passes.scheme",
     "schemes": "anytimeify.passes.scheme",
     "source": "anytimeify.capture:resolve",

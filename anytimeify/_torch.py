@@ -16,6 +16,7 @@ What is used, and why nothing public does it:
 * `torch.utils._python_dispatch.TorchDispatchMode`: to see operations below autograd;
 * `torch.utils._python_dispatch._disable_current_modes`: to compute something while an export records;
 * `torch.autograd.function._SingleLevelFunction`: the one place that every call of an autograd function comes to;
+* the tables of nodes and names of an `fx.Graph`: to add a node without looking through its arguments;
 * the hooks that modules and tensors keep for the backward pass: only adding and removing them is public.
 
 A test calls every function here, so a torch that moves one of them fails there and not in a user's model.
@@ -51,6 +52,7 @@ from anytimeify.process import ONE_AT_A_TIME
 
 __all__ = [
     "VALUES_WANTED",
+    "FakeTensorMode",
     "HigherOrderOperator",
     "OpOverload",
     "SymbolicSizes",
@@ -59,6 +61,7 @@ __all__ = [
     "assert_holds",
     "autograd_calls",
     "backward_hooks",
+    "copy_node",
     "expression",
     "flatten",
     "functional_overload",
@@ -67,6 +70,7 @@ __all__ = [
     "is_plain",
     "is_watched",
     "load_pt2",
+    "new_node",
     "operator",
     "package_pt2",
     "prepare_torchvision",
@@ -78,6 +82,7 @@ __all__ = [
     "treespec_dumps",
     "treespec_loads",
     "unflatten",
+    "without_data",
     "without_dispatch_modes",
     "without_recomputation",
 ]
@@ -224,6 +229,17 @@ class SymbolicSizes:
         """The expression of a size in the symbols that were given."""
         names = {inner: symbol for symbol, inner in self._inner.items()}
         return expression(size).xreplace(names)
+
+
+def without_data(tensors: Sequence[Tensor], device: str) -> list[Tensor]:
+    """Tensors of the same types that have no data, and say that they are on a device; parameters of parameters."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    shells: list[Tensor] = []
+    for tensor in tensors:
+        with mode:
+            shell = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
+        shells.append(nn.Parameter(shell, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else shell)
+    return shells
 
 
 # What the exporter says besides what it raises: tracebacks, symbols without a source line, operations that failed.
@@ -377,6 +393,37 @@ def backward_hooks(module: nn.Module) -> list[Any]:
 def gradient_hooks(tensor: Tensor) -> list[Any]:
     """What is registered on a tensor for its gradient."""
     return [*(tensor._backward_hooks or {}).values(), *(tensor._post_accumulate_grad_hooks or {}).values()]
+
+
+def new_node(
+    graph: fx.Graph,
+    op: str,
+    target: Any,
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    name: str,
+) -> fx.Node:
+    """As `graph.create_node`, which looks through all arguments for symbolic sizes and takes four times as long."""
+    names = graph._graph_namespace
+    name = names.create_name(name, None)
+    node = fx.Node(graph, name, op, target, args, dict(kwargs or {}))
+    names.associate_name_with_obj(name, node)
+    graph._insert(node)
+    graph._find_nodes_lookup_table.insert(node)
+    graph._len += 1
+    return node
+
+
+def copy_node(graph: fx.Graph, node: fx.Node, operand: Callable[[fx.Node], Any] | None = None) -> fx.Node:
+    """As `graph.node_copy`: a copy of a node, which reads what `operand` gives for the nodes that it reads."""
+    args, kwargs = node.args, node.kwargs
+    if operand is not None:
+        args = fx.map_arg(args, operand)
+        kwargs = fx.map_arg(kwargs, operand) if kwargs else kwargs
+    new = new_node(graph, node.op, node.target, args, kwargs, name=node.name)
+    new.meta.update(node.meta)
+    return new
 
 
 def is_higher_order(node: fx.Node) -> bool:

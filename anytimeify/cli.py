@@ -23,21 +23,27 @@ from typing import Annotated, Any, Literal, NoReturn, TextIO
 import torch
 import typer
 from rich.console import Console, RenderableType
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from anytimeify import report
+from anytimeify import progress, report
 from anytimeify.analysis.axes import analyse
 from anytimeify.capture import capture, resolve
 from anytimeify.capture.inputs import CallInputs
 from anytimeify.capture.sources.registry import kinds
+from anytimeify.capture.sources.source import InputSizes
 from anytimeify.compiler import transform
 from anytimeify.deploy.export import FORMATS as CONTAINERS
-from anytimeify.errors import AnytimeError, ArtifactError, BudgetError, first_line
+from anytimeify.errors import AnytimeError, ArtifactError, BudgetError, SchemeError, first_line
 from anytimeify.io.files import new_folder, refuse_existing
 from anytimeify.level_names import parse_level
 from anytimeify.papers import entries
+from anytimeify.passes.estimate import Limits
+from anytimeify.passes.on_meta import refuse_reading_values
+from anytimeify.passes.options import Options
 from anytimeify.passes.scheme import parse_scheme
 from anytimeify.runtime.budget import Budget
+from anytimeify.runtime.compiled import levels_of
 from anytimeify.runtime.load import load
 from anytimeify.runtime.model import AnytimeModel
 from anytimeify.storage.compressed import save_compressed
@@ -72,6 +78,15 @@ InputShapes = Annotated[
         "--input-shape",
         metavar="SIZES",
         help="Shape of an example input, such as 2,3,224,224. Repeat it for each input.",
+    ),
+]
+Inputs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input",
+        metavar="NAME=SIZES",
+        help="Shape of the example input of that name, such as x=2x3x224x224, or the value of an input without axes of "
+        "an ONNX file, such as rate=16000. Repeatable.",
     ),
 ]
 DynamicShapes = Annotated[
@@ -136,7 +151,12 @@ def convert(
         Literal["keep", "scale"],
         typer.Option(metavar="keep|scale", help="Numbers made from channel counts: kept, or those of each width."),
     ] = "keep",
+    limits: Annotated[
+        str | None,
+        typer.Option(metavar="LIMITS", help="How large the result may be, such as nodes=200000,memory_bytes=4e10."),
+    ] = None,
     input_shape: InputShapes = None,
+    named_inputs: Inputs = None,
     dynamic_shapes: DynamicShapes = "batch",
     verify: Annotated[
         bool, typer.Option(help="Compare the result with the backbone, and levels with their extracts.")
@@ -153,17 +173,18 @@ def convert(
     if budgets and not kinds:
         kinds = ["pt2"]
     chosen = parse_scheme(scheme)
+    allowed = _limits(limits)
     if consensus not in (None, "average", "learned"):
         raise typer.BadParameter(f"'{consensus}': expected average or learned", param_hint="--consensus")
     classes = Taxonomy.load(taxonomy) if taxonomy is not None else None
-    inputs, dynamic = _inputs(input_shape), _dynamic(dynamic_shapes)
+    inputs, named, dynamic = _inputs(input_shape), _named(named_inputs), _dynamic(dynamic_shapes)
     _refuse_other_folders(out, force)
     for kind in kinds:
         require(kind)
 
     with _doing(f"loading {source}"):
-        found = resolve(source, trust_pickle=trust_pickle)
-    with _doing(f"transforming {found.name} with {chosen}"):
+        found = resolve(source, trust_pickle=trust_pickle, inputs=named)
+    with _progress(f"transforming {found.name} with {chosen}"):
         examples = found.example_inputs if inputs is None else inputs
         net = transform(
             found.model,
@@ -175,6 +196,7 @@ def convert(
             consensus=consensus,
             output=int(output) if output is not None and output.lstrip("-").isdigit() else output,
             constants=constants,
+            limits=allowed,
         )
     picked = [net.select(limits) for limits in budgets]
     levels = sorted({level.index for level in picked}) if picked else range(len(net.levels))
@@ -197,18 +219,34 @@ def inspect(
     source: SourceArgument,
     as_json: AsJson = False,
     everything: Annotated[bool, typer.Option("--all", help="Print complete tables.")] = False,
+    scheme: Annotated[
+        str | None,
+        typer.Option(metavar="SPEC", help="Also show the levels that a scheme would make."),
+    ] = None,
     input_shape: InputShapes = None,
+    named_inputs: Inputs = None,
     dynamic_shapes: DynamicShapes = "batch",
     trust_pickle: TrustPickle = False,
 ) -> None:
-    """Show how a model can be narrowed and cut: axis groups, pinned axes with reasons, cut points, blocks."""
-    inputs, dynamic = _inputs(input_shape), _dynamic(dynamic_shapes)
+    """Show how a model can be narrowed and cut: axis groups, pinned axes with reasons, cut points, blocks.
+
+    Models of transformers (hf:PATH) are built from their configuration, without weights.
+    """
+    chosen = parse_scheme(scheme) if scheme is not None else None
+    inputs, named, dynamic = _inputs(input_shape), _named(named_inputs), _dynamic(dynamic_shapes)
     with _doing(f"loading {source}"):
-        found = resolve(source, trust_pickle=trust_pickle)
+        found = resolve(source, trust_pickle=trust_pickle, inputs=named, values=False)
+    if chosen is not None:
+        refuse_reading_values(chosen, found.model)
     with _doing(f"capturing {found.name}"):
         examples = found.example_inputs if inputs is None else inputs
         captured = capture(found.model, examples, dynamic_shapes=dynamic)
-        inspection = report.inspect(captured, analyse(captured.program), found.name)
+        axes = analyse(captured.program)
+        inspection = report.inspect(captured, axes, found.name)
+    if chosen is not None:
+        with _doing(f"applying {chosen}"):
+            rewritten = Options().apply(chosen, chosen.prepare(captured, axes), axes)
+            inspection = inspection.with_levels(levels_of(captured, rewritten), max(rewritten.backbones))
     if as_json:
         typer.echo(inspection.to_json())
     else:
@@ -399,6 +437,13 @@ def _budget(text: str) -> Budget:
         raise typer.BadParameter(str(error), param_hint="--budget") from error
 
 
+def _limits(text: str | None) -> Limits | None:
+    try:
+        return Limits.parse(text) if text is not None else None
+    except SchemeError as error:
+        raise typer.BadParameter(str(error), param_hint="--limits") from error
+
+
 def _format(name: str, option: str) -> str:
     if name.strip() not in FORMATS:
         raise typer.BadParameter(f"'{name}' is not a format; expected one of: {', '.join(FORMATS)}", param_hint=option)
@@ -421,6 +466,25 @@ def _inputs(shapes: list[str] | None) -> CallInputs | None:
         except RuntimeError as error:
             raise typer.BadParameter(f"'{text}' does not fit into memory", param_hint="--input-shape") from error
     return CallInputs(tuple(tensors), {})
+
+
+def _named(texts: list[str] | None) -> InputSizes | None:
+    """Sizes or the value of each named input."""
+    found: dict[str, Any] = {}
+    for text in texts or ():
+        name, _, sizes = text.rpartition("=")
+        number = re.fullmatch(r"-?\d+(\.\d+)?", sizes)
+        if not name or not (number or re.fullmatch(r"[1-9]\d*(x[1-9]\d*)+", sizes)):
+            raise typer.BadParameter(
+                f"'{text}' is no input; expected a name and sizes such as x=2x3x224x224", param_hint="--input"
+            )
+        if name in found:
+            raise typer.BadParameter(f"'{name}' is given twice", param_hint="--input")
+        if number:
+            found[name] = float(sizes) if "." in sizes else int(sizes)
+        else:
+            found[name] = tuple(int(size) for size in sizes.split("x"))
+    return found or None
 
 
 def _dynamic(text: str) -> dict[str, Any] | None:
@@ -484,6 +548,25 @@ def _doing(what: str) -> Iterator[None]:
     else:
         _print(f"{what} ...", sys.stderr)
         with quiet():
+            yield
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[None]:
+    """Shows which step work is at and how long it will take, on a terminal; a line elsewhere."""
+    console = _console(sys.stderr)
+    if not console.is_terminal:
+        with _doing(what):
+            yield
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as shown, quiet():
+        task = shown.add_task(what, total=1.0)
+
+        def show(name: str, share: float) -> None:
+            shown.update(task, description=f"{what}: {name}", completed=share)
+
+        with progress.shown_by(show):
             yield
 
 

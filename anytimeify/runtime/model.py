@@ -28,6 +28,7 @@ from anytimeify.operators.modules import Added, BatchNormCall, Watch, Watched
 from anytimeify.report import Report
 from anytimeify.runtime import budget as budgets
 from anytimeify.runtime import extraction
+from anytimeify.runtime.awaited import Awaited, refuse_without_values
 from anytimeify.runtime.budget import Budget
 from anytimeify.runtime.calibration import calibrate
 from anytimeify.runtime.compiled import Compiled, Form, Layout
@@ -37,7 +38,7 @@ from anytimeify.storage import models as storage
 
 __all__ = ["AnytimeModel"]
 
-_OWN = frozenset({"loss", "_compiled", "_forms", "_graphs", "_latencies", "_layout", "_watch"})
+_OWN = frozenset({"loss", "_awaited", "_compiled", "_forms", "_graphs", "_latencies", "_layout", "_watch"})
 
 
 class AnytimeModel(Described):
@@ -65,6 +66,10 @@ class AnytimeModel(Described):
         rewritten = compiled.definition.rewritten
         if compiled.renamed:
             keep_state_dict_names(self, dict(compiled.renamed))
+        self._awaited = Awaited(compiled.definition, self.tensors())
+        if self._awaited.backbones:
+            self.register_load_state_dict_pre_hook(_loading)  # type: ignore[no-untyped-call]  # of torch
+            self.register_load_state_dict_post_hook(_loaded)  # type: ignore[no-untyped-call]  # of torch
         if rewritten.stacked_parameters:
             accept_backbones(self, lambda net: net._compiled.definition.stacked())
         if any(masks(rewritten.program)):
@@ -238,16 +243,24 @@ class AnytimeModel(Described):
         in fewer calls. With a taxonomy, the prediction is of the granularity that the level serves, or of another one
         that it has.
         """
+        refuse_without_values(self.tensors(), "extracted")
         index = self.select(level).index if isinstance(level, Budget) else self._index(level)
-        rewritten, wanted = self.rewritten, self._definition.granularity(index, granularity)
+        return self._extract(index, self._definition.granularity(index, granularity), fold=fold, dense=dense)
+
+    def _extract(
+        self, index: int, granularity: int | None, *, fold: bool = False, dense: bool = False, copied: bool = True
+    ) -> fx.GraphModule:
+        """As `extract`; `copied=False` where the result is only run, and not kept."""
+        rewritten = self.rewritten
         return extraction.extract(
             rewritten.program,
             index,
             self.call_signature,
-            positions=rewritten.positions(index, wanted),
+            positions=rewritten.positions(index, granularity),
             structure=None if rewritten.results is None else rewritten.results.evaluation,
             merge_batch_norms=fold,
             dense=dense,
+            copied=copied,
         )
 
     def staged(
@@ -264,6 +277,7 @@ class AnytimeModel(Described):
         granularity that it serves, or all of them one `granularity`; levels that give different ones can be streamed,
         but not stopped between for every sample.
         """
+        refuse_without_values(self.tensors(), "staged")
         if self._forms is not None:
             raise ArgumentError(
                 "stages give predictions, and the levels of this model return all that the backbone returns: transform "
@@ -367,6 +381,7 @@ class AnytimeModel(Described):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the model into one file without pickle; `anytimeify.load(path)` reads it. Of a loss that is not one of
         `anytimeify.losses` nothing is kept, and an `AnytimeWarning` says so."""
+        refuse_without_values(self.tensors(), "saved")
         options = self._definition.options
         storage.write(path, storage.Stored(self.captured, self.scheme, self.tensors(), options, self.loss))
 
@@ -381,6 +396,15 @@ class AnytimeModel(Described):
         if type(level) is int and 0 <= level < len(self.levels):
             return level  # nothing to look up, and nothing that compilers could stop at
         return find_level(self.levels, level)
+
+
+def _loading(net: AnytimeModel, state: Mapping[str, Any], prefix: str, *unused: object) -> None:
+    net._awaited.loading(state, prefix, net._compiled.renamed)
+
+
+def _loaded(net: AnytimeModel, keys: Any) -> None:
+    made = net._awaited.loaded(net._definition, net.tensors())
+    keys.missing_keys[:] = [name for name in keys.missing_keys if name not in made]
 
 
 def _recount(net: AnytimeModel, keys: object) -> None:
