@@ -74,11 +74,11 @@ class Deferred(fx.GraphModule, LazyModuleMixin):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         self._ready()
-        return super().__deepcopy__(memo)  # type: ignore[no-untyped-call]  # of torch
+        return super().__deepcopy__(memo)
 
     def __reduce__(self) -> Any:
         self._ready()
-        return super().__reduce__()  # type: ignore[no-untyped-call]  # of torch
+        return super().__reduce__()
 
     def __str__(self) -> str:
         self._ready()

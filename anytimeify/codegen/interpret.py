@@ -32,7 +32,7 @@ def interpret(program: Program, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
                 values[node] = _evaluated(node, values)
             for done in last.get(node, ()):
                 del values[done]
-    return tuple(values[node] for node in graph.output_node().args[0])  # type: ignore[union-attr]  # a flat tuple
+    return tuple(values[node] for node in program.outputs)
 
 
 def _evaluated(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
