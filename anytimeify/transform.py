@@ -15,6 +15,7 @@ from torch.export import ExportedProgram
 from anytimeify import progress, verification
 from anytimeify.analysis.axes import Axes, Widths, analyse
 from anytimeify.capture import Source, capture
+from anytimeify.capture.ownership import Owner
 from anytimeify.capture.side_by_side import side_by_side
 from anytimeify.codegen.recompute import part_numbers
 from anytimeify.codegen.to_modules import norms_without_count
@@ -50,9 +51,11 @@ def transform(
     consensus: Consensus | str | None = None,
     checkpoint: bool = False,
     constants: Literal["keep", "scale"] = "keep",
+    consume: bool = False,
     limits: Limits | None = None,
 ) -> AnytimeModel:
-    """Converts a backbone into an anytime model. `model` is not modified and shares no tensor with the result.
+    """Converts a backbone into an anytime model. `model` is not modified and shares no tensor with the result, unless
+    it is consumed.
 
         net = transform(backbone, NestedChannels(widths=(0.25, 0.5, 1.0)), torch.randn(2, 3, 224, 224))
 
@@ -83,6 +86,10 @@ def transform(
         constants: what becomes of numbers in `forward()` that were made of a channel count, such as `dim**-0.5`, where
             levels have fewer channels: `"keep"` notes them in the report; `"scale"` lets every level compute with the
             number of its own width, as the same architecture built thin does.
+        consume: take over the memory of the backbone's parameters and buffers instead of copying them. Do not use the
+            backbone afterwards: it still runs, but what changes the result changes it too (training, loading a state
+            dict), until the result moves to another device or type and leaves it behind. Tensors that the backbone
+            keeps in one memory with others are copied.
 
         limits: how large the result may be, by default 100,000 nodes and as many bytes as the machine has. A scheme
             that would make more is refused before it begins.
@@ -105,7 +112,17 @@ def transform(
         refuse_reading_values(chosen, one, verify=verify)
     progress.step("capturing", 0.0)
     with ONE_AT_A_TIME, without_garbage_search(), torch.inference_mode(False):
-        parts = [capture(one, example_inputs, dynamic_shapes=dynamic_shapes, output=output) for one in models]
+        parts = [
+            capture(
+                one,
+                example_inputs,
+                dynamic_shapes=dynamic_shapes,
+                output=output,
+                copied=False,
+                traced=not verify,  # verification computes all that is compared here
+            )
+            for one in models
+        ]
         if len(parts) > 1 and any(part.results is not None for part in parts):
             raise SchemeError(
                 "of two backbones, levels return predictions, and not all that the backbones return (output='all', or "
@@ -127,6 +144,11 @@ def transform(
         rewritten = run_pass(chosen.name, chosen.apply, several, its_axes)
         rewritten = options.after(rewritten, captured, several, chosen)
         captured = captured.losing(*norms_without_count(rewritten.program))
+        owner = Owner(models, consume=consume)
+        captured, rewritten = (
+            replace(one, program=replace(one.program, tensors=owner.own(one.program.tensors)))
+            for one in (captured, rewritten)
+        )
         progress.step("building levels", shares[1])
         net = AnytimeModel(compiled(captured, axes, chosen, rewritten, options), loss)
         if isinstance(models[0], nn.Module):

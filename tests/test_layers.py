@@ -33,7 +33,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("passes.fusion",),
     ("passes.schemes",),
     ("storage",),
-    ("early_exit",),
+    ("deploy", "early_exit"),
     ("report",),
     ("runtime",),
     ("verification",),

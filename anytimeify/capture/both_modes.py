@@ -19,10 +19,11 @@ from anytimeify.capture.compare import (
     expected_from_module,
     fits,
     gaps,
-    other_values,
     randomness,
     results_of_program,
     tolerance,
+    traced_from_module,
+    with_other_values,
 )
 from anytimeify.capture.export import does_not_run, explain, export
 from anytimeify.capture.generalise import Differs
@@ -33,6 +34,7 @@ from anytimeify.capture.on_meta import Shell
 from anytimeify.capture.outputs import choose
 from anytimeify.capture.results import agrees, distinct, structure_of, tensor_places, with_results
 from anytimeify.capture.same_in_eval_mode import same_in_eval_mode
+from anytimeify.capture.traced import takes_long
 from anytimeify.capture.two_modes import merge
 from anytimeify.capture.work_graph import BufferMutation
 from anytimeify.errors import AnytimeError, CaptureError, UnsupportedOpError, VerificationError
@@ -98,6 +100,7 @@ class Source:
     expected: Expected | None = None
     generalises: bool = False  # exports for two fixed batches are put together
     everything: bool = False  # all results are captured
+    traced: bool = False  # what takes long to compute is compared without values, if it can be
     shell: Shell | None = None  # what the model is, where its tensors have no values: then nothing is compared by them
 
     @property
@@ -108,7 +111,8 @@ class Source:
         """From train mode if that gives a program that is right in eval mode, else from eval mode."""
         trained, why = self.export(training=True)
         wanted = (check or self.everything) and self.expected is None
-        source = replace(self, expected=self.in_eval_mode()) if wanted else self
+        source = self.tracing(trained)
+        source = replace(source, expected=source.in_eval_mode()) if wanted else source
         attempt = source.capture(trained, training=True) if trained is not None else Attempt(why=why)
         if attempt.captured is not None and not attempt.collected and self.shell is None:
             return Found(source, attempt.captured)
@@ -169,9 +173,18 @@ class Source:
         """Not the example's, which the model may remember, and not 1, which may mean that something is repeated."""
         return max(2, self.inputs.batch or 0) + 1
 
+    def tracing(self, trained: Exported | None) -> Source:
+        """The same, which traces if that is wanted, and quicker than to compute."""
+        return replace(self, traced=self.traced and trained is not None and takes_long(trained.program, self.inputs))
+
+    def expected_for(self, inputs: CallInputs) -> Expected:
+        """What the model returns in eval mode; raises whatever it raises."""
+        find = traced_from_module if self.traced else expected_from_module
+        return find(self.model, inputs, self.output)
+
     def in_eval_mode(self) -> Expected:
         try:
-            return expected_from_module(self.model, self.inputs, self.output)
+            return self.expected_for(self.inputs)
         except AnytimeError:
             raise
         except Exception as error:
@@ -244,7 +257,7 @@ class Source:
             updates=training,
             counterpart=exported.counterpart,
         )
-        found = gaps(captured, self.expected, training=False)
+        found = gaps(captured, self.expected)
         return [place for place, gap in zip(candidates, found, strict=True) if gap <= tolerance(want.dtype)]
 
     def first(self, exported: Exported) -> int:
@@ -266,8 +279,8 @@ class Source:
             return same_in_eval_mode(attempt.captured.program, again.captured.program)
         if self.expected is None:
             return True
-        with other_values(attempt.captured.program, again.captured.program, names=attempt.collected):
-            return Gap.between(results_of_program(again.captured), results_of_program(attempt.captured)).is_rounding
+        mine, other = (with_other_values(one, attempt.collected) for one in (attempt.captured, again.captured))
+        return Gap.between(results_of_program(other), results_of_program(mine)).is_rounding
 
     def in_both_modes(self, attempt: Attempt, exported: Exported) -> Captured | None:
         """The program of train mode with that of eval mode, `exported`, where they part; None where they cannot be put
@@ -305,8 +318,8 @@ class Source:
         """Models are compared in eval mode, so that is what a signature tells."""
         assert self.expected is not None
         signature = replace(captured.signature, out_spec=self.expected.spec, prediction=self.expected.position)
-        reference = self.expected.prediction if self.shell is None else None
-        return replace(captured, signature=signature, reference=reference)
+        kept = self.shell is None and not self.expected.traced
+        return replace(captured, signature=signature, reference=self.expected.prediction if kept else None)
 
     def refusal(self, why: Exception | None, again: Attempt) -> Exception:
         """The error for the user when neither mode could be captured: why train mode could not, and eval mode where
@@ -340,7 +353,7 @@ class Source:
                 "only (if self.training: ...)."
             )
         assert self.expected is not None
-        repeated = difference(self.expected.prediction, self.in_eval_mode().prediction)
+        repeated = difference(self.expected.computed.prediction, replace(self, traced=False).in_eval_mode().prediction)
         reason = "Its forward() reads or changes something that torch.export cannot see, such as Python state."
         if repeated > 0:
             reason = (

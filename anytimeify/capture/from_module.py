@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from anytimeify.capture.both_modes import Found, Source, first_line
-from anytimeify.capture.compare import Expected, Gap, expected_from_module
+from anytimeify.capture.compare import Expected, Gap
 from anytimeify.capture.export import reason_of
 from anytimeify.capture.generalise import Differs
 from anytimeify.capture.inputs import CallInputs, in_order, of_batch, refuse_no_sample
@@ -30,12 +30,15 @@ def from_module(
     *,
     everything: bool = False,
     check: bool,
+    traced: bool = False,
     shell: Shell | None = None,
 ) -> Captured:
     """The prediction is what the model returns in eval mode; train mode may return more, or another structure.
 
     `everything`: all that the model returns is captured, in both modes. So it is where what train mode returns does not
     tell the prediction.
+
+    `traced`: what takes long to compute is compared without values, where that can be done.
 
     Where no `dynamic_shapes` are given and the batch cannot be dynamic, it is made so from two exports for a fixed one;
     where that fails too, it stays as in the example.
@@ -47,7 +50,15 @@ def from_module(
     if dynamic_shapes is None:
         refuse_no_sample(inputs)
     source = Source(
-        model, inputs, arguments, dynamic_shapes, output, Modes.of(model), everything=everything, shell=shell
+        model,
+        inputs,
+        arguments,
+        dynamic_shapes,
+        output,
+        Modes.of(model),
+        everything=everything,
+        traced=traced,
+        shell=shell,
     )
     found = source.capture_both(check)
     if dynamic_shapes is None and (found.captured is None or found.unexported):
@@ -110,7 +121,7 @@ def _is_other_at(source: Source, count: int, captured: Captured) -> bool | None:
         return None
     inputs = of_batch(source.inputs, count)
     try:
-        expected = expected_from_module(source.model, inputs, source.output)
+        expected = source.expected_for(inputs)
     except Exception:
         return None
     return _differs_at(inputs, expected, captured) is not None
@@ -122,7 +133,7 @@ def _differs_at_another_batch(source: Source, captured: Captured) -> Exception |
         return Differs("it cannot be compared with a model that has no values")
     inputs = of_batch(source.inputs, 2 * source.first_batch + 1)
     try:
-        expected = expected_from_module(source.model, inputs, source.output)
+        expected = source.expected_for(inputs)
     except Exception as error:
         return error
     return _differs_at(inputs, expected, captured)

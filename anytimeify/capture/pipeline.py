@@ -15,8 +15,9 @@ from anytimeify.capture.from_exported import from_exported
 from anytimeify.capture.from_module import from_module
 from anytimeify.capture.inputs import CallInputs, call_inputs
 from anytimeify.capture.on_meta import Shell, is_on_meta, with_values, without_values
+from anytimeify.capture.ownership import Owner
 from anytimeify.capture.reinitialise import redrawn
-from anytimeify.capture.sources.registry import infer
+from anytimeify.capture.sources.registry import infer, notes_on
 from anytimeify.errors import CaptureError
 from anytimeify.ir import Captured
 
@@ -30,18 +31,34 @@ def capture(
     dynamic_shapes: Any = None,
     output: int | str | None = None,
     check: bool = True,
+    copied: bool = True,
+    traced: bool = False,
 ) -> Captured:
-    """A backbone in canonical form; `model` and its tensors stay untouched, the program holds copies.
+    """A backbone in canonical form; `model` and its tensors stay untouched, the program holds copies. With
+    `copied=False` its tensors are in the memory of the model's, and nothing may write to them.
 
     `example_inputs`: a tensor, a tuple of positional or a mapping of keyword arguments; inferred where the model tells.
     `dynamic_shapes`: as in `torch.export`; by default the common first dimension of the inputs is dynamic.
     `output`: which of several outputs of eval mode is the prediction: a position, a field, or a path such as
     `"heads.0"`; `"all"` captures everything that the model returns, in both modes.
-    `check`: compare with the backbone in eval mode on the example inputs; not where the backbone is on the meta device.
+    `check`: compare with the backbone in eval mode on the example inputs, unless the backbone is on the meta device;
+    with `traced` without computing anything, where that is quicker and tells.
 
     Raises `CaptureError` when the model cannot be exported or does not survive it, `UnsupportedOpError` when an
     operation has no functional meaning, `VerificationError` when the model is random in eval mode.
     """
+    if copied:
+        captured = capture(
+            model,
+            example_inputs,
+            dynamic_shapes=dynamic_shapes,
+            output=output,
+            check=check,
+            copied=False,
+            traced=traced,
+        )
+        program = replace(captured.program, tensors=Owner([model]).own(captured.program.tensors))
+        return replace(captured, program=program)
     everything = output == "all"
     output = None if everything else output
     if isinstance(model, ExportedProgram):
@@ -56,7 +73,17 @@ def capture(
         if shell is None:
             _check_values(inputs)
         inputs = (inputs if shell is None else with_values(inputs)).outside_inference_mode()
-        captured = from_module(model, inputs, dynamic_shapes, output, everything=everything, check=check, shell=shell)
+        captured = from_module(
+            model,
+            inputs,
+            dynamic_shapes,
+            output,
+            everything=everything,
+            check=check,
+            traced=traced,
+            shell=shell,
+        )
+    captured = replace(captured, notes=(*captured.notes, *notes_on(model)))
     return (
         replace(captured, reinitialised=partial(redrawn, model)) if shell is None else without_values(captured, shell)
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 import torch
@@ -16,8 +16,9 @@ from anytimeify.errors import SchemeError
 __all__ = ["redrawn", "takes"]
 
 
-def redrawn(model: nn.Module) -> Mapping[str, Tensor]:
-    """Parameters and buffers of a copy of `model`, by name, after every initialiser that its modules have has run.
+def redrawn(model: nn.Module, wanted: Container[str] | None = None) -> Mapping[str, Tensor]:
+    """Parameters and buffers of a copy of `model`, by name, after every initialiser that its modules have has run. If
+    it is said which are `wanted`, there are no others of several dimensions.
 
     1. `reset_parameters()` of each module, as torch's own layers have it, inner modules first, as a constructor does;
     2. `_init_weights(module)` of the model for each module, or else `init_weights()`, as transformers and timm have it;
@@ -27,14 +28,24 @@ def redrawn(model: nn.Module) -> Mapping[str, Tensor]:
     An initialiser that asks for other arguments is left out. Raises `SchemeError` where one of them fails, or where the
     model cannot be copied.
     """
+    if wanted is not None:
+        try:
+            found = _redrawn(model, _left_out(model, wanted))
+        except SchemeError:  # an initialiser that reads values, where there are none
+            found = _redrawn(model, {})
+        return {name: tensor for name, tensor in found.items() if not tensor.is_meta}
+    return _redrawn(model, {})
+
+
+def _redrawn(model: nn.Module, left_out: dict[int, Any]) -> Mapping[str, Tensor]:
     try:
-        drawn = copy.deepcopy(model)
+        drawn = copy.deepcopy(model, left_out)
     except Exception as error:
         raise SchemeError(
             f"init='fresh' runs the initialisers of a copy of {type(model).__name__}, which cannot be copied: {error}. "
             "Use init='copy'"
         ) from error
-    before = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    before = dict(model.named_parameters())
     with torch.no_grad():
         for path, module in reversed(list(drawn.named_modules())):
             for name in _RESETS:
@@ -42,10 +53,25 @@ def redrawn(model: nn.Module) -> Mapping[str, Tensor]:
             if hasattr(module, "_is_hf_initialized"):
                 del module._is_hf_initialized
         _by_the_model(drawn)
-        trained = any(shows_training(before[name], parameter) for name, parameter in drawn.named_parameters())
+        trained = any(
+            shows_training(before[name], parameter)
+            for name, parameter in drawn.named_parameters()
+            if not parameter.is_meta
+        )
         for path, module in drawn.named_modules():
             _as_constructed(before, path, module, trained=trained)
     return {**dict(drawn.named_parameters(remove_duplicate=False)), **dict(drawn.named_buffers(remove_duplicate=False))}
+
+
+def _left_out(model: nn.Module, wanted: Container[str]) -> dict[int, Any]:
+    """What a copy has in the place of the matrices that are not wanted under any name: nothing is drawn there."""
+    named = [*model.named_parameters(remove_duplicate=False)]
+    kept = {id(parameter) for name, parameter in named if name in wanted}
+    return {
+        id(parameter): nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
+        for _, parameter in named
+        if id(parameter) not in kept and is_matrix(parameter)
+    }
 
 
 def _as_constructed(before: Mapping[str, Tensor], path: str, module: nn.Module, *, trained: bool) -> None:
@@ -55,6 +81,8 @@ def _as_constructed(before: Mapping[str, Tensor], path: str, module: nn.Module, 
     looks = {name: looks_drawn(before[name], certain=trained) for name in own if is_matrix(own[name])}
     layer = bool(looks) and all(looks.values())
     for name, parameter in own.items():
+        if parameter.is_meta and not before[name].is_meta:
+            continue
         parameter.copy_(initial(before[name], parameter, untrained=looks.get(name, layer)))
 
 

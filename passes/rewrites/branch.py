@@ -177,11 +177,19 @@ class _Copies:
                 self.held.add(name)
                 return nn.Parameter(kept, requires_grad=False) if parameter else kept
             self.wider.append(name)
-        values = self.drawn.get(name, tensor).detach().to(tensor)
-        others = () if shape == list(tensor.shape) else self.spreads
-        value = resized(values, shape, others)
+        value = self._values(name, tensor, shape)
         trained = value.is_floating_point() or value.is_complex()
         return nn.Parameter(value, trained) if parameter else value
+
+    def _values(self, name: str, tensor: Tensor, shape: list[int]) -> Tensor:
+        given = self.drawn.get(name, tensor).detach()
+        if given.is_meta and not tensor.is_meta:  # who asks for sizes alone gets no values
+            return given.new_empty(shape, dtype=tensor.dtype)
+        values = given.to(tensor)
+        if shape != list(tensor.shape):
+            return resized(values, shape, self.spreads)
+        drawn = self.drawn is not self.tensors and name in self.drawn
+        return values if drawn else values.clone()
 
     def notes(self, level: int) -> list[str]:
         """What is trained though the backbone's is not."""

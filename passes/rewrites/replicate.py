@@ -12,20 +12,18 @@ the first cut, index tables and other constants.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx, nn
 
 from anytimeify.graph.traversal import descendants
-from anytimeify.ir import Program
+from anytimeify.ir import Program, Reinitialised
 from anytimeify.ir.schema import bound
 from anytimeify.passes.rewrites.frozen import STATISTICS, frozen
 
 __all__ = ["Tree", "depths", "stacked", "tensor_depths"]
-
-Reinitialised = Callable[[], Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -104,7 +102,7 @@ def stacked(
             if reinitialised is not None and name not in still:
                 drawn[name] = stacks[id(tensor)]
     for member in range(1, max((counts[name] for name in drawn), default=1)):
-        values = reinitialised() if reinitialised is not None else {}  # of one member at a time: a network each
+        values = reinitialised(drawn.keys()) if reinitialised is not None else {}  # of one member: a network each
         for name, stack in drawn.items():
             if member < counts[name] and name in values:
                 stack.chunk(counts[name])[member].copy_(values[name].detach().reshape(_stackable(values[name])))

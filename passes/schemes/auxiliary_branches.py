@@ -84,7 +84,7 @@ class AuxiliaryBranches(Scheme):
     def apply(self, captured: Captured, axes: Axes) -> Rewritten:
         builder = Builder.copying(captured.program)
         exits = place_exits(captured, axes, self.branches, self.heads)
-        drawn = [captured.reinitialised() if captured.reinitialised is not None else None for _ in exits]
+        drawn = [exit.drawn(captured.reinitialised) for exit in exits]
         outputs = {
             Output("level", level): exit(builder, level, values)
             for level, (exit, values) in enumerate(zip(exits, drawn, strict=True))

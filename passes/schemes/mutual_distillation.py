@@ -95,7 +95,7 @@ class MutualDistillation(Scheme):
         level_of = {place: level for level, place in enumerate(order)}
         builder = Builder.copying(heads[0].half.program)
         builder.add(heads[-1].half.program)
-        drawn = [captured.reinitialised() if captured.reinitialised is not None else None for _ in heads]
+        drawn = [None if head.exit is None else head.exit.drawn(captured.reinitialised) for head in heads]
         made: list[fx.Node] = []
         for place, head in enumerate(heads):
             level = level_of[place]
