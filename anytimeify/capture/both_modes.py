@@ -28,6 +28,7 @@ from anytimeify.capture.export import does_not_run, explain, export
 from anytimeify.capture.generalise import Differs
 from anytimeify.capture.guards import unkept_guard
 from anytimeify.capture.inputs import Arguments, CallInputs, of_batch
+from anytimeify.capture.kept_whole import KeptWhole
 from anytimeify.capture.modes import Modes
 from anytimeify.capture.outputs import choose
 from anytimeify.capture.results import agrees, distinct, structure_of, tensor_places, with_results
@@ -96,6 +97,7 @@ class Source:
     expected: Expected | None = None
     generalises: bool = False  # exports for two fixed batches are put together
     everything: bool = False  # all results are captured
+    whole: KeptWhole | None = None  # modules that no export looks into
 
     @property
     def name(self) -> str:
@@ -151,7 +153,9 @@ class Source:
             return None, error
 
     def _export(self, inputs: CallInputs, dynamic_shapes: Any, training: bool) -> tuple[ExportedProgram, str | None]:
-        return export(self.model, inputs, dynamic_shapes, training=training, held=self.modes.held)
+        return export(
+            self.model, inputs, dynamic_shapes, training=training, held=self.modes.held, whole=self.whole
+        )
 
     def _export_twice(self, training: bool) -> Exported:
         size = self.first_batch

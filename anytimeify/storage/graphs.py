@@ -25,7 +25,8 @@ from anytimeify.ir import Origin, Program, Signature, Size, TensorType
 from anytimeify.ir.node_meta import Counted, checkpoint_of, counts_of, origin_of, type_of
 from anytimeify.ir.recast import recast
 from anytimeify.ir.schema import bound, is_mutable
-from anytimeify.rules.table import has_rule, of_other_libraries
+from anytimeify.operators.kept_modules import KEPT_MODULE, shell_of
+from anytimeify.rules.table import has_kind, has_rule, of_other_libraries
 
 __all__ = [
     "decode_batch_range",
@@ -190,6 +191,12 @@ def _identifier(name: Any) -> str:
 
 
 def _target_name(node: fx.Node) -> str:
+    if has_kind(node, "kept module"):
+        raise ArtifactError(
+            f"{shell_of(bound(node)['module']).title} is kept whole, for torch.export cannot look into it, and a file "
+            "holds no code. Save net.state_dict() instead, and load it into a model that the same transform(...) makes "
+            "of the backbone"
+        )
     if isinstance(node.target, OpOverload):
         if not _allowed(str(node.target)):  # refused here rather than when the file is read
             raise ArtifactError(f"node {node.name} calls {node.target}, which cannot be saved")
@@ -237,6 +244,7 @@ def _allowed(name: str) -> bool:
     packet_name, _, overload_name = rest.partition(".")
     return name in of_other_libraries() or (
         namespace in _NAMESPACES
+        and name != str(KEPT_MODULE)  # calls a module of this process
         and packet_name.isidentifier()
         and overload_name.isidentifier()
         and (not packet_name.startswith("_") or _PRIVATE.fullmatch(packet_name) is not None or has_rule(name))
