@@ -153,9 +153,7 @@ class Source:
             return None, error
 
     def _export(self, inputs: CallInputs, dynamic_shapes: Any, training: bool) -> tuple[ExportedProgram, str | None]:
-        return export(
-            self.model, inputs, dynamic_shapes, training=training, held=self.modes.held, whole=self.whole
-        )
+        return export(self.model, inputs, dynamic_shapes, training=training, held=self.modes.held, whole=self.whole)
 
     def _export_twice(self, training: bool) -> Exported:
         size = self.first_batch

@@ -132,7 +132,8 @@ def explain(model: nn.Module, inputs: CallInputs, error: Exception) -> CaptureEr
         told = f": {line}" if (line := _line(error)) else ""
         return CaptureError(
             f"{name} has control flow or sizes that depend on the values of tensors{where}{told}. "
-            "A graph cannot say that: replace the branch by arithmetic (torch.where), or take it out of forward()."
+            "A graph cannot say that: replace the branch by arithmetic (torch.where), take it out of forward(), or put "
+            "it into a sub-module of its own, which is then kept whole."
         )
     return CaptureError(
         f"torch.export cannot capture {name}{where}: {_reason(error)}. "

@@ -26,6 +26,7 @@ from anytimeify.capture.compare import buffers_kept, seeded
 from anytimeify.capture.inputs import CallInputs, of_batch, repeated
 from anytimeify.capture.modes import attributes_kept, in_mode
 from anytimeify.errors import CaptureError
+from anytimeify.operators.copies import without_tensors
 from anytimeify.operators.kept_modules import (
     KEPT_MODULE,
     Extent,
@@ -34,7 +35,6 @@ from anytimeify.operators.kept_modules import (
     Shell,
     items,
     remember,
-    without_tensors,
 )
 
 __all__ = ["KeptWhole", "NotKeptWhole", "culprit"]
@@ -77,6 +77,7 @@ class KeptWhole:
     why: Mapping[str, str] = field(default_factory=dict)  # by path
     _names: list[tuple[Any, str]] = field(default_factory=list)
     _samples: dict[Any, Mapping[str, list[Sample]]] = field(default_factory=dict)
+    _written: dict[str, set[str]] = field(default_factory=dict)  # buffers that a call writes to, by path
 
     def __bool__(self) -> bool:
         return bool(self.why)
@@ -93,12 +94,13 @@ class KeptWhole:
         return KeptWhole(self.model, outer)
 
     def notes(self) -> tuple[str, ...]:
-        modules = dict(self.model.named_modules())
-        return tuple(
-            f"'{path}' ({type(modules[path]).__name__}) is kept whole, in every level: torch.export cannot look into "
-            f"it ({why})"
-            for path, why in self.why.items()
-        )
+        return tuple(self._note(path, why) for path, why in self.why.items())
+
+    def _note(self, path: str, why: str) -> str:
+        kind = type(self.model.get_submodule(path)).__name__
+        note = f"'{path}' ({kind}) is kept whole, in every level: torch.export cannot look into it ({why})"
+        written = f"; in training every level writes to its buffers ({', '.join(sorted(self._written[path]))})"
+        return note + (written if self._written.get(path) else "")
 
     @contextmanager
     def replaced(self, inputs: CallInputs, *, training: bool, held: frozenset[str]) -> Iterator[None]:
@@ -139,16 +141,18 @@ class KeptWhole:
     def _calls(self, inputs: CallInputs, training: bool, held: frozenset[str]) -> Mapping[str, list[_Call]]:
         modules = dict(self.model.named_modules())
         found: dict[str, list[_Call]] = {path: [] for path in self.why}
-        begun: list[tuple[int, list[int]]] = []
+        begun: list[tuple[int, list[int], dict[str, Tensor]]] = []
         counter = FlopCounterMode(display=False)
 
         def before(module: nn.Module, args: Any, kwargs: Any) -> None:
             tensors = [leaf for leaf in flatten((args, kwargs))[0] if isinstance(leaf, Tensor)]
-            begun.append((counter.get_total_flops(), [one._version for one in tensors]))
+            begun.append((counter.get_total_flops(), [one._version for one in tensors], _buffers(module)))
 
         def after(path: str) -> Any:
             def hook(module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
-                flops, versions = begun.pop()
+                flops, versions, buffers = begun.pop()
+                changed = {name for name, now in _buffers(module).items() if not now.equal(buffers.get(name, now))}
+                self._written.setdefault(path, set()).update(changed)
                 found[path].append(_noted(path, (args, kwargs), result, counter.get_total_flops() - flops, versions))
 
             return hook
@@ -177,6 +181,10 @@ def _inside(path: str, other: str) -> bool:
 def _state(module: nn.Module) -> dict[str, Tensor]:
     own = dict(module.named_parameters(remove_duplicate=False))
     return {**own, **dict(module.named_buffers(remove_duplicate=False))}
+
+
+def _buffers(module: nn.Module) -> dict[str, Tensor]:
+    return {name: buffer.clone() for name, buffer in module.named_buffers()}
 
 
 def _noted(path: str, given: Any, result: Any, flops: int, versions: list[int]) -> _Call:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from anytimeify.capture.initial_values import initial, is_matrix, looks_drawn, shows_training
 from anytimeify.errors import SchemeError
+from anytimeify.operators.copies import copied
 
 __all__ = ["redrawn"]
 
@@ -24,16 +24,9 @@ def redrawn(model: nn.Module) -> Mapping[str, Tensor]:
     3. where a parameter still looks as its constructor left it, and that is not what these draw, it is drawn as it is
        there (`initial`).
 
-    An initialiser that asks for other arguments is left out. Raises `SchemeError` where one of them fails, or where the
-    model cannot be copied.
+    An initialiser that asks for other arguments is left out. Raises `SchemeError` where one of them fails.
     """
-    try:
-        drawn = copy.deepcopy(model)
-    except Exception as error:
-        raise SchemeError(
-            f"init='fresh' runs the initialisers of a copy of {type(model).__name__}, which cannot be copied: {error}. "
-            "Use init='copy'"
-        ) from error
+    drawn = copied(model)
     before = {name: parameter.detach().clone() for name, parameter in drawn.named_parameters()}
     with torch.no_grad():
         for path, module in reversed(list(drawn.named_modules())):

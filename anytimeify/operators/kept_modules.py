@@ -13,9 +13,7 @@ user's own module does.
 
 from __future__ import annotations
 
-import copy
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -25,11 +23,12 @@ from torch.func import functional_call
 
 from anytimeify._torch import TreeSpec, flatten, has_values, unflatten
 from anytimeify.errors import ArtifactError
+from anytimeify.operators.copies import without_tensors
 from anytimeify.operators.modules import LIBRARY
 
 __all__ = [
     *("KEPT_MODULE", "Extent", "KeptModule", "Multiple", "Sample", "Shell"),
-    *("call_of", "items", "remember", "shell_of", "without_tensors"),
+    *("call_of", "items", "remember", "shell_of"),
 ]
 
 
@@ -106,40 +105,6 @@ def shell_of(name: str) -> Shell:
     if name not in _SHELLS:
         raise ArtifactError(f"the model calls the module {name} of the process that made it, which files cannot hold")
     return _SHELLS[name]
-
-
-def without_tensors(module: nn.Module) -> nn.Module:
-    """A copy whose parameters and buffers have no values. What cannot be copied (a lock, a handle) is shared."""
-    shells: dict[int, Any] = {
-        id(one): _without_values(one) for part in module.modules() for one in _own_tensors(part).values()
-    }
-    try:
-        return copy.deepcopy(module, dict(shells))
-    except Exception:  # whatever its parts raise
-        return _shallow(module, shells, {})
-
-
-def _without_values(tensor: Tensor) -> Tensor:
-    shell = tensor.detach().to("meta")
-    return nn.Parameter(shell, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else shell
-
-
-def _own_tensors(module: nn.Module) -> dict[str, Tensor]:
-    own = {**module._parameters, **module._buffers}
-    return {name: tensor for name, tensor in own.items() if tensor is not None}
-
-
-def _shallow(module: nn.Module, shells: Mapping[int, Tensor], done: dict[int, nn.Module]) -> nn.Module:
-    if id(module) in done:
-        return done[id(module)]
-    new = done[id(module)] = module.__class__.__new__(module.__class__)
-    for name, value in vars(module).items():
-        new.__dict__[name] = copy.copy(value) if type(value) in (dict, OrderedDict, list, set) else value
-    for name, tensor in _own_tensors(module).items():
-        (new._parameters if name in module._parameters else new._buffers)[name] = shells[id(tensor)]
-    for name, child in module._modules.items():
-        new._modules[name] = None if child is None else _shallow(child, shells, done)
-    return new
 
 
 def set_mode(module: nn.Module, *, training: bool, held: frozenset[str] = frozenset()) -> None:

@@ -25,6 +25,7 @@ from torch.export import ExportedProgram
 
 from anytimeify._torch import flatten, unflatten
 from anytimeify.capture.inputs import CallInputs, call_inputs, owns_storage, repeated, shapes_of_batch
+from anytimeify.capture.kept_whole import culprit
 from anytimeify.errors import ArtifactError, CaptureError, MissingExtraError, VerificationError
 from anytimeify.io.files import new_file
 from anytimeify.process import ONE_AT_A_TIME
@@ -117,7 +118,16 @@ def exported(module: nn.Module, inputs: CallInputs, shapes: Any) -> ExportedProg
         with torch.no_grad():
             program = torch.export.export(module, owned.args, dict(owned.kwargs), dynamic_shapes=shapes)
     except Exception as error:
-        raise CaptureError(f"torch.export cannot export the extracted level: {_first_line(error)}") from error
+        path = culprit(module, error, {})
+        kept = (
+            ""
+            if path is None
+            else (
+                f", in '{path}' ({type(module.get_submodule(path)).__name__}), a module of the backbone that is kept whole. "
+                "A file of its weights can be written (safetensors)"
+            )
+        )
+        raise CaptureError(f"torch.export cannot export the extracted level: {_first_line(error)}{kept}") from error
     _keep_own_elements(program)
     for part in program.graph_module.modules():
         for node in part.graph.nodes if isinstance(part, fx.GraphModule) else ():
