@@ -326,8 +326,8 @@ class Source:
         random = randomness(wrong.program)
         if random is not None:
             return VerificationError(
-                f"{self.name} is random in eval mode, so that no two runs agree: {random}. Let it do so in train mode "
-                "only (if self.training: ...)."
+                f"{self.name} is random in eval mode, and its graph differs from it even where every operation draws "
+                f"the same numbers: {random}. Let it do so in train mode only (if self.training: ...)."
             )
         assert self.expected is not None
         repeated = difference(self.expected.prediction, self.in_eval_mode().prediction)

@@ -17,10 +17,11 @@ from anytimeify.capture.custom_derivatives import direct_checkpoints
 from anytimeify.capture.inputs import CallInputs
 from anytimeify.capture.modes import attributes_kept, in_mode
 from anytimeify.capture.outputs import choose
+from anytimeify.capture.same_draws import SameDraws, same_draws
 from anytimeify.codegen.to_modules import to_modules
 from anytimeify.errors import CaptureError
 from anytimeify.ir import Captured, Program
-from anytimeify.rules.training import draws
+from anytimeify.rules.training import draws, trains
 
 __all__ = [
     "Expected",
@@ -78,20 +79,21 @@ class Expected:
 
 def expected_from_module(model: nn.Module, inputs: CallInputs, output: int | str | None) -> Expected:
     """In eval mode; what the model writes to its buffers is put back. Raises whatever the model raises."""
-    with in_mode(model, training=False), buffers_kept(model), direct_checkpoints(), _quietly():
+    with in_mode(model, training=False), buffers_kept(model), direct_checkpoints(), _quietly(), SameDraws():
         return Expected.of(model(*inputs.args, **inputs.kwargs), output)
 
 
 def expected_from_exported(exported: ExportedProgram, inputs: CallInputs, output: int | str | None) -> Expected:
     """In the mode that the program was exported in; its buffers are put back."""
-    with _kept(exported.state_dict), _quietly():
+    with _kept(exported.state_dict), _quietly(), SameDraws():
         return Expected.of(exported.module(check_guards=False)(*inputs.args, **inputs.kwargs), output)
 
 
 def gaps(captured: Captured, expected: Expected, *, training: bool) -> list[float]:
     """The difference of every output of the program, run in one mode, from the expected prediction."""
     network = to_modules(captured.program)
-    with in_mode(network, training=training), _kept(captured.program.tensors), _quietly():
+    draws = same_draws(captured.program)
+    with in_mode(network, training=training), _kept(captured.program.tensors), _quietly(), draws:
         results = network(*captured.example_inputs)
     want = expected.prediction
     return [difference(want, have) if have.dtype == want.dtype else float("inf") for have in results]
@@ -100,7 +102,8 @@ def gaps(captured: Captured, expected: Expected, *, training: bool) -> list[floa
 def results_of_program(captured: Captured, *, training: bool = False) -> list[Tensor]:
     """What the program returns in one mode, on the example inputs: every tensor once, or the prediction alone."""
     network = to_modules(captured.program)
-    with in_mode(network, training=training), _kept(captured.program.tensors), _quietly():
+    draws = same_draws(captured.program)
+    with in_mode(network, training=training), _kept(captured.program.tensors), _quietly(), draws:
         results = network(*captured.example_inputs)
     outputs = (0,) if captured.results is None else captured.results.of(training=training).outputs
     return [results[output] for output in outputs]
@@ -188,6 +191,8 @@ def _wide(tensor: Tensor) -> Tensor:
 
 def randomness(program: Program) -> str | None:
     """The first node, in words, that draws random numbers in eval mode too: then no two runs agree."""
+    if not any(draws(node) and not trains(node) for node in program.graph.nodes):
+        return None
     for node in to_modules(program, training=False).graph.nodes:
         if draws(node):
             return f"'{node.target}' (node '{node.name}' of {node.meta.get('origin')}) draws random numbers"

@@ -8,11 +8,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from anytimeify.capture.both_modes import Found, Source, first_line
-from anytimeify.capture.compare import Expected, Gap, expected_from_module
+from anytimeify.capture.compare import Expected, Gap, expected_from_module, randomness
 from anytimeify.capture.export import reason_of, shown
 from anytimeify.capture.generalise import Differs
 from anytimeify.capture.inputs import CallInputs, in_order, of_batch, refuse_no_sample
-from anytimeify.capture.kept_whole import KeptWhole, NotKeptWhole, culprit
+from anytimeify.capture.kept_whole import KeptWhole, KeepingError, culprit
 from anytimeify.capture.modes import Modes, refuse_hooks
 from anytimeify.errors import AnytimeError
 from anytimeify.ir import Captured
@@ -51,6 +51,10 @@ def from_module(
     assert found.captured is not None
     # Who gives the dynamic sizes gives their ranges, too.
     captured = _within_range(found.source, found.captured) if dynamic_shapes is None else found.captured
+    random = randomness(captured.program)
+    if random is not None:
+        note = f"random in eval mode too, and compared with the same draws on both sides: {random}"
+        captured = replace(captured, notes=(*captured.notes, note))
     if found.why is not None:
         return captured.losing(f"training-only behaviour was lost: {first_line(found.why)}")
     return captured
@@ -72,13 +76,13 @@ def _with_modules_whole(source: Source, refused: Found, check: bool) -> Found:
         named = ((culprit(source.model, error, whole.why), error) for error in errors)
         path, error = next((pair for pair in named if pair[0] is not None), (None, None))
         if path is None or error is None or len(whole.why) > _MOST_WHOLE:
-            raise _with_reason(refused.refusal(), next((e for e in errors if isinstance(e, NotKeptWhole)), None))
+            raise _with_reason(refused.refusal(), next((e for e in errors if isinstance(e, KeepingError)), None))
         whole = whole.growing(path, shown(error))
         found = _found(replace(source, whole=whole), check)
     return replace(found, captured=found.captured.keeping(*whole.notes()))
 
 
-def _with_reason(refusal: Exception, why: NotKeptWhole | None) -> Exception:
+def _with_reason(refusal: Exception, why: KeepingError | None) -> Exception:
     return refusal if why is None else type(refusal)(f"{refusal} {why}")
 
 

@@ -5,7 +5,7 @@
 3. During an export the sub-module is replaced by one call of an operator of ours
    (`anytimeify.operators.kept_modules`), which gives tensors of those sizes.
 
-Refused (`NotKeptWhole`) is a sub-module that takes no tensor, gives something else than tensors in tuples, lists and
+Refused (`KeepingError`) is a sub-module that takes no tensor, gives something else than tensors in tuples, lists and
 dicts, writes to what it is given, or gives sizes that follow from no size of its inputs.
 """
 
@@ -37,7 +37,7 @@ from anytimeify.operators.kept_modules import (
     remember,
 )
 
-__all__ = ["KeptWhole", "NotKeptWhole", "culprit"]
+__all__ = ["KeptWhole", "KeepingError", "culprit"]
 
 
 def culprit(model: nn.Module, error: BaseException, known: Mapping[str, str]) -> str | None:
@@ -54,7 +54,7 @@ def culprit(model: nn.Module, error: BaseException, known: Mapping[str, str]) ->
     return found
 
 
-class NotKeptWhole(CaptureError):
+class KeepingError(CaptureError):
     """A module that cannot be kept whole."""
 
 
@@ -208,8 +208,8 @@ def _is_plain(value: Any) -> bool:
     return value is None or type(value) in (bool, int, float, str, torch.dtype, torch.device)
 
 
-def _refusal(path: str, why: str) -> NotKeptWhole:
-    return NotKeptWhole(f"'{path}' cannot be kept whole: {why}.")
+def _refusal(path: str, why: str) -> KeepingError:
+    return KeepingError(f"'{path}' cannot be kept whole: {why}.")
 
 
 def _pairs(path: str, calls: list[_Call], others: list[_Call]) -> Iterator[tuple[_Call, _Call]]:
@@ -244,7 +244,7 @@ def _sample(path: str, one: _Call, other: _Call) -> Sample:
     ]
     try:
         macs = extent(one.macs, other.macs)
-    except NotKeptWhole:  # such as products of a batch with itself
+    except KeepingError:  # such as products of a batch with itself
         macs = one.macs
     return Sample(tuple(inputs), tuple(results), one.arguments, one.constants, one.returned, macs)
 

@@ -119,14 +119,12 @@ def exported(module: nn.Module, inputs: CallInputs, shapes: Any) -> ExportedProg
             program = torch.export.export(module, owned.args, dict(owned.kwargs), dynamic_shapes=shapes)
     except Exception as error:
         path = culprit(module, error, {})
-        kept = (
-            ""
-            if path is None
-            else (
-                f", in '{path}' ({type(module.get_submodule(path)).__name__}), a module of the backbone that is kept whole. "
-                "A file of its weights can be written (safetensors)"
+        kept = ""
+        if path is not None:
+            kind = type(module.get_submodule(path)).__name__
+            kept = (
+                f", in '{path}' ({kind}), a module of the backbone that is kept whole; its weights alone can be written"
             )
-        )
         raise CaptureError(f"torch.export cannot export the extracted level: {_first_line(error)}{kept}") from error
     _keep_own_elements(program)
     for part in program.graph_module.modules():
