@@ -12,7 +12,7 @@ from anytimeify.capture.compare import Expected, Gap, expected_from_module, rand
 from anytimeify.capture.export import reason_of, shown
 from anytimeify.capture.generalise import Differs
 from anytimeify.capture.inputs import CallInputs, in_order, of_batch, refuse_no_sample
-from anytimeify.capture.kept_whole import KeptWhole, KeepingError, culprit
+from anytimeify.capture.kept_whole import KeepingError, KeptWhole, culprit
 from anytimeify.capture.modes import Modes, refuse_hooks
 from anytimeify.errors import AnytimeError
 from anytimeify.ir import Captured

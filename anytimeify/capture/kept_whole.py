@@ -37,7 +37,7 @@ from anytimeify.operators.kept_modules import (
     remember,
 )
 
-__all__ = ["KeptWhole", "KeepingError", "culprit"]
+__all__ = ["KeepingError", "KeptWhole", "culprit"]
 
 
 def culprit(model: nn.Module, error: BaseException, known: Mapping[str, str]) -> str | None:

@@ -64,6 +64,8 @@ _PARAMETERS = ("mean", "std", "lambd", "from", "to", "p")  # in the order of the
 
 
 class SameDraws(TorchDispatchMode):
+    """As the module says."""
+
     supports_higher_order_operators = True  # which draw nothing themselves
 
     def __init__(self) -> None:

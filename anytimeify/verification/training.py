@@ -104,7 +104,11 @@ def compare_training(net: AnytimeModel, model: nn.Module | ExportedProgram, plac
     draws: Draws = WithoutRandomness
     try:
         theirs = _step_of_backbone(net, backbone, inputs, place, draws) if backbone is not None else None
-        if theirs is not None and backbone is not None and not all(bool(x.isfinite().all()) for x in theirs.predictions):
+        if (
+            theirs is not None
+            and backbone is not None
+            and not all(bool(x.isfinite().all()) for x in theirs.predictions)
+        ):
             draws = SameDraws  # what divides by the spread of a noise has no value at its mean
             theirs = _step_of_backbone(net, backbone, inputs, place, draws)
     except Exception as error:  # such as a batch norm that has one value per channel
