@@ -1,9 +1,7 @@
 """`SameDraws`: random operations draw the same numbers wherever, and however often, they are called.
 
-    two programs that draw in another order, more often, or for more channels, draw alike
-
-An element of what is drawn depends on its place alone, so that fewer channels or samples have the numbers of the first
-of many. What is drawn otherwise (permutations, choices) starts from one and the same random state, and depends on the
+An element of what is drawn depends on its place alone: two programs that draw in another order, or more often, draw
+alike, and fewer channels or samples have the numbers of the first of many. What is drawn otherwise (permutations, choices) starts from one and the same random state, and depends on the
 shape as well. It works below autograd, on what modules and functions come down to. The caller puts the random state
 back: see `anytimeify.capture.compare.seeded`.
 """

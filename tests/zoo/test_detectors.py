@@ -37,7 +37,7 @@ def _detector(name: str) -> Any:
     from torchvision.models import detection
 
     make = getattr(detection, f"{name}_resnet50_fpn")
-    return make(weights=None, weights_backbone=None, num_classes=5, trainable_backbone_layers=5)
+    return make(weights=None, weights_backbone=None, num_classes=5)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
