@@ -1,9 +1,9 @@
 """`SameDraws`: random operations draw the same numbers wherever, and however often, they are called.
 
 An element of what is drawn depends on its place alone: two programs that draw in another order, or more often, draw
-alike, and fewer channels or samples have the numbers of the first of many. What is drawn otherwise (permutations, choices) starts from one and the same random state, and depends on the
-shape as well. It works below autograd, on what modules and functions come down to. The caller puts the random state
-back: see `anytimeify.capture.compare.seeded`.
+alike, and fewer channels or samples have the numbers of the first of many. What is drawn otherwise (permutations,
+choices) starts from one and the same random state, and depends on the shape as well. It works below autograd, on what
+modules and functions come down to. The caller puts the random state back: see `anytimeify.capture.compare.seeded`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ def _uniform(u: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
 
 
 def _normal(u: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
-    return mean + std * torch.special.ndtri(u.clamp(1e-12, 1 - 1e-12))
+    result: Tensor = mean + std * torch.special.ndtri(u.clamp(1e-12, 1 - 1e-12))
+    return result
 
 
 def _exponential(u: Tensor, rate: float = 1.0) -> Tensor:

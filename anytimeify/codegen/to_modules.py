@@ -157,8 +157,10 @@ class _Lifter:
             path += "_"
         module = shell.filled([self.program.tensors[name] for name in targets])
         parent, name = self.container(path)
-        for child_name, child in parent._modules.get(name, nn.Module()).named_children():  # of tensors placed before
-            module.add_module(child_name, child)
+        present = parent._modules.get(name)
+        for child_name, child in present.named_children() if present is not None else ():  # of tensors placed before
+            if child_name not in module._modules:
+                module.add_module(child_name, child)
         parent.add_module(name, module)
         self.placed.update(name for name in targets if name.startswith(f"{path}."))
         return path

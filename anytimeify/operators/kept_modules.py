@@ -84,8 +84,11 @@ class Shell:
         for name, tensor in zip(self.state, tensors, strict=True):
             path, _, last = name.rpartition(".")
             owner = module.get_submodule(path)
-            (owner._parameters if isinstance(tensor, nn.Parameter) else owner._buffers)[last] = tensor
-            (owner._buffers if isinstance(tensor, nn.Parameter) else owner._parameters).pop(last, None)
+            if isinstance(tensor, nn.Parameter):
+                owner._parameters[last] = tensor
+            else:  # such as a part of a parameter
+                owner._parameters.pop(last, None)
+                owner._buffers[last] = tensor
         set_mode(module, training=False)
         return module
 
@@ -135,6 +138,9 @@ def run(shell: Shell, module: nn.Module, inputs: Sequence[Tensor], state: Sequen
 
 class KeptModule(nn.Module):
     """Calls a module of the user's on its tensors; gives a list of its results. It follows the mode."""
+
+    shell: Shell
+    module: nn.Module
 
     def __init__(self, name: str, trains: bool) -> None:
         super().__init__()

@@ -24,7 +24,8 @@ def _macs(node: fx.Node) -> Size:
     given = bound(node)
     macs = shell_of(given["module"]).sample.macs
     if isinstance(macs, Multiple):
-        return Size(macs.factor) * type_of(given["inputs"][macs.place]).shape[macs.dim]
+        size: Size = type_of(given["inputs"][macs.place]).shape[macs.dim]
+        return Size(macs.factor) * size
     return Size(macs)
 
 

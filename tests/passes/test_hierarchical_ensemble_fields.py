@@ -137,7 +137,7 @@ def test_initialisers_that_fail_are_named() -> None:
 def test_models_that_cannot_be_copied_start_afresh_too() -> None:
     """What `deepcopy` does not take, a tensor that was computed or a lock, is no obstacle; and nothing of the backbone
     is written to."""
-    backbone = chain()
+    backbone: Any = chain()
     backbone.derived, backbone.lock = backbone.get_parameter("0.weight") * 2, threading.Lock()
     backbone.others = [backbone.get_submodule("0")]
     before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
