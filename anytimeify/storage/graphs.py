@@ -44,6 +44,7 @@ _OPERATORS: dict[str, Callable[..., Any]] = {
     **{name: getattr(operator, name) for name in ("getitem", "eq", "ne", "lt", "le", "gt", "ge")},
     **{name: getattr(torch, name) for name in ("sym_max", "sym_min", "sym_int", "sym_float")},
 }
+_MOST_COUNTED = 64  # dimensions whose widths decide one number
 _NAMESPACES = ("aten", "anytimeify")
 # ATen operations that reach outside tensors, or below their bounds checks.
 _FORBIDDEN = re.compile(
@@ -169,10 +170,15 @@ def dtype_of(name: str) -> torch.dtype:
 
 def _decode_counts(data: Any, node: fx.Node, nodes: Mapping[str, fx.Node]) -> tuple[Counted, ...]:
     """Numbers of a call that follow the widths of dimensions of nodes before it, or of itself."""
-    found = []
+    found, known = [], set[str]()
     for argument, power, places in data:
         _check(argument in bound(node), f"{node.name!r} has no argument {argument!r}")
+        number = bound(node)[argument]
+        _check(type(number) in (int, float), f"the argument {argument!r} of {node.name!r} is no number")
+        _check(argument not in known, f"{node.name!r} has two numbers {argument!r}")
+        known.add(argument)
         _check(power in (1, -1, 0.5, -0.5), f"{node.name!r} has a number that counts nothing")
+        _check(0 < len(places) <= _MOST_COUNTED, f"{node.name!r} has a number that counts {len(places)} dimensions")
         for name, dim in places:
             rank = len(getattr(type_of(nodes[name]), "shape", ())) if name in nodes else 0
             _check(type(dim) is int and 0 <= dim < rank, f"{node.name!r} has a number that counts no dimension")
