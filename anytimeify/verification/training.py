@@ -100,7 +100,7 @@ def compare_training(net: AnytimeModel, model: nn.Module | ExportedProgram, plac
     """How the training of a full level differs from that of its backbone, and what of it may be rounding; None where
     the backbone does not train on the example inputs, or has no floating-point prediction."""
     backbone = _training_form(model)
-    inputs = _inputs(net.captured)
+    inputs = _inputs(net.captured, model)
     draws: Draws = WithoutRandomness
     try:
         theirs = _step_of_backbone(net, backbone, inputs, place, draws) if backbone is not None else None
@@ -142,9 +142,11 @@ def _training_form(model: nn.Module | ExportedProgram) -> nn.Module | None:
     return model.module(check_guards=False) if trains(model) else None
 
 
-def _inputs(captured: Captured) -> tuple[Tensor, ...]:
-    """A single sample is no batch to train on: norms would divide by nothing."""
+def _inputs(captured: Captured, model: nn.Module | ExportedProgram) -> tuple[Tensor, ...]:
+    """A single sample is no batch to train on, for norms would divide by nothing; a program may take no other."""
     own = clone(captured.example_inputs)
+    if isinstance(model, ExportedProgram) and not model.range_constraints:
+        return own
     return with_batch(captured, own, 2) if captured.batch is not None and _single(captured) else own
 
 
