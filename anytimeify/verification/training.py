@@ -144,7 +144,7 @@ def _training_form(model: nn.Module | ExportedProgram) -> nn.Module | None:
 
 def _inputs(captured: Captured, model: nn.Module | ExportedProgram) -> tuple[Tensor, ...]:
     """A single sample is no batch to train on, for norms would divide by nothing; a program may take no other."""
-    own = clone(captured.example_inputs)
+    own: tuple[Tensor, ...] = clone(captured.example_inputs)
     if isinstance(model, ExportedProgram) and not model.range_constraints:
         return own
     return with_batch(captured, own, 2) if captured.batch is not None and _single(captured) else own
