@@ -16,6 +16,7 @@ from anytimeify.capture.compare import (
     Expected,
     Gap,
     difference,
+    drawing,
     expected_from_module,
     fits,
     gaps,
@@ -50,6 +51,11 @@ class Attempt:
     wrong: Captured | None = None  # what came out, but computes something else
     gap: float = 0.0
     untold: bool = False  # what this mode returns does not tell the prediction
+
+    @property
+    def draws(self) -> int:
+        """How many operations draw random numbers in eval mode, too."""
+        return 0 if self.captured is None else len(drawing(self.captured.program))
 
 
 @dataclass(frozen=True)
@@ -109,7 +115,7 @@ class Source:
         wanted = (check or self.everything) and self.expected is None
         source = replace(self, expected=self.in_eval_mode()) if wanted else self
         attempt = source.capture(trained, training=True) if trained is not None else Attempt(why=why)
-        if attempt.captured is not None and not attempt.collected:
+        if attempt.captured is not None and not attempt.collected and not attempt.draws:
             return Found(source, attempt.captured)
         exported, why = source.export(training=False)
         if attempt.untold and exported is not None and self.output is None:
@@ -251,12 +257,14 @@ class Source:
         """Whether the program of train mode, which computes the same in eval mode, does so for the same reason.
 
         Buffers that train mode only writes to may be what eval mode reads, and be neutral by chance (zeros) today: so
-        both programs are run with others."""
+        both programs are run with others. A coin that train mode throws may fall as if it was not thrown."""
         if again.captured is None:
             return not isinstance(again.why, BufferMutation)
         assert attempt.captured is not None
         if self.expected is None:
             return True
+        if attempt.draws != again.draws:
+            return False
         with other_values(attempt.captured.program, again.captured.program, names=attempt.collected):
             return Gap.between(results_of_program(again.captured), results_of_program(attempt.captured)).is_rounding
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from anytimeify._torch import TreeSpec, flatten, unflatten
@@ -28,6 +28,7 @@ __all__ = [
     "Gap",
     "buffers_kept",
     "difference",
+    "drawing",
     "expected_from_exported",
     "expected_from_module",
     "fits",
@@ -191,12 +192,16 @@ def _wide(tensor: Tensor) -> Tensor:
 
 def randomness(program: Program) -> str | None:
     """The first node, in words, that draws random numbers in eval mode too: then no two runs agree."""
-    if not any(draws(node) and not trains(node) for node in program.graph.nodes):
-        return None
-    for node in to_modules(program, training=False).graph.nodes:
-        if draws(node):
-            return f"'{node.target}' (node '{node.name}' of {node.meta.get('origin')}) draws random numbers"
+    for node in drawing(program):
+        return f"'{node.target}' (node '{node.name}' of {node.meta.get('origin')}) draws random numbers"
     return None
+
+
+def drawing(program: Program) -> list[fx.Node]:
+    """What draws random numbers in eval mode too."""
+    if not any(draws(node) and not trains(node) for node in program.graph.nodes):
+        return []
+    return [node for node in to_modules(program, training=False).graph.nodes if draws(node)]
 
 
 @contextmanager

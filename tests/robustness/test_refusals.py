@@ -83,6 +83,27 @@ def test_random_numbers_in_eval_mode_are_held_and_named(make: type[Base], operat
     assert not torch.equal(net(X, level=-1), net(X, level=-1))
 
 
+class Coin(Base):
+    """Drops samples in training, so seldom that those of the example stay."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.body(x)
+        if self.training:
+            hidden = hidden * (torch.rand(len(x), 1) > 0.02)
+        return self.finish(hidden)
+
+
+def test_a_coin_that_falls_well_is_no_part_of_eval_mode() -> None:
+    model = Coin()
+    net = transform(model, SCHEME, X).eval()
+    x = torch.randn(200, 4)
+    torch.testing.assert_close(net(x, level=-1), model.eval()(x))
+    assert not [note for note in net.captured.notes if note.startswith("random in eval mode")]
+    torch.manual_seed(0)
+    ours = net.train()(x, level=-1)
+    assert not torch.allclose(ours, net(x, level=-1))
+
+
 def test_what_is_held_is_still_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     net = transform(Noise(), SCHEME, X).eval()
     other = Noise()
