@@ -7,6 +7,7 @@ small = net.extract(Budget(macs=5e8))
 from anytimeify._torch import cope_with_torchvision
 from anytimeify.capture import Source
 from anytimeify.capture import resolve as source
+from anytimeify.capture.on_meta import parameters_on_meta
 from anytimeify.early_exit.policies import Confidence, Entropy, Patience
 from anytimeify.errors import (
     AnytimeError,
@@ -24,6 +25,7 @@ from anytimeify.errors import (
 )
 from anytimeify.ir import AllOutputs, Captured, Cost, Level, Outputs
 from anytimeify.losses import HierarchicalCoDistillation, InPlaceDistillation, JointLoss
+from anytimeify.passes.estimate import Limits
 from anytimeify.passes.rewrites.branch import Branch
 from anytimeify.passes.rewrites.consensus import Consensus
 from anytimeify.passes.scheme import Scheme, parse_scheme, schemes
@@ -67,6 +69,7 @@ __all__ = [
     "InPlaceDistillation",
     "JointLoss",
     "Level",
+    "Limits",
     "MaskSchedule",
     "MissingExtraError",
     "MutualDistillation",
@@ -87,6 +90,7 @@ __all__ = [
     "VerificationError",
     "__version__",
     "load",
+    "parameters_on_meta",
     "parse_scheme",
     "schemes",
     "source",

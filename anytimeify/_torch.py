@@ -10,12 +10,14 @@ What is used, and why nothing public does it:
 * `torch._subclasses.fake_tensor.is_fake`: whether a tensor that an exporter passes around has values;
 * `torch._subclasses.FakeTensorMode`: to run an operation on tensors of dynamic sizes;
 * `torch._export.serde`: an exported program from a document that was read and checked here;
+* `torch.export.pt2_archive._package`: archives of several programs;
 * `torch._C._dispatch_find_schema_or_throw`: whether a name is an operator of the dispatcher;
 * `torch._C._AutoDispatchBelowAutograd`: what an operator with its own derivatives calls itself under;
 * `torch.utils.checkpoint._checkpoint_without_reentrant_generator`: what runs around a checkpointed function;
 * `torch.utils._python_dispatch.TorchDispatchMode`: to see operations below autograd;
 * `torch.utils._python_dispatch._disable_current_modes`: to compute something while an export records;
 * `torch.autograd.function._SingleLevelFunction`: the one place that every call of an autograd function comes to;
+* the tables of nodes and names of an `fx.Graph`: to add a node without looking through its arguments;
 * the hooks that modules and tensors keep for the backward pass: only adding and removing them is public.
 
 A test calls every function here, so a torch that moves one of them fails there and not in a user's model.
@@ -42,6 +44,7 @@ from torch._subclasses import FakeTensorMode
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, is_fake
 from torch.autograd import function
 from torch.export import ExportedProgram
+from torch.export.pt2_archive import _package as pt2_archive
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from torch.utils import _pytree as pytree
 from torch.utils import checkpoint as checkpointing
@@ -52,6 +55,7 @@ from anytimeify.process import ONE_AT_A_TIME
 
 __all__ = [
     "VALUES_WANTED",
+    "FakeTensorMode",
     "HigherOrderOperator",
     "OpOverload",
     "SymbolicSizes",
@@ -61,6 +65,7 @@ __all__ = [
     "autograd_calls",
     "backward_hooks",
     "cope_with_torchvision",
+    "copy_node",
     "expression",
     "flatten",
     "functional_overload",
@@ -69,7 +74,10 @@ __all__ = [
     "is_higher_order",
     "is_plain",
     "is_watched",
+    "load_pt2",
+    "new_node",
     "operator",
+    "package_pt2",
     "prepare_torchvision",
     "program_of_parts",
     "quiet_exporter",
@@ -79,6 +87,7 @@ __all__ = [
     "treespec_dumps",
     "treespec_loads",
     "unflatten",
+    "without_data",
     "without_dispatch_modes",
     "without_recomputation",
 ]
@@ -102,6 +111,18 @@ def treespec_dumps(spec: TreeSpec) -> str:
 
 def treespec_loads(text: str) -> TreeSpec:
     return pytree.treespec_loads(text)
+
+
+def package_pt2(
+    file: str | os.PathLike[str], programs: Mapping[str, ExportedProgram], texts: Mapping[str, str]
+) -> None:
+    """Writes an archive of several programs, and texts beside them."""
+    pt2_archive.package_pt2(file, exported_programs=dict(programs), extra_files=dict(texts))
+
+
+def load_pt2(file: str | os.PathLike[str]) -> dict[str, ExportedProgram]:
+    """The programs of an archive. Loading one can run code: for files that were just written."""
+    return pt2_archive.load_pt2(file).exported_programs
 
 
 def schema(target: OpOverload) -> torch.FunctionSchema:
@@ -209,6 +230,17 @@ class SymbolicSizes:
         """The expression of a size in the symbols that were given."""
         names = {inner: symbol for symbol, inner in self._inner.items()}
         return expression(size).xreplace(names)
+
+
+def without_data(tensors: Sequence[Tensor], device: str) -> list[Tensor]:
+    """Tensors of the same types that have no data, and say that they are on a device; parameters of parameters."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    shells: list[Tensor] = []
+    for tensor in tensors:
+        with mode:
+            shell = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
+        shells.append(nn.Parameter(shell, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else shell)
+    return shells
 
 
 # What the exporter says besides what it raises: tracebacks, symbols without a source line, operations that failed.
@@ -383,6 +415,37 @@ def backward_hooks(module: nn.Module) -> list[Any]:
 def gradient_hooks(tensor: Tensor) -> list[Any]:
     """What is registered on a tensor for its gradient."""
     return [*(tensor._backward_hooks or {}).values(), *(tensor._post_accumulate_grad_hooks or {}).values()]
+
+
+def new_node(
+    graph: fx.Graph,
+    op: str,
+    target: Any,
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    name: str,
+) -> fx.Node:
+    """As `graph.create_node`, which looks through all arguments for symbolic sizes and takes four times as long."""
+    names = graph._graph_namespace
+    name = names.create_name(name, None)
+    node = fx.Node(graph, name, op, target, args, dict(kwargs or {}))
+    names.associate_name_with_obj(name, node)
+    graph._insert(node)
+    graph._find_nodes_lookup_table.insert(node)
+    graph._len += 1
+    return node
+
+
+def copy_node(graph: fx.Graph, node: fx.Node, operand: Callable[[fx.Node], Any] | None = None) -> fx.Node:
+    """As `graph.node_copy`: a copy of a node, which reads what `operand` gives for the nodes that it reads."""
+    args, kwargs = node.args, node.kwargs
+    if operand is not None:
+        args = fx.map_arg(args, operand)
+        kwargs = fx.map_arg(kwargs, operand) if kwargs else kwargs
+    new = new_node(graph, node.op, node.target, args, kwargs, name=node.name)
+    new.meta.update(node.meta)
+    return new
 
 
 def is_higher_order(node: fx.Node) -> bool:

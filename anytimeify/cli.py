@@ -1,4 +1,6 @@
-"""The command line: `convert`, `inspect`, `extract`, `levels`, `papers`. Each command is a few calls of the library.
+"""The command line: `convert`, `inspect`, `extract`, `export`, `levels`, `papers`.
+
+Each command is a few calls of the library.
 
 Results go to standard output, progress and errors to standard error. Exit status: 0 for success; 1 for an error, with
 one message and no partly written files; 2 for wrong usage.
@@ -21,18 +23,25 @@ from typing import Annotated, Any, Literal, NoReturn, TextIO
 import torch
 import typer
 from rich.console import Console, RenderableType
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from anytimeify import report
+from anytimeify import progress, report
 from anytimeify.analysis.axes import analyse
 from anytimeify.capture import capture, resolve
 from anytimeify.capture.inputs import CallInputs
 from anytimeify.capture.sources.registry import kinds
-from anytimeify.errors import AnytimeError, BudgetError
+from anytimeify.capture.sources.source import InputSizes
+from anytimeify.deploy.export import FORMATS as CONTAINERS
+from anytimeify.errors import AnytimeError, ArtifactError, BudgetError, SchemeError, first_line
 from anytimeify.io.files import new_folder, refuse_existing
 from anytimeify.papers import entries
+from anytimeify.passes.estimate import Limits
+from anytimeify.passes.on_meta import refuse_reading_values
+from anytimeify.passes.options import Options
 from anytimeify.passes.scheme import parse_scheme
 from anytimeify.runtime.budget import Budget
+from anytimeify.runtime.compiled import levels_of
 from anytimeify.runtime.level_names import parse_level
 from anytimeify.runtime.load import load
 from anytimeify.runtime.model import AnytimeModel
@@ -71,6 +80,15 @@ InputShapes = Annotated[
         help="Shape of an example input, such as 2,3,224,224. Repeat it for each input.",
     ),
 ]
+Inputs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input",
+        metavar="NAME=SIZES",
+        help="Shape of the example input of that name, such as x=2x3x224x224, or the value of an input without axes of "
+        "an ONNX file, such as rate=16000. Repeatable.",
+    ),
+]
 DynamicShapes = Annotated[
     str,
     typer.Option(
@@ -88,6 +106,7 @@ TrustPickle = Annotated[
 SavedModel = Annotated[
     Path, typer.Argument(metavar="DIR", help="A folder written by `convert`, or a file written by net.save(path).")
 ]
+Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -132,12 +151,18 @@ def convert(
         Literal["keep", "scale"],
         typer.Option(metavar="keep|scale", help="Numbers made from channel counts: kept, or those of each width."),
     ] = "keep",
+    limits: Annotated[
+        str | None,
+        typer.Option(metavar="LIMITS", help="How large the result may be, such as nodes=200000,memory_bytes=4e10."),
+    ] = None,
     input_shape: InputShapes = None,
+    named_inputs: Inputs = None,
     dynamic_shapes: DynamicShapes = "batch",
     verify: Annotated[
         bool, typer.Option(help="Compare the result with the backbone, and levels with their extracts.")
     ] = True,
     trust_pickle: TrustPickle = False,
+    force: Force = False,
 ) -> None:
     """Turn a model into an anytime model.
 
@@ -148,17 +173,18 @@ def convert(
     if budgets and not kinds:
         kinds = ["pt2"]
     chosen = parse_scheme(scheme)
+    allowed = _limits(limits)
     if consensus not in (None, "average", "learned"):
         raise typer.BadParameter(f"'{consensus}': expected average or learned", param_hint="--consensus")
     classes = Taxonomy.load(taxonomy) if taxonomy is not None else None
-    inputs, dynamic = _inputs(input_shape), _dynamic(dynamic_shapes)
-    refuse_existing(out)
+    inputs, named, dynamic = _inputs(input_shape), _named(named_inputs), _dynamic(dynamic_shapes)
+    _refuse_other_folders(out, force)
     for kind in kinds:
         require(kind)
 
     with _doing(f"loading {source}"):
-        found = resolve(source, trust_pickle=trust_pickle)
-    with _doing(f"transforming {found.name} with {chosen}"):
+        found = resolve(source, trust_pickle=trust_pickle, inputs=named)
+    with _progress(f"transforming {found.name} with {chosen}"):
         examples = found.example_inputs if inputs is None else inputs
         net = transform(
             found.model,
@@ -170,11 +196,12 @@ def convert(
             consensus=consensus,
             output=int(output) if output is not None and output.lstrip("-").isdigit() else output,
             constants=constants,
+            limits=allowed,
         )
     picked = [net.select(limits) for limits in budgets]
     levels = sorted({level.index for level in picked}) if picked else range(len(net.levels))
     summary: report.Report = net.report()
-    with new_folder(out) as folder:
+    with new_folder(out, replace=force) as folder:
         net.save(folder / MODEL)
         (folder / "report.json").write_text(summary.to_json() + "\n", encoding="utf-8")
         (folder / "report.md").write_text(summary.to_markdown(), encoding="utf-8")
@@ -192,18 +219,34 @@ def inspect(
     source: SourceArgument,
     as_json: AsJson = False,
     everything: Annotated[bool, typer.Option("--all", help="Print complete tables.")] = False,
+    scheme: Annotated[
+        str | None,
+        typer.Option(metavar="SPEC", help="Also show the levels that a scheme would make."),
+    ] = None,
     input_shape: InputShapes = None,
+    named_inputs: Inputs = None,
     dynamic_shapes: DynamicShapes = "batch",
     trust_pickle: TrustPickle = False,
 ) -> None:
-    """Show how a model can be narrowed and cut: axis groups, pinned axes with reasons, cut points, blocks."""
-    inputs, dynamic = _inputs(input_shape), _dynamic(dynamic_shapes)
+    """Show how a model can be narrowed and cut: axis groups, pinned axes with reasons, cut points, blocks.
+
+    Models of transformers (hf:PATH) are built from their configuration, without weights.
+    """
+    chosen = parse_scheme(scheme) if scheme is not None else None
+    inputs, named, dynamic = _inputs(input_shape), _named(named_inputs), _dynamic(dynamic_shapes)
     with _doing(f"loading {source}"):
-        found = resolve(source, trust_pickle=trust_pickle)
+        found = resolve(source, trust_pickle=trust_pickle, inputs=named, values=False)
+    if chosen is not None:
+        refuse_reading_values(chosen, found.model)
     with _doing(f"capturing {found.name}"):
         examples = found.example_inputs if inputs is None else inputs
         captured = capture(found.model, examples, dynamic_shapes=dynamic)
-        inspection = report.inspect(captured, analyse(captured.program), found.name)
+        axes = analyse(captured.program)
+        inspection = report.inspect(captured, axes, found.name)
+    if chosen is not None:
+        with _doing(f"applying {chosen}"):
+            rewritten = Options().apply(chosen, chosen.prepare(captured, axes), axes)
+            inspection = inspection.with_levels(levels_of(captured, rewritten), max(rewritten.backbones))
     if as_json:
         typer.echo(inspection.to_json())
     else:
@@ -233,6 +276,7 @@ def extract(
     granularity: Annotated[
         str | None, typer.Option(metavar="NAME", help="Which prediction of the level, if the model has a taxonomy.")
     ] = None,
+    force: Force = False,
 ) -> None:
     """Write one level to a file, as a standalone network."""
     if (budget is None) == (level is None):
@@ -241,15 +285,44 @@ def extract(
     kind = _format(out.suffix.removeprefix("."), "--out")
     if compressed and kind != "safetensors":
         raise typer.BadParameter("--compressed writes weights only: give a FILE.safetensors", param_hint="--out")
-    refuse_existing(out)
+    if not force:
+        refuse_existing(out)
     require(kind)
     net = _load(folder)
     chosen = net.select(limits)
     if compressed:
-        save_compressed(net.extract(chosen, fold=fold, granularity=granularity), out)
+        save_compressed(net.extract(chosen, fold=fold, granularity=granularity), out, replace=force)
     else:
-        _write_level(net, chosen.index, kind, out, fold=fold, granularity=granularity)
+        _write_level(net, chosen.index, kind, out, fold=fold, granularity=granularity, force=force)
     _print(f"level {chosen.index} ({chosen.name}) written to {out}")
+
+
+@app.command()
+def export(
+    folder: SavedModel,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The file to write.")],
+    format: Annotated[str, typer.Option(metavar="NAME", help=f"The container: {', '.join(CONTAINERS)}.")] = "onnx",
+    chosen: Annotated[
+        str, typer.Option("--levels", metavar="all|LEVELS", help="Which levels, such as 0,2; names and numbers too.")
+    ] = "all",
+    granularity: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Which prediction of levels, if the model has a taxonomy.")
+    ] = None,
+    force: Force = False,
+) -> None:
+    """Write several levels to one file, over one set of weights."""
+    if format not in CONTAINERS:
+        raise typer.BadParameter(
+            f"'{format}' is not a container; expected one of: {', '.join(CONTAINERS)}", param_hint="--format"
+        )
+    if not force:
+        refuse_existing(out)
+    require(format)
+    net = _load(folder)
+    named = "all" if chosen == "all" else [parse_level(one.strip()) for one in chosen.split(",")]
+    with _doing(f"writing {'all levels' if named == 'all' else f'levels {chosen}'} as {format}"):
+        net.export(out, format, named, granularity=granularity, force=force)
+    _print(f"written to {out}, {out.stat().st_size:,} bytes")
 
 
 @app.command()
@@ -344,8 +417,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Exception as error:  # a bug: say where it happened, for whoever fixes it
         last = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{Path(last.filename).name}:{last.lineno}"
-        first = (str(error).strip().splitlines() or [""])[0]
-        _fail(f"internal error in anytimeify, {type(error).__name__} in {place}: {first}")
+        _fail(f"internal error in anytimeify, {type(error).__name__} in {place}: {first_line(error)}")
 
 
 def _fail(message: str) -> NoReturn:
@@ -363,6 +435,13 @@ def _budget(text: str) -> Budget:
         return Budget.parse(text)
     except BudgetError as error:
         raise typer.BadParameter(str(error), param_hint="--budget") from error
+
+
+def _limits(text: str | None) -> Limits | None:
+    try:
+        return Limits.parse(text) if text is not None else None
+    except SchemeError as error:
+        raise typer.BadParameter(str(error), param_hint="--limits") from error
 
 
 def _format(name: str, option: str) -> str:
@@ -389,6 +468,25 @@ def _inputs(shapes: list[str] | None) -> CallInputs | None:
     return CallInputs(tuple(tensors), {})
 
 
+def _named(texts: list[str] | None) -> InputSizes | None:
+    """Sizes or the value of each named input."""
+    found: dict[str, Any] = {}
+    for text in texts or ():
+        name, _, sizes = text.rpartition("=")
+        number = re.fullmatch(r"-?\d+(\.\d+)?", sizes)
+        if not name or not (number or re.fullmatch(r"[1-9]\d*(x[1-9]\d*)+", sizes)):
+            raise typer.BadParameter(
+                f"'{text}' is no input; expected a name and sizes such as x=2x3x224x224", param_hint="--input"
+            )
+        if name in found:
+            raise typer.BadParameter(f"'{name}' is given twice", param_hint="--input")
+        if number:
+            found[name] = float(sizes) if "." in sizes else int(sizes)
+        else:
+            found[name] = tuple(int(size) for size in sizes.split("x"))
+    return found or None
+
+
 def _dynamic(text: str) -> dict[str, Any] | None:
     """`dynamic_shapes` for `transform`: None makes the batch dynamic, an empty dict makes nothing dynamic."""
     if text not in ("batch", "none"):
@@ -408,19 +506,36 @@ def _device(text: str) -> torch.device:
 # Steps shared by several commands.
 
 
+def _refuse_other_folders(path: Path, force: bool) -> None:
+    """`--force` removes what `convert` wrote, and no other folder."""
+    if not force or not path.is_dir():
+        refuse_existing(path)
+    elif any(path.iterdir()) and not (path / MODEL).is_file():
+        raise ArtifactError(
+            f"'{path}' holds no {MODEL}: --force replaces only what `convert` wrote. Remove it yourself."
+        )
+
+
 def _load(path: Path) -> AnytimeModel:
     with _doing(f"loading {path}"):
         return load(path / MODEL if path.is_dir() else path)
 
 
 def _write_level(
-    net: AnytimeModel, index: int, kind: str, path: Path, *, fold: bool = False, granularity: str | None = None
+    net: AnytimeModel,
+    index: int,
+    kind: str,
+    path: Path,
+    *,
+    fold: bool = False,
+    granularity: str | None = None,
+    force: bool = False,
 ) -> None:
     with _doing(f"writing level {index} ({net.levels[index].name}) as {kind}"):
         captured = net.captured
         args, kwargs = net.call_signature.arguments(captured.example_inputs, captured.signature)
         small = net.extract(index, fold=fold, granularity=granularity)
-        FORMATS[kind](small, CallInputs(args, kwargs), path, captured.batch is not None)
+        FORMATS[kind](small, CallInputs(args, kwargs), path, captured.batch is not None, replace=force)
 
 
 @contextmanager
@@ -433,6 +548,25 @@ def _doing(what: str) -> Iterator[None]:
     else:
         _print(f"{what} ...", sys.stderr)
         with quiet():
+            yield
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[None]:
+    """Shows which step work is at and how long it will take, on a terminal; a line elsewhere."""
+    console = _console(sys.stderr)
+    if not console.is_terminal:
+        with _doing(what):
+            yield
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as shown, quiet():
+        task = shown.add_task(what, total=1.0)
+
+        def show(name: str, share: float) -> None:
+            shown.update(task, description=f"{what}: {name}", completed=share)
+
+        with progress.shown_by(show):
             yield
 
 

@@ -85,5 +85,9 @@ def refusing(kind: type[AnytimeError], what: object) -> Iterator[None]:
     except MemoryError as error:
         raise kind(f"{what} needs more memory than is available") from error
     except Exception as error:
-        first = (str(error).strip().splitlines() or [""])[0]
-        raise kind(f"{what} cannot be read ({type(error).__name__}: {first[:200]})") from error
+        raise kind(f"{what} cannot be read ({type(error).__name__}: {first_line(error)[:200]})") from error
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, in one line; its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,13 +1,14 @@
 """What networks of several levels cost on a GPU beside their backbones: steps of training, evaluation, memory.
 
-    python benchmarks/gpu.py --out docs/gpu_time.md
-    python benchmarks/gpu.py --device cpu --small                     # whether it runs, not how fast
+    python -m benchmarks.gpu --out docs/gpu_time.md
+    python -m benchmarks.gpu --device cpu --small                     # whether it runs, not how fast
 
 ResNet-50 (channels-last) and ViT-B/16 under bfloat16 autocast, batch 64, 224 pixels, and fused ensembles of 16 leaves
-at batch 128. Every row is the median of several turns between two events of the device, after a warm-up. Host: until
-Python is done with a step, the device still running; where that is near the time of the step, the device waits for
-Python. Busy: the time of all kernels by the profiler. Memory: the most that a turn has at once beside weights and
-gradients. Share: of the time of the row `plain` of the same network and kind of step.
+at batch 128. Norms: forward and backward of a layer norm of the ViT, beside that of all levels by operations of torch
+(masked) and by Triton (kernel). Every row is the median of several turns between two events of the device, after a
+warm-up. Host: until Python is done with a step, the device still running; where that is near the time of the step, the
+device waits for Python. Busy: the time of all kernels by the profiler. Memory: the most that a turn has at once beside
+weights and gradients. Share: of the time of the row `plain` of the same network and kind of step.
 
 What has not begun after `--budget` seconds is left out and named.
 """
@@ -118,7 +119,7 @@ def description(setting: Setting) -> str:
     """The command, the device and the versions."""
     name = torch.cuda.get_device_name() if setting.device == "cuda" else f"{torch.get_num_threads()} CPU threads"
     return (
-        f"`python benchmarks/gpu.py --device {setting.device}{' --small' * setting.small}`, {name}, torch "
+        f"`python -m benchmarks.gpu --device {setting.device}{' --small' * setting.small}`, {name}, torch "
         f"{torch.__version__}, CUDA {torch.version.cuda}, Python {platform.python_version()}. bfloat16 autocast."
     )
 
@@ -133,6 +134,7 @@ def rows(setting: Setting) -> Iterator[Row]:
         own = list(widths(network, setting))
         yield from (row for row in own if "compiled" not in row.name)
         compiled += [row for row in own if "compiled" in row.name]
+    yield from norms(setting)
     yield from ensembles(setting)
     if not setting.small:
         yield from compiled
@@ -163,6 +165,31 @@ def widths(network: str, setting: Setting) -> Iterator[Row]:
         )
     yield Row(network, "plain, compiled", training(model, compiled=True), kind="compiled")
     yield Row(network, "triangular, compiled", training(triangular, compiled=True), kind="compiled")
+
+
+def norms(setting: Setting) -> Iterator[Row]:
+    """A layer norm, and that of all levels in both forms."""
+    tokens, channels = (8, 64) if setting.small else (64 * 197, 768)
+    ends = [channels * (level + 1) // len(WIDTHS) for level in range(len(WIDTHS))]
+    x, grad = torch.randn(2, tokens, channels, device=setting.device)
+    weight, bias = torch.randn(2, channels, device=setting.device)
+    given = [one.requires_grad_() for one in (x, weight, bias)]
+
+    def turn(levels: bool) -> Callable[[], object]:
+        def step() -> object:
+            if levels:
+                y = torch.ops.anytimeify.prefix_norm(x, ends, weight, bias, 1e-5, True)
+            else:
+                y = F.layer_norm(x, (channels,), weight, bias, 1e-5)
+            return torch.autograd.grad(y, given, grad)
+
+        return step
+
+    network = f"norm of {tokens} x {channels}"
+    yield Row(network, "plain", lambda: turn(False), kind="norm")
+    yield Row(network, "triangular, masked", lambda: turn(True), lambda: kernels.form("masked"), kind="norm")
+    yield Row(network, "triangular, kernel", lambda: turn(True), lambda: kernels.form("blocks"), kind="norm")
+    yield Row(network, "triangular, measured", lambda: turn(True), lambda: kernels.form("measured"), kind="norm")
 
 
 def ensembles(setting: Setting) -> Iterator[Row]:

@@ -25,6 +25,7 @@ from anytimeify.analysis.axes import Axes, Widths
 from anytimeify.errors import SchemeError, refusing
 from anytimeify.ir import Captured, Program
 from anytimeify.ir.rewritten import Rewritten
+from anytimeify.ir.sizes import ProgramSize
 
 __all__ = ["Composed", "Scheme", "compose", "parse_scheme", "schemes"]
 
@@ -55,6 +56,26 @@ class Scheme:
         """
         raise NotImplementedError
 
+    @property
+    def copies(self) -> int:
+        """How many copies of a backbone the result holds, at most."""
+        return 1
+
+    @property
+    def sample(self) -> tuple[Scheme, ProgramSize] | None:
+        """A scheme that is quick to apply, and how many times the nodes and bytes that it adds to a backbone this one
+        adds; None where nothing tells."""
+        return None
+
+    def estimated(self, captured: Captured, axes: Axes) -> ProgramSize | None:
+        """How large the result will be; None where that is not known before. `captured` has tensors without data."""
+        if self.sample is None:
+            return None
+        scheme, times = self.sample
+        own, found = ProgramSize.of(captured.program), ProgramSize.of(scheme.apply(captured, axes).program)
+        added = zip(own, found, times, strict=True)
+        return ProgramSize(*(round(before + count * (after - before)) for before, after, count in added))
+
     def on_other_inputs(self, captured: Captured, axes: Axes) -> Iterator[tuple[str, Program, tuple[Tensor, ...]]]:
         """Programs that are the backbone on other inputs, each with its name: for the example inputs it gives, as its
         one output, what the backbone gives for the inputs beside it. Verification compares the two."""
@@ -63,6 +84,11 @@ class Scheme:
     def kept(self, axes: Axes) -> Sequence[Widths]:
         """How much of every axis each level keeps, cheapest first; nothing for schemes that narrow none."""
         return ()
+
+    @property
+    def reads_values(self) -> str:
+        """What of it depends on the values of weights, in words; empty where shapes are enough."""
+        return ""
 
     @property
     def shares_values(self) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import resource
 import subprocess
 import sys
 import zipfile
@@ -14,9 +16,10 @@ from typing import NamedTuple
 import onnxruntime
 import pytest
 import torch
+from rich.console import Console
 
 import anytimeify
-from anytimeify import cli
+from anytimeify import cli, progress
 from anytimeify.storage.export import FORMATS
 from tests.backbones import Residual, images
 
@@ -107,6 +110,27 @@ class Shell:
         return "\n".join(lines[starts[0] :])
 
 
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 100,
+}
+LLAMA_70B = {
+    **LLAMA,
+    "hidden_size": 8192,
+    "intermediate_size": 28672,
+    "num_hidden_layers": 80,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+}
+
+
 @pytest.fixture
 def shell(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Shell]:
     folder = tmp_path / "here"
@@ -128,6 +152,60 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 # What works.
+
+
+def test_inspect_a_configuration_without_weights(shell: Shell) -> None:
+    pytest.importorskip("transformers")
+    Path("llama").mkdir()
+    Path("llama/config.json").write_text(json.dumps(LLAMA))
+    status, out, err = shell("inspect", "hf:llama", "--json", "--scheme", SCHEME)
+    assert status == 0, err
+    found = json.loads(out)
+    net = anytimeify.transform(anytimeify.source("hf:llama"), SCHEME, verify=False)
+    assert [(row["name"], row["macs"], row["params"]) for row in found["levels"]] == [
+        (level.name, level.cost.macs, level.cost.params) for level in net.levels
+    ]
+    assert any("on the meta device" in note for note in found["notes"])
+    assert "width 0.25" in shell("inspect", "hf:llama", "--scheme", SCHEME).out
+    assert "has no values" in shell.refuses("inspect", "hf:llama", "--scheme", "nested-weights")
+
+
+@pytest.mark.slow
+def test_inspect_a_model_of_70_billion_parameters(tmp_path: Path) -> None:
+    """Within a minute and 4 GiB; of the processor, for others may use it too."""
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_70B))
+    command = [sys.executable, "-m", "anytimeify", "inspect", f"hf:{tmp_path}", "--scheme", SCHEME, "--json"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    levels = json.loads(done.stdout)["levels"]
+    assert [round(row["params"] / 1e9) for row in levels] == [5, 18, 71]
+    assert used.ru_utime + used.ru_stime < 60
+    assert used.ru_maxrss < 4 * 2**20
+
+
+def test_limits(shell: Shell, exported: Path) -> None:
+    command = ("convert", str(exported), "--scheme", "hierarchical-ensemble{depth=1}", "--out", "net")
+    message = shell.refuses(*command, "--limits", "nodes=20")
+    assert re.search(r"about \d+ nodes, and the limit is nodes=20\..* --limits nodes=\d+", message)
+    assert shell(*command, "--limits", "nodes=many").status == 2
+
+
+def test_progress_on_a_terminal(shell: Shell, exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[tuple[str, float]] = []
+    with progress.shown_by(lambda name, share: steps.append((name, share))):
+        anytimeify.transform(torch.export.load(exported), SCHEME)
+    assert [name for name, _ in steps] == ["capturing", "applying the scheme", "building levels", "verifying"]
+    shares = [share for _, share in steps]
+    assert shares == sorted(shares)
+    assert shares[0] == 0
+    assert shares[-1] < 1
+    terminal = sys.stderr
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(Console, "is_terminal", property(lambda console: console.file is terminal))
+    status, out, err = shell("convert", str(exported), "--scheme", SCHEME, "--out", "net")
+    assert status == 0
+    assert "verifying" in err
+    assert "verifying" not in out
 
 
 def test_convert_levels_extract(shell: Shell, exported: Path) -> None:

@@ -78,6 +78,8 @@ CASES: list[tuple[Callable[..., Any], Sequence[Any], Any]] = [
     (ours.buffer_before.default, (MATRIX,), MATRIX),
     (ours.drop_path.default, (X, 0.9), X),
     (ours.prefix_norm.default, (X, [2, 6], None, None, 1e-5, True), X),
+    (ours.prefix_group_norm.default, (IMAGE, [2, 6], None, None, 1e-5), IMAGE),
+    (ours.prefix_standardise.default, (kind(1, 4, 6), [2, 4], [3, 6], None, None, 1e-5), kind(1, 4, 6)),
     (ours.triangular_linear.default, (X, MATRIX, None, [2, 4], [3, 6], 2), kind("s0", 4)),
     (
         ours.triangular_conv.default,

@@ -42,6 +42,14 @@ def test_functional_overloads() -> None:
     assert _torch.schema(aten.add.Tensor).name == "aten::add"
 
 
+def test_tensors_without_data() -> None:
+    weight = nn.Parameter(torch.ones(2, 3, device="meta"), requires_grad=False)
+    shell, other = _torch.without_data([weight, torch.ones(3, dtype=torch.int64)], "cpu")
+    assert isinstance(shell, nn.Parameter)
+    assert (shell.device.type, tuple(shell.shape), shell.requires_grad) == ("cpu", (2, 3), False)
+    assert (other.device.type, other.dtype) == ("cpu", torch.int64)
+
+
 class Doubled(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import fx
@@ -15,20 +15,28 @@ from anytimeify.rules import traits
 __all__ = ["cost", "macs_by_node", "sizes"]
 
 
-def cost(program: Program, batch: str | None, batch_size: int = 1, symbols: Mapping[str, int] | None = None) -> Cost:
-    """The cost of everything that the program's outputs need, in inference: of what an extract holds and computes
-    (`anytimeify.analysis.stored_elements`), masked weights by what is left of them.
+def cost(
+    program: Program,
+    batch: str | None,
+    batch_size: int = 1,
+    symbols: Mapping[str, int] | None = None,
+    *,
+    outputs: Sequence[fx.Node] | None = None,
+) -> Cost:
+    """The cost of everything that the program's outputs need, or some of them, in inference: of what an extract holds
+    and computes (`anytimeify.analysis.stored_elements`), masked weights by what is left of them.
 
     `batch` names the dynamic batch size; where it is None the batch is fixed at `batch_size` and the cost is divided by
     it. `symbols` gives values to further dynamic sizes (a dynamic resolution).
     """
-    held = stored(program)
+    outputs = program.outputs if outputs is None else outputs
+    nodes, held = needed(program, outputs), stored(program, outputs=outputs)
     count = _Counter(batch, 1 if batch else max(1, batch_size), symbols or {})
-    macs = macs_by_node(program, batch, batch_size, symbols)
+    macs = macs_by_node(program, batch, batch_size, symbols, nodes=nodes)
     return Cost(
         sum(found for node, found in macs.items() if node not in held.known),
-        _parameters(program, held),
-        _peak(program, held, count),
+        _parameters(program, held, nodes),
+        _peak(nodes, outputs, held, count),
     )
 
 
@@ -87,34 +95,34 @@ class _Counter:
         return -(-total // self.divisor)
 
 
-def _parameters(program: Program, held: Stored) -> int:
+def _parameters(program: Program, held: Stored, nodes: Mapping[fx.Node, None]) -> int:
     """Elements of the parameters that are held, tied ones and equal parts once."""
     counted = {
-        identity(program, node): _nonzeros(node)
+        identity(program, node): _nonzeros(node, nodes)
         for node in held.nodes
         if node in held.parameters and isinstance(type_of(node), TensorType)
     }
     return sum(counted.values())
 
 
-def _nonzeros(node: fx.Node) -> int:
-    """Elements of a tensor; those that its mask keeps, or that its triangular layers have."""
+def _nonzeros(node: fx.Node, nodes: Mapping[fx.Node, None]) -> int:
+    """Elements of a tensor; those that its mask keeps, or that its triangular layers among `nodes` have."""
+    users = [user for user in node.users if user in nodes]
     triangular = [
-        count for user in node.users if user.args[1:2] == (node,) and (count := weight_nonzeros_of(user)) is not None
+        count for user in users if user.args[1:2] == (node,) and (count := weight_nonzeros_of(user)) is not None
     ]
-    if triangular and len(triangular) == len(node.users):
+    if triangular and len(triangular) == len(users):
         return max(triangular)
     return mask_nonzeros_of(node)
 
 
-def _peak(program: Program, known: Stored, count: _Counter) -> int:
+def _peak(nodes: Mapping[fx.Node, None], outputs: Sequence[fx.Node], known: Stored, count: _Counter) -> int:
     """The largest total of intermediate results that are alive at once, in graph order; views belong to what they
     view.
     """
     owner: dict[fx.Node, fx.Node] = {}
     held: dict[fx.Node, int] = {}
     last: dict[fx.Node, int] = {}
-    nodes = needed(program)
     for place, node in enumerate(nodes):
         views = traits(node).view or result_of(node) is not None
         source = node.all_input_nodes[0] if views and node.all_input_nodes else None
@@ -124,7 +132,7 @@ def _peak(program: Program, known: Stored, count: _Counter) -> int:
         for read in node.all_input_nodes:
             last[owner[read]] = place
         last[owner[node]] = place
-    for node in program.outputs:
+    for node in outputs:
         last[owner[node]] = len(nodes)
     ends: dict[int, list[fx.Node]] = {}
     for node, place in last.items():

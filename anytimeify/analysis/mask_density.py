@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
+from anytimeify._torch import copy_node
 from anytimeify.contract.pass_manager import rewrite
 from anytimeify.ir import Program, TensorType, names
 from anytimeify.ir.node_meta import is_masked, is_through, type_of
@@ -60,8 +61,7 @@ def recount(program: Program, tensors: Mapping[str, Tensor]) -> Program:
     copies: dict[fx.Node, Any] = {}
     found: dict[fx.Node, Any] = {}  # the mask of a weight, or of a part of it
     for node in program.graph.nodes:
-        copies[node] = graph.node_copy(node, copies.__getitem__)
-        copies[node].meta = dict(node.meta)
+        copies[node] = copy_node(graph, node, copies.__getitem__)
         if _is_masked(program, node):
             found[node] = tensors[str(node.args[1].target)]
         elif node.op == "call_function" and any(source in found for source in node.all_input_nodes):

@@ -7,7 +7,7 @@ nothing is evaluated beforehand which makes more of parameters than there was, a
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,21 +36,21 @@ class Stored:
     known: frozenset[fx.Node]
 
 
-def stored(program: Program, *, computed: bool = False) -> Stored:
-    """What an inference form of a program holds.
+def stored(program: Program, *, computed: bool = False, outputs: Sequence[fx.Node] | None = None) -> Stored:
+    """What an inference form of a program holds, or of what some of its outputs need.
 
     Of parameters these are the parts that are read, and masked weights as they are when masked: exactly what the same
     network built thin has. With `computed=True` every other result of parameters is held too (a standardised weight),
     if it has no more elements than the parameters that it is made of. Results of buffers are held if they have no more
     elements than these. Reshapes stay operations, so that tensors keep their names and shapes.
     """
-    return _Planner(program, computed).run()
+    return _Planner(program, computed, program.outputs if outputs is None else outputs).run()
 
 
 class _Planner:
-    def __init__(self, program: Program, computed: bool) -> None:
-        self.program, self.computed = program, computed
-        self.needed = needed(program)
+    def __init__(self, program: Program, computed: bool, outputs: Sequence[fx.Node]) -> None:
+        self.program, self.computed, self.outputs = program, computed, frozenset(outputs)
+        self.needed = needed(program, outputs)
         self.constant: dict[fx.Node, None] = {}
         self.parameters: set[fx.Node] = set()  # what is made of parameters
         for node in self.needed:
@@ -68,18 +68,24 @@ class _Planner:
         chosen = self.once(frozenset[fx.Node]().union(*(smallest[node] for node in read)))
         live: set[fx.Node] = set()
         held: set[fx.Node] = set()
-        for node in (self.program.graph.output_node(), *reversed(self.needed)):
+
+        def read_by_graph(source: fx.Node) -> None:
+            if source in chosen or source.op == "get_attr":
+                held.add(source)
+            elif source in self.constant:
+                live.add(source)
+
+        for node in self.outputs:
+            read_by_graph(node)
+        for node in reversed(self.needed):
             for source in () if node in self.constant and node not in live else node.all_input_nodes:
-                if source in chosen or source.op == "get_attr":
-                    held.add(source)
-                elif source in self.constant:
-                    live.add(source)
+                read_by_graph(source)
         nodes = tuple(node for node in self.constant if node in held)
         return Stored(nodes, frozenset(self.parameters & held), frozenset(self.constant.keys() - live))
 
     def is_read(self, node: fx.Node) -> bool:
         """Whether anything that is no constant needs a node."""
-        return any(user.op == "output" or (user in self.needed and user not in self.constant) for user in node.users)
+        return node in self.outputs or any(user in self.needed and user not in self.constant for user in node.users)
 
     def smallest(self) -> dict[fx.Node, frozenset[fx.Node]]:
         """For everything constant, the nodes with the fewest elements that it can be computed from."""
@@ -104,10 +110,10 @@ class _Planner:
 
     def once(self, chosen: Set[fx.Node]) -> Set[fx.Node]:
         """The same without what is a result of the others, and with whole parameters instead of more than these."""
-        kept = set(chosen)
+        kept, buffers = set(chosen), self.constant.keys() - self.parameters
         parts: dict[fx.Node, list[fx.Node]] = {}
         for node in kept:
-            roots = self.reached(node, self.constant.keys() - self.parameters)
+            roots = self.reached(node, buffers.__contains__)
             if node.op == "call_function" and elements(node) and len(roots) == 1:
                 parts.setdefault(roots.pop(), []).append(node)
         for root, own in parts.items():
@@ -117,18 +123,18 @@ class _Planner:
         for node in reversed(self.constant):
             if node in kept and node in self.parameters and node.op == "call_function" and elements(node):
                 others = kept - {node}
-                if not self.reached(node, others | (self.constant.keys() - self.parameters)):
+                if not self.reached(node, lambda one: one in others or one in buffers):  # noqa: B023  # called at once
                     kept = others
         return kept
 
-    def reached(self, node: fx.Node, ends: Set[fx.Node]) -> set[fx.Node]:
+    def reached(self, node: fx.Node, ends: Callable[[fx.Node], bool]) -> set[fx.Node]:
         """The parameters that a node is made of, as far as they are not only met beyond `ends`."""
-        return {one for one in ancestors([node], stop=ends.__contains__) if one.op == "get_attr"}
+        return {one for one in ancestors([node], stop=ends) if one.op == "get_attr"}
 
 
-def needed(program: Program) -> dict[fx.Node, None]:
-    """The nodes that the outputs depend on, in graph order."""
-    found = ancestors(program.outputs)
+def needed(program: Program, outputs: Sequence[fx.Node] | None = None) -> dict[fx.Node, None]:
+    """The nodes that the outputs depend on, or some of them, in graph order."""
+    found = ancestors(program.outputs if outputs is None else outputs)
     return {node: None for node in program.graph.nodes if node in found}
 
 

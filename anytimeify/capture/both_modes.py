@@ -20,10 +20,11 @@ from anytimeify.capture.compare import (
     expected_from_module,
     fits,
     gaps,
-    other_values,
     randomness,
     results_of_program,
     tolerance,
+    traced_from_module,
+    with_other_values,
 )
 from anytimeify.capture.export import does_not_run, explain, export
 from anytimeify.capture.generalise import Differs
@@ -31,8 +32,11 @@ from anytimeify.capture.guards import unkept_guard
 from anytimeify.capture.inputs import Arguments, CallInputs, of_batch
 from anytimeify.capture.kept_whole import KeptWhole
 from anytimeify.capture.modes import Modes
+from anytimeify.capture.on_meta import Shell
 from anytimeify.capture.outputs import choose
 from anytimeify.capture.results import agrees, distinct, structure_of, tensor_places, with_results
+from anytimeify.capture.same_in_eval_mode import same_in_eval_mode
+from anytimeify.capture.traced import takes_long
 from anytimeify.capture.two_modes import merge
 from anytimeify.capture.work_graph import BufferMutation
 from anytimeify.errors import AnytimeError, CaptureError, UnsupportedOpError, VerificationError
@@ -104,6 +108,8 @@ class Source:
     generalises: bool = False  # exports for two fixed batches are put together
     everything: bool = False  # all results are captured
     whole: KeptWhole | None = None  # modules that no export looks into
+    traced: bool = False  # what takes long to compute is compared without values, if it can be
+    shell: Shell | None = None  # what the model is, where its tensors have no values: then nothing is compared by them
 
     @property
     def name(self) -> str:
@@ -113,9 +119,10 @@ class Source:
         """From train mode if that gives a program that is right in eval mode, else from eval mode."""
         trained, why = self.export(training=True)
         wanted = (check or self.everything) and self.expected is None
-        source = replace(self, expected=self.in_eval_mode()) if wanted else self
+        source = self.tracing(trained)
+        source = replace(source, expected=source.in_eval_mode()) if wanted else source
         attempt = source.capture(trained, training=True) if trained is not None else Attempt(why=why)
-        if attempt.captured is not None and not attempt.collected and not attempt.draws:
+        if attempt.captured is not None and not attempt.collected and self.shell is None and not attempt.draws:
             return Found(source, attempt.captured)
         exported, why = source.export(training=False)
         if attempt.untold and exported is not None and self.output is None:
@@ -130,6 +137,8 @@ class Source:
             if both is not None:
                 return Found(source, _kept_in_eval_mode(both, again.collected))
         why, unexported = attempt.why or _mutation(attempt.collected), trained is None or exported is None
+        if why is None:  # nothing but values could say that both modes compute the same
+            why = CaptureError("train mode has another graph than eval mode, and no values to compare them by")
         return Found(source, again.captured, why, again, attempt.untold, unexported)
 
     def from_exports(self, trained: Exported | None, exported: Exported) -> Found | None:
@@ -159,7 +168,10 @@ class Source:
             return None, error
 
     def _export(self, inputs: CallInputs, dynamic_shapes: Any, training: bool) -> tuple[ExportedProgram, str | None]:
-        return export(self.model, inputs, dynamic_shapes, training=training, held=self.modes.held, whole=self.whole)
+        program, note = export(
+            self.model, inputs, dynamic_shapes, training=training, held=self.modes.held, whole=self.whole
+        )
+        return (program if self.shell is None else self.shell.restore(program)), note
 
     def _export_twice(self, training: bool) -> Exported:
         size = self.first_batch
@@ -171,9 +183,18 @@ class Source:
         """Not the example's, which the model may remember, and not 1, which may mean that something is repeated."""
         return max(2, self.inputs.batch or 0) + 1
 
+    def tracing(self, trained: Exported | None) -> Source:
+        """The same, which traces if that is wanted, and quicker than to compute."""
+        return replace(self, traced=self.traced and trained is not None and takes_long(trained.program, self.inputs))
+
+    def expected_for(self, inputs: CallInputs) -> Expected:
+        """What the model returns in eval mode; raises whatever it raises."""
+        find = traced_from_module if self.traced else expected_from_module
+        return find(self.model, inputs, self.output)
+
     def in_eval_mode(self) -> Expected:
         try:
-            return expected_from_module(self.model, self.inputs, self.output)
+            return self.expected_for(self.inputs)
         except AnytimeError:
             raise
         except Exception as error:
@@ -213,6 +234,8 @@ class Source:
             if not agrees(structure, self.expected.spec, self.expected.leaves):
                 other = CaptureError(f"{mode} mode returns another structure than eval mode")
                 return Attempt(why=_mutation(collected) or other, collected=collected, wrong=captured, gap=math.inf)
+        if self.shell is not None:
+            return Attempt(self.as_in_eval_mode(captured), collected=collected)
         gap = Gap.of(captured, self.expected)
         if gap.is_rounding:
             return Attempt(self.as_in_eval_mode(captured), collected=collected)
@@ -233,7 +256,7 @@ class Source:
             raise Differs("the batch decides how many results there are")
         pairs = enumerate(zip(results, others, strict=True))
         candidates = [place for place, (one, other) in pairs if one is not None and fits(want, one, other)]
-        if len(candidates) < 2:
+        if len(candidates) < 2 or self.shell is not None:
             return candidates
         restore = None if training else self.modes.held
         captured, _ = canonicalise(
@@ -244,7 +267,7 @@ class Source:
             updates=training,
             counterpart=exported.counterpart,
         )
-        found = gaps(captured, self.expected, training=False)
+        found = gaps(captured, self.expected)
         return [place for place, gap in zip(candidates, found, strict=True) if gap <= tolerance(want.dtype)]
 
     def first(self, exported: Exported) -> int:
@@ -254,19 +277,22 @@ class Source:
         return choose(tree, [one is not None for one in results], None if self.expected is not None else self.output)
 
     def tells(self, attempt: Attempt, again: Attempt) -> bool:
-        """Whether the program of train mode, which computes the same in eval mode, does so for the same reason.
+        """Whether the program of train mode, which computes the same in eval mode, does so for the same reason. Without
+        values, whether it is the same graph in eval mode.
 
         Buffers that train mode only writes to may be what eval mode reads, and be neutral by chance (zeros) today: so
         both programs are run with others. A coin that train mode throws may fall as if it was not thrown."""
         if again.captured is None:
             return not isinstance(again.why, BufferMutation)
         assert attempt.captured is not None
+        if self.shell is not None:
+            return same_in_eval_mode(attempt.captured.program, again.captured.program)
         if self.expected is None:
             return True
         if attempt.draws != again.draws:
             return False
-        with other_values(attempt.captured.program, again.captured.program, names=attempt.collected):
-            return Gap.between(results_of_program(again.captured), results_of_program(attempt.captured)).is_rounding
+        mine, other = (with_other_values(one, attempt.collected) for one in (attempt.captured, again.captured))
+        return Gap.between(results_of_program(other), results_of_program(mine)).is_rounding
 
     def in_both_modes(self, attempt: Attempt, exported: Exported) -> Captured | None:
         """The program of train mode with that of eval mode, `exported`, where they part; None where they cannot be put
@@ -287,7 +313,7 @@ class Source:
             return None
         note = "train mode and eval mode compute different things: both are kept"
         captured = self.as_in_eval_mode(replace(both, notes=(*trained.notes, note)))
-        return captured if Gap.of(captured, self.expected).is_rounding else None
+        return captured if self.shell is not None or Gap.of(captured, self.expected).is_rounding else None
 
     def merged(self, trained: Captured, own: Program, exported: Exported) -> Captured:
         """The program of train mode with that of eval mode."""
@@ -304,7 +330,8 @@ class Source:
         """Models are compared in eval mode, so that is what a signature tells."""
         assert self.expected is not None
         signature = replace(captured.signature, out_spec=self.expected.spec, prediction=self.expected.position)
-        return replace(captured, signature=signature, reference=self.expected.prediction)
+        kept = self.shell is None and not self.expected.traced
+        return replace(captured, signature=signature, reference=self.expected.prediction if kept else None)
 
     def refusal(self, why: Exception | None, again: Attempt) -> Exception:
         """The error for the user when neither mode could be captured: why train mode could not, and eval mode where
@@ -338,7 +365,7 @@ class Source:
                 f"the same numbers: {random}. Let it do so in train mode only (if self.training: ...)."
             )
         assert self.expected is not None
-        repeated = difference(self.expected.prediction, self.in_eval_mode().prediction)
+        repeated = difference(self.expected.computed.prediction, replace(self, traced=False).in_eval_mode().prediction)
         reason = "Its forward() reads or changes something that torch.export cannot see, such as Python state."
         if repeated > 0:
             reason = (

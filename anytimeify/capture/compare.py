@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +19,8 @@ from anytimeify.capture.inputs import CallInputs
 from anytimeify.capture.modes import attributes_kept, in_mode
 from anytimeify.capture.outputs import choose
 from anytimeify.capture.same_draws import SameDraws, same_draws
+from anytimeify.capture.traced import Numbering
+from anytimeify.codegen.interpret import interpret
 from anytimeify.codegen.to_modules import to_modules
 from anytimeify.errors import CaptureError
 from anytimeify.ir import Captured, Program
@@ -33,35 +36,57 @@ __all__ = [
     "expected_from_module",
     "fits",
     "gaps",
-    "other_values",
     "plain_attributes",
     "randomness",
     "results_of_program",
     "seeded",
     "tolerance",
+    "traced_from_module",
+    "with_other_values",
 ]
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What the source returns for the example inputs: the structure, its leaves, and the prediction among them."""
+    """What the source returns for the example inputs: the structure, its leaves, and the prediction among them.
+
+    Tensors have values, unless nothing was computed: then each leaf has its number."""
 
     position: int  # of the prediction
     spec: TreeSpec
     leaves: Sequence[Any]
+    traced: Traced | None = None
+
+    @cached_property
+    def computed(self) -> Expected:
+        """The same with values."""
+        return self if self.traced is None else self.traced.compute()
 
     @property
     def prediction(self) -> Tensor:
         found: Tensor = self.leaves[self.position]
         return found
 
-    def compared(self, captured: Captured) -> list[Tensor]:
-        """The tensors that a program is compared by: all of them, or the prediction alone."""
+    def compared(self, captured: Captured, leaves: Sequence[Any] | None = None) -> list[Any]:
+        """The tensors that a program is compared by, all of them or the prediction alone; or what stands for them among
+        other `leaves`."""
+        leaves = self.leaves if leaves is None else leaves
         if captured.results is None:
-            return [self.prediction]
+            return [leaves[self.position]]
         places = captured.results.evaluation.leaves
-        first = dict(zip(reversed(places), reversed(self.leaves), strict=True))
+        first = dict(zip(reversed(places), reversed(leaves), strict=True))
         return [first[output] for output in captured.results.evaluation.outputs]
+
+    def shown_by(self, captured: Captured) -> bool:
+        """Whether the program computes the same in eval mode, whatever the values are."""
+        if self.traced is None:
+            return False
+        inputs = captured.example_inputs
+        try:
+            _, found = self.traced.numbering.of(lambda: interpret(captured.program, inputs))
+        except Exception:  # it takes values to tell
+            return False
+        return [found[output] for output in _compared(captured)] == self.compared(captured, self.traced.numbers)
 
     @staticmethod
     def of(result: Any, output: int | str | None) -> Expected:
@@ -78,6 +103,27 @@ class Expected:
         return Expected(position, spec, leaves)
 
 
+@dataclass(frozen=True)
+class Traced:
+    """What a result is known by if nothing was computed."""
+
+    numbering: Numbering
+    numbers: Sequence[Any]  # of the leaves
+    compute: Callable[[], Expected]
+
+
+def traced_from_module(model: nn.Module, inputs: CallInputs, output: int | str | None) -> Expected:
+    """As `expected_from_module`, without computing anything where that can be done."""
+    numbering = Numbering([*model.parameters(), *model.buffers(), *inputs.tensors])
+    try:
+        with in_mode(model, training=False), buffers_kept(model), direct_checkpoints(), _quietly():
+            result, numbers = numbering.of(lambda: model(*inputs.args, **inputs.kwargs))
+        traced = Traced(numbering, numbers, lambda: expected_from_module(model, inputs, output))
+        return replace(Expected.of(result, output), traced=traced)
+    except Exception:  # a model that looks at values
+        return expected_from_module(model, inputs, output)
+
+
 def expected_from_module(model: nn.Module, inputs: CallInputs, output: int | str | None) -> Expected:
     """In eval mode; what the model writes to its buffers is put back. Raises whatever the model raises."""
     with in_mode(model, training=False), buffers_kept(model), direct_checkpoints(), _quietly(), SameDraws():
@@ -90,24 +136,29 @@ def expected_from_exported(exported: ExportedProgram, inputs: CallInputs, output
         return Expected.of(exported.module(check_guards=False)(*inputs.args, **inputs.kwargs), output)
 
 
-def gaps(captured: Captured, expected: Expected, *, training: bool) -> list[float]:
-    """The difference of every output of the program, run in one mode, from the expected prediction."""
-    network = to_modules(captured.program)
-    draws = same_draws(captured.program)
-    with in_mode(network, training=training), _kept(captured.program.tensors), _quietly(), draws:
-        results = network(*captured.example_inputs)
-    want = expected.prediction
+def gaps(captured: Captured, expected: Expected) -> list[float]:
+    """The difference of every output of the program, in eval mode, from the expected prediction."""
+    with _quietly(), same_draws(captured.program):
+        results = interpret(captured.program, captured.example_inputs)
+    want = expected.computed.prediction
     return [difference(want, have) if have.dtype == want.dtype else float("inf") for have in results]
 
 
 def results_of_program(captured: Captured, *, training: bool = False) -> list[Tensor]:
     """What the program returns in one mode, on the example inputs: every tensor once, or the prediction alone."""
-    network = to_modules(captured.program)
     draws = same_draws(captured.program)
-    with in_mode(network, training=training), _kept(captured.program.tensors), _quietly(), draws:
-        results = network(*captured.example_inputs)
-    outputs = (0,) if captured.results is None else captured.results.of(training=training).outputs
-    return [results[output] for output in outputs]
+    if training:
+        network = to_modules(captured.program)
+        with in_mode(network, training=True), _kept(captured.program.tensors), _quietly(), draws:
+            results = network(*captured.example_inputs)
+    else:
+        with _quietly(), draws:
+            results = interpret(captured.program, captured.example_inputs)
+    return [results[output] for output in _compared(captured, training=training)]
+
+
+def _compared(captured: Captured, *, training: bool = False) -> Sequence[int]:
+    return (0,) if captured.results is None else captured.results.of(training=training).outputs
 
 
 class Gap(NamedTuple):
@@ -127,26 +178,21 @@ class Gap(NamedTuple):
     @staticmethod
     def of(captured: Captured, expected: Expected, *, training: bool = False) -> Gap:
         """Between what a program gives for the example inputs and what its source does."""
-        return Gap.between(expected.compared(captured), results_of_program(captured, training=training))
+        if not training and expected.shown_by(captured):
+            return Gap(0.0, True)
+        return Gap.between(expected.computed.compared(captured), results_of_program(captured, training=training))
 
 
-@contextmanager
-def other_values(*programs: Program, names: Iterable[str]) -> Iterator[None]:
-    """Other values, the same in all programs, in tensors of these names; their own are put back."""
-    generator = torch.Generator().manual_seed(0)
-    kept: list[tuple[Tensor, Tensor]] = []
-    for name in names:
-        own = [program.tensors[name] for program in programs if name in program.tensors]
-        kept += [(tensor, tensor.clone()) for tensor in own]
-        if own and own[0].is_floating_point():
-            noise = torch.rand(own[0].shape, generator=generator, dtype=torch.float64)
-            for tensor in own:
-                tensor.add_(noise.to(tensor))
-    try:
-        yield
-    finally:
-        for tensor, value in kept:
-            tensor.copy_(value)
+def with_other_values(captured: Captured, names: Iterable[str]) -> Captured:
+    """With other values in the tensors of these names; the same ones at every call."""
+    generator = torch.Generator()
+    tensors = dict(captured.program.tensors)
+    for seed, name in enumerate(names):
+        generator.manual_seed(seed)
+        own = tensors.get(name)
+        if own is not None and own.is_floating_point():
+            tensors[name] = own + torch.rand(own.shape, generator=generator, dtype=torch.float64).to(own)
+    return replace(captured, program=replace(captured.program, tensors=tensors))
 
 
 def fits(tensor: Tensor, place: Tensor, other: Tensor | None = None) -> bool:

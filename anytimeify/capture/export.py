@@ -118,6 +118,8 @@ def explain(model: nn.Module, inputs: CallInputs, error: Exception) -> CaptureEr
     name = type(model).__qualname__
     where = _where(error)
     own = _runs(model, inputs)
+    if isinstance(own, AnytimeError):  # of a network that we built from a file
+        return CaptureError(str(own))
     if own is not None:
         return does_not_run(model, inputs, own)
     if isinstance(error, CaptureError):

@@ -20,7 +20,7 @@ import sympy
 import torch
 from torch import Tensor, fx
 
-from anytimeify._torch import OpOverload, expression
+from anytimeify._torch import OpOverload, expression, new_node
 from anytimeify.capture.custom_derivatives import part_of
 from anytimeify.capture.work_graph import WorkGraph
 from anytimeify.contract.pass_manager import rewrite
@@ -46,7 +46,8 @@ def finish(work: WorkGraph, renaming: Renaming) -> Program:
     graph = fx.Graph()
     values: dict[fx.Node, fx.Node] = {}
     for node in [*inputs, *readers, *calls]:
-        new = graph.create_node(
+        new = new_node(
+            graph,
             node.op,
             called[node] if node.op == "placeholder" else node.target,
             fx.map_arg(node.args, lambda inner: values[inner]),

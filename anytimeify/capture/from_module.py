@@ -8,12 +8,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from anytimeify.capture.both_modes import Found, Source, first_line
-from anytimeify.capture.compare import Expected, Gap, expected_from_module, randomness
+from anytimeify.capture.compare import Expected, Gap, randomness
 from anytimeify.capture.export import reason_of, shown
 from anytimeify.capture.generalise import Differs
 from anytimeify.capture.inputs import CallInputs, in_order, of_batch, refuse_no_sample
 from anytimeify.capture.kept_whole import KeepingError, KeptWhole, culprit
 from anytimeify.capture.modes import Modes, refuse_hooks
+from anytimeify.capture.on_meta import Shell
 from anytimeify.errors import AnytimeError
 from anytimeify.ir import Captured
 
@@ -31,21 +32,39 @@ def from_module(
     *,
     everything: bool = False,
     check: bool,
+    traced: bool = False,
+    shell: Shell | None = None,
 ) -> Captured:
     """The prediction is what the model returns in eval mode; train mode may return more, or another structure.
 
     `everything`: all that the model returns is captured, in both modes. So it is where what train mode returns does not
     tell the prediction.
 
+    `traced`: what takes long to compute is compared without values, where that can be done.
+
     Where no `dynamic_shapes` are given and the batch cannot be dynamic, it is made so from two exports for a fixed one;
     where that fails too, it stays as in the example.
+
+    `shell`: the model is the copy that stands for one without values, and the result has that one's tensors.
     """
     inputs, arguments = in_order(model, inputs)
     refuse_hooks(model)
     if dynamic_shapes is None:
         refuse_no_sample(inputs)
-    source = Source(model, inputs, arguments, dynamic_shapes, output, Modes.of(model), everything=everything)
+    source = Source(
+        model,
+        inputs,
+        arguments,
+        dynamic_shapes,
+        output,
+        Modes.of(model),
+        everything=everything,
+        traced=traced,
+        shell=shell,
+    )
     found = _found(source, check)
+    if found.captured is None and shell is not None:  # without values nothing can be run
+        raise found.refusal()
     if found.captured is None:
         found = _with_modules_whole(source, found, check)
     assert found.captured is not None
@@ -131,11 +150,11 @@ def _within_range(source: Source, captured: Captured) -> Captured:
 def _is_other_at(source: Source, count: int, captured: Captured) -> bool | None:
     """Whether the program computes something else than the model for a batch of that size, or fails; None where
     that cannot be told, for the model does not take it."""
-    if source.expected is None:
+    if source.expected is None or source.shell is not None:
         return None
     inputs = of_batch(source.inputs, count)
     try:
-        expected = expected_from_module(source.model, inputs, source.output)
+        expected = source.expected_for(inputs)
     except Exception:
         return None
     return _differs_at(inputs, expected, captured) is not None
@@ -143,9 +162,11 @@ def _is_other_at(source: Source, count: int, captured: Captured) -> bool | None:
 
 def _differs_at_another_batch(source: Source, captured: Captured) -> Exception | None:
     """Why a program whose batch was made dynamic is wrong at another size; None where it is right."""
+    if source.shell is not None:
+        return Differs("it cannot be compared with a model that has no values")
     inputs = of_batch(source.inputs, 2 * source.first_batch + 1)
     try:
-        expected = expected_from_module(source.model, inputs, source.output)
+        expected = source.expected_for(inputs)
     except Exception as error:
         return error
     return _differs_at(inputs, expected, captured)

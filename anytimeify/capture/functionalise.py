@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from anytimeify._torch import OpOverload, expression, functional_overload, schema
+from anytimeify._torch import OpOverload, copy_node, expression, functional_overload, schema
 from anytimeify.capture.work_graph import BufferMutation, WorkGraph, step, unsupported
 from anytimeify.graph.traversal import ancestors, reachable
 from anytimeify.ir import names
@@ -123,7 +123,7 @@ class _Functionaliser:
             if node.op == "call_function" and is_mutable(node.target):
                 self.write(node)
                 continue
-            self.current[node] = self.graph.node_copy(node, self.value)
+            self.current[node] = copy_node(self.graph, node, self.value)
             if node.op == "call_function":
                 base = _base(node)
                 if base is not None:
@@ -142,7 +142,7 @@ class _Functionaliser:
             if is_mutable(node.target):  # what an in-place operation returns is the tensor that it wrote to
                 self.current[node] = self.value(self.base[node])
             else:
-                self.current[node] = self.graph.node_copy(node, self.value)
+                self.current[node] = copy_node(self.graph, node, self.value)
         if node in self.lost:
             raise unsupported(
                 self.lost[node],
@@ -323,7 +323,7 @@ def _tie(graph: fx.Graph, updates: list[fx.Node]) -> fx.Graph:
     result = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     for node in _ordered(graph):
-        copies[node] = result.node_copy(node, copies.__getitem__)
+        copies[node] = copy_node(result, node, copies.__getitem__)
     return result
 
 

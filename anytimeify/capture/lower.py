@@ -22,7 +22,8 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind, InputSpec
 
-from anytimeify._torch import is_higher_order
+from anytimeify._torch import copy_node, is_higher_order
+from anytimeify.capture.ownership import borrowed, own_copy
 from anytimeify.capture.work_graph import WorkGraph, unsupported
 from anytimeify.contract.pass_manager import rewrite
 from anytimeify.errors import CaptureError
@@ -40,7 +41,7 @@ _KINDS = {InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR}
 def lower(exported: ExportedProgram, order: Sequence[str] = ()) -> WorkGraph:
     """`order`: the names of the backbone's state dict; without it the exporter's order is kept."""
     names = _names(exported)
-    tensors, canonical = _clone(exported, names, order)
+    tensors, canonical = _borrow(exported, names, order)
     transient = {names[str(spec.target)] for spec in _tensor_specs(exported) if _is_transient(spec)}
     notes = _overlaps(exported, names, canonical)
     work = WorkGraph(fx.Graph(), tensors, transient, notes=notes, passes=["lower"])
@@ -54,7 +55,7 @@ def lower(exported: ExportedProgram, order: Sequence[str] = ()) -> WorkGraph:
             values[node] = spec.arg.value if isinstance(spec.arg, ConstantArgument) else value_of(node)
             work.constant_inputs.append((position, values[node]))
         else:
-            values[node] = work.graph.node_copy(node)
+            values[node] = copy_node(work.graph, node)
         position += 1
     readers: dict[str, fx.Node] = {}
     for node, spec in specs.items():
@@ -101,10 +102,12 @@ def _names(exported: ExportedProgram) -> dict[str, str]:
     return ours
 
 
-def _clone(
+def _borrow(
     exported: ExportedProgram, names: Mapping[str, str], order: Sequence[str]
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Our own copies by name, and the canonical (first) name of every name. Tied tensors stay tied."""
+    """Our own tensors by name, and the canonical (first) name of every name. Tied tensors stay tied. Parameters and
+    buffers are in the backbone's memory; constants, of which only the exporter knows, are copies."""
+    constants = {spec.target for spec in _tensor_specs(exported) if spec.kind is InputKind.CONSTANT_TENSOR}
     originals: dict[str, Tensor] = {}
     for name, value in {**exported.constants, **exported.state_dict}.items():
         if isinstance(value, Tensor) and name in names:
@@ -117,7 +120,10 @@ def _clone(
         key = _identity(originals[name])
         ours = names[name]
         canonical[ours] = first.setdefault(key, ours)
-        tensors[ours] = tensors[canonical[ours]] if canonical[ours] != ours else _copy(originals[name])
+        if canonical[ours] != ours:
+            tensors[ours] = tensors[canonical[ours]]
+        else:
+            tensors[ours] = own_copy(originals[name]) if name in constants else borrowed(originals[name])
     return tensors, canonical
 
 
@@ -144,7 +150,8 @@ def _overlaps(exported: ExportedProgram, names: Mapping[str, str], canonical: Ma
 
 
 def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else id(tensor)
+    apart = tensor.layout is not torch.strided or tensor.device.type == "meta"
+    return id(tensor) if apart else tensor.untyped_storage().data_ptr()
 
 
 def _span(tensor: Tensor) -> tuple[int, int]:
@@ -154,11 +161,6 @@ def _span(tensor: Tensor) -> tuple[int, int]:
     last = sum((size - 1) * stride for size, stride in zip(map(int, tensor.shape), tensor.stride(), strict=True))
     start = int(tensor.storage_offset())
     return start * tensor.element_size(), (start + last + 1) * tensor.element_size()
-
-
-def _copy(tensor: Tensor) -> Tensor:
-    copy = tensor.detach().clone()
-    return torch.nn.Parameter(copy, tensor.requires_grad) if isinstance(tensor, torch.nn.Parameter) else copy
 
 
 def _inline(module: torch.nn.Module, work: WorkGraph, values: dict[fx.Node, Any], *, detach: bool) -> list[Any]:
@@ -181,7 +183,7 @@ def _inline(module: torch.nn.Module, work: WorkGraph, values: dict[fx.Node, Any]
         elif node.target is operator.getitem and isinstance(values[node.args[0]], (list, tuple)):
             values[node] = values[node.args[0]][node.args[1]]
         else:
-            values[node] = work.graph.node_copy(node, lambda inner: values[inner])
+            values[node] = copy_node(work.graph, node, lambda inner: values[inner])
     return result
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 import torch
@@ -13,11 +13,12 @@ from anytimeify.capture.initial_values import initial, is_matrix, looks_drawn, s
 from anytimeify.errors import SchemeError
 from anytimeify.operators.copies import copied
 
-__all__ = ["redrawn"]
+__all__ = ["redrawn", "takes"]
 
 
-def redrawn(model: nn.Module) -> Mapping[str, Tensor]:
-    """Parameters and buffers of a copy of `model`, by name, after every initialiser that its modules have has run.
+def redrawn(model: nn.Module, wanted: Container[str] | None = None) -> Mapping[str, Tensor]:
+    """Parameters and buffers of a copy of `model`, by name, after every initialiser that its modules have has run. If
+    it is said which are `wanted`, there are no others of several dimensions.
 
     1. `reset_parameters()` of each module, as torch's own layers have it, inner modules first, as a constructor does;
     2. `_init_weights(module)` of the model for each module, or else `init_weights()`, as transformers and timm have it;
@@ -26,8 +27,18 @@ def redrawn(model: nn.Module) -> Mapping[str, Tensor]:
 
     An initialiser that asks for other arguments is left out. Raises `SchemeError` where one of them fails.
     """
-    drawn = copied(model)
-    before = {name: parameter.detach().clone() for name, parameter in drawn.named_parameters()}
+    if wanted is not None:
+        try:
+            found = _redrawn(model, _left_out(model, wanted))
+        except SchemeError:  # an initialiser that reads values, where there are none
+            found = _redrawn(model, {})
+        return {name: tensor for name, tensor in found.items() if not tensor.is_meta}
+    return _redrawn(model, {})
+
+
+def _redrawn(model: nn.Module, left_out: dict[int, Any]) -> Mapping[str, Tensor]:
+    drawn = copied(model, left_out)
+    before = dict(model.named_parameters())
     with torch.no_grad():
         for path, module in reversed(list(drawn.named_modules())):
             for name in _RESETS:
@@ -35,10 +46,25 @@ def redrawn(model: nn.Module) -> Mapping[str, Tensor]:
             if hasattr(module, "_is_hf_initialized"):
                 del module._is_hf_initialized
         _by_the_model(drawn)
-        trained = any(shows_training(before[name], parameter) for name, parameter in drawn.named_parameters())
+        trained = any(
+            shows_training(before[name], parameter)
+            for name, parameter in drawn.named_parameters()
+            if not parameter.is_meta
+        )
         for path, module in drawn.named_modules():
             _as_constructed(before, path, module, trained=trained)
     return {**dict(drawn.named_parameters(remove_duplicate=False)), **dict(drawn.named_buffers(remove_duplicate=False))}
+
+
+def _left_out(model: nn.Module, wanted: Container[str]) -> dict[int, Any]:
+    """What a copy has in the place of the matrices that are not wanted under any name: nothing is drawn there."""
+    named = [*model.named_parameters(remove_duplicate=False)]
+    kept = {id(parameter) for name, parameter in named if name in wanted}
+    return {
+        id(parameter): nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
+        for _, parameter in named
+        if id(parameter) not in kept and is_matrix(parameter)
+    }
 
 
 def _as_constructed(before: Mapping[str, Tensor], path: str, module: nn.Module, *, trained: bool) -> None:
@@ -48,6 +74,8 @@ def _as_constructed(before: Mapping[str, Tensor], path: str, module: nn.Module, 
     looks = {name: looks_drawn(before[name], certain=trained) for name in own if is_matrix(own[name])}
     layer = bool(looks) and all(looks.values())
     for name, parameter in own.items():
+        if parameter.is_meta and not before[name].is_meta:
+            continue
         parameter.copy_(initial(before[name], parameter, untrained=looks.get(name, layer)))
 
 
@@ -63,7 +91,7 @@ def _by_the_model(model: nn.Module) -> None:
 
 def _run(initialise: Any, arguments: tuple[Any, ...], path: str, module: nn.Module) -> bool:
     """Whether there is such an initialiser; one of a base class may leave it to others."""
-    if not _takes(initialise, len(arguments)):
+    if not takes(initialise, len(arguments)):
         return False
     try:
         initialise(*arguments)
@@ -78,7 +106,7 @@ def _run(initialise: Any, arguments: tuple[Any, ...], path: str, module: nn.Modu
     return True
 
 
-def _takes(function: Callable[..., Any] | None, count: int) -> bool:
+def takes(function: Callable[..., Any] | None, count: int) -> bool:
     """Whether it can be called with so many arguments."""
     if not callable(function):
         return False

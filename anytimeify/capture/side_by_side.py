@@ -9,15 +9,16 @@ Names of tensors and module paths get the prefix of their network.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, fx
 
+from anytimeify._torch import copy_node
 from anytimeify.contract.pass_manager import rewrite
 from anytimeify.errors import CaptureError
-from anytimeify.ir import PAIR, Captured, Origin, Program, Size, TensorType
+from anytimeify.ir import PAIR, Captured, Origin, Program, Reinitialised, Size, TensorType
 from anytimeify.ir.node_meta import origin_of, type_of
 
 __all__ = ["renamed", "side_by_side", "symbols_of"]
@@ -32,7 +33,7 @@ def side_by_side(one: Captured, other: Captured) -> Captured:
     """
     _check_inputs(one, other)
     graph = fx.Graph()
-    inputs = [graph.node_copy(node) for node in one.program.placeholders]
+    inputs = [copy_node(graph, node) for node in one.program.placeholders]
     symbols = symbols_of(one.program, other.program)
     copies: dict[str, dict[fx.Node, fx.Node]] = {}
     halves = dict(zip(PAIR, (one.program, other.program), strict=True))
@@ -115,18 +116,26 @@ def renamed(kind: Any, symbols: Mapping[str, str]) -> Any:
     return tuple(renamed(one, symbols) for one in kind) if isinstance(kind, tuple) else kind
 
 
-Reinitialised = Callable[[], Mapping[str, Tensor]] | None
-
-
-def _both(one: Reinitialised, other: Reinitialised) -> Reinitialised:
+def _both(one: Reinitialised | None, other: Reinitialised | None) -> Reinitialised | None:
     if one is None or other is None:
         return None
 
-    def reinitialised() -> Mapping[str, Tensor]:
+    def reinitialised(wanted: Container[str] | None) -> Mapping[str, Tensor]:
         return {
             f"{half}.{name}": tensor
             for half, draw in zip(PAIR, (one, other), strict=True)
-            for name, tensor in draw().items()
+            for name, tensor in draw(None if wanted is None else _Within(wanted, half)).items()
         }
 
     return reinitialised
+
+
+@dataclass(frozen=True)
+class _Within:
+    """The names of one half."""
+
+    names: Container[str]
+    half: str
+
+    def __contains__(self, name: object) -> bool:
+        return f"{self.half}.{name}" in self.names

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from anytimeify._torch import OpOverload
+from anytimeify._torch import OpOverload, copy_node
 from anytimeify.capture.side_by_side import renamed, symbols_of
 from anytimeify.contract.pass_manager import rewrite
 from anytimeify.errors import CaptureError
@@ -90,7 +90,7 @@ class _Merger:
 
     def place_inputs(self) -> None:
         for one, other in zip(self.training.placeholders, self.evaluation.placeholders, strict=True):
-            self.trained[one] = self.evaluated[other] = self.graph.node_copy(one)
+            self.trained[one] = self.evaluated[other] = copy_node(self.graph, one)
             self.names.add(one.name)
         readers: dict[str, fx.Node] = {}
         for node in self.training.graph.find_nodes(op="get_attr"):
@@ -211,4 +211,6 @@ def _form(value: Any, nodes: list[fx.Node]) -> Any:
 def _same_tensor(one: Tensor, other: Tensor) -> bool:
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
+    if one.is_meta or other.is_meta:  # of one name, in two captures of one module
+        return one.is_meta and other.is_meta
     return torch.equal(one.nan_to_num(), other.nan_to_num()) if one.is_floating_point() else torch.equal(one, other)

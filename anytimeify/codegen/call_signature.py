@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from anytimeify._torch import assert_holds, flatten, unflatten
+from anytimeify._torch import assert_holds, copy_node, flatten, unflatten
 from anytimeify.errors import ArgumentError, CaptureError
 from anytimeify.ir import Captured, Constant, Signature, Size, Structure, TensorType, batches_in_words, children
 from anytimeify.ir.node_meta import tensor_type
@@ -152,19 +152,17 @@ class CallSignature:
         args, kwargs = unflatten(leaves, signature.in_spec)
         return tuple(args), dict(kwargs)
 
-    def call_like_backbone(self, module: fx.GraphModule, structure: Structure | None = None) -> fx.GraphModule:
-        """Rewrites a module that takes flat inputs and returns a flat tuple into one that is called like the backbone
+    def call_like_backbone(self, old: fx.Graph, structure: Structure | None = None) -> fx.Graph:
+        """Rewrites a graph that takes flat inputs and returns a flat tuple into one that is called like the backbone
         and returns the only tensor, or all of them in a `structure`. Nothing but torch is needed to run it, and the
         classes of the structure."""
-        old = module.graph
         if self.limits is not None:
             self.limits.write(old)
         if self.plain and [node.name for node in old.find_nodes(op="placeholder")] == [p.name for p in self.parameters]:
             output = old.output_node()
             with old.inserting_before(output):
                 output.args = (_returned(old, output.args[0], structure),)
-            module.recompile()
-            return module
+            return old
         flat = iter(old.find_nodes(op="placeholder"))
         graph = fx.Graph()
         leaves: dict[int, fx.Node] = {}
@@ -176,10 +174,9 @@ class CallSignature:
         results: Any = old.output_node().args[0]  # canonical: a flat tuple of nodes
         for node in old.nodes:
             if node.op not in ("placeholder", "output"):
-                copies[node] = graph.node_copy(node, copies.__getitem__)
+                copies[node] = copy_node(graph, node, copies.__getitem__)
         graph.output(_returned(graph, [copies[result] for result in results], structure))
-        module.graph = graph
-        return module
+        return graph
 
     def _bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[tuple[Parameter, Any]]:
         names = [parameter.name for parameter in self.parameters]

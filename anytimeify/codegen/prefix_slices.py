@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
+from anytimeify.ir.node_meta import tensor_type
 from anytimeify.rules import has_kind
 
 __all__ = ["prefix_slices", "take_prefixes_together"]
@@ -74,13 +75,15 @@ def _filled_up(part: Tensor, size: tuple[int, ...], whole: Tensor) -> Tensor:
     return whole
 
 
-def take_prefixes_together(graph: fx.Graph, network: nn.Module) -> None:
-    """Replaces, in a graph of `network`, the slices that read prefixes of a parameter by one call of
+def take_prefixes_together(graph: fx.Graph, parameters: Set[str]) -> None:
+    """Replaces, in a graph of modules, the slices that read prefixes of one of its `parameters` by one call of
     `prefix_slices`."""
     for source in graph.find_nodes(op="get_attr"):
-        value = _value(network, str(source.target))
-        found = dict(_prefixes(source, tuple(value.shape))) if isinstance(value, nn.Parameter) else {}
-        cuts = sum(one != whole for size in found.values() for one, whole in zip(size, value.shape, strict=True))
+        if source.target not in parameters:
+            continue
+        whole = tuple(size.coefficient for size in tensor_type(source).shape)
+        found = dict(_prefixes(source, whole))
+        cuts = sum(one != full for size in found.values() for one, full in zip(size, whole, strict=True))
         if cuts < 2:
             continue  # one slice puts nothing together
         read = {node: size for node, size in found.items() if any(user not in found for user in node.users)}
@@ -109,9 +112,3 @@ def _prefixes(node: fx.Node, size: tuple[int, ...]) -> Iterator[tuple[fx.Node, t
             kept = (*size[:dim], min(end, size[dim]), *size[dim + 1 :])
             yield user, kept
             yield from _prefixes(user, kept)
-
-
-def _value(module: Any, target: str) -> Any:
-    for name in target.split("."):
-        module = getattr(module, name)
-    return module

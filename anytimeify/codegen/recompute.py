@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils.checkpoint import checkpoint
 
+from anytimeify._torch import copy_node
 from anytimeify.graph.traversal import ancestors, reachable
 from anytimeify.ir import names
 from anytimeify.ir.node_meta import checkpoint_of
@@ -187,7 +188,7 @@ def _contract(graph: fx.Graph, piece: Sequence[fx.Node], root: nn.Module, name: 
     inner = fx.Graph()
     copies = {node: inner.placeholder(node.name) for node in reads}
     for node in piece:
-        copies[node] = inner.node_copy(node, copies.__getitem__)
+        copies[node] = copy_node(inner, node, copies.__getitem__)
     inner.output(tuple(copies[node] for node in gives))
     _move_after(graph, piece)
     with graph.inserting_after(piece[-1]):

@@ -26,7 +26,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from anytimeify._torch import OpOverload
+from anytimeify._torch import OpOverload, copy_node, new_node
+from anytimeify.codegen.deferred import Deferred
 from anytimeify.codegen.lifted_modules import Call, Instance, by_mode, parametric, plain
 from anytimeify.contract.pass_manager import rewrite
 from anytimeify.graph.traversal import reachable
@@ -38,21 +39,29 @@ from anytimeify.passes.rewrites.as_before import as_before
 from anytimeify.passes.rewrites.evaluate import evaluate
 from anytimeify.rules import has_kind, traits
 
-__all__ = ["backbone_name", "norms_without_count", "to_modules"]
+__all__ = ["backbone_name", "lifted", "norms_without_count", "to_modules"]
 
 
-@rewrite("to modules")
 def to_modules(program: Program, *, training: bool = True) -> fx.GraphModule:
     """A module that computes `program`, with its inputs and its flat tuple of outputs.
 
-    `training=True`: follows `train()` and `eval()`. `training=False`: the inference form, in eval mode, made of nothing
-    but `torch`.
+    `training=True`: follows `train()` and `eval()`; its code is made when it is first run. `training=False`: the
+    inference form, in eval mode, made of nothing but `torch`.
     """
+    module, graph = lifted(program, training=training)
+    if isinstance(module, Deferred):
+        module._defer(lambda: graph)
+    else:
+        module.graph = graph
+    return module
+
+
+@rewrite("to modules")
+def lifted(program: Program, *, training: bool) -> tuple[fx.GraphModule, fx.Graph]:
+    """The same as a module whose code is yet to be made, and the graph that it shall run."""
     lifter = _Lifter(as_before(program) if training else evaluate(program), training)
     graph = lifter.run()
-    module = lifter.module
-    module.graph = graph
-    return module.train(training)
+    return lifter.module.train(training), graph
 
 
 def norms_without_count(program: Program) -> tuple[str, ...]:
@@ -78,7 +87,8 @@ class _Lifter:
     def __init__(self, program: Program, training: bool) -> None:
         self.program, self.training = program, training
         self.graph = fx.Graph()
-        self.module = fx.GraphModule(nn.Module(), fx.Graph(), class_name="Network")
+        kind = Deferred if training else fx.GraphModule
+        self.module = kind(nn.Module(), fx.Graph(), class_name="Network")
         self.values: dict[fx.Node, fx.Node] = {}
         self.instances: dict[str, Instance] = {}
         self.placed: set[str] = set()
@@ -122,7 +132,7 @@ class _Lifter:
         return set(reachable([self.program.graph.output_node()], operands))
 
     def copy(self, node: fx.Node) -> fx.Node:
-        new = self.graph.node_copy(node, lambda inner: self.values[inner])
+        new = copy_node(self.graph, node, lambda inner: self.values[inner])
         values = bound(node) if has_kind(node, "lookup") else {}
         if values.get("sparse") and values["weight"].op != "get_attr":
             # A gradient that is sparse cannot pass through the view of a table.
@@ -192,13 +202,14 @@ class _Lifter:
         if call is None:
             return None
         self.place(call.path, call.instance)
-        new = self.graph.create_node(
+        new = new_node(
+            self.graph,
             "call_module",
             self.attribute_path(call.path),
             tuple(fx.map_arg(argument, lambda inner: self.values[inner]) for argument in call.args),
             name=node.name,
         )
-        new.meta = dict(node.meta)
+        new.meta.update(node.meta)
         return new
 
     def lifted_instance(self, node: fx.Node) -> Call | None:

@@ -20,7 +20,8 @@ What a pass owes
 What is done about it, around every call
     * the result is verified; a `SpecError` names the pass, the node with its module path and its line in the backbone's
       source, and the passes that ran before. Types of calls that were seen before are remembered, so that this costs
-      about ten microseconds for each node;
+      about ten microseconds for each node. Of passes inside of passes the outermost result is. Where it is wrong, or
+      one of them fails, all are run once more, and every result is verified: the innermost that is wrong is named;
     * an exception that is no error for users becomes a `PassError` from it, which names the pass, the node that was
       being worked on where the pass had one in hand, and the passes that ran before;
     * the program notes the name of the pass: `Program.passes`. Of passes inside of passes the innermost one reports,
@@ -32,14 +33,16 @@ The steps of capture edit a work graph, which is no program yet: they are run in
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from functools import wraps
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from functools import partial, wraps
 from typing import Any, ParamSpec, TypeVar
 
 from torch import fx
 
 from anytimeify.contract import spec
-from anytimeify.errors import AnytimeError, Finding, PassError
+from anytimeify.contract.spec import SpecError
+from anytimeify.errors import AnytimeError, Finding, PassError, first_line
 from anytimeify.ir import Captured, Program
 from anytimeify.ir.infer_types import TypeInferenceError
 from anytimeify.ir.node_meta import module_stack_of, origin_of
@@ -69,17 +72,47 @@ def run_pass(name: str, function: Callable[P, R], *args: P.args, **kwargs: P.kwa
 
     Raises what `function` refuses with, `SpecError` where its result is not canonical, and `PassError` from everything
     else that goes wrong in it."""
+    run = partial(_run, name, partial(function, *args, **kwargs), args, kwargs)
+    around = _AROUND.get()
+    if around is not None:
+        around.holds_others = True
+        return run(verified=around.doubted)  # type: ignore[no-any-return]  # of the same kind
+    outermost = _Outermost()
+    token = _AROUND.set(outermost)
+    try:
+        return run(verified=True)  # type: ignore[no-any-return]  # of the same kind
+    except (SpecError, PassError):
+        if outermost.holds_others:
+            outermost.doubted = True
+            run(verified=True)
+        raise
+    finally:
+        _AROUND.reset(token)
+
+
+@dataclass
+class _Outermost:
+    """What is known of a pass that runs, and that no other contains."""
+
+    holds_others: bool = False
+    doubted: bool = False  # it, or one of these, has made a mistake in its first run
+
+
+_AROUND: ContextVar[_Outermost | None] = ContextVar("around", default=None)
+
+
+def _run(name: str, function: Callable[[], Any], args: Any, kwargs: Any, *, verified: bool) -> Any:
     given = [program for argument in (*args, *kwargs.values()) for program in _programs(argument)]
     before = tuple(dict.fromkeys(one for argument in args for one in _history(argument)))
     try:
-        result = function(*args, **kwargs)
+        result = function()
     except (MemoryError, Warning, Finding):
         raise
     except Exception as error:
         if isinstance(error, AnytimeError) and not isinstance(error, TypeInferenceError):
             raise
         raise PassError(_message(name, before, error)) from error
-    return _verified(result, name, before, given)  # type: ignore[no-any-return]  # the same kind of thing
+    return _noted(result, name, before, given, verified=verified)
 
 
 def _programs(value: Any) -> Iterator[Program]:
@@ -95,13 +128,14 @@ def _history(value: Any) -> Sequence[str]:
     return found
 
 
-def _verified(result: Any, name: str, before: tuple[str, ...], given: list[Program]) -> Any:
+def _noted(result: Any, name: str, before: tuple[str, ...], given: list[Program], *, verified: bool) -> Any:
     """The result, which notes the pass where it holds a new program."""
     for program in _programs(result):
         if any(program is one for one in given):
             return result
         program = replace(program, passes=before)
-        spec.verify(program, after=name)
+        if verified:
+            spec.verify(program, after=name)
         program = replace(program, passes=(*before, name))
         return program if isinstance(result, Program) else replace(result, program=program)
     return result
@@ -111,10 +145,9 @@ def _message(name: str, before: tuple[str, ...], error: Exception) -> str:
     node = _node_at(error)
     place = f" at node '{node.name}' ({node.target}, {origin_of(node)})" if node is not None else ""
     history = f" Passes before it: {', '.join(before)}." if before else ""
-    first = (str(error).strip().splitlines() or [""])[0]
     return (
-        f"the pass '{name}' failed{place}: {type(error).__name__}: {first[:300]}.{history} This is a mistake of "
-        "anytimeify and not of the model: please report it with this message and the traceback."
+        f"the pass '{name}' failed{place}: {type(error).__name__}: {first_line(error)[:300]}.{history} This is a "
+        "mistake of anytimeify and not of the model: please report it with this message and the traceback."
     )
 
 

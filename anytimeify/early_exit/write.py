@@ -18,7 +18,8 @@ from anytimeify.early_exit.policies import ExitPolicy
 from anytimeify.errors import ArgumentError
 from anytimeify.io.files import new_folder
 from anytimeify.ir import TensorType
-from anytimeify.storage.export import compare, exported, onnx_refusals, onnx_session, quiet, require, save_onnx
+from anytimeify.storage.export import compare, exported, onnx_refusals, onnx_session, quiet, require
+from anytimeify.storage.onnx_model import onnx_model, save_onnx
 
 __all__ = ["write"]
 
@@ -90,7 +91,7 @@ def _write_stage(
     shapes = tuple(_dynamic(chain.values[name]) for name in stage.reads)
     program = exported(module, CallInputs(tuple(cases[0][0]), {}), shapes)
     if kind == "onnx":
-        save_onnx(program, file, file.name, inputs=stage.reads, outputs=stage.gives)
+        save_onnx(onnx_model(program, file.name, inputs=stage.reads, outputs=stage.gives), file)
     else:
         torch.export.save(program, file)
     if kind == "onnx":

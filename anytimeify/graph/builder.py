@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, fx
 
+from anytimeify._torch import copy_node, new_node
 from anytimeify.graph.traversal import ancestors
 from anytimeify.ir import Program, Size, TensorType, names, type_text
 from anytimeify.ir.infer_types import TypeInferenceError, fits, inferred_type, result_type
@@ -50,8 +51,7 @@ class Builder:
         for node in program.graph.nodes:
             if node.op == "output" or node in self.shared or node in without:
                 continue
-            copy = self.graph.node_copy(node, lambda source: self.shared[source])
-            copy.meta = dict(node.meta)
+            copy = copy_node(self.graph, node, lambda source: self.shared[source])
             self.shared[node] = copy
             self._names[copy.name] = 1
             if node.op == "get_attr":
@@ -66,7 +66,7 @@ class Builder:
         for kinds in (("placeholder",), ("get_attr",), ("call_function",)):
             for node in self.graph.nodes:
                 if node.op in kinds and (node.op == "placeholder" or node in needed):
-                    copies[node] = graph.node_copy(node, copies.__getitem__)
+                    copies[node] = copy_node(graph, node, copies.__getitem__)
         graph.output(tuple(copies[node] for node in outputs)).meta = dict(like.meta)
         return Program(graph, self.tensors, frozenset(self.transient))
 
@@ -80,9 +80,9 @@ class Builder:
             self.tensors[name] = tensor
             if transient:
                 self.transient.add(name)
-            node = self.graph.create_node("get_attr", name, name=self._unique(names.node_name(name)))
+            node = new_node(self.graph, "get_attr", name, name=self._unique(names.node_name(name)))
             sizes = tuple(Size(n) for n in tensor.shape)
-            node.meta = {"type": TensorType(sizes, tensor.dtype), "origin": origin_of(like)}
+            node.meta.update(type=TensorType(sizes, tensor.dtype), origin=origin_of(like))
             self._attributes[name] = node
         return self._attributes[name]
 
@@ -99,8 +99,8 @@ class Builder:
     ) -> fx.Node:
         """Append a call. Its type is inferred; one that `meta` claims has to agree, and stands where none follows from
         the operands'."""
-        node = self.graph.create_node("call_function", target, args, kwargs, name=self._unique(name))
-        node.meta = meta if "type" in meta else {"type": result_type(target, args, kwargs), **meta}
+        node = new_node(self.graph, "call_function", target, args, kwargs, name=self._unique(name))
+        node.meta.update(meta if "type" in meta else {"type": result_type(target, args, kwargs), **meta})
         if "type" in meta and not fits(node):
             raise TypeInferenceError(f"gives {type_text(inferred_type(node))}, and not {type_text(meta['type'])}")
         return node

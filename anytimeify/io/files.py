@@ -65,20 +65,25 @@ def reading(path: object) -> Iterator[None]:
 
 
 @contextmanager
-def new_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+def new_file(path: str | os.PathLike[str], *, replace: bool = False) -> Iterator[Path]:
     """A temporary name to write to; what is there moves to `path` when the block ends, and goes away if it fails.
 
     Files that the block writes beside it move too: a large ONNX model refers to `NAME.data`. Raises `ArtifactError` as
-    `refuse_existing` does, before the block runs, and where nothing can be written.
+    `refuse_existing` does, before the block runs, and where nothing can be written. With `replace`, files that are
+    there make room for the new ones when these are whole.
     """
+
+    def check(target: Path) -> None:
+        _replaceable(target) if replace else refuse_existing(target)
+
     target = Path(path)
-    refuse_existing(target)
+    check(target)
     with _beside(target) as folder:
         yield folder / target.name
         # What others refer to comes first.
         written = sorted(folder.iterdir(), key=lambda file: file.name == target.name)
         for file in written:
-            refuse_existing(target.with_name(file.name))
+            check(target.with_name(file.name))
             _synchronise(file)
         for file in written:
             os.replace(file, target.with_name(file.name))
@@ -100,12 +105,14 @@ def replaced_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextmanager
-def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary folder to fill, which becomes `path` when the block ends, and goes away if it fails.
+def new_folder(path: str | os.PathLike[str], *, replace: bool = False) -> Iterator[Path]:
+    """A temporary folder to fill, which becomes `path` when the block ends, and goes away if it fails. With `replace`,
+    a folder that is there is removed, with all that it holds, when the new one is whole.
 
     Raises `ArtifactError` as `new_file` does."""
     target = Path(path)
-    refuse_existing(target)
+    if not (replace and target.is_dir() and not target.is_symlink()):
+        refuse_existing(target)
     with _beside(target) as folder:
         whole = folder / target.name
         whole.mkdir()
@@ -113,6 +120,8 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         for place, _, files in os.walk(whole):
             for name in files:
                 _synchronise(Path(place, name))
+        if target.is_dir():
+            os.rename(target, folder / "before")
         os.rename(whole, target)
 
 

@@ -1,6 +1,6 @@
 """The representation that everything reads and writes: programs, their types, and what stands at a node."""
 
-from anytimeify.ir.captured import PAIR, Captured, Signature, batches_in_words
+from anytimeify.ir.captured import PAIR, Captured, Reinitialised, Signature, batches_in_words
 from anytimeify.ir.levels import AllOutputs, Cost, Level, Outputs
 from anytimeify.ir.origins import Origin, meta_of
 from anytimeify.ir.program import Program, result_of
@@ -17,6 +17,7 @@ __all__ = [
     "Origin",
     "Outputs",
     "Program",
+    "Reinitialised",
     "Results",
     "Signature",
     "Size",

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import Tensor
 
 from anytimeify.ir.program import Program
 from anytimeify.ir.structures import Results
 
-__all__ = ["PAIR", "Captured", "Signature", "batches_in_words"]
+__all__ = ["PAIR", "Captured", "Reinitialised", "Signature", "batches_in_words"]
+
+Reinitialised: TypeAlias = Callable[[Container[str] | None], Mapping[str, Tensor]]
+"""Draws the tensors of these names, or all of them without any; there may be others."""
 
 PAIR = ("first", "second")  # what two networks side by side are called
 
@@ -55,7 +58,7 @@ class Captured:
     # Everything that the backbone returns, in both modes, over the program's outputs; None where the prediction is all.
     results: Results | None = None
     # The backbone's tensors as its own initialisers draw them; None where its class is not known (a loaded file).
-    reinitialised: Callable[[], Mapping[str, Tensor]] | None = field(default=None, repr=False, compare=False)
+    reinitialised: Reinitialised | None = field(default=None, repr=False, compare=False)
 
     @property
     def batches(self) -> str:

@@ -235,14 +235,14 @@ def stack_trace_of(node: fx.Node) -> str:
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in [^\n]*\n?\s*([^\n]*)')
 _TORCH = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
-_OURS = os.path.join("anytimeify", "capture", "kept_whole.py")  # calls an operator in a module's place
+_CAPTURE = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "capture") + os.sep
 _GENERATED = "<eval_with_key>"  # code of graph modules: lines of any length that nobody wrote
 _NO_MODULE = "_empty_nn_module_stack_from_metadata_hook"  # what the exporter writes for sizes it asks for itself
 _REPEATED_CALL = re.compile(r"@\d+(?=\.|$)")  # the second call of a module reads `layer1.relu@1`
 
 
 def _exported_origin(node: fx.Node) -> Origin:
-    """Innermost module and innermost source line outside torch."""
+    """Innermost module and innermost source line outside torch, and outside what runs a file's operations."""
     path, module_class = "", ""
     stack = module_stack_of(node)
     if stack:
@@ -254,11 +254,7 @@ def _exported_origin(node: fx.Node) -> Origin:
 
 def _source(trace: str) -> str:
     for file, line, code in reversed(_FRAME.findall(trace)):
-        if (
-            not file.startswith((_TORCH, _GENERATED))
-            and not file.endswith(_OURS)
-            and f"{os.sep}torch{os.sep}nn{os.sep}" not in file
-        ):
+        if not file.startswith((_TORCH, _CAPTURE, _GENERATED)) and f"{os.sep}torch{os.sep}nn{os.sep}" not in file:
             return f"{os.path.basename(file)}:{line}: {code.strip()}".rstrip(": ")
     return ""
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from anytimeify._torch import copy_node
 from anytimeify.ir.infer_types import UNKNOWN, TypeInferenceError, infer_type
 from anytimeify.ir.node_meta import Type, tensor_type, type_of
 from anytimeify.ir.program import Program
@@ -48,8 +49,7 @@ def recast(program: Program) -> Program:
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     for node in program.graph.nodes:
-        copies[node] = graph.node_copy(node, copies.__getitem__)
-        copies[node].meta = dict(node.meta)
+        copies[node] = copy_node(graph, node, copies.__getitem__)
         if node.op != "output":
             types[node] = copies[node].meta["type"] = following(node)
     return replace(program, graph=graph)

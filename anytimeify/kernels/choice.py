@@ -25,7 +25,7 @@ from torch import Tensor
 from anytimeify._torch import is_plain, is_watched
 from anytimeify.errors import ArgumentValueError
 
-__all__ = ["WORTH", "Case", "Form", "Kind", "Layer", "choices", "choose", "forget", "form", "pays"]
+__all__ = ["WORTH", "Case", "Form", "Kind", "Layer", "choices", "choose", "forget", "form", "kernel_pays", "pays"]
 
 Kind: TypeAlias = Literal["masked", "prefixes", "blocks", "measured"]
 Layer: TypeAlias = Callable[..., Tensor]
@@ -63,13 +63,13 @@ class _Setting:
 _settings: tuple[_Setting, ...] = (_Setting("measured", None, lambda: None),)
 _lock = threading.Lock()
 _chosen: dict[Hashable, Form] = {}
-_MASKED, _IN_BLOCKS = Form("masked"), Form("blocks")
+_MASKED, _IN_BLOCKS, _KERNEL = Form("masked"), Form("blocks"), Form("triton")
 
 
 class form(AbstractContextManager[None]):  # noqa: N801  # is called like a function, as torch.set_grad_enabled is
     """Fixes how triangular products are computed, from now on or within a `with` block, in the whole process.
 
-    * `"masked"`: dense products with masked weights;
+    * `"masked"`: dense products with masked weights, and norms of operations of torch;
     * `"prefixes"`: one product per level;
     * `"blocks"`: `count` products of neighbouring levels, or as many as a rule of thumb says;
     * `"measured"`, from the start: whatever is fastest here, timed at a layer's first call. The choice may differ from
@@ -168,6 +168,20 @@ def pays(case: Callable[[], Case], plain: Layer, in_blocks: Layer, tensors: Sequ
     return _chosen[key].route != "masked"
 
 
+def kernel_pays(key: Hashable, device: torch.device, step: Callable[[bool], object]) -> bool:
+    """Whether what `step(True)` does on a GPU by a kernel is faster than the operations of torch of `step(False)`,
+    device and host, whichever takes longer. As the settings ask for, or measured once for each key."""
+    kind = _settings[-1].kind
+    if kind != "measured":
+        return kind != "masked"
+    if key not in _chosen:
+        if is_watched() or not _may_measure(device):
+            return False
+        case = Case(1, 0, device, (_MASKED, _KERNEL), _MASKED, lambda: key)
+        _chosen[key] = _fastest(case, lambda one: step(one == _KERNEL), _slower_side)
+    return _chosen[key] == _KERNEL
+
+
 def _autocast(device: torch.device) -> torch.dtype | None:
     return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
 
@@ -241,6 +255,16 @@ def _step_time(run: Callable[[Form], object], one: Form, device: torch.device) -
     also the time of the host, which a network whose layers are small waits for."""
     if device.type != "cuda":
         return _time(run, one, device)
+    spent, host = _both_times(run, one, device)
+    return spent if one == _MASKED else spent + host
+
+
+def _slower_side(run: Callable[[Form], object], one: Form, device: torch.device) -> float:
+    return max(_both_times(run, one, device))
+
+
+def _both_times(run: Callable[[Form], object], one: Form, device: torch.device) -> tuple[float, float]:
+    """Seconds of the device, and of the host."""
     first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     _wait(device)
     first.record()
@@ -249,8 +273,7 @@ def _step_time(run: Callable[[Form], object], one: Form, device: torch.device) -
     host = time.perf_counter() - start
     last.record()
     _wait(device)
-    spent: float = first.elapsed_time(last) / 1000
-    return spent if one == _MASKED else spent + host
+    return first.elapsed_time(last) / 1000, host
 
 
 def _wait(device: torch.device) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import textwrap
 from collections import Counter
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -185,6 +185,28 @@ class Watched(nn.Module):
         if self._watch is not None:
             self._watch.changed = True
         super().add_module(name, module)
+
+    def to_empty(self, *, device: Any, recurse: bool = True) -> Self:
+        """As in `nn.Module`, for tensors without values; those that have some keep them, and tied ones stay tied.
+
+        Of a model that was made of a backbone on the meta device, those are constants, which no checkpoint holds."""
+        places: dict[int, list[tuple[dict[str, Any], str]]] = {}
+        values: dict[int, Tensor] = {}
+        for module in self.modules() if recurse else [self]:
+            for held in (module._parameters, module._buffers):
+                for name, tensor in held.items():
+                    if tensor is not None:
+                        places.setdefault(id(tensor), []).append((held, name))
+                        if not tensor.is_meta:
+                            values[id(tensor)] = tensor.detach()
+        super().to_empty(device=device, recurse=recurse)
+        for key, ((held, name), *ties) in places.items():
+            made: Any = held[name]
+            if key in values:
+                made.detach().copy_(values[key])
+            for other, tied in ties:
+                other[tied] = made
+        return self
 
 
 class Part(Watched):

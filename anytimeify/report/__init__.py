@@ -7,7 +7,8 @@ give everything as JSON and as Markdown. Shares are parts of the MACs of the ful
 from anytimeify.report.backbone import BlockRow, Inspection, StageRow, inspect
 from anytimeify.report.densities import Densities, DensityRow
 from anytimeify.report.heads import HeadRow
-from anytimeify.report.model import LevelRow, Report, report
+from anytimeify.report.levels import LevelRow
+from anytimeify.report.model import Report, report
 from anytimeify.report.rows import AxisRow, Place
 
 __all__ = [

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from anytimeify.analysis.axes import Axes
 from anytimeify.analysis.blocks import Blocks, find_blocks
 from anytimeify.analysis.cost import cost, sizes
-from anytimeify.ir import Captured
+from anytimeify.ir import Captured, Level
+from anytimeify.report.levels import LevelRow, level_rows, level_table
 from anytimeify.report.rows import AxisRow, Place, axis_rows, axis_tables, note_tables, pinned_macs, without_rule
 from anytimeify.report.tables import Table, Tables, in_bytes, in_percent, shortened
 
@@ -48,6 +49,11 @@ class Inspection(Tables):
     stages: tuple[StageRow, ...]
     notes: tuple[str, ...]
     without_rule: tuple[Place, ...]
+    levels: tuple[LevelRow, ...] = ()  # that a scheme would make
+
+    def with_levels(self, levels: Sequence[Level], full: int) -> Inspection:
+        """With the levels that a scheme would make, of which `full` equals the backbone."""
+        return replace(self, levels=level_rows(levels, full))
 
     @property
     def pinned_share(self) -> float:
@@ -62,6 +68,7 @@ class Inspection(Tables):
         return f"{self.name} on {', '.join(self.inputs)}: {costs} activations a sample; {pinned}"
 
     def tables(self, *, everything: bool) -> Iterator[Table]:
+        yield level_table(self.levels)
         yield from axis_tables(self.axes, everything=everything)
         yield Table(
             "MACs without an axis to narrow",

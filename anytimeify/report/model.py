@@ -13,25 +13,13 @@ from anytimeify.ir.rewritten import Rewritten
 from anytimeify.report.densities import DensityRow, density_rows, density_table
 from anytimeify.report.heads import HeadRow, head_rows, head_table
 from anytimeify.report.held import HeldRow, held_rows, held_table
+from anytimeify.report.levels import LevelRow, level_rows, level_table
 from anytimeify.report.plot import plot
 from anytimeify.report.rows import AxisRow, Place, Readers, axis_rows, axis_tables, note_tables, without_rule
-from anytimeify.report.tables import Table, Tables, in_bytes, in_percent, shortened
+from anytimeify.report.tables import Table, Tables
 from anytimeify.taxonomy import Taxonomy
 
 __all__ = ["LevelRow", "Report", "report"]
-
-
-@dataclass(frozen=True)
-class LevelRow:
-    """One level. `share`: its MACs as a part of those of the full level."""
-
-    index: int
-    name: str
-    macs: int
-    params: int
-    activation_bytes: int
-    share: float
-    training_only: bool
 
 
 @dataclass(frozen=True)
@@ -60,21 +48,7 @@ class Report(Tables):
 
     def tables(self, *, everything: bool) -> Iterator[Table]:
         yield held_table(self.held, self.levels[0].share)
-        yield Table(
-            "Levels",
-            (">level", "name", ">MACs", ">share", ">parameters", ">activations", ""),
-            tuple(
-                (
-                    *(str(row.index), row.name, shortened(row.macs), in_percent(row.share)),
-                    *(
-                        shortened(row.params),
-                        in_bytes(row.activation_bytes),
-                        "training only" if row.training_only else "",
-                    ),
-                )
-                for row in self.levels
-            ),
-        )
+        yield level_table(self.levels)
         yield head_table(self.heads)
         yield density_table(self.densities)
         yield from axis_tables(self.axes, everything=everything)
@@ -103,7 +77,6 @@ class _Net(Protocol):
 def report(net: _Net) -> Report:
     """The report of an `AnytimeModel`."""
     captured, rewritten = net.captured, net.rewritten
-    full = max(1, net.levels[net.full].cost.macs)
     # Of tensors that hold several members a level reads as many as it has, which says nothing of widths.
     readers = (
         []
@@ -113,10 +86,7 @@ def report(net: _Net) -> Report:
     rows = axis_rows(captured, net.axes, readers)
     return Report(
         scheme=str(net.scheme),
-        levels=tuple(
-            LevelRow(level.index, level.name, *level.cost, level.cost.macs / full, level.training_only)
-            for level in net.levels
-        ),
+        levels=level_rows(net.levels, net.full),
         axes=rows,
         notes=(*captured.notes, *rewritten.notes),
         without_rule=without_rule(net.axes),

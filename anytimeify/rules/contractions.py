@@ -11,6 +11,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 
 from torch import fx
 
@@ -49,41 +51,76 @@ def contractions_in(notation: Notation, operands: Sequence[fx.Node], result: Ten
     """Every way to see a call as a layer: each operand that may be the weight, with each that it may meet, and each
     dimension along which it does."""
     shapes = [operand.meta["type"].shape for operand in operands]
-    patterns = [_per_dimension(one, len(shape)) for one, shape in zip(notation.operands, shapes, strict=False)]
-    output = _per_dimension(notation.results[0], len(result.shape))
-    sizes = solve(notation, shapes, result.shape)
-    for place, (weight, own) in enumerate(zip(operands, patterns, strict=True)):
-        for other, (read, met) in enumerate(zip(operands, patterns, strict=True)):
-            for name in sorted(notation.contracted & _names(own) & _names(met)) if weight is not read else ():
+    for way in _ways(notation, tuple(map(len, shapes)), len(result.shape)):
+        sizes = solve(notation, shapes, result.shape) if way.outer else {}
+        yield Contraction(
+            operands[way.weight],
+            way.columns,
+            way.rows,
+            operands[way.input],
+            way.read,
+            way.given,
+            None if way.bias is None else operands[way.bias],
+            way.bias_rows,
+            math.prod((sizes[name] for name in way.outer), start=Size(1)).coefficient,
+            way.others,
+            way.kernel,
+        )
+
+
+class _Way(NamedTuple):
+    """A `Contraction` of a notation, operands by their places."""
+
+    weight: int
+    columns: int
+    rows: int | None
+    input: int
+    read: int
+    given: int | None
+    bias: int | None
+    bias_rows: int | None
+    outer: frozenset[str]  # the factors whose sizes are the number of groups: g, in (g i)
+    others: tuple[int, ...]
+    kernel: tuple[int, ...]
+
+
+@lru_cache(maxsize=1024)
+def _ways(notation: Notation, ranks: tuple[int, ...], rank: int) -> tuple[_Way, ...]:
+    """Every way for operands of so many dimensions, and a result of `rank`."""
+    patterns = [_per_dimension(one, own) for one, own in zip(notation.operands, ranks, strict=False)]
+    output = _per_dimension(notation.results[0], rank)
+    found = []
+    for weight, own in enumerate(patterns):
+        for read, met in enumerate(patterns):
+            for name in sorted(notation.contracted & _names(own) & _names(met)) if weight != read else ():
                 columns, meets = _dims(own, {name}), _dims(met, {name})
                 if len(columns) != 1 or len(meets) != 1:
                     continue
-                outer = _names([met[meets[0]]]) - {name}  # g, in (g i)
+                outer = _names([met[meets[0]]]) - {name}
                 written = _names(own) & _names(output) - _names(met) - outer
                 rows, given = _dims(own, written), _dims(output, written)
                 single = len(rows) == len(given) == 1
-                bias = _bias(operands, patterns, {place, other}, written | outer)
-                yield Contraction(
+                way = _Way(
                     weight,
                     columns[0],
                     rows[0] if single else None,
                     read,
                     meets[0],
                     given[0] if single else None,
-                    *bias,
-                    math.prod((sizes[name] for name in outer), start=Size(1)).coefficient,
+                    *_bias(patterns, {weight, read}, written | outer),
+                    frozenset(outer),
                     tuple(dim for dim in _dims(own, notation.contracted) if dim != columns[0]),
                     tuple(_dims(own, notation.positions)),
                 )
+                found.append(way)
+    return tuple(found)
 
 
-def _bias(
-    operands: Sequence[fx.Node], patterns: Sequence[Sequence[Term]], taken: Set[int], rows: Set[str]
-) -> tuple[fx.Node | None, int | None]:
+def _bias(patterns: Sequence[Sequence[Term]], taken: Set[int], rows: Set[str]) -> tuple[int | None, int | None]:
     """The operand that has an element for every row, or one for all, and where it has the rows."""
-    for place, (operand, pattern) in enumerate(zip(operands, patterns, strict=True)):
+    for place, pattern in enumerate(patterns):
         if place not in taken and (dims := _dims(pattern, rows)):
-            return operand, dims[0]
+            return place, dims[0]
     return None, None
 
 

@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from anytimeify.ir import Size
 from anytimeify.ir.schema import bound
-from anytimeify.kernels.prefix_norm import PREFIX_NORM
+from anytimeify.kernels.prefix_norm import PREFIX_GROUP_NORM, PREFIX_NORM, PREFIX_STANDARDISE
 from anytimeify.operators.modules import CUMULATIVE, BatchNormCall, FrozenBatchNorm
 from anytimeify.rules import factors
 from anytimeify.rules.lifting import STATISTICS, WEIGHT_BIAS, Made, Shapes, Values, by_mode, of_tensors
@@ -161,6 +161,44 @@ axis_rule(
     PREFIX_NORM,
     _prefix_norm,
     notation="... c~, c, c -> ... c",
+    kind="norm",
+    scale="weight",
+    shift="bias",
+)
+
+
+_prefix_per_channel = build_rule("n c ..., c, c -> n c ...")
+
+
+def _prefix_group_norm(op: Op) -> Dims:
+    op.pin(op.axes(op["input"])[1], "levels of a triangular norm")
+    x: Dims = _prefix_per_channel.infer(op)
+    op.mix(*x[1:])
+    return x
+
+
+axis_rule(
+    PREFIX_GROUP_NORM,
+    _prefix_group_norm,
+    notation="n c~ ..., c, c -> n c ...",
+    kind="norm",
+    scale="weight",
+    shift="bias",
+)
+
+
+def _prefix_standardise(op: Op) -> Dims:
+    for dim in (1, 2):
+        op.pin(op.axes(op["input"])[dim], "levels of a triangular norm")
+    x: Dims = _prefix_per_channel.infer(op)
+    op.mix(x[0], x[2])
+    return x
+
+
+axis_rule(
+    PREFIX_STANDARDISE,
+    _prefix_standardise,
+    notation="n~ c i~, c, c -> n c i",
     kind="norm",
     scale="weight",
     shift="bias",

@@ -80,6 +80,9 @@ class Notation:
         """Factors that occur once: consumed or made by the operation."""
         return frozenset(name for name, count in self.counts.items() if count == 1)
 
+    def __hash__(self) -> int:
+        return hash(self.text)  # notations are looked up all the time
+
     @cached_property
     def contracted(self) -> frozenset[str]:
         """Factors that two operands share and no result has."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 from torch import fx
@@ -262,11 +263,18 @@ def term_text(term: Term) -> str:
     return f"({(' + ' if isinstance(term, Concat) else ' ').join(map(term_text, term.parts))})"
 
 
-def solve(notation: Notation, shapes: Sequence[Sequence[Size]], result: Sequence[Size] | None) -> dict[str, Size]:
+def solve(notation: Notation, shapes: Sequence[Sequence[Size]], result: Sequence[Size] | None) -> Mapping[str, Size]:
     """The size of every factor, from the shapes of operands and result. `...` stands for the product of its dimensions.
 
     Plain dimensions come first; a product with one unknown part is then divided by the known ones.
     """
+    return _solved(notation, tuple(map(tuple, shapes)), None if result is None else tuple(result))
+
+
+@lru_cache(maxsize=4096)
+def _solved(
+    notation: Notation, shapes: tuple[tuple[Size, ...], ...], result: tuple[Size, ...] | None
+) -> Mapping[str, Size]:
     sizes: dict[str, Size] = {}
     compounds: list[tuple[Compound, Size]] = []
     patterns = [*zip(notation.operands, shapes, strict=False)]

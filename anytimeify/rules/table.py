@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -282,9 +283,9 @@ def build_rule(
         line = line_of(op.node)
         return op.give_up("unusual operands") if line is None else apply(line, op, op.operands())
 
-    def sizes_of(node: fx.Node, types: Callable[[fx.Node], TensorType]) -> dict[str, Size]:
+    def sizes_of(node: fx.Node, types: Callable[[fx.Node], TensorType]) -> Mapping[str, Size]:
         shapes = [types(one).shape for one in tensor_operands(node)]
-        line = _fitting(lines, [len(shape) for shape in shapes])
+        line = _fitting(lines, tuple(len(shape) for shape in shapes))
         return {} if line is None else solve(line, shapes, types(node).shape)
 
     def resize(r: Resize) -> dict[str, Any]:
@@ -323,10 +324,12 @@ def _parsed(lines: str | Sequence[str]) -> tuple[Notation, ...]:
 
 
 def _line_of(lines: Sequence[Notation]) -> Callable[[fx.Node], Notation | None]:
-    return lambda node: _fitting(lines, [len(one.meta["type"].shape) for one in tensor_operands(node)])
+    lines = tuple(lines)
+    return lambda node: _fitting(lines, tuple(len(one.meta["type"].shape) for one in tensor_operands(node)))
 
 
-def _fitting(lines: Sequence[Notation], ranks: Sequence[int]) -> Notation | None:
+@lru_cache(maxsize=1024)
+def _fitting(lines: tuple[Notation, ...], ranks: tuple[int, ...]) -> Notation | None:
     for notation in lines:
         if len(notation.operands) >= len(ranks) and all(
             rank >= len(pattern) - 1 if Dots() in pattern else rank == len(pattern)

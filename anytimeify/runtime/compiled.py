@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeAlias
 
 from torch import Tensor, fx, nn
 
+from anytimeify._torch import copy_node
 from anytimeify.analysis.axes import Axes
 from anytimeify.analysis.cost import cost, sizes
 from anytimeify.analysis.mask_density import recount
 from anytimeify.codegen.call_signature import CallSignature
+from anytimeify.codegen.deferred import Deferred
 from anytimeify.codegen.prefix_slices import take_prefixes_together
 from anytimeify.codegen.recompute import recomputing, share
 from anytimeify.codegen.to_modules import backbone_name, to_modules
@@ -23,12 +25,11 @@ from anytimeify.ir.node_meta import renamed_of
 from anytimeify.ir.rewritten import Output, Rewritten
 from anytimeify.passes.options import Options
 from anytimeify.passes.rewrites.evaluate import evaluate
-from anytimeify.passes.rewrites.project import project
 from anytimeify.passes.rewrites.resume import steps
 from anytimeify.passes.scheme import Scheme
 from anytimeify.runtime.definition import Definition
 
-__all__ = ["Compiled", "Form", "Layout", "compiled", "freeze_unread", "sharing", "tensors_of"]
+__all__ = ["Compiled", "Form", "Layout", "compiled", "freeze_unread", "levels_of", "sharing", "tensors_of"]
 
 Place: TypeAlias = int | tuple[int, ...]
 Layout: TypeAlias = tuple[tuple[Place, ...], tuple[Place, ...]]
@@ -64,7 +65,7 @@ class Compiled:
 
     The views are `fx.GraphModule`s that share the three dictionaries of `network` (`_parameters`, `_buffers`,
     `_modules`): whatever happens to those (`.to()`, `load_state_dict`, a child replaced by a wrapper) happens to all
-    graphs at once, and nothing is registered twice.
+    graphs at once, and nothing is registered twice. Each is made when it is first run or looked at.
     """
 
     definition: Definition
@@ -83,11 +84,11 @@ class Compiled:
         """The views of a network."""
         rewritten = definition.rewritten
         nodes = dict(zip(rewritten.names, _outputs(network.graph), strict=True))
-        views = [
-            _only(network.graph, [nodes[output] for output in rewritten.joint]),
-            *(_only(network.graph, nodes[rewritten.form("alone", level)]) for level in range(len(levels))),
+        views: list[fx.Node | list[fx.Node]] = [
+            [nodes[output] for output in rewritten.joint],
+            *(nodes[rewritten.form("alone", level)] for level in range(len(levels))),
         ]
-        graphs = tuple(_view(definition, network, graph) for graph in views)
+        graphs = tuple(_view(definition, network, view) for view in views)
         call_signature, layout = CallSignature.of(definition.captured), _layout(rewritten)
         forms = _forms(definition, network, nodes) if rewritten.results is not None else None
         return Compiled(definition, levels, call_signature, network, graphs, layout, forms, renamed)
@@ -99,8 +100,8 @@ class Compiled:
         if place == rewritten.position(level):
             return self.graphs[1 + level]
         if place not in self._others:
-            graph = self.network.graph
-            self._others[place] = _view(self.definition, self.network, _only(graph, _outputs(graph)[place]))
+            output = _outputs(self.network.graph)[place]
+            self._others[place] = _view(self.definition, self.network, output)
         return self._others[place]
 
     def stream(self, inputs: Sequence[Tensor]) -> Iterator[tuple[Level, Tensor]]:
@@ -120,7 +121,7 @@ class Compiled:
         outputs = _outputs(graph)
         places = [rewritten.position(level.index, role="step") for level in self.levels if not level.training_only]
         chain = steps(graph, [outputs[place] for place in places])
-        graphs = [_view(self.definition, self.network, step.graph) for step in chain]
+        graphs = [_as_it_runs(self.definition, self.network, step.graph) for step in chain]
         return graphs, links(_inputs(graph), [(step.reads, step.gives) for step in chain])
 
     def recounted(self, tensors: Mapping[str, Tensor]) -> Compiled:
@@ -130,19 +131,17 @@ class Compiled:
         if program is definition.rewritten.program:
             return self
         rewritten = replace(definition.rewritten, program=program)
-        levels = _levels(definition.captured, rewritten)
+        levels = levels_of(definition.captured, rewritten)
         return replace(self, definition=replace(definition, rewritten=rewritten), levels=levels)
 
     def replaced(self, owner: nn.Module, definition: Definition, graph: fx.Graph) -> Compiled:
         """Another network as modules over the dictionaries of `owner`."""
-        levels = _levels(definition.captured, definition.rewritten)
+        levels = levels_of(definition.captured, definition.rewritten)
         return Compiled.of(definition, sharing(owner, graph), self.renamed, levels)
 
     def copied(self, owner: nn.Module) -> Compiled:
         """The same over the dictionaries of `owner`, a copy of the model."""
-        graph = fx.Graph()
-        graph.output(graph.graph_copy(self.network.graph, {}))
-        return Compiled.of(self.definition, sharing(owner, graph), self.renamed, self.levels)
+        return Compiled.of(self.definition, sharing(owner, self.network.graph), self.renamed, self.levels)
 
 
 def compiled(captured: Captured, axes: Axes, scheme: Scheme, rewritten: Rewritten, options: Options) -> Compiled:
@@ -153,7 +152,7 @@ def compiled(captured: Captured, axes: Axes, scheme: Scheme, rewritten: Rewritte
     renamed = dict(renamed_of(network))
     owned = tensors_of(network, renamed)
     definition = Definition.of(captured, axes, scheme, rewritten, options, owned=owned)
-    return Compiled.of(definition, network, renamed, _levels(captured, rewritten))
+    return Compiled.of(definition, network, renamed, levels_of(captured, rewritten))
 
 
 def tensors_of(module: nn.Module, renamed: Mapping[str, str]) -> dict[str, Tensor]:
@@ -174,7 +173,7 @@ def freeze_unread(program: Program) -> None:
 
 def sharing(owner: nn.Module, graph: fx.Graph) -> fx.GraphModule:
     """A graph of modules that runs over the dictionaries of `owner`."""
-    module: fx.GraphModule = share(owner, fx.GraphModule(share(owner, nn.Module()), graph))
+    module: fx.GraphModule = share(owner, Deferred.of(lambda: graph))
     return module
 
 
@@ -199,11 +198,12 @@ def _register_missing(network: fx.GraphModule, program: Program) -> None:
             owner.register_buffer(last, tensor, persistent=name not in program.transient)
 
 
-def _levels(captured: Captured, rewritten: Rewritten) -> tuple[Level, ...]:
+def levels_of(captured: Captured, rewritten: Rewritten) -> tuple[Level, ...]:
     """The levels with what each of them costs for one sample."""
     batch_size, symbols = sizes(captured)
-    alone = [evaluate(project(rewritten.program, rewritten.positions(at))) for at in range(len(rewritten.levels))]
-    costs = [cost(program, captured.batch, batch_size, symbols) for program in alone]
+    program = evaluate(rewritten.program)
+    alone = [[program.outputs[place] for place in rewritten.positions(at)] for at in range(len(rewritten.levels))]
+    costs = [cost(program, captured.batch, batch_size, symbols, outputs=outputs) for outputs in alone]
     return tuple(
         Level(index, level.name, costs[index], level.training_only, level.number)
         for index, level in enumerate(rewritten.levels)
@@ -219,7 +219,7 @@ def _forms(definition: Definition, network: fx.GraphModule, nodes: Mapping[Outpu
         joint = [output for level in levels for output in rewritten.forms("level", level, structure)]
         members = [replace(rewritten.of(*one)[0], leaf=structure.prediction) for one in rewritten.members]
         views = [[*joint, *members], *(rewritten.forms("alone", level, structure) for level in levels)]
-        graphs = [_view(definition, network, _only(network.graph, [nodes[one] for one in view])) for view in views]
+        graphs = [_view(definition, network, [nodes[one] for one in view]) for view in views]
         prediction = structure.outputs.index(structure.prediction)
         return Form(structure, tuple(graphs), prediction, tuple(range(len(joint), len(joint) + len(members))))
 
@@ -241,10 +241,35 @@ def _layout(rewritten: Rewritten) -> Layout:
     return levels, tuple(place(rewritten.of(*member)) for member in rewritten.members)
 
 
-def _view(definition: Definition, network: nn.Module, graph: fx.Graph) -> fx.GraphModule:
-    """A graph of nodes that call modules, as it runs."""
-    take_prefixes_together(graph, share(network, nn.Module()))
+def _view(definition: Definition, network: fx.GraphModule, output: fx.Node | Sequence[fx.Node]) -> fx.GraphModule:
+    """A graph that returns one tensor of the whole one, or a tuple of some; made when it is needed."""
+    if definition.options.checkpoint:
+        return _as_it_runs(definition, network, _only(network.graph, output))
+    parameters = _parameters(network)
+
+    def make() -> fx.Graph:
+        graph = _only(network.graph, output)
+        take_prefixes_together(graph, parameters)
+        return graph
+
+    module: fx.GraphModule = share(network, Deferred.of(make))
+    return module
+
+
+def _as_it_runs(definition: Definition, network: fx.GraphModule, graph: fx.Graph) -> fx.GraphModule:
+    """A graph of nodes that call modules, over the dictionaries of a network."""
+    take_prefixes_together(graph, _parameters(network))
     return recomputing(graph, network) if definition.options.checkpoint else sharing(network, graph)
+
+
+def _parameters(network: fx.GraphModule) -> Set[str]:
+    """The paths of its parameters, whatever stands in for these when a graph is made."""
+    return {str(node.target) for node in network.graph.find_nodes(op="get_attr") if _is_parameter(network, node)}
+
+
+def _is_parameter(network: nn.Module, node: fx.Node) -> bool:
+    path, _, name = str(node.target).rpartition(".")
+    return name in network.get_submodule(path)._parameters
 
 
 def _inputs(graph: fx.Graph) -> list[str]:
@@ -262,6 +287,6 @@ def _only(graph: fx.Graph, output: fx.Node | Sequence[fx.Node]) -> fx.Graph:
     copies: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
         if node.op == "placeholder" or node in needed:
-            copies[node] = result.node_copy(node, copies.__getitem__)
+            copies[node] = copy_node(result, node, copies.__getitem__)
     result.output(copies[output] if isinstance(output, fx.Node) else tuple(copies[node] for node in output))
     return result

@@ -95,6 +95,11 @@ class Described(Watched):
         return self._definition.served
 
     @property
+    def _backbone(self) -> Captured:
+        """The backbone in canonical form, with tensors that hold nothing: sizes and types alone."""
+        return self._definition.captured
+
+    @property
     def captured(self) -> Captured:
         """The backbone in canonical form, with the tensors of this model as they are now."""
         return self._definition.captured_with(self.tensors())

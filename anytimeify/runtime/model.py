@@ -5,17 +5,20 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
 
 from anytimeify import report as reports
 from anytimeify.analysis.mask_density import masks
+from anytimeify.capture.inputs import CallInputs
 from anytimeify.codegen.call_signature import batch_arguments
 from anytimeify.codegen.recompute import share
 from anytimeify.codegen.stacked_parameters import accept_backbones
 from anytimeify.codegen.to_modules import keep_state_dict_names
+from anytimeify.deploy import export as deploy
+from anytimeify.deploy.levels import Levels
 from anytimeify.early_exit.build import build
 from anytimeify.early_exit.network import Staged
 from anytimeify.errors import ArgumentError, BudgetError
@@ -24,6 +27,7 @@ from anytimeify.operators.modules import Added, BatchNormCall, Watch, Watched
 from anytimeify.report import Report
 from anytimeify.runtime import budget as budgets
 from anytimeify.runtime import extraction
+from anytimeify.runtime.awaited import Awaited, refuse_without_values
 from anytimeify.runtime.budget import Budget
 from anytimeify.runtime.calibration import calibrate
 from anytimeify.runtime.compiled import Compiled, Form, Layout
@@ -34,7 +38,7 @@ from anytimeify.storage import models as storage
 
 __all__ = ["AnytimeModel"]
 
-_OWN = frozenset({"loss", "_compiled", "_forms", "_graphs", "_latencies", "_layout", "_watch"})
+_OWN = frozenset({"loss", "_awaited", "_compiled", "_forms", "_graphs", "_latencies", "_layout", "_watch"})
 
 
 class AnytimeModel(Described):
@@ -62,6 +66,10 @@ class AnytimeModel(Described):
         rewritten = compiled.definition.rewritten
         if compiled.renamed:
             keep_state_dict_names(self, dict(compiled.renamed))
+        self._awaited = Awaited(compiled.definition, self.tensors())
+        if self._awaited.backbones:
+            self.register_load_state_dict_pre_hook(_loading)  # type: ignore[no-untyped-call]  # of torch
+            self.register_load_state_dict_post_hook(_loaded)  # type: ignore[no-untyped-call]  # of torch
         if rewritten.stacked_parameters:
             accept_backbones(self, lambda net: net._compiled.definition.stacked())
         if any(masks(rewritten.program)):
@@ -235,16 +243,24 @@ class AnytimeModel(Described):
         in fewer calls. With a taxonomy, the prediction is of the granularity that the level serves, or of another one
         that it has.
         """
+        refuse_without_values(self.tensors(), "extracted")
         index = self.select(level).index if isinstance(level, Budget) else self._index(level)
-        rewritten, wanted = self.rewritten, self._definition.granularity(index, granularity)
+        return self._extract(index, self._definition.granularity(index, granularity), fold=fold, dense=dense)
+
+    def _extract(
+        self, index: int, granularity: int | None, *, fold: bool = False, dense: bool = False, copied: bool = True
+    ) -> fx.GraphModule:
+        """As `extract`; `copied=False` where the result is only run, and not kept."""
+        rewritten = self.rewritten
         return extraction.extract(
             rewritten.program,
             index,
             self.call_signature,
-            positions=rewritten.positions(index, wanted),
+            positions=rewritten.positions(index, granularity),
             structure=None if rewritten.results is None else rewritten.results.evaluation,
             merge_batch_norms=fold,
             dense=dense,
+            copied=copied,
         )
 
     def staged(
@@ -261,6 +277,7 @@ class AnytimeModel(Described):
         granularity that it serves, or all of them one `granularity`; levels that give different ones can be streamed,
         but not stopped between for every sample. With `output="all"` stages give predictions alone.
         """
+        refuse_without_values(self.tensors(), "staged")
         usable = [level.index for level in self.levels if not level.training_only]
         if granularity is not None and levels is None and self.taxonomy is not None:
             name = self.taxonomy.granularities[self.taxonomy.index(granularity)]
@@ -271,6 +288,53 @@ class AnytimeModel(Described):
         kept = [self.levels[index] for index in chosen]
         (place,) = {self._definition.granularity(index, granularity) for index in chosen}
         return build(self.captured, self.rewritten, kept, merge_batch_norms=fold, granularity=place)
+
+    def export(
+        self,
+        path: str | os.PathLike[str],
+        format: str = "onnx",
+        levels: Literal["all"] | Sequence[LevelName] = "all",
+        *,
+        granularity: int | str | None = None,
+        force: bool = False,
+    ) -> None:
+        """Writes several levels into one file, over one set of weights: all but those for training only, or some
+        `levels`, which the file numbers from 0 on, the cheapest first.
+
+        `"onnx"`: the backbone's inputs and one more, `level`, an integer; the outputs are those of an extract, and no
+        more than that level is computed. `"pt2"`: an archive of torch.export with a program for each level.
+        `"executorch"`: a program with a method for each level, for one sample; needs the extra of its name. Norms stay
+        as they are, so that levels share the layers before them; runtimes merge them when they load the file. What the
+        file holds stands in its metadata (`anytimeify.deploy.description`). With a taxonomy, every level gives the
+        granularity that it serves, or all of them one `granularity`.
+
+        Whole or not at all, after every level was compared with its extract. Raises `ArtifactError` where the file
+        exists (`force=True` replaces it) or cannot be written, and otherwise as `anytimeify.deploy.export` says.
+        """
+        chosen = self._exported(levels)
+        captured = self.captured
+        args, kwargs = self.call_signature.arguments(captured.example_inputs, captured.signature)
+        dynamic = captured.batch is not None
+        deployed = Levels(
+            tuple(self.levels[index] for index in chosen),
+            [self.extract(index, granularity=granularity) for index in chosen],
+            CallInputs(args, kwargs),
+            dynamic,
+            str(self.scheme),
+            captured.batch_range if dynamic else None,
+        )
+        deploy.export(deployed, path, format, force=force)
+
+    def _exported(self, levels: Literal["all"] | Sequence[LevelName]) -> list[int]:
+        usable = [level.index for level in self.levels if not level.training_only]
+        if levels == "all":
+            return usable
+        if isinstance(levels, str | int | float | Level):
+            raise ArgumentError(f"levels={levels!r}: expected 'all', or a sequence of levels, such as [0, 2]")
+        chosen = sorted({self._index(level) for level in levels})
+        if not chosen or not set(chosen) <= set(usable):
+            raise BudgetError(f"levels={levels!r}: expected some of {', '.join(map(str, usable))}")
+        return chosen
 
     def calibrate(self, batches: Iterable[Any]) -> None:
         """Re-estimates the running statistics of every batch norm: their mean over the batches, with equal weights.
@@ -312,6 +376,7 @@ class AnytimeModel(Described):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the model into one file without pickle; `anytimeify.load(path)` reads it. Of a loss that is not one of
         `anytimeify.losses` nothing is kept, and an `AnytimeWarning` says so."""
+        refuse_without_values(self.tensors(), "saved")
         options = self._definition.options
         storage.write(path, storage.Stored(self.captured, self.scheme, self.tensors(), options, self.loss))
 
@@ -326,6 +391,15 @@ class AnytimeModel(Described):
         if type(level) is int and 0 <= level < len(self.levels):
             return level  # nothing to look up, and nothing that compilers could stop at
         return find_level(self.levels, level)
+
+
+def _loading(net: AnytimeModel, state: Mapping[str, Any], prefix: str, *unused: object) -> None:
+    net._awaited.loading(state, prefix, net._compiled.renamed)
+
+
+def _loaded(net: AnytimeModel, keys: Any) -> None:
+    made = net._awaited.loaded(net._definition, net.tensors())
+    keys.missing_keys[:] = [name for name in keys.missing_keys if name not in made]
 
 
 def _recount(net: AnytimeModel, keys: object) -> None:

@@ -32,10 +32,12 @@ _MOST, _SMALL = 1024, 1 << 16  # how much larger a tensor may be than what is st
 _KEY = "anytimeify.compressed"
 
 
-def save_compressed(weights: nn.Module | Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
+def save_compressed(
+    weights: nn.Module | Mapping[str, Tensor], path: str | os.PathLike[str], *, replace: bool = False
+) -> None:
     """Writes a module's state dict, or tensors by name, into one file, whole or not at all.
 
-    Raises `ArtifactError` where the file exists or nothing can be written.
+    Raises `ArtifactError` where the file exists, unless `replace`, or nothing can be written.
     """
     state = weights.state_dict() if isinstance(weights, nn.Module) else weights
     stored: dict[str, Tensor] = {}
@@ -56,7 +58,7 @@ def save_compressed(weights: nn.Module | Mapping[str, Tensor], path: str | os.Pa
         }
     text = json.dumps({"format": FORMAT, "tensors": described}, separators=(",", ":"))
     content = safetensors.torch.save(stored, {_KEY: text, CHECKSUM: crc_of_text(text)})
-    with new_file(path) as temporary:
+    with new_file(path, replace=replace) as temporary:
         temporary.write_bytes(content)
 
 

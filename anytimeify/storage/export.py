@@ -2,7 +2,7 @@
 
 Each function writes one file, whole or not at all, after the result of the file was compared with that of the module.
 The batch is dynamic unless `dynamic_batch=False`. `example_inputs` are those of the module: a tensor, a tuple of
-positional or a mapping of keyword arguments.
+positional or a mapping of keyword arguments. With `replace`, a file that is there makes room when the new one is whole.
 """
 
 from __future__ import annotations
@@ -23,16 +23,17 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
-from anytimeify._torch import flatten, unflatten
-from anytimeify.capture.inputs import CallInputs, call_inputs, owns_storage, repeated, shapes_of_batch
+from anytimeify.capture.inputs import CallInputs, call_inputs, of_batch, owns_storage, repeated, shapes_of_batch
 from anytimeify.capture.kept_whole import culprit
-from anytimeify.errors import ArtifactError, CaptureError, MissingExtraError, VerificationError
+from anytimeify.errors import ArtifactError, CaptureError, MissingExtraError, VerificationError, first_line
 from anytimeify.io.files import new_file
 from anytimeify.process import ONE_AT_A_TIME
-from anytimeify.storage.flat_outputs import flat_outputs, tensors_of
+from anytimeify.storage.flat_outputs import tensors_of
+from anytimeify.storage.onnx_model import onnx_model, output_names, save_onnx
 
 __all__ = [
     "FORMATS",
+    "cases",
     "compare",
     "export_onnx",
     "export_pt2",
@@ -42,36 +43,47 @@ __all__ = [
     "onnx_session",
     "quiet",
     "require",
-    "save_onnx",
+    "traced",
 ]
 
+# Formats that need packages of the extra of their name: what they are called, and the packages.
+_NEEDS = {"onnx": ("ONNX", ("onnx", "onnxscript", "onnxruntime")), "executorch": ("ExecuTorch", ("executorch",))}
 _TOLERANCE = 1e-4  # of the largest magnitude: other runtimes order their sums otherwise
-_LARGEST_ONNX = 1 << 30  # bytes; a protobuf cannot hold 2 GiB, so larger models keep their tensors in a file beside it
 
 
 def export_pt2(
-    extract: nn.Module, example_inputs: Any, path: str | os.PathLike[str], dynamic_batch: bool = True
+    extract: nn.Module,
+    example_inputs: Any,
+    path: str | os.PathLike[str],
+    dynamic_batch: bool = True,
+    *,
+    replace: bool = False,
 ) -> None:
     """Writes a program that `torch.export.load` reads.
 
     Raises `ArtifactError` where nothing can be written or the file exists, `CaptureError` where torch.export refuses,
     `VerificationError` where the file computes something else.
     """
-    with new_file(path) as temporary, quiet():
-        inputs, program = _export(extract, example_inputs, dynamic_batch)
+    with new_file(path, replace=replace) as temporary, quiet():
+        inputs, program = traced(extract, example_inputs, dynamic_batch)
         torch.export.save(program, temporary)
         try:
             written = torch.export.load(temporary)
         except Exception as error:
             raise ArtifactError(
                 f"'{path}' was not written: torch cannot read the file that it made of this network, whose results may "
-                f"hold constants that such files cannot ({_first_line(error)}). Export to onnx instead"
+                f"hold constants that such files cannot ({first_line(error)}). Export to onnx instead"
             ) from error
         _compare(extract, inputs, dynamic_batch, _run_program(written), str(path))
 
 
 def export_onnx(
-    extract: nn.Module, example_inputs: Any, path: str | os.PathLike[str], dynamic_batch: bool = True
+    extract: nn.Module,
+    example_inputs: Any,
+    path: str | os.PathLike[str],
+    dynamic_batch: bool = True,
+    *,
+    replace: bool = False,
 ) -> None:
     """Writes an ONNX model, compared with torch in onnxruntime. Needs the extra `onnx`; raises as `export_pt2` does.
 
@@ -81,34 +93,40 @@ def export_onnx(
     Weights of more than 1 GiB go into a second file beside it, `NAME.data`.
     """
     require("onnx")
-    with new_file(path) as temporary, quiet():
-        inputs, program = _export(extract, example_inputs, dynamic_batch)
-        save_onnx(program, temporary, str(path), outputs=flat_outputs(program))
+    with new_file(path, replace=replace) as temporary, quiet():
+        inputs, program = traced(extract, example_inputs, dynamic_batch)
+        save_onnx(onnx_model(program, str(path), outputs=output_names(program)), temporary)
         _compare(extract, inputs, dynamic_batch, _run_onnx(temporary), str(path))
 
 
 def export_weights(
-    extract: nn.Module, example_inputs: Any, path: str | os.PathLike[str], dynamic_batch: bool = True
+    extract: nn.Module,
+    example_inputs: Any,
+    path: str | os.PathLike[str],
+    dynamic_batch: bool = True,
+    *,
+    replace: bool = False,
 ) -> None:
     """Writes the state dict alone, for a program that builds the small network itself."""
-    with new_file(path) as temporary:
+    with new_file(path, replace=replace) as temporary:
         tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in extract.state_dict().items()}
         temporary.write_bytes(safetensors.torch.save(tensors))
 
 
-FORMATS: Mapping[str, Callable[[nn.Module, Any, str | os.PathLike[str], bool], None]] = {
+FORMATS: Mapping[str, Callable[..., None]] = {
     "pt2": export_pt2,
     "onnx": export_onnx,
     "safetensors": export_weights,
 }
-"""What writes a level, by the file's suffix."""
+"""What writes a level, by the file's suffix; called as `export_pt2` is."""
 
 
 def require(format: str) -> None:
     """Raises `MissingExtraError` where a format needs a package that is not installed."""
-    for package in ("onnx", "onnxscript", "onnxruntime") if format == "onnx" else ():
+    called, packages = _NEEDS.get(format, (format, ()))
+    for package in packages:
         if find_spec(package) is None:
-            raise MissingExtraError(package, "onnx", "Writing ONNX")
+            raise MissingExtraError(package, format, f"Writing {called}")
 
 
 def exported(module: nn.Module, inputs: CallInputs, shapes: Any) -> ExportedProgram:
@@ -125,7 +143,7 @@ def exported(module: nn.Module, inputs: CallInputs, shapes: Any) -> ExportedProg
             kept = (
                 f", in '{path}' ({kind}), a module of the backbone that is kept whole; its weights alone can be written"
             )
-        raise CaptureError(f"torch.export cannot export the extracted level: {_first_line(error)}{kept}") from error
+        raise CaptureError(f"torch.export cannot export the extracted level: {first_line(error)}{kept}") from error
     _keep_own_elements(program)
     for part in program.graph_module.modules():
         for node in part.graph.nodes if isinstance(part, fx.GraphModule) else ():
@@ -146,25 +164,8 @@ def _keep_own_elements(program: ExportedProgram) -> None:
             tensors[name] = nn.Parameter(copy, tensor.requires_grad) if parameter else copy
 
 
-def save_onnx(
-    program: ExportedProgram,
-    file: Path,
-    name: str,
-    *,
-    inputs: Sequence[str] | None = None,
-    outputs: Sequence[str] | None = None,
-) -> None:
-    """Writes ONNX to `file`; an error calls it `name`. `inputs` and `outputs` are names."""
-    try:
-        written = torch.onnx.export(program, dynamo=True, verbose=False, input_names=inputs, output_names=outputs)
-    except Exception as error:
-        raise CaptureError(f"torch.onnx.export cannot write {name}: {_first_line(error)}") from error
-    assert written is not None
-    size = sum(tensor.numel() * tensor.element_size() for tensor in program.state_dict.values())
-    written.save(str(file), external_data=size > _LARGEST_ONNX)
-
-
-def _export(extract: nn.Module, example_inputs: Any, dynamic_batch: bool) -> tuple[CallInputs, ExportedProgram]:
+def traced(extract: nn.Module, example_inputs: Any, dynamic_batch: bool) -> tuple[CallInputs, ExportedProgram]:
+    """The module as a program, and the inputs that it was traced with. `CaptureError` where torch.export refuses."""
     inputs = call_inputs(example_inputs)
     shapes = None
     if dynamic_batch:
@@ -199,7 +200,7 @@ def onnx_refusals() -> Iterator[None]:
     except Exception as error:  # its errors share no class of their own
         raise ArtifactError(
             f"ONNX was not written: onnxruntime refuses the file that torch made of this network "
-            f"({_first_line(error)}). Export to pt2 instead"
+            f"({first_line(error)}). Export to pt2 instead"
         ) from error
 
 
@@ -216,11 +217,16 @@ def onnx_session(path: Path, threads: int | None = None) -> Any:
 def _compare(
     extract: nn.Module, inputs: CallInputs, dynamic_batch: bool, run: Callable[[CallInputs], Any], path: str
 ) -> None:
-    """At the exported batch size and, where the batch is dynamic, at one more."""
-    for case in (inputs, _one_more(inputs)) if dynamic_batch else (inputs,):
+    """Raises `VerificationError` where what a file computes is not what the module does."""
+    for case in cases(inputs, dynamic_batch):
         with torch.inference_mode():
             expected = extract(*case.args, **case.kwargs)
             compare(path, case.tensors, tensors_of(expected), tensors_of(run(case)))
+
+
+def cases(inputs: CallInputs, dynamic_batch: bool) -> tuple[CallInputs, ...]:
+    """What a file is compared at: the exported batch size and, where the batch is dynamic, one more."""
+    return (inputs, of_batch(inputs, inputs.batch + 1)) if dynamic_batch and inputs.batch else (inputs,)
 
 
 def compare(path: str, inputs: Sequence[Tensor], expected: Sequence[Tensor], found: Sequence[Tensor]) -> None:
@@ -244,19 +250,6 @@ def compare(path: str, inputs: Sequence[Tensor], expected: Sequence[Tensor], fou
             )
 
 
-def _one_more(inputs: CallInputs) -> CallInputs:
-    """The same inputs with one sample more."""
-    leaves, spec = flatten((inputs.args, dict(inputs.kwargs)))
-    longer = [
-        torch.cat([leaf, leaf[:1]])
-        if isinstance(leaf, Tensor) and leaf.dim() and leaf.shape[0] == inputs.batch
-        else leaf
-        for leaf in leaves
-    ]
-    args, kwargs = unflatten(longer, spec)
-    return CallInputs(args, kwargs)
-
-
 @contextmanager
 def quiet() -> Iterator[None]:
     """Exporters print, warn and log what is of no use to whoever wants a file; errors are raised all the same."""
@@ -273,7 +266,3 @@ def quiet() -> Iterator[None]:
                 yield
         finally:
             logging.disable(before)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -57,7 +57,7 @@ def verify(
     `references` are the backbones' predictions where they are known already. Training flags are afterwards as before;
     the backbones are only called.
     """
-    inputs = net.captured.example_inputs
+    inputs = net._backbone.example_inputs
     with _evaluating(net), torch.no_grad(), seeded(), same_draws(net.captured.program):
         args, kwargs = _call(net, inputs)
         outputs = net(*args, **kwargs)
@@ -76,7 +76,7 @@ def verify(
                 _check_other_batch(net, place, backbone)
                 _check_other_inputs(net, backbone)
         for level, granularity, given in _given(net, levels):
-            small = net.extract(level, granularity=granularity)
+            small = net._extract(level, net._definition.granularity(level, granularity), copied=False)
             args, kwargs = _call(net, inputs)
             result = small(*args, **kwargs)
             if not _agree(given, tensors(result)):
@@ -122,7 +122,7 @@ def _agree(reference: Sequence[Tensor], result: Sequence[Tensor]) -> bool:
 
 def _check_other_batch(net: AnytimeModel, place: int, model: nn.Module) -> None:
     """Where a forward pass looks at the size of its batch, the graph knows one side of that only."""
-    captured = net.captured
+    captured = net._backbone
     if captured.batch is None:
         return
     for count in _other_counts(captured):
@@ -189,12 +189,13 @@ def _check_full(
     inputs: tuple[Tensor, ...],
     reference: Sequence[Tensor] | None,
 ) -> None:
-    captured, level = net.captured, net.backbones[place]
+    level = net.backbones[place]
     if reference is None:
-        reference = _run_backbone(model, captured, inputs)
+        reference = _run_backbone(model, net._backbone, inputs)
     if _agree(reference, found):
         return
-    own = inputs is captured.example_inputs
+    captured = net.captured
+    own = inputs is net._backbone.example_inputs
     error, limit = furthest(reference, found), _rounding(captured.program)
     inputs = tuple(map(double, inputs))
     try:
@@ -349,4 +350,4 @@ def _where(net: AnytimeModel, name: str | None) -> str:
 
 
 def _call(net: AnytimeModel, inputs: tuple[Tensor, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    return net.call_signature.arguments(clone(inputs), net.captured.signature)
+    return net.call_signature.arguments(clone(inputs), net._backbone.signature)

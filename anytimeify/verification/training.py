@@ -35,7 +35,7 @@ from anytimeify.ir import PAIR, Captured, names
 from anytimeify.runtime.model import AnytimeModel
 from anytimeify.verification.precision import ADVICE, cast_limit, clone, double, in_double, with_batch
 from anytimeify.verification.randomness import WithoutRandomness
-from anytimeify.verification.tensors import furthest, tensors
+from anytimeify.verification.tensors import equal, furthest, largest, tensors
 
 __all__ = ["Gap", "Step", "compare_training", "verify_training"]
 
@@ -88,7 +88,7 @@ def verify_training(net: AnytimeModel, *models: nn.Module | ExportedProgram) -> 
 
     Left out: models whose full level is no copy of the backbone, and what is known to train differently, which a
     warning has said. Of a backbone that cannot train on the example inputs a warning says so."""
-    if not net.exact or net.captured.lost:
+    if not net.exact or net._backbone.lost:
         return
     for place, model in enumerate(models):
         gap, limit = compare_training(net, model, place)
@@ -100,7 +100,7 @@ def compare_training(net: AnytimeModel, model: nn.Module | ExportedProgram, plac
     """How the training of a full level differs from that of its backbone, and what of it may be rounding; None where
     the backbone does not train on the example inputs, or has no floating-point prediction."""
     backbone = _training_form(model)
-    inputs = _inputs(net.captured, model)
+    inputs = _inputs(net._backbone, model)
     draws: Draws = WithoutRandomness
     try:
         theirs = _step_of_backbone(net, backbone, inputs, place, draws) if backbone is not None else None
@@ -122,7 +122,7 @@ def compare_training(net: AnytimeModel, model: nn.Module | ExportedProgram, plac
     gap = _gap(net, backbone, theirs, ours, place, _SINGLE)
     if gap.within(_SINGLE):
         return gap, _SINGLE
-    limit = 8 * cast_limit(net.captured.program)
+    limit = 8 * cast_limit(net._backbone.program)
     try:
         doubles = tuple(map(double, inputs))
         wide_net, wide = in_double(net), in_double(backbone)
@@ -164,7 +164,7 @@ def _score(prediction: Tensor) -> Tensor:
 def _step_of_backbone(
     net: AnytimeModel, model: nn.Module, inputs: tuple[Tensor, ...], place: int, draws: Draws
 ) -> Step | None:
-    captured, prefix = net.captured, _prefix(net, place)
+    captured, prefix = net._backbone, _prefix(net, place)
     held = frozenset(path.removeprefix(prefix) for path in captured.held if path.startswith(prefix))
     signature = captured.signature
     where = signature.prediction if signature.trained is None else signature.trained
@@ -188,7 +188,7 @@ def _step_of_level(
     def predict() -> Sequence[Tensor]:
         if net.results is None:
             return [net.graph(level, None if net.taxonomy is None else 0)(*clone(inputs))]
-        args, kwargs = net.call_signature.arguments(clone(inputs), net.captured.signature)
+        args, kwargs = net.call_signature.arguments(clone(inputs), net._backbone.signature)
         return tensors(net(*args, level=level, **kwargs))
 
     parameters = {name: tensor for name, tensor in net.tensors().items() if isinstance(tensor, nn.Parameter)}
@@ -240,7 +240,7 @@ def _dense(gradient: Tensor | None) -> Tensor | None:
 def _gap(net: AnytimeModel, model: nn.Module, theirs: Step, ours: Step, place: int, limit: float) -> Gap:
     prefix, tensors = _prefix(net, place), net.tensors()
     given = [one for one in theirs.gradients.values() if one is not None and one.numel()]
-    largest = max((float(one.abs().max()) for one in given), default=0.0)
+    most = max(map(largest, given), default=0.0)
     moved = not _same_order(net, model, prefix)
     gradient, parameter = 0.0, ""
     for name, one in reversed(list(model.named_parameters()) if theirs.trains else []):
@@ -248,13 +248,13 @@ def _gap(net: AnytimeModel, model: nn.Module, theirs: Step, ours: Step, place: i
             continue
         other = ours.gradients.get(prefix + name)
         pair = _aligned(one, tensors[prefix + name], theirs.gradients[name], other, moved=moved)
-        found = _relative(*pair, floor=largest * _NOTHING[limit])
+        found = _relative(*pair, floor=most * _NOTHING[limit])
         if found >= gradient:
             gradient, parameter = found, name
     buffer, worst, changed, followed = 0.0, "", 0, 0
-    read = {names.layer(str(node.target)) for node in net.captured.program.graph.find_nodes(op="get_attr")}
+    read = {names.layer(str(node.target)) for node in net._backbone.program.graph.find_nodes(op="get_attr")}
     floats = (one for one in theirs.buffers.values() if one.is_floating_point() and one.numel())
-    nothing = _NO_STATE * max((float(one.abs().max()) for one in floats), default=0.0)
+    nothing = _NO_STATE * max(map(largest, floats), default=0.0)
     for name, value in theirs.buffers.items():
         # What only other outputs depend on (auxiliary heads of training) is no part of the network any more.
         if prefix + name not in ours.buffers or names.layer(prefix + name) not in read:
@@ -295,11 +295,14 @@ def _aligned(
 def _relative(reference: Tensor, result: Tensor, floor: float) -> float:
     if reference.shape != result.shape:
         return float("inf")
-    if not reference.numel() or not bool(reference.isfinite().all()):
+    if equal(reference, result):
         return 0.0
-    if not bool(result.isfinite().all()):
+    scale = largest(reference)
+    if not math.isfinite(scale):
+        return 0.0
+    error = largest(reference - result)
+    if not math.isfinite(error):
         return float("inf")
-    error, scale = float((reference - result).abs().max()), float(reference.abs().max())
     if error <= floor:
         return 0.0
     return error / scale if scale > 0 else float("inf")

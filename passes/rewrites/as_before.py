@@ -14,6 +14,7 @@ from dataclasses import replace
 
 from torch import fx
 
+from anytimeify._torch import copy_node
 from anytimeify.contract.pass_manager import rewrite
 from anytimeify.graph.traversal import reachable
 from anytimeify.ir import Program
@@ -45,7 +46,7 @@ def as_before(program: Program) -> Program:
     memory: dict[fx.Node, fx.Node] = {}  # what is written to: the buffers themselves, and views of them
     views = {view for name in copied for update in written[name] for view in _views(update)}
     for node in (*program.placeholders, *program.graph.find_nodes(op="get_attr")):
-        values[node] = graph.node_copy(node)
+        values[node] = copy_node(graph, node)
     for node in program.graph.find_nodes(op="get_attr"):
         if node.target in copied:
             memory[node] = values[node]
@@ -54,9 +55,9 @@ def as_before(program: Program) -> Program:
     for node in program.graph.nodes:
         if node.op not in ("call_function", "output"):
             continue
-        values[node] = graph.node_copy(node, values.__getitem__)
+        values[node] = copy_node(graph, node, values.__getitem__)
         if node in views:
-            memory[node] = graph.node_copy(node, lambda one: memory.get(one, values[one]))
+            memory[node] = copy_node(graph, node, lambda one: memory.get(one, values[one]))
         elif (buffer := _buffer(node)) in memory:
             values[node].replace_input_with(values[buffer], memory[buffer])
     whole = replace(program, graph=graph)

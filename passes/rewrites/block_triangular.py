@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from torch import fx
 
+from anytimeify._torch import copy_node
 from anytimeify.contract.pass_manager import rewrite
 from anytimeify.graph.traversal import ancestors, descendants
 from anytimeify.ir import Program
@@ -56,9 +57,9 @@ def use_blocks(program: Program, outputs: Sequence[int], *, smallest: int = SMAL
         if node.op == "output":
             continue
         if node not in changed:  # what only other outputs need reads theirs
-            ours[node] = theirs[node] = graph.node_copy(node, theirs.__getitem__)
+            ours[node] = theirs[node] = copy_node(graph, node, theirs.__getitem__)
             continue
-        ours[node] = theirs[node] = graph.node_copy(node, ours.__getitem__)
+        ours[node] = theirs[node] = copy_node(graph, node, ours.__getitem__)
         if node in rest:
             arguments = fx.map_arg((node.args, node.kwargs), theirs.__getitem__)
             theirs[node] = graph.create_node(node.op, node.target, *arguments, name=f"{node.name}_masked")

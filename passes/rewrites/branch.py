@@ -116,7 +116,7 @@ def grow(
     program, axes = downstream.captured.program, downstream.axes
     skipped = SkippedBlocks(left_out)
     own = downstream.own_tensors()
-    copies = _Copies(downstream, widths, drawn)
+    copies = _Copies(downstream, widths, builder.tensors, drawn)
     for node in program.graph.find_nodes(op="get_attr"):
         name = str(node.target)
         if name in own and not skipped.removed.issuperset(node.users):
@@ -142,9 +142,17 @@ def grow(
 class _Copies:
     """The tensors of one branch."""
 
-    def __init__(self, downstream: Downstream, widths: Widths, drawn: Mapping[str, Tensor] | None) -> None:
+    def __init__(
+        self,
+        downstream: Downstream,
+        widths: Widths,
+        tensors: Mapping[str, Tensor],
+        drawn: Mapping[str, Tensor] | None,
+    ) -> None:
+        """`tensors`: those of the backbone, among others."""
         self.program, self.axes, self.widths = downstream.captured.program, downstream.axes, widths
-        self.drawn = drawn if drawn is not None else self.program.tensors
+        self.tensors = tensors
+        self.drawn = drawn if drawn is not None else tensors
         still = frozen(self.program)
         self.everything = bool(still) and not any(map(is_trained, self.program.tensors.values()))
         self.still = frozenset() if self.everything else still
@@ -154,7 +162,7 @@ class _Copies:
 
     def of(self, node: fx.Node) -> Tensor:
         """The branch's own tensor in place of the one that a node reads."""
-        tensor = self.program.tensors[str(node.target)]
+        tensor = self.tensors[str(node.target)]
         if id(tensor) not in self.made:
             self.made[id(tensor)] = self._copied(node, tensor)
         return self.made[id(tensor)]
@@ -169,11 +177,19 @@ class _Copies:
                 self.held.add(name)
                 return nn.Parameter(kept, requires_grad=False) if parameter else kept
             self.wider.append(name)
-        values = self.drawn.get(name, tensor).detach().to(tensor)
-        others = () if shape == list(tensor.shape) else self.spreads
-        value = resized(values, shape, others)
+        value = self._values(name, tensor, shape)
         trained = value.is_floating_point() or value.is_complex()
         return nn.Parameter(value, trained) if parameter else value
+
+    def _values(self, name: str, tensor: Tensor, shape: list[int]) -> Tensor:
+        given = self.drawn.get(name, tensor).detach()
+        if given.is_meta and not tensor.is_meta:  # who asks for sizes alone gets no values
+            return given.new_empty(shape, dtype=tensor.dtype)
+        values = given.to(tensor)
+        if shape != list(tensor.shape):
+            return resized(values, shape, self.spreads)
+        drawn = self.drawn is not self.tensors and name in self.drawn
+        return values if drawn else values.clone()
 
     def notes(self, level: int) -> list[str]:
         """What is trained though the backbone's is not."""

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from torch import fx
 
+from anytimeify._torch import copy_node
 from anytimeify.analysis.axes import Axes, Widths
 from anytimeify.analysis.counts import Count, counts
 from anytimeify.contract.pass_manager import rewrite
@@ -38,8 +39,7 @@ def channel_counts(captured: Captured, axes: Axes, kept: Sequence[Widths], *, sc
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     for node in captured.program.graph.nodes:
-        copies[node] = graph.node_copy(node, copies.__getitem__)
-        copies[node].meta = dict(node.meta)
+        copies[node] = copy_node(graph, node, copies.__getitem__)
         if node in marked:
             copies[node].meta["counts"] = tuple(marked[node])
     return replace(captured, program=replace(captured.program, graph=graph))

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, fx, nn
 
+from anytimeify._torch import copy_node
 from anytimeify.contract.pass_manager import rewrite
 from anytimeify.graph.builder import Builder
 from anytimeify.ir import Program, TensorType, names
@@ -115,7 +116,7 @@ class _Cutter:
             if node in self.cuts:
                 self.copies[node] = self._layer(node, self.cuts[node])
             elif node.op != "output":
-                self.copies[node] = self.builder.graph.node_copy(node, self.copies.__getitem__)
+                self.copies[node] = copy_node(self.builder.graph, node, self.copies.__getitem__)
         outputs = [self.copies[node] for node in self.program.outputs]
         built = self.builder.build(outputs, self.program.graph.output_node())
         before, now = ({n.target for n in one.graph.find_nodes(op="get_attr")} for one in (self.program, built))

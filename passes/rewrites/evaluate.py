@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import fx
 
+from anytimeify._torch import copy_node
 from anytimeify.contract.pass_manager import rewrite
 from anytimeify.ir import Program, result_of
 from anytimeify.ir.schema import bound
@@ -39,7 +40,7 @@ def evaluate(program: Program) -> Program:
     values: dict[fx.Node, fx.Node] = {}
     for node in program.graph.nodes:
         same = _same(node)
-        values[node] = values[same] if same is not None else graph.node_copy(node, values.__getitem__)
+        values[node] = values[same] if same is not None else copy_node(graph, node, values.__getitem__)
     whole = replace(program, graph=graph)
     return project(whole, range(len(whole.outputs)), keep_tensors=True)
 

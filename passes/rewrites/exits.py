@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from torch import fx
+from torch import Tensor, fx
 
 from anytimeify.analysis.axes import Axes, Widths
 from anytimeify.analysis.blocks import Block, Blocks, find_blocks
@@ -15,8 +15,9 @@ from anytimeify.analysis.cost import cost, sizes
 from anytimeify.analysis.residual_units import ResidualUnits
 from anytimeify.errors import SchemeError
 from anytimeify.graph.builder import Builder
-from anytimeify.ir import Captured, Program
+from anytimeify.ir import Captured, Program, Reinitialised
 from anytimeify.ir.node_meta import type_of
+from anytimeify.ir.sizes import without_data
 from anytimeify.passes.rewrites.branch import Branch, grow
 from anytimeify.passes.rewrites.cuts import Cut, cut_named, even_cuts, name_of_cut
 from anytimeify.passes.rewrites.downstream import Downstream, has_layer
@@ -47,9 +48,16 @@ class Exit:
 
     name: str
     grow: Callable[[Builder, int, Any], fx.Node]
+    reads: Set[str] | None = frozenset()  # the tensors that it has drawn of its own; None: it looks at all of them
 
     def __call__(self, builder: Builder, level: int, drawn: Any) -> fx.Node:
         return self.grow(builder, level, drawn)
+
+    def drawn(self, reinitialised: Reinitialised | None) -> Mapping[str, Tensor] | None:
+        """What the branch starts with, where the backbone's initialisers are known."""
+        if reinitialised is None:
+            return None
+        return reinitialised(self.reads) if self.reads is None or self.reads else {}
 
 
 def place_exits(captured: Captured, axes: Axes, branches: int | tuple[Branch, ...], heads: str) -> list[Exit]:
@@ -70,7 +78,12 @@ def _exit(captured: Captured, axes: Axes, blocks: Blocks, cut: Cut, branch: Bran
     downstream = Downstream.of(captured, axes, blocks, cut)
     left_out = downstream.without(dict(branch.repeats))
     widths = downstream.widths(dict(branch.widths), left_out)
-    return Exit(name, partial(_grow, downstream, left_out, widths))
+    return _branch(name, downstream, left_out, widths)
+
+
+def _branch(name: str, downstream: Downstream, left_out: Sequence[Block], widths: Widths) -> Exit:
+    reads = None if widths else frozenset(downstream.own_tensors())
+    return Exit(name, partial(_grow, downstream, left_out, widths), reads)
 
 
 def _grow(
@@ -102,7 +115,7 @@ def _told(exit: Exit) -> Exit:
         )
         return exit(builder, level, drawn)
 
-    return Exit(exit.name, append)
+    return Exit(exit.name, append, exit.reads)
 
 
 # Automatic branches.
@@ -197,7 +210,7 @@ def _options(captured: Captured, axes: Axes, blocks: Blocks, heads: str, cut: Cu
                 widths = downstream.widths({"": multiple} if multiple != 1 else {}, left_out)
             except SchemeError:
                 continue  # nothing to narrow
-            yield Exit(name, partial(_grow, downstream, left_out, widths))
+            yield _branch(name, downstream, left_out, widths)
     if len(cut) == 1:
         head = _classifier(captured, axes, cut[0], name)
         yield head if heads == "pool" else _told(head)
@@ -249,8 +262,8 @@ _SIZES: Sequence[tuple[float, float]] = ((0.5, 1.0), (0.25, 1.0), (0.0, 1.0), (0
 
 
 def _macs(captured: Captured, exit: Exit) -> int:
-    """The cost of an exit with its part of the trunk; 0 where it cannot be."""
-    builder = Builder.copying(captured.program)
+    """The cost of an exit with its part of the trunk, of shapes alone; 0 where it cannot be."""
+    builder = Builder.copying(without_data(captured.program))
     try:
         output = exit(builder, 0, None)
     except SchemeError:

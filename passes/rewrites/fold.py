@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from anytimeify._torch import copy_node
 from anytimeify.analysis.stored_elements import base, fits, identity, stored
 from anytimeify.contract.pass_manager import rewrite
 from anytimeify.graph.traversal import ancestors
@@ -25,7 +26,7 @@ __all__ = ["evaluate", "fold", "read_tensor"]
 
 
 @rewrite("fold")
-def fold(program: Program, *, computed: bool = True) -> Program:
+def fold(program: Program, *, computed: bool = True, copied: bool = True) -> Program:
     """A new program that owns its tensors and computes nothing that could be known beforehand.
 
     1. Every node that depends on `get_attr` nodes alone, through deterministic operations, is evaluated once; where
@@ -37,7 +38,8 @@ def fold(program: Program, *, computed: bool = True) -> Program:
     4. All tensors are copied, also those that are read as they are: nothing shares storage with the input program,
        and nothing holds on to a tensor larger than itself. Tensors that are tied stay tied, and so do equal parts.
 
-    With `computed=False` only parts of parameters and masked weights are evaluated, and results of buffers.
+    With `computed=False` only parts of parameters and masked weights are evaluated, and results of buffers. With
+    `copied=False` tensors are views of the program's wherever they can be, for who only reads them.
 
     Left alone: random operations, operations whose result differs between training and evaluation, creations of
     constants from nothing (`arange`, `zeros`), and what would hold more elements than it is made of (a gathered table
@@ -51,14 +53,14 @@ def fold(program: Program, *, computed: bool = True) -> Program:
     tensors: dict[str, Tensor] = {}
     transient: set[str] = set()
     for node, name in called.items():
-        tensors[name] = _own(program, node, values[node], copies)
+        tensors[name] = _own(program, node, values[node], copies) if copied else _view(program, node, values[node])
         if name in program.transient:
             transient.add(name)
 
     graph = fx.Graph()
     replaced: dict[fx.Node, Any] = {}
     for node in program.placeholders:
-        replaced[node] = graph.node_copy(node)
+        replaced[node] = copy_node(graph, node)
     for node, name in called.items():
         replaced[node] = read_tensor(graph, node, name, tensors[name])
     for node in held.nodes:
@@ -66,7 +68,7 @@ def fold(program: Program, *, computed: bool = True) -> Program:
             replaced[node] = values[node]  # an integer: the size of a parameter
     for node in program.graph.nodes:
         if node not in held.known and node not in replaced:
-            replaced[node] = graph.node_copy(node, replaced.__getitem__)
+            replaced[node] = copy_node(graph, node, replaced.__getitem__)
     return Program(graph, tensors, frozenset(transient))
 
 
@@ -116,15 +118,24 @@ def _own(program: Program, node: fx.Node, value: Tensor, copies: dict[Any, Tenso
     return copies[key]
 
 
+def _view(program: Program, node: fx.Node, value: Tensor) -> Tensor:
+    """The value itself, a parameter if it is made of parameters."""
+    return value if node.op == "get_attr" else _typed(program, node, value.detach())
+
+
 def _result(program: Program, node: fx.Node, value: Tensor) -> Tensor:
-    sources = [program.tensors[str(source.target)] for source in ancestors([node]) if source.op == "get_attr"]
-    parameters = [source for source in sources if isinstance(source, nn.Parameter)]
     copy = value.detach().clone(memory_format=torch.contiguous_format)
     if is_masked(node):
         copy[copy == 0] = 0  # a negative element times zero is a negative zero
-    if not parameters or not (copy.is_floating_point() or copy.is_complex()):
-        return copy
-    return nn.Parameter(copy, requires_grad=any(source.requires_grad for source in parameters))
+    return _typed(program, node, copy)
+
+
+def _typed(program: Program, node: fx.Node, value: Tensor) -> Tensor:
+    sources = [program.tensors[str(source.target)] for source in ancestors([node]) if source.op == "get_attr"]
+    parameters = [source for source in sources if isinstance(source, nn.Parameter)]
+    if not parameters or not (value.is_floating_point() or value.is_complex()):
+        return value
+    return nn.Parameter(value, requires_grad=any(source.requires_grad for source in parameters))
 
 
 def _like(source: Tensor, copy: Tensor) -> Tensor:

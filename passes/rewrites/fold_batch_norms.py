@@ -12,6 +12,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, fx, nn
 
+from anytimeify._torch import copy_node
 from anytimeify.contract.pass_manager import rewrite
 from anytimeify.ir import Program, names
 from anytimeify.ir.schema import bound, rebind
@@ -49,9 +50,9 @@ def fold_batch_norms(program: Program) -> Program:
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     for node in program.placeholders:
-        copies[node] = graph.node_copy(node)
+        copies[node] = copy_node(graph, node)
     for node in _still_read(program, folded, merged):
-        copies[node] = graph.node_copy(node)
+        copies[node] = copy_node(graph, node)
     reads = {
         name: read_tensor(graph, convolution, name, tensor)
         for convolution, parameters in folded.items()
@@ -71,7 +72,7 @@ def fold_batch_norms(program: Program) -> Program:
             copies[node] = graph.create_node("call_function", node.target, args, kwargs, node.name)
             copies[node].meta = dict(node.meta)
         elif node.op not in ("placeholder", "get_attr"):
-            copies[node] = graph.node_copy(node, copies.__getitem__)
+            copies[node] = copy_node(graph, node, copies.__getitem__)
     read = {node.target for node in graph.find_nodes(op="get_attr")}
     kept = {name: tensor for name, tensor in tensors.items() if name in read}
     return Program(graph, kept, program.transient & kept.keys())

@@ -68,7 +68,7 @@ def with_classes(captured: Captured, axes: Axes, classes: int) -> Captured:
         builder, program, axes, sizes, prefix="", private=lambda user, source, _: _own(source, readers)
     )
     made = builder.build([env[node] for node in program.outputs], program.graph.output_node())
-    return replace(captured, program=made, reference=None, reinitialised=lambda: {**made.tensors, **draw()})
+    return replace(captured, program=made, reference=None, reinitialised=lambda _: {**made.tensors, **draw()})
 
 
 def _predictions(captured: Captured) -> list[fx.Node]:

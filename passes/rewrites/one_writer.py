@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from torch import fx
 
+from anytimeify._torch import copy_node
 from anytimeify.contract.pass_manager import rewrite
 from anytimeify.graph.traversal import ancestors
 from anytimeify.ir.rewritten import Output, Rewritten
@@ -36,7 +37,7 @@ def one_writer(rewritten: Rewritten) -> Rewritten:
     graph = fx.Graph()
     values: dict[fx.Node, fx.Node] = {}
     for node in program.graph.nodes:
-        values[node] = graph.node_copy(node, values.__getitem__)
+        values[node] = copy_node(graph, node, values.__getitem__)
         if node in silent:
             values[node].args, values[node].kwargs = rebind(UPDATE_BUFFER, {**bound(values[node]), "write": False})
     return replace(rewritten, program=replace(program, graph=graph))

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from torch import fx
 
+from anytimeify._torch import copy_node
 from anytimeify.contract.pass_manager import rewrite
 from anytimeify.graph.traversal import ancestors
 from anytimeify.ir import Program
@@ -35,7 +36,7 @@ def project(program: Program, keep: Sequence[int], *, keep_tensors: bool = False
     copies: dict[fx.Node, fx.Node] = {}
     for node in program.graph.nodes:
         if node.op == "placeholder" or node in needed:
-            copies[node] = graph.node_copy(node, copies.__getitem__)
+            copies[node] = copy_node(graph, node, copies.__getitem__)
     output = graph.output(tuple(copies[node] for node in chosen))
     output.meta = dict(program.graph.output_node().meta)
     if keep_tensors:

@@ -12,20 +12,18 @@ the first cut, index tables and other constants.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx, nn
 
 from anytimeify.graph.traversal import descendants
-from anytimeify.ir import Program
+from anytimeify.ir import Program, Reinitialised
 from anytimeify.ir.schema import bound
 from anytimeify.passes.rewrites.frozen import STATISTICS, frozen
 
 __all__ = ["Tree", "depths", "stacked", "tensor_depths"]
-
-Reinitialised = Callable[[], Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -94,27 +92,24 @@ def stacked(
 
     The first member has the backbone's values, the others those of a call of `reinitialised` each, or copies without
     it; of what is frozen all members have copies, and the stack is frozen."""
-    drawn: list[Mapping[str, Tensor]] = []
-    stacks: dict[int, Tensor] = {}
-    result: dict[str, Tensor] = {}
     still = frozen(program)
+    counts = {name: tree.members(places.get(name, 0)) for name in program.tensors}
+    stacks: dict[int, Tensor] = {}
+    drawn: dict[str, Tensor] = {}  # the stacks whose members differ, by the name that they are drawn under
     for name, tensor in program.tensors.items():
-        count = tree.members(places.get(name, 0))
-        if count == 1:
-            result[name] = tensor
-            continue
-        if id(tensor) not in stacks:
-            others = [tensor] * (count - 1)
+        if counts[name] > 1 and id(tensor) not in stacks:
+            stacks[id(tensor)] = torch.cat([tensor.detach().reshape(_stackable(tensor))] * counts[name])
             if reinitialised is not None and name not in still:
-                drawn.extend(reinitialised() for _ in range(len(drawn), count - 1))
-                others = [values.get(name, tensor) for values in drawn[: count - 1]]
-            parts = [one.detach().to(tensor).reshape(_stackable(tensor)) for one in (tensor, *others)]
-            stack = torch.cat(parts)
-            stacks[id(tensor)] = (
-                nn.Parameter(stack, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else stack
-            )
-        result[name] = stacks[id(tensor)]
-    return result
+                drawn[name] = stacks[id(tensor)]
+    for member in range(1, max((counts[name] for name in drawn), default=1)):
+        values = reinitialised(drawn.keys()) if reinitialised is not None else {}  # of one member: a network each
+        for name, stack in drawn.items():
+            if member < counts[name] and name in values:
+                stack.chunk(counts[name])[member].copy_(values[name].detach().reshape(_stackable(values[name])))
+    for tensor in program.tensors.values():
+        if id(tensor) in stacks and isinstance(tensor, nn.Parameter):
+            stacks[id(tensor)] = nn.Parameter(stacks[id(tensor)], tensor.requires_grad)
+    return {name: stacks[id(tensor)] if counts[name] > 1 else tensor for name, tensor in program.tensors.items()}
 
 
 def _stackable(tensor: Tensor) -> tuple[int, ...]:

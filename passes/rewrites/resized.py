@@ -50,7 +50,7 @@ class Spread:
 
 def spreads(tensors: Iterable[Tensor]) -> tuple[Spread, ...]:
     """Those of the weights among some tensors, each once; constants have none, and vectors are no weights."""
-    weights = {id(one): one.detach() for one in tensors if one.ndim > 1 and one.is_floating_point()}
+    weights = {id(one): one.detach() for one in tensors if one.ndim > 1 and one.is_floating_point() and not one.is_meta}
     found = (
         Spread(float(one.float().var()), one.numel(), tuple(one.shape)) for one in weights.values() if one.numel() > 1
     )
@@ -60,11 +60,13 @@ def spreads(tensors: Iterable[Tensor]) -> tuple[Spread, ...]:
 def resized(values: Tensor, shape: Sequence[int], others: Sequence[Spread] = ()) -> Tensor:
     """A tensor of `shape` with values drawn from those of `values`; parameters stay parameters.
 
-    Draws come from torch's generator. The fans are those of `(outputs, inputs, *kernel)`. `others`: the spreads of the
-    network's weights, drawn by the same initialisers.
+    Draws come from torch's generator; nothing is drawn on the meta device. The fans are those of `(outputs, inputs,
+    *kernel)`. `others`: the spreads of the network's weights, drawn by the same initialisers.
     """
     source = values.detach()
-    if tuple(shape) == tuple(source.shape):
+    if source.is_meta:
+        result = source.new_empty(tuple(shape))
+    elif tuple(shape) == tuple(source.shape):
         result = source.clone()
     elif not source.numel() or bool((source == source.flatten()[0]).all()):
         result = source.new_full(tuple(shape), float(source.flatten()[0]) if source.numel() else 0.0)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from anytimeify._torch import copy_node
 from anytimeify.graph.traversal import reachable
 
 __all__ = ["Step", "steps"]
@@ -86,7 +87,7 @@ def _step(
         copies[node] = result.placeholder(node.name)
         copies[node].meta = dict(node.meta)
     for node in (*(one for one in needed if one.op == "get_attr"), *inner):
-        copies[node] = result.node_copy(node, copies.__getitem__)
+        copies[node] = copy_node(result, node, copies.__getitem__)
     gives = [*(node for node in given if node is not output), output]
     result.output(tuple(copies[node] for node in gives))
     return Step(result, tuple(node.name for node in reads), tuple(node.name for node in gives))

@@ -17,7 +17,7 @@ Refused: predictions without an axis of classes that a layer makes, or of anothe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -27,7 +27,7 @@ from anytimeify.analysis.axes import Axes
 from anytimeify.contract.pass_manager import rewrite
 from anytimeify.errors import SchemeError
 from anytimeify.graph.builder import Builder
-from anytimeify.ir import Captured, Program, names
+from anytimeify.ir import Captured, Program, Reinitialised, names
 from anytimeify.ir.node_meta import granularities_of, granularity_of, origin_of, type_of
 from anytimeify.passes.rewrites.classes import CLASSES, class_axis, class_region, has_axis
 from anytimeify.passes.rewrites.frozen import is_trained
@@ -87,7 +87,7 @@ def _trained_all_the_same(program: Program, made: Mapping[str, tuple[str, tuple[
 def _drawn(captured: Captured) -> Mapping[str, Tensor]:
     """Fresh tensors of the backbone; none where its initialisers cannot run again, and what is there has to do."""
     try:
-        return captured.reinitialised() if captured.reinitialised is not None else {}
+        return captured.reinitialised(None) if captured.reinitialised is not None else {}
     except SchemeError:
         return {}
 
@@ -108,16 +108,16 @@ def heads_of_output(prediction: fx.Node) -> tuple[tuple[str, int], ...]:
 
 
 def _reinitialised(
-    draw: Callable[[], Mapping[str, Tensor]] | None,
+    draw: Reinitialised | None,
     tensors: Mapping[str, Tensor],
     others: Sequence[Spread],
     made: Mapping[str, tuple[str, tuple[int, ...]]],
-) -> Callable[[], Mapping[str, Tensor]] | None:
+) -> Reinitialised | None:
     if draw is None:
         return None
 
-    def reinitialised() -> Mapping[str, Tensor]:
-        drawn = dict(draw())
+    def reinitialised(wanted: Container[str] | None) -> Mapping[str, Tensor]:
+        drawn = dict(draw(None))
         for name, (source, shape) in made.items():
             drawn[name] = resized(drawn.get(source, tensors[source]), shape, others)
         return drawn

@@ -28,6 +28,7 @@ from anytimeify.ir.rewritten import LevelData, Output, Rewritten
 from anytimeify.ir.schema import rebind
 from anytimeify.passes.rewrites.block_triangular import use_blocks
 from anytimeify.passes.rewrites.block_triangular_dependence import BlockTriangularDependence, Kind, Places
+from anytimeify.passes.rewrites.chunkwise import Chunkwise
 from anytimeify.passes.rewrites.narrow import Clone, Private
 from anytimeify.passes.rewrites.operands import contraction_of
 from anytimeify.passes.rewrites.prefix_norms import prefix_norm
@@ -120,7 +121,8 @@ class TriangularLevels:
 
     `stepwise=False`: whole values in one pass; a lower level's value is a part of them. `stepwise=True`: every level
     computes what it adds. `private` gives the tensors that a level has for itself, where values are separate.
-    `together=True`: norms of all levels are one operation, where there is one (`prefix_norms`).
+    `together=True`: norms of all levels are one operation, where there is one (`prefix_norms`), and every chunk is
+    computed once where operations treat each channel for itself (`chunkwise`).
     """
 
     def __init__(
@@ -135,9 +137,9 @@ class TriangularLevels:
         together: bool = False,
     ) -> None:
         self.dependence, self.builder, self.top, self.prefix, self.stepwise = dependence, builder, top, prefix, stepwise
-        self.together = together
+        self.chunkwise = Chunkwise(self) if together else None
         self.levels = [_AtLevel(self, level, private(level)) for level in range(top + 1)]
-        self.chunks = [_Chunk(self, level) for level in range(top + 1)] if stepwise else []
+        self.chunks = [_Chunk(self, level) for level in range(top + 1)] if stepwise or together else []
         self.values: dict[tuple[fx.Node, int], fx.Node] = {}
         self.added: dict[tuple[fx.Node, int], fx.Node | None] = {}
         self.weights: dict[tuple[Any, ...], fx.Node] = {}  # those with masks
@@ -169,7 +171,8 @@ class TriangularLevels:
     def _value(self, node: fx.Node, level: int) -> fx.Node:
         kind = self.dependence.kinds[node]
         if kind is Kind.SEPARATE or _several(node):
-            return self.levels[level].call(node)
+            joined = self.chunkwise.reduced(node, level) if self.chunkwise is not None else None
+            return self.levels[level].call(node) if joined is None else joined
         if level < self.top and not self.stepwise:
             return self._part(node, level)
         if kind is Kind.ASSEMBLED:
@@ -196,9 +199,13 @@ class TriangularLevels:
         return before if added is None else self._joined(node, [before, added], level)
 
     def _assembled(self, node: fx.Node, level: int) -> fx.Node:
-        norm = prefix_norm(self.dependence, node, level) if self.together else None
-        if norm is not None:
-            return self.levels[level].as_one(node, *norm)
+        if self.chunkwise is not None:
+            norm = prefix_norm(self.dependence, node, level)
+            if norm is not None:
+                return self.levels[level].as_one(node, *norm)
+            value = self.chunkwise.assembled(node)
+            if value is not None:
+                return value
         if not self.dependence.is_flat(node):
             lower = range(level, level + 1) if self.stepwise and level else range(1, level + 1)
             result = self.value(node, level - 1) if self.stepwise and level else self.levels[0].call(node)
@@ -255,7 +262,7 @@ class TriangularLevels:
         if not _several(node) and not len(self._new(node, level)):
             return None
         if self.dependence.kinds[node] is Kind.WHOLE and self._comes_in_chunks(node, level):
-            return self.chunks[level].call(node)
+            return self.call_chunk(node, level)
         if _several(node):
             return None
         if self.dependence.has_rows(node):
@@ -265,6 +272,16 @@ class TriangularLevels:
             self.values[node, level] = whole
         (dim,) = self.dependence.narrowed_dims(node)
         return self.pick(whole, node, dim, self._new(node, level), f"new{level}")
+
+    def chunk(self, node: fx.Node, level: int) -> fx.Node:
+        """The chunk of a nested value that comes in chunks."""
+        added = self.added_part(node, level) if self.chunkwise is None else self.chunkwise.of(node)[level]
+        assert added is not None
+        return added
+
+    def call_chunk(self, node: fx.Node, level: int) -> fx.Node:
+        """A call on the chunks that a level adds to what it reads."""
+        return self.chunks[level].call(node)
 
     def _new(self, node: fx.Node, level: int) -> Places:
         """Where, in the value at a level, that is which the level adds."""
@@ -387,9 +404,9 @@ class _Chunk(Clone):
         if source.graph is not self.program.graph:
             return source
         if source.op == "call_function" and dependence.kinds[source].nested:
-            added = self.levels.added_part(source, self.level)
-            assert added is not None
-            return added
+            return self.levels.chunk(source, self.level)
+        if source.op == "call_function":
+            return self.levels.value(source, self.level)
         value = self.builder.shared[source]
         if source.op == "get_attr":
             for dim in dependence.narrowed_dims(source):

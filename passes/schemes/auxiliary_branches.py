@@ -30,6 +30,7 @@ from anytimeify.errors import SchemeError
 from anytimeify.graph.builder import Builder
 from anytimeify.ir import Captured
 from anytimeify.ir.rewritten import LevelData, Output, Rewritten
+from anytimeify.ir.sizes import ProgramSize
 from anytimeify.passes.rewrites.branch import Branch
 from anytimeify.passes.rewrites.exits import as_branches, place_exits
 from anytimeify.passes.rewrites.project import project
@@ -72,10 +73,18 @@ class AuxiliaryBranches(Scheme):
         if isinstance(probability, bool) or not isinstance(probability, int | float) or not 0 < probability <= 1:
             raise SchemeError(f"probability={probability!r}: expected a number in (0, 1]")
 
+    @property
+    def copies(self) -> int:
+        return 1 + (self.branches if isinstance(self.branches, int) else len(self.branches))
+
+    @property
+    def sample(self) -> tuple[Scheme, ProgramSize]:
+        return self, ProgramSize(1, 1)
+
     def apply(self, captured: Captured, axes: Axes) -> Rewritten:
         builder = Builder.copying(captured.program)
         exits = place_exits(captured, axes, self.branches, self.heads)
-        drawn = [captured.reinitialised() if captured.reinitialised is not None else None for _ in exits]
+        drawn = [exit.drawn(captured.reinitialised) for exit in exits]
         outputs = {
             Output("level", level): exit(builder, level, values)
             for level, (exit, values) in enumerate(zip(exits, drawn, strict=True))

@@ -11,6 +11,7 @@ from anytimeify.analysis.axes import Axes, Widths
 from anytimeify.errors import SchemeError
 from anytimeify.ir import Captured
 from anytimeify.ir.rewritten import LevelData
+from anytimeify.ir.sizes import ProgramSize
 from anytimeify.passes.scheme import Composed, Scheme
 from anytimeify.passes.schemes.nested_channels import NestedChannels
 
@@ -56,6 +57,18 @@ class BesideWidths(Composed):
 
     def kept(self, axes: Axes) -> list[Widths]:
         return self.channels.kept(axes)
+
+    @property
+    def copies(self) -> int:
+        return self.channels.copies
+
+    @property
+    def sample(self) -> tuple[Scheme, ProgramSize]:
+        return self, ProgramSize(1, 1)
+
+    @property
+    def reads_values(self) -> str:
+        return self.channels.reads_values
 
     def prepare(self, captured: Captured, axes: Axes) -> Captured:
         return self.channels.prepare(captured, axes)

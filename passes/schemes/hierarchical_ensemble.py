@@ -31,6 +31,7 @@ from anytimeify.graph.builder import Builder
 from anytimeify.ir import Captured, Program, Size, TensorType, names
 from anytimeify.ir.node_meta import type_of
 from anytimeify.ir.rewritten import LevelData, Output, Rewritten, Role
+from anytimeify.ir.sizes import ProgramSize
 from anytimeify.passes.fusion.batching_layout import Value
 from anytimeify.passes.fusion.fuse_replicas import RULES, larger_batch
 from anytimeify.passes.fusion.replicas import Replicas
@@ -38,6 +39,7 @@ from anytimeify.passes.rewrites.balanced_cuts import balanced_cuts
 from anytimeify.passes.rewrites.cuts import Cut, cut_named
 from anytimeify.passes.rewrites.frozen import is_trained
 from anytimeify.passes.rewrites.replicate import Tree, depths, stacked, tensor_depths
+from anytimeify.passes.rewrites.tree_size import Line, TreeSize
 from anytimeify.passes.scheme import Scheme
 
 __all__ = ["HierarchicalEnsemble"]
@@ -95,6 +97,38 @@ class HierarchicalEnsemble(Scheme):
         if not isinstance(fuse, bool):
             raise SchemeError(f"fuse={self.fuse!r}: expected true or false")
 
+    @property
+    def copies(self) -> int:
+        """The unrolled graph has as many as there are leaves, those of the levels fewer."""
+        return 2 * math.prod(self._fanouts)
+
+    @property
+    def _fanouts(self) -> list[int]:
+        return [fanout for _, fanout in self.splits] or [2] * (len(self.cuts) or self.depth)
+
+    def estimated(self, captured: Captured, axes: Axes) -> ProgramSize:
+        cuts, tree = self._cuts(captured, axes)
+        size = _size(captured.program, cuts, tree)
+        if not self.fuse:
+            return size.size(self._counts(tree), None)
+        two, three = (self._fused(captured, axes, cuts[:1], Tree((members,))) for members in (2, 3))
+        return size.size(self._counts(tree), Line(3 * two - 2 * three, three - two))
+
+    def _fused(self, captured: Captured, axes: Axes, cuts: list[Cut], tree: Tree) -> float:
+        """The nodes that a call becomes which is fused, in a tree of one split."""
+        one = replace(self, cuts=(), splits=(), depth=1, sizes="trees", init="copy")
+        made = ProgramSize.of(one._apply(captured, axes, cuts, tree).program)
+        size = _size(captured.program, cuts, tree)
+        return (made.nodes - size.shared - size.unrolled()) / max(1, size.calls.get(1, 0))
+
+    def _counts(self, tree: Tree) -> tuple[int, ...]:
+        """How many leaves every level has."""
+        return tree.sub_trees() if self.sizes == "trees" else tuple(range(1, tree.leaves + 1))
+
+    @property
+    def reads_values(self) -> str:
+        return "init='fresh' draws the other leaves as the backbone was (init='copy' does not)" * (self.init == "fresh")
+
     def apply(self, captured: Captured, axes: Axes) -> Rewritten:
         program = captured.program
         dtype = type_of(program.outputs[0]).dtype
@@ -103,7 +137,10 @@ class HierarchicalEnsemble(Scheme):
                 f"the prediction of this network is of type {dtype}, of which no average can be taken; choose another "
                 "output of it, such as its logits"
             )
-        cuts, tree = self._cuts(captured, axes)
+        return self._apply(captured, axes, *self._cuts(captured, axes))
+
+    def _apply(self, captured: Captured, axes: Axes, cuts: list[Cut], tree: Tree) -> Rewritten:
+        program = captured.program
         places = depths(program, cuts)
         tensors = tensor_depths(program, places)
         for depth in range(1, len(cuts) + 1):
@@ -114,7 +151,7 @@ class HierarchicalEnsemble(Scheme):
                 )
         reinitialised = captured.reinitialised if self.init == "fresh" else None
         builder = _builder(replace(program, tensors=stacked(program, tree, tensors, reinitialised)))
-        counts = tree.sub_trees() if self.sizes == "trees" else tuple(range(1, tree.leaves + 1))
+        counts = self._counts(tree)
         graph = _Ensemble(builder, program, axes, tree, tensors)
         unrolled, _ = graph.leaves(tree.leaves, "", fuse=False)
         steps = [unrolled.average(count) for count in counts]
@@ -193,6 +230,11 @@ def _split(pair: Any) -> tuple[str, int]:
     if isinstance(fanout, bool) or not isinstance(fanout, int) or fanout < 2:
         raise SchemeError(f"splits: {pair!r} is not a pair of a layer and a number of 2 or more")
     return _layer(pair[0]), fanout
+
+
+def _size(program: Program, cuts: list[Cut], tree: Tree) -> TreeSize:
+    places = depths(program, cuts)
+    return TreeSize.of(program, tree, places, tensor_depths(program, places))
 
 
 def _builder(program: Program) -> Builder:

@@ -25,6 +25,7 @@ from anytimeify.graph.builder import Builder
 from anytimeify.ir import PAIR, Captured
 from anytimeify.ir.node_meta import type_of
 from anytimeify.ir.rewritten import LevelData, Output, Rewritten
+from anytimeify.ir.sizes import ProgramSize
 from anytimeify.passes.rewrites.branch import Branch
 from anytimeify.passes.rewrites.exits import Exit, as_branches, place_exits
 from anytimeify.passes.rewrites.project import project
@@ -72,6 +73,14 @@ class MutualDistillation(Scheme):
         one: Any = self.branches if network == 0 or self.second is None else self.second
         return one  # type: ignore[no-any-return]  # a pair was taken apart at the beginning
 
+    @property
+    def copies(self) -> int:
+        return 1 + _count(self._of(0))
+
+    @property
+    def sample(self) -> tuple[Scheme, ProgramSize]:
+        return self, ProgramSize(1, 1)
+
     def apply(self, captured: Captured, axes: Axes) -> Rewritten:
         shapes = [type_of(node).shape[1:] for node in captured.program.outputs]
         if shapes[0] != shapes[1]:
@@ -86,7 +95,7 @@ class MutualDistillation(Scheme):
         level_of = {place: level for level, place in enumerate(order)}
         builder = Builder.copying(heads[0].half.program)
         builder.add(heads[-1].half.program)
-        drawn = [captured.reinitialised() if captured.reinitialised is not None else None for _ in heads]
+        drawn = [None if head.exit is None else head.exit.drawn(captured.reinitialised) for head in heads]
         made: list[fx.Node] = []
         for place, head in enumerate(heads):
             level = level_of[place]

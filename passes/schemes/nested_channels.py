@@ -26,6 +26,7 @@ from anytimeify.errors import SchemeError
 from anytimeify.graph.builder import Builder
 from anytimeify.ir import Captured, Program, names
 from anytimeify.ir.rewritten import Output, Rewritten, numbered
+from anytimeify.ir.sizes import ProgramSize
 from anytimeify.passes.rewrites.narrow import clone_narrowed
 from anytimeify.passes.rewrites.private_tensors import PrivateTensors
 from anytimeify.passes.rewrites.reorder import reorder
@@ -97,6 +98,23 @@ class NestedChannels(Scheme):
         raise SchemeError(
             f"widths={_listed(self.widths)}: expected increasing numbers in (0, 1], the last one 1, such as 0.25,0.5,1"
         )
+
+    @property
+    def copies(self) -> int:
+        return len(self.widths)
+
+    @property
+    def sample(self) -> tuple[Scheme, ProgramSize]:
+        *lower, widest, full = self.widths
+        if self.connectivity == "triangular" or not lower:
+            return self, ProgramSize(1, 1)
+        # What is private to a level has a size in proportion to its width.
+        times = ProgramSize(1 + len(lower), 1 + sum(lower) / widest)
+        return replace(self, widths=(widest, full)), times
+
+    @property
+    def reads_values(self) -> str:
+        return "order='l1' sorts channels by their weights" if self.order == "l1" else ""
 
     def prepare(self, captured: Captured, axes: Axes) -> Captured:
         return captured if self.order == "index" else reorder(captured, axes, self.where)

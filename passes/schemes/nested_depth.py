@@ -28,6 +28,7 @@ from anytimeify.errors import SchemeError
 from anytimeify.graph.builder import Builder
 from anytimeify.ir import Captured, names
 from anytimeify.ir.rewritten import Output, Rewritten, numbered
+from anytimeify.ir.sizes import ProgramSize
 from anytimeify.passes.rewrites.downstream import Downstream, has_layer
 from anytimeify.passes.rewrites.narrow import Private, clone_region
 from anytimeify.passes.rewrites.private_tensors import PrivateTensors
@@ -78,6 +79,14 @@ class NestedDepth(Scheme):
         raise SchemeError(
             f"depths={_listed(self.depths)}: expected increasing numbers in (0, 1], the last one 1, such as 0.5,0.75,1"
         )
+
+    @property
+    def copies(self) -> int:
+        return len(self.depths)
+
+    @property
+    def sample(self) -> tuple[Scheme, ProgramSize]:
+        return self, ProgramSize(1, 1)
 
     def apply(self, captured: Captured, axes: Axes) -> Rewritten:
         program = captured.program

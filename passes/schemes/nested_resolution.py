@@ -28,6 +28,7 @@ from anytimeify.errors import SchemeError
 from anytimeify.graph.builder import Builder
 from anytimeify.ir import Captured, Program, names
 from anytimeify.ir.rewritten import Output, Rewritten, numbered
+from anytimeify.ir.sizes import ProgramSize
 from anytimeify.passes.rewrites.interpolate import tables
 from anytimeify.passes.rewrites.private_tensors import PrivateTensors
 from anytimeify.passes.rewrites.project import project
@@ -73,6 +74,14 @@ class NestedResolution(Scheme):
     def check_alone(self) -> None:
         if len(set(self.sizes)) < len(self.sizes):
             raise _wrong_order(self.sizes)
+
+    @property
+    def copies(self) -> int:
+        return len(self.sizes)
+
+    @property
+    def sample(self) -> tuple[Scheme, ProgramSize]:
+        return self, ProgramSize(1, 1)
 
     def apply(self, captured: Captured, axes: Axes) -> Rewritten:
         program = captured.program

@@ -93,6 +93,10 @@ class NestedWeights(Scheme):
             if getattr(self, field) not in choices:
                 raise SchemeError(f"{field}={getattr(self, field)!r}: expected {' or '.join(choices)}")
 
+    @property
+    def reads_values(self) -> str:
+        return "the masks of nested-weights keep the largest weights"
+
     def apply(self, captured: Captured, axes: Axes) -> Rewritten:
         program = captured.program
         weights, notes = self._chosen(program)

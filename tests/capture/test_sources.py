@@ -163,11 +163,11 @@ def test_files_that_are_none(source: str, message: str) -> None:
         resolve(source)
 
 
-def test_an_onnx_file_is_no_source(tmp_path: Path) -> None:
-    (tmp_path / "model.onnx").write_bytes(b"")
-    with pytest.raises(ArtifactError, match=r"model\.onnx' does not have the extension of a saved model.*model\.pt2"):
-        resolve(str(tmp_path / "model.onnx"))
-    assert {"model.pt2", "timm:NAME", "torchvision:NAME", "hf:PATH"} <= {kind.example for kind in kinds()}
+def test_a_file_of_another_kind_is_no_source(tmp_path: Path) -> None:
+    (tmp_path / "model.tflite").write_bytes(b"")
+    with pytest.raises(ArtifactError, match=r"model\.tflite' does not have the extension of a saved model.*model\.pt2"):
+        resolve(str(tmp_path / "model.tflite"))
+    assert {"model.onnx", "model.pt2", "timm:NAME", "torchvision:NAME", "hf:PATH"} <= {kind.example for kind in kinds()}
 
 
 OWN_SOURCE = """

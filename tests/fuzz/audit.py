@@ -24,7 +24,21 @@ FORBIDDEN = (
 )
 FORBIDDEN_PREFIXES = ("socket.", "shutil.", "ftplib.", "http.", "smtplib.", "telnetlib.", "sqlite3.")
 # Packages that are read further into when something new has to be looked up or an error printed.
-PACKAGES = frozenset({"anytimeify", "torch", "sympy", "mpmath", "numpy", "onnxruntime", "safetensors", "tests"})
+PACKAGES = frozenset(
+    {
+        "anytimeify",
+        "torch",
+        "sympy",
+        "mpmath",
+        "numpy",
+        "onnx",
+        "google",
+        "ml_dtypes",
+        "onnxruntime",
+        "safetensors",
+        "tests",
+    }
+)
 _NAMES = frozenset({"eval", "exec", "compile", "open", "input", "globals", "locals", "vars", "setattr", "delattr"})
 # Two underscores at the end, not three: a part called `__init__` becomes the attribute `__init___` of a graph's module.
 _SPECIAL = re.compile(r"__\w*[^\W_]__")

@@ -117,3 +117,73 @@ def test_earlier_levels_keep_their_bits() -> None:
     changed = torch.cat([x[..., :8], torch.randn_like(x[..., 8:])], -1)
     before, after = (kernel.PREFIX_NORM(one, [4, 8, 16], weight, bias, 1e-5, True)[..., :8] for one in (x, changed))
     assert torch.equal(before, after)
+
+
+# -- group norms, and weight standardisation ---------------------------------------------------------------------------
+
+
+def groups_level_by_level(x: Tensor, ends: Sequence[int], weight: Tensor, bias: Tensor) -> Tensor:
+    parts = [F.group_norm(x[:, :end], 1, weight[:end], bias[:end])[:, start:] for start, end in pairwise((0, *ends))]
+    return torch.cat(parts, 1)
+
+
+def standardised_level_by_level(x: Tensor, rows: Sequence[int], ends: Sequence[int], weight: Tensor) -> Tensor:
+    """What a level adds are its rows, and its columns of the rows before."""
+    result = x.new_zeros(x.shape)
+    for row, end in reversed(list(zip(rows, ends, strict=True))):
+        part = F.batch_norm(x[:, :row, :end], None, None, weight[:row], None, training=True)
+        keep = torch.zeros_like(x)
+        keep[:, :row, :end] = 1
+        result = torch.where(keep == 1, F.pad(part, (0, x.shape[2] - end, 0, x.shape[1] - row)), result)
+    return result
+
+
+ROWS = {"equal": ([2, 4, 6, 8], [4, 8, 12, 16]), "odd": ([3, 7, 8], [3, 7, 16]), "no new": ([2, 2, 8], [4, 8, 8])}
+every_layer = pytest.mark.parametrize(("rows", "ends"), ROWS.values(), ids=ROWS)
+
+
+@every_shape
+@pytest.mark.parametrize("size", [(), (3,), (3, 2)])
+def test_group_norms_of_every_level(ends: list[int], size: tuple[int, ...]) -> None:
+    given = [3 + torch.randn(2, 16, *size, dtype=torch.float64), *torch.randn(2, 16, dtype=torch.float64)]
+    given = [one.requires_grad_() for one in given]
+
+    def layer(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        result: Tensor = kernel.PREFIX_GROUP_NORM(x, ends, weight, bias, 1e-5)
+        return result
+
+    expected = results(lambda *tensors: groups_level_by_level(tensors[0], ends, *tensors[1:]), given)
+    torch.testing.assert_close(results(layer, given), expected)
+    assert torch.autograd.gradcheck(layer, given, fast_mode=True)
+    torch.compiler.reset()
+    compiled: Any = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(results(compiled, given), expected)
+
+
+@every_layer
+def test_standardised_weights_of_every_level(rows: list[int], ends: list[int]) -> None:
+    given = [torch.randn(1, rows[-1], ends[-1], dtype=torch.float64), torch.randn(rows[-1], dtype=torch.float64)]
+    given = [one.requires_grad_() for one in given]
+
+    def layer(x: Tensor, weight: Tensor) -> Tensor:
+        result: Tensor = kernel.PREFIX_STANDARDISE(x, rows, ends, weight, None, 1e-5)
+        return result
+
+    expected = results(lambda x, weight: standardised_level_by_level(x, rows, ends, weight), given)
+    torch.testing.assert_close(results(layer, given), expected)
+    assert torch.autograd.gradcheck(layer, given, fast_mode=True)
+    assert torch.autograd.gradgradcheck(layer, given, fast_mode=True)
+    torch.compiler.reset()
+    compiled: Any = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(results(compiled, given), expected)
+
+
+def test_operators_are_what_torch_expects_of_operators() -> None:
+    x, weight, bias = (one.detach() for one in tensors(True, torch.float32))
+    ours = torch.ops.anytimeify
+    forward = (x, weight, bias, [4, 16], [1], 1e-5, True, False)
+    y, means, variances = ours.prefix_norm_forward(*forward)
+    backward = (y, x, weight, bias, means, variances, [4, 16], [1], True, [True, True, True], False)
+    utilities = ("test_schema", "test_faketensor")
+    torch.library.opcheck(ours.prefix_norm_forward.default, forward, test_utils=utilities)
+    torch.library.opcheck(ours.prefix_norm_backward.default, backward, test_utils=utilities)

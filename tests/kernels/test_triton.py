@@ -20,14 +20,25 @@ needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, re
 
 @needs_triton
 @pytest.mark.slow
-def test_interpreted() -> None:
+@pytest.mark.parametrize("kernels", ["triton_by_hand", "triton_norms_by_hand"])
+def test_interpreted(kernels: str) -> None:
     """In a process of its own, for Triton decides at import whether it interprets."""
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "tests.kernels.triton_by_hand"]
+    path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(ROOT)]))
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path}
+    command = [sys.executable, "-m", f"tests.kernels.{kernels}"]
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     if "only 0-dimensional arrays can be converted" in result.stderr:
         pytest.skip("the interpreter of this Triton (3.6) needs a NumPy below 2.4")
     assert result.returncode == 0, result.stderr
+
+
+@needs_triton
+@pytest.mark.slow
+def test_compiled_for_a_gpu_that_is_not_there() -> None:
+    """Every kernel, for sm_90."""
+    from tests.kernels.triton_compiled import sizes
+
+    assert all(size > 1000 for size in sizes().values())
 
 
 @needs_triton

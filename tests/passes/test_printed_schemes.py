@@ -91,6 +91,115 @@ def test_triangular() -> None:
         torch.testing.assert_close(run(form, X), (low, full))
 
 
+class WrittenOut(nn.Module):
+    """A layer norm in single operations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.scale, self.head = nn.Linear(4, 4), nn.Parameter(torch.rand(4)), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        x = x - x.mean(1, keepdim=True)
+        x = x / (x.pow(2).mean(1, keepdim=True) + 1e-5).sqrt()
+        result: Tensor = self.head(x * self.scale)
+        return result
+
+
+def test_triangular_norms_that_are_written_out() -> None:
+    """The variance of a level is that of channels around the means of their own levels."""
+    torch.manual_seed(0)
+    model = WrittenOut()
+    rewritten = applied(NestedChannels((0.5, 1.0), connectivity="triangular"), capture(model, X))
+    joint = project(rewritten.program, [rewritten.names.index(Output("level", level)) for level in (0, 1)])
+    assert calls(joint) == lines("""
+        a = linear(x, a_weight, a_bias)
+        joint_a_chunks = split_with_sizes(a, [2, 2], 1)
+        joint_a_chunks_0 = getitem(joint_a_chunks, 0)
+        joint_a_chunks_1 = getitem(joint_a_chunks, 1)
+        joint_mean = mean.dim(joint_a_chunks_0, [1], True)
+        joint_mean_1 = mean.dim(joint_a_chunks_1, [1], True)
+        joint_mean_to1 = lerp.Scalar(joint_mean, joint_mean_1, 0.5)
+        joint_sub = sub.Tensor(joint_a_chunks_0, joint_mean)
+        joint_sub_1 = sub.Tensor(joint_a_chunks_1, joint_mean_to1)
+        joint_sub_2 = cat([joint_sub, joint_sub_1], 1)
+        joint_pow_op = pow.Tensor_Scalar(joint_sub_2, 2)
+        joint_pow_op_chunks = split_with_sizes(joint_pow_op, [2, 2], 1)
+        joint_pow_op_chunks_0 = getitem(joint_pow_op_chunks, 0)
+        joint_pow_op_chunks_1 = getitem(joint_pow_op_chunks, 1)
+        joint_mean_1_1 = mean.dim(joint_pow_op_chunks_0, [1], True)
+        joint_mean_1_2 = mean.dim(joint_pow_op_chunks_1, [1], True)
+        joint_mean_1_to1 = lerp.Scalar(joint_mean_1_1, joint_mean_1_2, 0.5)
+        joint_add = add.Tensor(joint_mean_1_1, 1e-05)
+        joint_add_1 = add.Tensor(joint_mean_1_to1, 1e-05)
+        joint_sqrt = sqrt(joint_add)
+        joint_sqrt_1 = sqrt(joint_add_1)
+        joint_div = div.Tensor(joint_sub, joint_sqrt)
+        joint_div_1 = div.Tensor(joint_sub_1, joint_sqrt_1)
+        joint_div_2 = cat([joint_div, joint_div_1], 1)
+        joint_mul = mul.Tensor(joint_div_2, scale)
+        joint_mul_at0 = slice.Tensor(joint_mul, 1, 0, 2)
+        joint_head = linear(joint_mul_at0, anytime_0_head_weight, anytime_0_head_bias)
+        joint_head_1 = linear(joint_mul, head_weight, head_bias)
+        return joint_head, joint_head_1
+    """)
+    with torch.no_grad():
+        wide = model.a(X)
+        away = wide - torch.stack([wide[:, :2].mean(1), wide.mean(1)], 1).repeat_interleave(2, 1)
+        square = torch.stack([away[:, :2].pow(2).mean(1), away.pow(2).mean(1)], 1).repeat_interleave(2, 1)
+        hidden = away / (square + 1e-5).sqrt() * model.scale
+        weight, bias = (joint.tensors[f"anytime.0.head.{name}"] for name in ("weight", "bias"))
+        low, full = nn.functional.linear(hidden[:, :2], weight, bias), model.head(hidden)
+    torch.testing.assert_close(run(joint, X), (low, full))
+
+
+class Standardised(nn.Module):
+    """A convolution whose weight is standardised, and a group norm of one group."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv1d(3, 4, 1, bias=False), nn.Conv1d(4, 4, 1, bias=False)
+        self.norm, self.head = nn.GroupNorm(1, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, weight = self.norm(self.a(x)), self.b.weight
+        flat = nn.functional.batch_norm(weight.reshape(1, 4, -1), None, None, training=True, momentum=0.0)
+        result: Tensor = self.head(nn.functional.conv1d(x, flat.reshape_as(weight)).mean(2))
+        return result
+
+
+def test_triangular_group_norms_and_standardised_weights() -> None:
+    torch.manual_seed(0)
+    model, x = Standardised(), torch.randn(2, 3, 5)
+    rewritten = applied(NestedChannels((0.5, 1.0), connectivity="triangular"), capture(model, x))
+    joint = project(rewritten.program, [rewritten.names.index(Output("level", level)) for level in (0, 1)])
+    assert calls(joint) == lines("""
+        a = conv1d(x, a_weight)
+        reshape = reshape(b_weight, [1, 4, -1])
+        joint_norm = anytimeify.prefix_group_norm(a, [2, 4], norm_weight, norm_bias, 1e-05)
+        joint_batch_norm = anytimeify.prefix_standardise(reshape, [2, 4], [2, 4], None, None, 1e-05)
+        joint_reshape_as = reshape_as(joint_batch_norm, b_weight)
+        joint_conv1d_weight = mul.Tensor(joint_reshape_as, anytime_constants_mask_0)
+        joint_conv1d = conv1d(joint_norm, joint_conv1d_weight)
+        joint_mean = mean.dim(joint_conv1d, [2])
+        joint_mean_at0 = slice.Tensor(joint_mean, 1, 0, 2)
+        joint_head = linear(joint_mean_at0, anytime_0_head_weight, anytime_0_head_bias)
+        joint_head_1 = linear(joint_mean, head_weight, head_bias)
+        return joint_head, joint_head_1
+    """)
+    with torch.no_grad():
+        wide, weight = model.a(x), model.b.weight
+        normed = torch.cat([nn.functional.group_norm(wide[:, :2], 1), nn.functional.group_norm(wide, 1)[:, 2:]], 1)
+        rows = [nn.functional.layer_norm(part[..., 0], part.shape[1:2]) for part in (weight[:2, :2], weight[2:])]
+        low, high = (
+            nn.functional.linear(normed[:, :k].movedim(1, -1), row) for k, row in zip((2, 4), rows, strict=True)
+        )
+        hidden = torch.cat([low, high], -1).mean(1)
+        own = [joint.tensors[f"anytime.0.head.{name}"] for name in ("weight", "bias")]
+        expected = nn.functional.linear(hidden[:, :2], *own), model.head(hidden)
+    torch.testing.assert_close(run(joint, x), expected)
+
+
 class Table(nn.Module):
     """Patches, and an embedding of where they are."""
 

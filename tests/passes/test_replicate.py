@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 import pytest
 import torch
 from torch import Tensor, fx, nn
@@ -96,7 +98,7 @@ def test_parameters_and_statistics_have_members_and_tables_do_not(program: Progr
 def test_the_first_member_is_the_backbones_and_the_others_are_drawn(program: Program) -> None:
     drawn = iter((1.0, 2.0, 3.0))
 
-    def reinitialised() -> dict[str, Tensor]:
+    def reinitialised(_: Container[str] | None) -> dict[str, Tensor]:
         value = next(drawn)
         return {name: torch.full_like(tensor, value) for name, tensor in program.tensors.items()}
 

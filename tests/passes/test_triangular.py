@@ -75,10 +75,15 @@ NETWORKS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
     ),
     "weight standardisation": lambda: (timm_model("test_nfnet"), image(64)),
     "squeeze and excite": lambda: (timm_model("test_efficientnet"), image(32)),
+    "global response norms": lambda: (
+        timm_model("convnextv2_nano", depths=(1, 1, 1, 1), dims=(8, 16, 16, 24)),
+        image(64),
+    ),
+    "group norms": lambda: (timm_model("test_resnet", norm_layer="groupnorm1"), image(32)),
 }
 
 
-LONG = ("ShuffleNetV2", "weight standardisation", "squeeze and excite")
+LONG = ("ShuffleNetV2", "weight standardisation", "squeeze and excite", "global response norms")
 
 
 @pytest.mark.parametrize("name", [pytest.param(one, marks=[pytest.mark.slow] * (one in LONG)) for one in NETWORKS])
@@ -148,14 +153,33 @@ def test_the_full_level_is_the_backbone_with_masked_weights() -> None:
     assert net.levels[-1].cost.params == (8 * 3 * 9 + 8) + 16 + mid + (sum(16 * (k + 1) for k in range(4)) + 16) + 85
 
 
-def test_norms_of_all_levels_are_one_operation() -> None:
-    model, x = NETWORKS["ViT"]()
+@pytest.mark.parametrize(
+    ("name", "operator", "count", "instead"),
+    [
+        ("ViT", "prefix_norm", 5, "layer_norm"),
+        ("weight standardisation", "prefix_standardise", 18, "index_copy"),
+        ("group norms", "prefix_group_norm", 15, "group_norm"),
+    ],
+)
+def test_norms_of_all_levels_are_one_operation(name: str, operator: str, count: int, instead: str) -> None:
+    model, x = NETWORKS[name]()
     captured = capture(model, (x,))
     rewritten = NestedChannels(QUARTERS, connectivity="triangular").apply(captured, analyse(captured.program))
     whole = project(rewritten.program, [rewritten.position(3, role="level")])
     targets = [str(node.target) for node in whole.graph.nodes]
-    assert targets.count("anytimeify.prefix_norm.default") == 5
-    assert "aten.layer_norm.default" not in targets
+    assert targets.count(f"anytimeify.{operator}.default") == count
+    assert f"aten.{instead}.default" not in targets
+
+
+def test_a_mean_of_all_channels_reads_every_chunk_once() -> None:
+    """A global response norm: its divisor is a mean of all channels."""
+    model, x = NETWORKS["global response norms"]()
+    captured = capture(model, (x,))
+    rewritten = NestedChannels(QUARTERS, connectivity="triangular").apply(captured, analyse(captured.program))
+    whole = project(rewritten.program, [rewritten.position(3, role="level")])
+    divisions = [node for node in whole.graph.nodes if node.target is torch.ops.aten.div.Tensor]
+    assert len(divisions) == 4 * 4
+    assert [node.args[0].meta["type"].shape[1].coefficient for node in divisions] == [8] * 4 + [16] * 8 + [24] * 4
 
 
 def test_a_layer_norm_takes_the_statistics_of_the_chunks_so_far() -> None:

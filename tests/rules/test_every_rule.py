@@ -159,6 +159,8 @@ CALLS: dict[str, list[tuple[Any, ...]]] = {
         (f(2, 8, 4, 4, 4), f(12, 8, 1, 1, 1), f(12), [6, 12], [4, 8], 2, [1, 1, 1], [0, 0, 0], [1, 1, 1]),
     ],
     "prefix_norm": [(f(2, 3, 8), [2, 8], f(8), f(8), 1e-5, True), (f(2, 8), [4, 8], None, None, 1e-5, False)],
+    "prefix_group_norm": [(f(*IMAGE), [2, 8], f(8), f(8), 1e-5), (f(2, 8, 5), [4, 8], None, None, 1e-5)],
+    "prefix_standardise": [(f(1, 8, 6), [2, 8], [3, 6], f(8), None, 1e-5)],
     "triangular_linear": [(f(2, 5, 8), f(12, 8), f(12), [6, 12], [4, 8], 2)],
     "softmax": [(f(2, 8, 5), -1)],
     "log_softmax": [(f(2, 8, 5), 1)],

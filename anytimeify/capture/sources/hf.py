@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from anytimeify._torch import prepare_torchvision
 from anytimeify.capture.inputs import CallInputs, image
+from anytimeify.capture.on_meta import parameters_on_meta
 from anytimeify.capture.sources.source import Source, SourceKind
 from anytimeify.errors import ArtifactError, CaptureError, MissingExtraError
 
@@ -19,6 +21,39 @@ __all__ = ["KIND"]
 
 
 def _load(path: str, trust_pickle: bool) -> Source:
+    kind, config, file = _configured(path)
+    folder = file.parent
+    weights = any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json"))
+    with _loading(kind, folder):
+        model = kind.from_pretrained(folder, local_files_only=True, use_safetensors=True) if weights else kind(config)
+    return Source(model, None, _name(path))
+
+
+def _shapes(path: str) -> Source:
+    """The model of a configuration, its parameters on the meta device."""
+    kind, config, file = _configured(path)
+    with _loading(kind, file.parent), parameters_on_meta():
+        model = kind(config)
+    return Source(model, None, _name(path))
+
+
+@contextmanager
+def _loading(kind: Any, folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        first = (str(error).strip().splitlines() or [""])[0]
+        raise ArtifactError(
+            f"'{folder}' cannot be loaded as {kind.__name__} ({type(error).__name__}: {first})."
+        ) from error
+
+
+def _name(path: str) -> str:
+    return Path(path).stem if Path(path).is_file() else Path(path).name
+
+
+def _configured(path: str) -> tuple[Any, Any, Path]:
+    """The class of a model, its configuration, and the file that this is in."""
     place = Path(path)
     file = place / "config.json" if place.is_dir() else place
     if not file.is_file():
@@ -38,17 +73,7 @@ def _load(path: str, trust_pickle: bool) -> Source:
         raise ArtifactError(
             f"'{file}' is no configuration of transformers {transformers.__version__}: {first}"
         ) from error
-    kind = _class(transformers, config, file)
-    folder = file.parent
-    weights = any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json"))
-    try:
-        model = kind.from_pretrained(folder, local_files_only=True, use_safetensors=True) if weights else kind(config)
-    except Exception as error:
-        first = (str(error).strip().splitlines() or [""])[0]
-        raise ArtifactError(
-            f"'{folder}' cannot be loaded as {kind.__name__} ({type(error).__name__}: {first})."
-        ) from error
-    return Source(model, None, place.stem if place.is_file() else place.name)
+    return _class(transformers, config, file), config, file
 
 
 def _class(transformers: Any, config: Any, file: Path) -> Any:
@@ -83,4 +108,4 @@ def _inputs(model: nn.Module) -> CallInputs | None:
     return None
 
 
-KIND = SourceKind("hf:PATH", _load, prefix="hf", inputs=_inputs)
+KIND = SourceKind("hf:PATH", _load, prefix="hf", inputs=_inputs, shapes=_shapes)

@@ -11,7 +11,7 @@ from torch import nn
 
 from anytimeify._torch import prepare_torchvision
 from anytimeify.capture.sources.source import Source, SourceKind, existing_file
-from anytimeify.errors import ArtifactError
+from anytimeify.errors import ArtifactError, first_line
 from anytimeify.process import ONE_AT_A_TIME
 
 __all__ = ["KIND"]
@@ -30,9 +30,9 @@ def _load(path: str, trust_pickle: bool) -> Source:
             warnings.simplefilter("ignore")
             model = torch.load(file, map_location="cpu", weights_only=False)
     except Exception as error:
-        first = (str(error).strip().splitlines() or [""])[0]
         raise ArtifactError(
-            f"'{file}' cannot be unpickled ({type(error).__name__}: {first}). Is it whole, and its code installed?"
+            f"'{file}' cannot be unpickled ({type(error).__name__}: {first_line(error)}). Is it whole, and is its code "
+            "installed?"
         ) from error
     if isinstance(model, nn.Module):
         return Source(model, None, Path(path).stem)

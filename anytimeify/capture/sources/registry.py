@@ -9,16 +9,20 @@ from __future__ import annotations
 import importlib
 import os
 import pkgutil
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import nn
 
 from anytimeify.capture.inputs import CallInputs
-from anytimeify.capture.sources.source import Source, SourceKind
+from anytimeify.capture.sources.source import InputSizes, Source, SourceKind
 from anytimeify.errors import ArgumentError, ArtifactError, CaptureError, refusing
 
-__all__ = ["infer", "kinds", "resolve"]
+__all__ = ["infer", "kinds", "notes_on", "resolve"]
 
 
 @cache
@@ -31,11 +35,21 @@ def kinds() -> tuple[SourceKind, ...]:
     return tuple(sorted(found, key=lambda kind: bool(kind.pattern)))
 
 
-def resolve(spec: str | os.PathLike[str], *, trust_pickle: bool = False) -> Source:
+def resolve(
+    spec: str | os.PathLike[str],
+    *,
+    trust_pickle: bool = False,
+    inputs: InputSizes | None = None,
+    values: bool = True,
+) -> Source:
     """The model that `spec` names: a file, `model.pt2`, or `kind:name`, `timm:resnet50`, as on the command line.
 
     The result is given to `transform` as it is, or taken apart: its `model`, its `example_inputs` where they are known
-    (else None), and its `name`. `trust_pickle=True` reads pickled modules, which runs the code in them.
+    (else None), and its `name`. `trust_pickle=True` reads pickled modules, which runs the code in them. `inputs` gives
+    the sizes of inputs by their names, `{"x": (2, 3, 224, 224)}`, where example inputs are to be made: of random
+    numbers, or of the types that an ONNX file says. An input of such a file that has no axes is given its value, which
+    is a constant of the model then: `{"sr": 16000}`. `values=False` gives models of transformers without weights, on
+    the meta device, whatever their size.
 
     Raises `ArtifactError` for a file that is missing, damaged or not to be trusted, `CaptureError` for a name that
     nothing stands behind, `MissingExtraError` where a package is needed that is not installed.
@@ -44,13 +58,15 @@ def resolve(spec: str | os.PathLike[str], *, trust_pickle: bool = False) -> Sour
     if not isinstance(text, str):
         raise ArgumentError(f"a source is given as {spec!r}: expected a text, such as 'timm:resnet50'")
     with refusing(ArtifactError, f"'{text}'"):
-        return _load(text, trust_pickle)
+        found = _load(text, trust_pickle, values)
+        return found if inputs is None else _with_inputs(found, inputs)
 
 
-def _load(source: str, trust_pickle: bool) -> Source:
+def _load(source: str, trust_pickle: bool, values: bool) -> Source:
     for kind in kinds():
         if kind.matches(source):
-            return kind.load(source.removeprefix(kind.prefix + ":") if kind.prefix else source, trust_pickle)
+            place = source.removeprefix(kind.prefix + ":") if kind.prefix else source
+            return kind.load(place, trust_pickle) if values or kind.shapes is None else kind.shapes(place)
     known = ", ".join(kind.example for kind in kinds())
     if not Path(source).exists() and not Path(source).suffix:
         raise ArtifactError(f"'{source}' names no model, and there is no such file. A source is one of: {known}.")
@@ -59,6 +75,23 @@ def _load(source: str, trust_pickle: bool) -> Source:
             f"There is no file '{source}', and its extension is none of a model. A source is one of: {known}."
         )
     raise ArtifactError(f"'{source}' does not have the extension of a saved model. A source is one of: {known}.")
+
+
+def _with_inputs(source: Source, sizes: InputSizes) -> Source:
+    if source.with_inputs is not None:
+        return source.with_inputs(sizes)
+    generator, tensors = torch.Generator().manual_seed(0), {}
+    for name, value in sizes.items():
+        shape: tuple[Any, ...] = tuple(value) if isinstance(value, Sequence) else (value,)
+        if any(not isinstance(size, int) or size < 1 for size in shape):
+            raise ArgumentError(f"inputs: '{name}' is given {value!r}; expected sizes such as (2, 3, 224, 224)")
+        tensors[name] = torch.randn(shape, generator=generator)
+    return replace(source, example_inputs=CallInputs((), tensors))
+
+
+def notes_on(model: nn.Module) -> tuple[str, ...]:
+    """What a report has to say of where a model comes from."""
+    return tuple(note for kind in kinds() if kind.notes is not None for note in kind.notes(model))
 
 
 def infer(model: nn.Module) -> CallInputs:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import nn
 from torch.export import ExportedProgram
@@ -14,7 +14,10 @@ from torch.export import ExportedProgram
 from anytimeify.capture.inputs import CallInputs
 from anytimeify.errors import ArtifactError
 
-__all__ = ["Source", "SourceKind", "existing_file"]
+__all__ = ["InputSizes", "Source", "SourceKind", "existing_file"]
+
+
+InputSizes: TypeAlias = Mapping[str, int | float | Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,7 @@ class Source:
     model: nn.Module | ExportedProgram
     example_inputs: Any = None
     name: str = ""
+    with_inputs: Callable[[InputSizes], Source] | None = None  # of a kind that knows its inputs by name
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,8 @@ class SourceKind:
     suffixes: tuple[str, ...] = ()  # (".pt2",) for files
     pattern: str = ""  # of what no other kind takes, and no file is called
     inputs: Callable[[nn.Module], CallInputs | None] | None = None  # of a model that tells by itself what it takes
+    notes: Callable[[nn.Module], tuple[str, ...]] | None = None  # what a report says of a model of this kind
+    shapes: Callable[[str], Source] | None = None  # the model without values, where those are not needed
 
     def matches(self, source: str) -> bool:
         if self.prefix:

@@ -1,0 +1,1 @@
+"""ONNX files as sources: what was tried, and the page that says so."""
