@@ -204,6 +204,8 @@ def _warn(captured: Captured) -> None:
     says it too."""
     if captured.limit is not None:
         warnings.warn(f"the result takes only {captured.limit}", AnytimeWarning, stacklevel=3)
+    for kept in captured.whole:
+        warnings.warn(kept, AnytimeWarning, stacklevel=3)
     for lost in captured.lost:
         warnings.warn(f"the result trains differently from the backbone: {lost}", AnytimeWarning, stacklevel=3)
 
