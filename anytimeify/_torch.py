@@ -44,7 +44,6 @@ from torch._subclasses import FakeTensorMode
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, is_fake
 from torch.autograd import function
 from torch.export import ExportedProgram
-from torch.export.pt2_archive import _package as pt2_archive
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from torch.utils import _pytree as pytree
 from torch.utils import checkpoint as checkpointing
@@ -117,11 +116,15 @@ def package_pt2(
     file: str | os.PathLike[str], programs: Mapping[str, ExportedProgram], texts: Mapping[str, str]
 ) -> None:
     """Writes an archive of several programs, and texts beside them."""
+    from torch.export.pt2_archive import _package as pt2_archive  # it imports torch._dynamo
+
     pt2_archive.package_pt2(file, exported_programs=dict(programs), extra_files=dict(texts))
 
 
 def load_pt2(file: str | os.PathLike[str]) -> dict[str, ExportedProgram]:
     """The programs of an archive. Loading one can run code: for files that were just written."""
+    from torch.export.pt2_archive import _package as pt2_archive
+
     return pt2_archive.load_pt2(file).exported_programs
 
 

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from torch.export import ExportedProgram
-from torch.export.pt2_archive import PT2ArchiveReader, PT2ArchiveWriter
 
 from anytimeify._torch import load_pt2, package_pt2
 from anytimeify.capture.inputs import CallInputs
@@ -50,6 +49,8 @@ def write_pt2(levels: Levels, file: Path, name: str) -> None:
 
 def _share_weights(apart: Path, file: Path, programs: Mapping[str, ExportedProgram]) -> None:
     """Copies an archive, without the payloads of weights that are ranges of others."""
+    from torch.export.pt2_archive import PT2ArchiveReader, PT2ArchiveWriter  # they import torch._dynamo
+
     with PT2ArchiveReader(str(apart)) as archive, PT2ArchiveWriter(str(file)) as shared:
         configs = {called: json.loads(archive.read_string(_CONFIG.format(called))) for called in programs}
         pool = Pool()
