@@ -7,6 +7,7 @@ What is used, and why nothing public does it:
 * `torch.utils._pytree`: the trees that `torch.export` itself describes inputs and outputs with;
 * `SymInt.node.expr`: the expression behind a dynamic size;
 * `torch.utils._sympy.functions`: the functions that such expressions are made of;
+* `torch._subclasses.fake_tensor.is_fake`: whether a tensor that an exporter passes around has values;
 * `torch._subclasses.FakeTensorMode`: to run an operation on tensors of dynamic sizes;
 * `torch._export.serde`: an exported program from a document that was read and checked here;
 * `torch.export.pt2_archive._package`: archives of several programs;
@@ -39,7 +40,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch._ops import HigherOrderOperator, OpOverload
 from torch._subclasses import FakeTensorMode
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, is_fake
 from torch.autograd import function
 from torch.export import ExportedProgram
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
@@ -66,6 +67,7 @@ __all__ = [
     "flatten",
     "functional_overload",
     "gradient_hooks",
+    "has_values",
     "is_higher_order",
     "is_plain",
     "is_watched",
@@ -112,7 +114,7 @@ def package_pt2(
     file: str | os.PathLike[str], programs: Mapping[str, ExportedProgram], texts: Mapping[str, str]
 ) -> None:
     """Writes an archive of several programs, and texts beside them."""
-    from torch.export.pt2_archive import _package as pt2_archive  # takes as long to import as all of this package
+    from torch.export.pt2_archive import _package as pt2_archive  # it imports torch._dynamo
 
     pt2_archive.package_pt2(file, exported_programs=dict(programs), extra_files=dict(texts))
 
@@ -331,6 +333,11 @@ def is_plain(tensor: Tensor) -> bool:
         and torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is None
         and torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is None
     )
+
+
+def has_values(tensor: Tensor) -> bool:
+    """Whether a tensor has numbers, be it under a tracer or not."""
+    return not tensor.is_meta and not is_fake(tensor)
 
 
 def is_watched() -> bool:

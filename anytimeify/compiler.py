@@ -145,10 +145,8 @@ def transform(
         rewritten = options.after(rewritten, captured, several, chosen)
         captured = captured.losing(*norms_without_count(rewritten.program))
         owner = Owner(models, consume=consume)
-        captured, rewritten = (
-            replace(one, program=replace(one.program, tensors=owner.own(one.program.tensors)))
-            for one in (captured, rewritten)
-        )
+        captured = replace(captured, program=owner.owned(captured.program))
+        rewritten = replace(rewritten, program=owner.owned(rewritten.program))
         progress.step("building levels", shares[1])
         net = AnytimeModel(compiled(captured, axes, chosen, rewritten, options), loss)
         if isinstance(models[0], nn.Module):
@@ -206,6 +204,8 @@ def _warn(captured: Captured) -> None:
     says it too."""
     if captured.limit is not None:
         warnings.warn(f"the result takes only {captured.limit}", AnytimeWarning, stacklevel=3)
+    for kept in captured.whole:
+        warnings.warn(kept, AnytimeWarning, stacklevel=3)
     for lost in captured.lost:
         warnings.warn(f"the result trains differently from the backbone: {lost}", AnytimeWarning, stacklevel=3)
 

@@ -4,21 +4,28 @@
 
 Each backbone is exported once on its own (the named alternative, same machine, same process), then transformed with
 verification; the table gives both, the analysis alone, and the ratio of everything besides the export to the export.
+A second table has networks of torchvision, transformed without verification, beside `torch.export` and, where
+`torch_pruning` is installed, the dependency graph of Torch-Pruning and one pruned copy. A third one is that of
+`benchmarks/transform_memory.py`. All times are of the processor, on one thread.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import gc
+import importlib
+import importlib.util
 import platform
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import nn
 from torch.export import Dim
 
-from anytimeify import AnytimeModel, NestedChannels, verification
+from anytimeify import AnytimeModel, NestedChannels, transform, verification
 from anytimeify._torch import prepare_torchvision
 from anytimeify.analysis.axes import analyse
 from anytimeify.capture import capture
@@ -42,6 +49,11 @@ BACKBONES = {
     "vit_tiny_r_s16_p8_224": 224,
 }
 
+OF_TORCHVISION = (
+    *("alexnet", "vgg11", "resnet18", "resnet50", "densenet121", "mobilenet_v2", "mobilenet_v3_small"),
+    *("efficientnet_b0", "shufflenet_v2_x1_0", "regnet_y_400mf", "convnext_tiny"),
+)
+
 
 def main() -> None:
     """Measure and print; with `--out` also write the page."""
@@ -52,6 +64,7 @@ def main() -> None:
     prepare_torchvision()
     import timm
 
+    torch.set_num_threads(1)
     scheme = NestedChannels(widths=(0.25, 0.5, 1.0))
     capture(nn.Linear(2, 2), (torch.randn(2, 2),))  # the first export of a process loads much of torch
     rows = []
@@ -72,9 +85,61 @@ def main() -> None:
     summary = f"Median of rest / export: {ratios[len(ratios) // 2]:.2f}; worst: {ratios[-1]:.2f}."
     print(table, summary, sep="\n\n")
     if arguments.out:
-        arguments.out.write_text(
-            PAGE.format(table=table, summary=summary, torch=torch.__version__, python=platform.python_version())
-        )
+        others, large = beside_others(scheme), importlib.import_module("transform_memory").table(LARGE)
+        versions = {"torch": torch.__version__, "python": platform.python_version()}
+        arguments.out.write_text(PAGE.format(table=table, summary=summary, others=others, large=large, **versions))
+
+
+LARGE = "vit_large_patch16_224"
+
+
+def beside_others(scheme: NestedChannels) -> str:
+    """Networks of torchvision without verification: the second table."""
+    import torchvision
+
+    lines = [
+        "| network | torch.export s | transform s | consume=True s | transform / export | Torch-Pruning s |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in OF_TORCHVISION:
+        model, x = getattr(torchvision.models, name)(weights=None), torch.randn(2, 3, 224, 224)
+        exported = least(lambda: torch.export.export(model, (x,), dynamic_shapes=({0: Dim.DYNAMIC},), strict=False))  # noqa: B023  # called at once
+        transformed = least(lambda: transform(model, scheme, (x,), verify=False))  # noqa: B023  # called at once
+        pruned = pruning(model, x)
+        consumed = least(lambda: transform(model, scheme, (x,), verify=False, consume=True))  # noqa: B023  # called at once
+        ratio = transformed / exported
+        lines.append(f"| {name} | {exported:.2f} | {transformed:.2f} | {consumed:.2f} | {ratio:.2f} | {pruned} |")
+        print(lines[-1], flush=True)
+    return "\n".join(lines)
+
+
+def least(call: Callable[[], object]) -> float:
+    """Processor time of the quicker of two calls."""
+    seconds = []
+    for _ in range(2):
+        gc.collect()
+        start = time.process_time()
+        call()
+        seconds.append(time.process_time() - start)
+    return min(seconds)
+
+
+def pruning(model: nn.Module, x: torch.Tensor) -> str:
+    """What Torch-Pruning takes to cut one copy of a network to half its channels."""
+    if importlib.util.find_spec("torch_pruning") is None:
+        return "not installed"
+    other = importlib.import_module("torch_pruning")
+
+    def prune() -> None:
+        thin = copy.deepcopy(model)
+        heads = [one for one in thin.modules() if isinstance(one, nn.Linear) and one.out_features == 1000]
+        importance = other.importance.MagnitudeImportance()
+        other.pruner.MagnitudePruner(thin, x, importance, pruning_ratio=0.5, ignored_layers=heads).step()
+
+    try:
+        return f"{least(prune):.2f}"
+    except Exception as error:
+        return type(error).__name__
 
 
 class Row:
@@ -98,17 +163,17 @@ def measure(name: str, model: nn.Module, x: torch.Tensor, scheme: NestedChannels
     seconds: dict[str, float] = {}
 
     def clock(step: str, since: float) -> float:
-        now = time.perf_counter()
+        now = time.process_time()
         seconds[step] = now - since
         return now
 
     gc.collect()
     model.train()
-    start = time.perf_counter()
+    start = time.process_time()
     torch.export.export(model, (x,), dynamic_shapes=({0: Dim.DYNAMIC},), strict=False)
     clock("export", start)
     gc.collect()
-    start = time.perf_counter()
+    start = time.process_time()
     captured = capture(model, (x,))
     start = clock("capture", start)
     seconds["capture"] = max(0.0, seconds["capture"] - seconds["export"])
@@ -124,15 +189,30 @@ def measure(name: str, model: nn.Module, x: torch.Tensor, scheme: NestedChannels
 
 PAGE = """# Time to transform
 
-`python benchmarks/transform_time.py --out docs/transform_time.md`, torch {torch}, Python {python}, 2 CPU cores, widths
-0.25, 0.5, 1, verified. "torch.export" is a run of its own on the same backbone; "capture besides" is what `capture`
-adds to it (canonical form, a check of the captured graph against the backbone); "analysis" finds the axes; "rewrite"
-builds the levels and the module; "verify" runs the backbone, every level and every extract once, the backbone and the
-full level on a batch of another size, and one step of training of both.
+`python benchmarks/transform_time.py --out docs/transform_time.md`, torch {torch}, Python {python}, processor time on
+one thread, widths 0.25, 0.5, 1, verified. "torch.export" is a run of its own on the same backbone; "capture besides" is
+what `capture` adds to it (canonical form, a check of the captured graph against the backbone); "analysis" finds the
+axes; "rewrite" builds the levels and the module; "verify" runs the backbone, every level and every extract once, the
+backbone and the full level on a batch of another size, and one step of training of both.
 
 {table}
 
 {summary}
+
+## Without verification, beside others
+
+Networks of torchvision, `transform(..., verify=False)` to three widths, the quicker of two runs. Torch-Pruning, in the
+same run, cuts one copy to half its channels. `consume=True` takes the backbone's memory over: of `alexnet` and `vgg11`,
+which are mostly weights, most of the time is that of copying them.
+
+{others}
+
+## A large network
+
+`python benchmarks/transform_memory.py`: ViT-L/16, `verify=False`. Memory is the most that the process has held since
+before the call, less what it held then, over the bytes of the result's parameters.
+
+{large}
 """
 
 if __name__ == "__main__":

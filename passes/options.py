@@ -59,15 +59,14 @@ class Options:
         return several, analyse(several.program)
 
     def _check_results(self) -> None:
-        """`SchemeError` for options that are about predictions alone."""
-        given = {"a taxonomy": self.taxonomy, "a consensus": self.consensus}
-        for option, value in given.items():
-            if value is not None:
-                raise SchemeError(
-                    f"{option} is about one prediction, and levels return all that the backbone returns (output='all', "
-                    "or a backbone that returns different things in train mode and eval mode): leave one of them out, "
-                    "or say with output=... which of the results is the prediction"
-                )
+        """`SchemeError` for a taxonomy: coarser classes have no place in the backbone's structure."""
+        if self.taxonomy is not None:
+            raise SchemeError(
+                "with a taxonomy a level may predict coarser classes than the backbone, for which there is no place in "
+                "the structure that the backbone returns (output='all', or a backbone that returns different things in "
+                "train mode and eval mode): leave one of them out, or say with output=... which of the results is the "
+                "prediction"
+            )
 
     def after(self, rewritten: Rewritten, captured: Captured, given: Captured, scheme: Scheme) -> Rewritten:
         """What is made of a scheme's result; `given` is what the scheme was given of the network."""

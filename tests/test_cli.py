@@ -448,7 +448,7 @@ def test_output_that_exists(shell: Shell) -> None:
 
 
 def test_failure_while_writing_leaves_nothing(shell: Shell, exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setitem(FORMATS, "pt2", full)

@@ -16,6 +16,7 @@ from anytimeify.capture.compare import (
     Expected,
     Gap,
     difference,
+    drawing,
     expected_from_module,
     fits,
     gaps,
@@ -29,6 +30,7 @@ from anytimeify.capture.export import does_not_run, explain, export
 from anytimeify.capture.generalise import Differs
 from anytimeify.capture.guards import unkept_guard
 from anytimeify.capture.inputs import Arguments, CallInputs, of_batch
+from anytimeify.capture.kept_whole import KeptWhole
 from anytimeify.capture.modes import Modes
 from anytimeify.capture.on_meta import Shell
 from anytimeify.capture.outputs import choose
@@ -53,6 +55,11 @@ class Attempt:
     wrong: Captured | None = None  # what came out, but computes something else
     gap: float = 0.0
     untold: bool = False  # what this mode returns does not tell the prediction
+
+    @property
+    def draws(self) -> int:
+        """How many operations draw random numbers in eval mode, too."""
+        return 0 if self.captured is None else len(drawing(self.captured.program))
 
 
 @dataclass(frozen=True)
@@ -100,6 +107,7 @@ class Source:
     expected: Expected | None = None
     generalises: bool = False  # exports for two fixed batches are put together
     everything: bool = False  # all results are captured
+    whole: KeptWhole | None = None  # modules that no export looks into
     traced: bool = False  # what takes long to compute is compared without values, if it can be
     shell: Shell | None = None  # what the model is, where its tensors have no values: then nothing is compared by them
 
@@ -114,7 +122,7 @@ class Source:
         source = self.tracing(trained)
         source = replace(source, expected=source.in_eval_mode()) if wanted else source
         attempt = source.capture(trained, training=True) if trained is not None else Attempt(why=why)
-        if attempt.captured is not None and not attempt.collected and self.shell is None:
+        if attempt.captured is not None and not attempt.collected and self.shell is None and not attempt.draws:
             return Found(source, attempt.captured)
         exported, why = source.export(training=False)
         if attempt.untold and exported is not None and self.output is None:
@@ -160,7 +168,9 @@ class Source:
             return None, error
 
     def _export(self, inputs: CallInputs, dynamic_shapes: Any, training: bool) -> tuple[ExportedProgram, str | None]:
-        program, note = export(self.model, inputs, dynamic_shapes, training=training, held=self.modes.held)
+        program, note = export(
+            self.model, inputs, dynamic_shapes, training=training, held=self.modes.held, whole=self.whole
+        )
         return (program if self.shell is None else self.shell.restore(program)), note
 
     def _export_twice(self, training: bool) -> Exported:
@@ -271,7 +281,7 @@ class Source:
         values, whether it is the same graph in eval mode.
 
         Buffers that train mode only writes to may be what eval mode reads, and be neutral by chance (zeros) today: so
-        both programs are run with others."""
+        both programs are run with others. A coin that train mode throws may fall as if it was not thrown."""
         if again.captured is None:
             return not isinstance(again.why, BufferMutation)
         assert attempt.captured is not None
@@ -279,6 +289,8 @@ class Source:
             return same_in_eval_mode(attempt.captured.program, again.captured.program)
         if self.expected is None:
             return True
+        if attempt.draws != again.draws:
+            return False
         mine, other = (with_other_values(one, attempt.collected) for one in (attempt.captured, again.captured))
         return Gap.between(results_of_program(other), results_of_program(mine)).is_rounding
 
@@ -349,8 +361,8 @@ class Source:
         random = randomness(wrong.program)
         if random is not None:
             return VerificationError(
-                f"{self.name} is random in eval mode, so that no two runs agree: {random}. Let it do so in train mode "
-                "only (if self.training: ...)."
+                f"{self.name} is random in eval mode, and its graph differs from it even where every operation draws "
+                f"the same numbers: {random}. Let it do so in train mode only (if self.training: ...)."
             )
         assert self.expected is not None
         repeated = difference(self.expected.computed.prediction, replace(self, traced=False).in_eval_mode().prediction)

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from anytimeify._torch import TreeSpec, flatten, unflatten
@@ -18,18 +18,20 @@ from anytimeify.capture.custom_derivatives import direct_checkpoints
 from anytimeify.capture.inputs import CallInputs
 from anytimeify.capture.modes import attributes_kept, in_mode
 from anytimeify.capture.outputs import choose
+from anytimeify.capture.same_draws import SameDraws, same_draws
 from anytimeify.capture.traced import Numbering
 from anytimeify.codegen.interpret import interpret
 from anytimeify.codegen.to_modules import to_modules
 from anytimeify.errors import CaptureError
 from anytimeify.ir import Captured, Program
-from anytimeify.rules.training import draws
+from anytimeify.rules.training import draws, trains
 
 __all__ = [
     "Expected",
     "Gap",
     "buffers_kept",
     "difference",
+    "drawing",
     "expected_from_exported",
     "expected_from_module",
     "fits",
@@ -124,19 +126,19 @@ def traced_from_module(model: nn.Module, inputs: CallInputs, output: int | str |
 
 def expected_from_module(model: nn.Module, inputs: CallInputs, output: int | str | None) -> Expected:
     """In eval mode; what the model writes to its buffers is put back. Raises whatever the model raises."""
-    with in_mode(model, training=False), buffers_kept(model), direct_checkpoints(), _quietly():
+    with in_mode(model, training=False), buffers_kept(model), direct_checkpoints(), _quietly(), SameDraws():
         return Expected.of(model(*inputs.args, **inputs.kwargs), output)
 
 
 def expected_from_exported(exported: ExportedProgram, inputs: CallInputs, output: int | str | None) -> Expected:
     """In the mode that the program was exported in; its buffers are put back."""
-    with _kept(exported.state_dict), _quietly():
+    with _kept(exported.state_dict), _quietly(), SameDraws():
         return Expected.of(exported.module(check_guards=False)(*inputs.args, **inputs.kwargs), output)
 
 
 def gaps(captured: Captured, expected: Expected) -> list[float]:
     """The difference of every output of the program, in eval mode, from the expected prediction."""
-    with _quietly():
+    with _quietly(), same_draws(captured.program):
         results = interpret(captured.program, captured.example_inputs)
     want = expected.computed.prediction
     return [difference(want, have) if have.dtype == want.dtype else float("inf") for have in results]
@@ -144,12 +146,13 @@ def gaps(captured: Captured, expected: Expected) -> list[float]:
 
 def results_of_program(captured: Captured, *, training: bool = False) -> list[Tensor]:
     """What the program returns in one mode, on the example inputs: every tensor once, or the prediction alone."""
+    draws = same_draws(captured.program)
     if training:
         network = to_modules(captured.program)
-        with in_mode(network, training=True), _kept(captured.program.tensors), _quietly():
+        with in_mode(network, training=True), _kept(captured.program.tensors), _quietly(), draws:
             results = network(*captured.example_inputs)
     else:
-        with _quietly():
+        with _quietly(), draws:
             results = interpret(captured.program, captured.example_inputs)
     return [results[output] for output in _compared(captured, training=training)]
 
@@ -235,10 +238,16 @@ def _wide(tensor: Tensor) -> Tensor:
 
 def randomness(program: Program) -> str | None:
     """The first node, in words, that draws random numbers in eval mode too: then no two runs agree."""
-    for node in to_modules(program, training=False).graph.nodes:
-        if draws(node):
-            return f"'{node.target}' (node '{node.name}' of {node.meta.get('origin')}) draws random numbers"
+    for node in drawing(program):
+        return f"'{node.target}' (node '{node.name}' of {node.meta.get('origin')}) draws random numbers"
     return None
+
+
+def drawing(program: Program) -> list[fx.Node]:
+    """What draws random numbers in eval mode too."""
+    if not any(draws(node) and not trains(node) for node in program.graph.nodes):
+        return []
+    return [node for node in to_modules(program, training=False).graph.nodes if draws(node)]
 
 
 @contextmanager

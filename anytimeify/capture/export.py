@@ -10,7 +10,7 @@ import re
 import traceback
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -21,11 +21,12 @@ from anytimeify._torch import quiet_exporter
 from anytimeify.capture.custom_derivatives import kept
 from anytimeify.capture.fallbacks import WAYS, Way, reads_values
 from anytimeify.capture.inputs import CallInputs, repeated, shapes_of_batch
+from anytimeify.capture.kept_whole import KeptWhole
 from anytimeify.capture.modes import attributes_kept, in_mode
 from anytimeify.errors import AnytimeError, CaptureError
 from anytimeify.operators.modules import CUMULATIVE
 
-__all__ = ["does_not_run", "explain", "export", "reason_of"]
+__all__ = ["does_not_run", "explain", "export", "reason_of", "shown"]
 
 
 @contextmanager
@@ -63,9 +64,11 @@ def export(
     *,
     training: bool,
     held: frozenset[str] = frozenset(),
+    whole: KeptWhole | None = None,
 ) -> tuple[ExportedProgram, str | None]:
-    """`torch.export`, the batch dynamic where `dynamic_shapes` is None, modules `held` in eval mode in any case; and a
-    note on the way that it took, where that was not the first (see `anytimeify.capture.fallbacks`).
+    """`torch.export`, the batch dynamic where `dynamic_shapes` is None, modules `held` in eval mode in any case, those
+    of `whole` as they are; and a note on the way that it took, where that was not the first (see
+    `anytimeify.capture.fallbacks`).
 
     Raises whatever `torch.export` raises at the first: see `explain`."""
     inputs = inputs.aliased()
@@ -77,6 +80,7 @@ def export(
         in_mode(model, training=training, held=held),
         _cumulative_averages(model),
         _on_one_device(model),
+        nullcontext() if whole is None else whole.replaced(inputs, training=training, held=held),
         torch.enable_grad(),
         warnings.catch_warnings(),
         quiet_exporter(),
@@ -127,10 +131,11 @@ def explain(model: nn.Module, inputs: CallInputs, error: Exception) -> CaptureEr
             "torch.export.register_dataclass on it once; else use tuples, lists or dicts of tensors."
         )
     if _DATA_DEPENDENT.search(text):
-        shown = f": {line}" if (line := _line(error)) else ""
+        told = f": {line}" if (line := _line(error)) else ""
         return CaptureError(
-            f"{name} has control flow or sizes that depend on the values of tensors{where}{shown}. "
-            "A graph cannot say that: replace the branch by arithmetic (torch.where), or take it out of forward()."
+            f"{name} has control flow or sizes that depend on the values of tensors{where}{told}. "
+            "A graph cannot say that: replace the branch by arithmetic (torch.where), take it out of forward(), or put "
+            "it into a sub-module of its own, which is then kept whole."
         )
     return CaptureError(
         f"torch.export cannot capture {name}{where}: {_reason(error)}. "
@@ -199,6 +204,14 @@ def reason_of(error: BaseException) -> str:
     """The reason why a batch is not dynamic, with the line of the user's code where the exporter knows it."""
     made_a_number = not isinstance(error, AnytimeError) and "pecializ" in str(error)
     return ("forward() makes a plain number of it" if made_a_number else _reason(error)) + _where(error)
+
+
+def shown(error: BaseException) -> str:
+    """Why an export failed, with the line of the user's code."""
+    text = f"{type(error).__name__}: {error}"
+    line = _line(error)
+    why = "something depends on the values of tensors" if _DATA_DEPENDENT.search(text) else _reason(error)
+    return f"{why}{_where(error)}" + (f": {line}" if line else "")
 
 
 def _reason(error: BaseException) -> str:

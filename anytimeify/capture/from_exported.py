@@ -11,9 +11,10 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
 from anytimeify._torch import unflatten
-from anytimeify.capture.canonical import canonicalise, results_of
+from anytimeify.capture.another_batch import agrees_on_parts, for_other_batches
+from anytimeify.capture.canonical import Counterpart, canonicalise, results_of
 from anytimeify.capture.compare import Gap, expected_from_exported, fits
-from anytimeify.capture.inputs import CallInputs, call_inputs
+from anytimeify.capture.inputs import CallInputs, call_inputs, of_batch
 from anytimeify.capture.outputs import choose
 from anytimeify.capture.results import structure_of, tensor_places, with_results
 from anytimeify.capture.training_form import trains
@@ -65,34 +66,91 @@ def _captured(
     tree = unflatten(list(range(len(results))), exported.call_spec.out_spec)
     position = choose(tree, [result is not None for result in results], output)
     try:
-        restore = None if training else frozenset[str]()
-        places = tensor_places(exported) if everything else [position]
-        captured, _ = canonicalise(exported, inputs, places, restore=restore, updates=training)
+        captured = _canonical(exported, inputs, position, training=training, everything=everything)
     except BufferMutation as error:
         raise UnsupportedOpError(
             f"The exported program writes to a tensor of its own: {error}. Export it without."
         ) from error
-    if everything:
-        structure = structure_of(exported, position)
-        signature = replace(captured.signature, prediction=position)
-        captured = replace(with_results(captured, Results(structure, structure)), signature=signature)
-    if not training:
-        captured = captured.losing("exported in eval mode: norms train again, dropout and stochastic depth are lost")
+    if check:
+        _compare(exported, inputs, output, captured, training=training)
     if captured.batch is None:
-        fixed = "the batch size is fixed, as in the exported program"
-        captured = replace(captured, notes=(*captured.notes, fixed))
+        general = _with_any_batch(exported, inputs, position, captured, training=training, everything=everything)
+        captured = general if general is not None else _with_fixed_batch(captured, inputs)
     elif captured.batch_range != (1, None):
         some = f"takes batches of {captured.batches}, as the exported program does"
         captured = replace(captured, notes=(*captured.notes, some))
-    if check:
-        expected = expected_from_exported(exported, inputs, output)
-        gap = Gap.of(captured, expected, training=training)
-        if not gap.is_rounding and not _random(captured):
-            raise CaptureError(
-                f"The exported program does not survive capture: on its example inputs the canonical graph differs by "
-                f"{gap.size:.1e} of the largest output. Export the model anew, in train mode."
-            )
+    if not training:
+        captured = captured.losing("exported in eval mode: norms train again, dropout and stochastic depth are lost")
     return captured
+
+
+def _canonical(
+    exported: ExportedProgram,
+    inputs: CallInputs,
+    position: int,
+    *,
+    training: bool,
+    everything: bool,
+    counterpart: Counterpart | None = None,
+) -> Captured:
+    restore = None if training else frozenset[str]()
+    places = tensor_places(exported) if everything else [position]
+    captured, _ = canonicalise(exported, inputs, places, restore=restore, updates=training, counterpart=counterpart)
+    if not everything:
+        return captured
+    structure = structure_of(exported, position)
+    signature = replace(captured.signature, prediction=position)
+    return replace(with_results(captured, Results(structure, structure)), signature=signature)
+
+
+def _with_any_batch(
+    exported: ExportedProgram,
+    inputs: CallInputs,
+    position: int,
+    fixed: Captured,
+    *,
+    training: bool,
+    everything: bool,
+) -> Captured | None:
+    """The program with a dynamic batch, where its own parts confirm it."""
+    found = for_other_batches(exported, inputs)
+    if found is None:
+        return None
+    first, other = found
+    try:
+        given = of_batch(inputs, other.batch)
+        general = _canonical(first, given, position, training=training, everything=everything, counterpart=other)
+        general = replace(general, example_inputs=fixed.example_inputs)
+        if general.batch is None or not agrees_on_parts(fixed, general):
+            return None
+    except Exception:  # a guess, and whatever comes of it where it is wrong
+        return None
+    note = (
+        f"the batch was made dynamic: the program is written for batches of {inputs.batch}, and was compared with "
+        "itself on such parts of larger ones"
+    )
+    return replace(general, notes=(*general.notes, note))
+
+
+def _with_fixed_batch(captured: Captured, inputs: CallInputs) -> Captured:
+    limit = (
+        f"batches of {inputs.batch}, which is written into the exported program: export it with dynamic_shapes, such "
+        "as torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)), or pass the model itself"
+    )
+    return captured.limited_to(limit)
+
+
+def _compare(
+    exported: ExportedProgram, inputs: CallInputs, output: int | str | None, captured: Captured, *, training: bool
+) -> None:
+    """`CaptureError` where the capture is not what the program is, in the mode of the export, unless that is random."""
+    expected = expected_from_exported(exported, inputs, output)
+    gap = Gap.of(captured, expected, training=training)
+    if not gap.is_rounding and not _random(captured):
+        raise CaptureError(
+            f"The exported program does not survive capture: on its example inputs the canonical graph differs by "
+            f"{gap.size:.1e} of the largest output. Export the model anew, in train mode."
+        )
 
 
 def _check_inputs(exported: ExportedProgram, inputs: CallInputs) -> None:

@@ -8,10 +8,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from anytimeify.capture.both_modes import Found, Source, first_line
-from anytimeify.capture.compare import Expected, Gap
-from anytimeify.capture.export import reason_of
+from anytimeify.capture.compare import Expected, Gap, randomness
+from anytimeify.capture.export import reason_of, shown
 from anytimeify.capture.generalise import Differs
 from anytimeify.capture.inputs import CallInputs, in_order, of_batch, refuse_no_sample
+from anytimeify.capture.kept_whole import KeepingError, KeptWhole, culprit
 from anytimeify.capture.modes import Modes, refuse_hooks
 from anytimeify.capture.on_meta import Shell
 from anytimeify.errors import AnytimeError
@@ -19,6 +20,7 @@ from anytimeify.ir import Captured
 
 __all__ = ["from_module"]
 
+_MOST_WHOLE = 64  # modules that are kept whole
 _LARGEST_TRIED = 256  # samples of a batch, to find out whether a limit is one of the model
 
 
@@ -60,16 +62,47 @@ def from_module(
         traced=traced,
         shell=shell,
     )
-    found = source.capture_both(check)
-    if dynamic_shapes is None and (found.captured is None or found.unexported):
-        found = _for_fixed_batches(found)
-    if found.captured is None:
+    found = _found(source, check)
+    if found.captured is None and shell is not None:  # without values nothing can be run
         raise found.refusal()
+    if found.captured is None:
+        found = _with_modules_whole(source, found, check)
+    assert found.captured is not None
     # Who gives the dynamic sizes gives their ranges, too.
     captured = _within_range(found.source, found.captured) if dynamic_shapes is None else found.captured
+    random = randomness(captured.program)
+    if random is not None:
+        note = f"random in eval mode too, and compared with the same draws on both sides: {random}"
+        captured = replace(captured, notes=(*captured.notes, note))
     if found.why is not None:
         return captured.losing(f"training-only behaviour was lost: {first_line(found.why)}")
     return captured
+
+
+def _found(source: Source, check: bool) -> Found:
+    found = source.capture_both(check)
+    if source.dynamic_shapes is None and (found.captured is None or found.unexported):
+        return _for_fixed_batches(found)
+    return found
+
+
+def _with_modules_whole(source: Source, refused: Found, check: bool) -> Found:
+    """With those sub-modules kept whole in which exports fail, one more at a time; raises the first refusal where that
+    does not help."""
+    found, whole = refused, KeptWhole(source.model)
+    while found.captured is None:
+        errors = [error for error in (found.why, found.again.why) if error is not None]
+        named = ((culprit(source.model, error, whole.why), error) for error in errors)
+        path, error = next((pair for pair in named if pair[0] is not None), (None, None))
+        if path is None or error is None or len(whole.why) > _MOST_WHOLE:
+            raise _with_reason(refused.refusal(), next((e for e in errors if isinstance(e, KeepingError)), None))
+        whole = whole.growing(path, shown(error))
+        found = _found(replace(source, whole=whole), check)
+    return replace(found, captured=found.captured.keeping(*whole.notes()))
+
+
+def _with_reason(refusal: Exception, why: KeepingError | None) -> Exception:
+    return refusal if why is None else type(refusal)(f"{refusal} {why}")
 
 
 def _for_fixed_batches(dynamic: Found) -> Found:

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
+
+from anytimeify.ir import Program
 
 __all__ = ["Owner", "borrowed", "own_copy"]
 
@@ -44,6 +47,10 @@ class Owner:
             if id(tensor) not in self._mine:
                 self._mine[id(tensor)] = tensor, self._owned(tensor)
         return {name: self._mine[id(tensor)][1] for name, tensor in tensors.items()}
+
+    def owned(self, program: Program) -> Program:
+        """The program with tensors of its own."""
+        return replace(program, tensors=self.own(program.tensors))
 
     def _owned(self, tensor: Tensor) -> Tensor:
         theirs = self._theirs.get(_memory(tensor), 0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Callable, Container, Mapping
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from anytimeify.capture.initial_values import initial, is_matrix, looks_drawn, shows_training
 from anytimeify.errors import SchemeError
+from anytimeify.operators.copies import copied
 
 __all__ = ["redrawn", "takes"]
 
@@ -25,8 +25,7 @@ def redrawn(model: nn.Module, wanted: Container[str] | None = None) -> Mapping[s
     3. where a parameter still looks as its constructor left it, and that is not what these draw, it is drawn as it is
        there (`initial`).
 
-    An initialiser that asks for other arguments is left out. Raises `SchemeError` where one of them fails, or where the
-    model cannot be copied.
+    An initialiser that asks for other arguments is left out. Raises `SchemeError` where one of them fails.
     """
     if wanted is not None:
         try:
@@ -38,13 +37,7 @@ def redrawn(model: nn.Module, wanted: Container[str] | None = None) -> Mapping[s
 
 
 def _redrawn(model: nn.Module, left_out: dict[int, Any]) -> Mapping[str, Tensor]:
-    try:
-        drawn = copy.deepcopy(model, left_out)
-    except Exception as error:
-        raise SchemeError(
-            f"init='fresh' runs the initialisers of a copy of {type(model).__name__}, which cannot be copied: {error}. "
-            "Use init='copy'"
-        ) from error
+    drawn = copied(model, left_out)
     before = dict(model.named_parameters())
     with torch.no_grad():
         for path, module in reversed(list(drawn.named_modules())):

@@ -46,12 +46,14 @@ class Deferred(fx.GraphModule, LazyModuleMixin):
             with ONE_AT_A_TIME:
                 if self._make is not None:
                     self._graph = self._make()
+                    self._graph.owning_module = self
                     self._make = None
         return self._graph
 
     @graph.setter
     def graph(self, graph: fx.Graph) -> None:
         self._make, self._graph = None, graph
+        graph.owning_module = self
         type(self).forward = Deferred._first_forward  # every graph module is of a class of its own
 
     def _first_forward(self, *args: Any) -> Any:
@@ -74,11 +76,11 @@ class Deferred(fx.GraphModule, LazyModuleMixin):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         self._ready()
-        return super().__deepcopy__(memo)  # type: ignore[no-untyped-call]  # of torch
+        return super().__deepcopy__(memo)
 
     def __reduce__(self) -> Any:
         self._ready()
-        return super().__reduce__()  # type: ignore[no-untyped-call]  # of torch
+        return super().__reduce__()
 
     def __str__(self) -> str:
         self._ready()

@@ -18,7 +18,8 @@ __all__ = ["interpret"]
 
 def interpret(program: Program, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """The outputs, without gradients. Values are let go of after their last use."""
-    graph = evaluate(program).graph
+    evaluated = evaluate(program)
+    graph = evaluated.graph
     given = iter(inputs)
     values: dict[fx.Node, Any] = {}
     last = _last_uses(graph)
@@ -32,7 +33,7 @@ def interpret(program: Program, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
                 values[node] = _evaluated(node, values)
             for done in last.get(node, ()):
                 del values[done]
-    return tuple(values[node] for node in graph.output_node().args[0])  # type: ignore[union-attr]  # a flat tuple
+    return tuple(values[node] for node in evaluated.outputs)
 
 
 def _evaluated(node: fx.Node, values: dict[fx.Node, Any]) -> Any:

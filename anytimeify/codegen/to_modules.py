@@ -11,13 +11,15 @@
    graphs they take their evaluation form: dropout and stochastic depth vanish. So do autograd functions: a training
    graph calls them, an inference graph computes what they compute.
 4. Everything else stays functional, and reads its tensors by `get_attr`.
-5. Tensors that nothing reads are registered under their names too, so the state dict is the backbone's.
+5. A module of the user's that is kept whole is, in inference graphs, a module of its own class.
+6. Tensors that nothing reads are registered under their names too, so the state dict is the backbone's.
 
 Nothing is copied: the modules hold the program's own tensors.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -31,6 +33,7 @@ from anytimeify.contract.pass_manager import rewrite
 from anytimeify.graph.traversal import reachable
 from anytimeify.ir import Program, names
 from anytimeify.ir.schema import bound, position, rebind
+from anytimeify.operators.kept_modules import Shell, call_of, items, shell_of
 from anytimeify.operators.modules import CUMULATIVE, Added, BatchNormCall, Part, TrainingSwitch
 from anytimeify.passes.rewrites.as_before import as_before
 from anytimeify.passes.rewrites.evaluate import evaluate
@@ -91,6 +94,7 @@ class _Lifter:
         self.placed: set[str] = set()
         self.counters: dict[str, fx.Node] = {}  # what counts the batches of norms, read
         self.renamed: dict[str, str] = {}  # state dict prefixes that could not be attribute names
+        self.kept: dict[tuple[fx.Node, ...], str] = {}  # where modules of the user's are, by the tensors that they hold
 
     def run(self) -> fx.Graph:
         readers = [node for node in self.program.graph.nodes if node.op == "get_attr"]
@@ -100,6 +104,10 @@ class _Lifter:
                 continue
             if node.op in ("placeholder", "get_attr", "output"):
                 self.values[node] = self.copy(node)
+            elif not self.training and has_kind(node, "kept module"):
+                self.call_kept(node)
+            elif node in self.values:  # a result of one
+                continue
             else:
                 self.values[node] = self.evaluation(node) or self.as_module(node) or self.copy(node)
         self.register_leftovers()
@@ -130,6 +138,42 @@ class _Lifter:
             # A gradient that is sparse cannot pass through the view of a table.
             new.args, new.kwargs = rebind(node.target, {**bound(new), "sparse": False})  # type: ignore[arg-type]
         return new
+
+    # -- modules of the user's -------------------------------------------------------------------------------------
+
+    def call_kept(self, node: fx.Node) -> None:
+        """Calls the module itself, as the backbone does, and finds the results in what it returns."""
+        given = bound(node)
+        shell, state = shell_of(given["module"]), tuple(given["state"])
+        if state not in self.kept:
+            self.kept[state] = self.place_kept(shell, state)
+        args, kwargs = call_of(shell.sample, [self.values[one] for one in given["inputs"]])
+        call = self.graph.create_node("call_module", self.attribute_path(self.kept[state]), args, kwargs, node.name)
+        call.meta = dict(node.meta)
+        places = items(shell.sample.returned)
+        assert places is not None
+        for user in node.users:
+            value = call
+            for place in places[user.args[1]]:  # type: ignore[index]  # of `operator.getitem`
+                value = self.graph.call_function(operator.getitem, (value, place))
+                value.meta = dict(user.meta)
+            self.values[user] = value
+
+    def place_kept(self, shell: Shell, state: tuple[fx.Node, ...]) -> str:
+        targets = [str(reader.target) for reader in state]
+        paths = {name.removesuffix(f".{own}") for name, own in zip(targets, shell.state, strict=True)}
+        path = paths.pop() if len(paths) == 1 else names.call(shell.path)
+        while path in self.kept.values() or path in targets:
+            path += "_"
+        module = shell.filled([self.program.tensors[name] for name in targets])
+        parent, name = self.container(path)
+        present = parent._modules.get(name)
+        for child_name, child in present.named_children() if present is not None else ():  # of tensors placed before
+            if child_name not in module._modules:
+                module.add_module(child_name, child)
+        parent.add_module(name, module)
+        self.placed.update(name for name in targets if name.startswith(f"{path}."))
+        return path
 
     # -- evaluation form -------------------------------------------------------------------------------------------
 

@@ -49,7 +49,7 @@ def write_pt2(levels: Levels, file: Path, name: str) -> None:
 
 def _share_weights(apart: Path, file: Path, programs: Mapping[str, ExportedProgram]) -> None:
     """Copies an archive, without the payloads of weights that are ranges of others."""
-    from torch.export.pt2_archive import PT2ArchiveReader, PT2ArchiveWriter  # slow to import
+    from torch.export.pt2_archive import PT2ArchiveReader, PT2ArchiveWriter  # they import torch._dynamo
 
     with PT2ArchiveReader(str(apart)) as archive, PT2ArchiveWriter(str(file)) as shared:
         configs = {called: json.loads(archive.read_string(_CONFIG.format(called))) for called in programs}

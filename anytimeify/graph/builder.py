@@ -109,6 +109,8 @@ class Builder:
         """What a tensor of this type is multiplied with to keep some elements; equal masks are one constant."""
         key = b"mask" + str((dtype, keep.shape)).encode() + np.packbits(keep).tobytes()
         name = self._constants.setdefault(key, f"{names.CONSTANTS}mask_{len(self._constants)}")
+        if name in self._attributes:
+            return self._attributes[name]
         device = next((t.device for t in self.tensors.values()), torch.device("cpu"))
         return self.attribute(name, torch.from_numpy(keep).to(device, dtype), like, transient=True)
 

@@ -54,6 +54,7 @@ class Captured:
     reference: Tensor | None = None  # the backbone's own prediction for the example inputs, in eval mode
     batch_range: tuple[int, int | None] = (1, None)  # the sizes of a dynamic batch that the program is right for
     limit: str | None = None  # the note that says why it takes fewer inputs than the backbone
+    whole: tuple[str, ...] = ()  # the notes that say which modules are kept as they are, and why
     # Everything that the backbone returns, in both modes, over the program's outputs; None where the prediction is all.
     results: Results | None = None
     # The backbone's tensors as its own initialisers draw them; None where its class is not known (a loaded file).
@@ -67,6 +68,10 @@ class Captured:
     def losing(self, *lost: str) -> Captured:
         """The same, with more that training loses."""
         return replace(self, notes=(*self.notes, *lost), lost=(*self.lost, *lost))
+
+    def keeping(self, *whole: str) -> Captured:
+        """The same, with the modules that are kept as they are."""
+        return replace(self, notes=(*self.notes, *whole), whole=(*self.whole, *whole))
 
     def limited_to(self, limit: str) -> Captured:
         """The same, with the reason why it takes fewer inputs than the backbone does."""

@@ -215,7 +215,7 @@ def _result_shape(node: fx.Node) -> tuple[Size, ...] | None:
 
 
 def _match(
-    term: Term, expr: Expr, op: Op, notation: Notation, bindings: dict[str, Expr], sizes: dict[str, Size]
+    term: Term, expr: Expr, op: Op, notation: Notation, bindings: dict[str, Expr], sizes: Mapping[str, Size]
 ) -> None:
     if isinstance(term, Name):
         if term.name in notation.positions:
@@ -239,7 +239,7 @@ def _match(
 
 
 def _instance(
-    term: Term, op: Op, notation: Notation, bindings: dict[str, Expr], sizes: dict[str, Size], size: Size
+    term: Term, op: Op, notation: Notation, bindings: dict[str, Expr], sizes: Mapping[str, Size], size: Size
 ) -> Expr:
     if isinstance(term, Name):
         if term.name not in bindings:

@@ -60,6 +60,7 @@ Kind: TypeAlias = Literal[
     "choice",  # one operand in training, another in eval mode
     "mode",  # what else training does besides
     "autograd function",
+    "kept module",  # a module of the user's, as it is
     "other",
 ]
 

@@ -275,14 +275,9 @@ class AnytimeModel(Described):
 
         `fold=True` merges batch norms into the convolutions before them. With a taxonomy every level gives the
         granularity that it serves, or all of them one `granularity`; levels that give different ones can be streamed,
-        but not stopped between for every sample.
+        but not stopped between for every sample. With `output="all"` stages give predictions alone.
         """
         refuse_without_values(self.tensors(), "staged")
-        if self._forms is not None:
-            raise ArgumentError(
-                "stages give predictions, and the levels of this model return all that the backbone returns: transform "
-                "it with output=..., which says what its prediction is"
-            )
         usable = [level.index for level in self.levels if not level.training_only]
         if granularity is not None and levels is None and self.taxonomy is not None:
             name = self.taxonomy.granularities[self.taxonomy.index(granularity)]

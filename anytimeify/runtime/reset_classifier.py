@@ -39,15 +39,10 @@ def new_heads(module: nn.Module, compiled: Compiled, live: Mapping[str, Tensor],
             "the taxonomy of this model says how many classes every granularity has, so its heads cannot be replaced: "
             "transform the backbone, with its own new head, and the taxonomy of its classes"
         )
-    if definition.rewritten.results is not None:
-        raise SchemeError(
-            "the levels of this model return all that the backbone returns, of which its classes are a part: transform "
-            "the backbone with its own new head"
-        )
     before = _as_made(definition, live)
     captured = definition.captured_with(before)
     made, axes, rewritten = _made(definition, captured, classes)
-    same = type_of(made.program.outputs[0]) == type_of(captured.program.outputs[0])
+    same = [type_of(node) for node in made.program.outputs] == [type_of(node) for node in captured.program.outputs]
     other = _made(definition, captured, classes + 1)[2] if same else definition.rewritten
     shapes = {name: tensor.shape for name, tensor in other.program.tensors.items()}
     found = rewritten.program.tensors

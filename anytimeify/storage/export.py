@@ -24,6 +24,7 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from anytimeify.capture.inputs import CallInputs, call_inputs, of_batch, owns_storage, repeated, shapes_of_batch
+from anytimeify.capture.kept_whole import culprit
 from anytimeify.errors import ArtifactError, CaptureError, MissingExtraError, VerificationError, first_line
 from anytimeify.io.files import new_file
 from anytimeify.process import ONE_AT_A_TIME
@@ -135,7 +136,14 @@ def exported(module: nn.Module, inputs: CallInputs, shapes: Any) -> ExportedProg
         with torch.no_grad():
             program = torch.export.export(module, owned.args, dict(owned.kwargs), dynamic_shapes=shapes)
     except Exception as error:
-        raise CaptureError(f"torch.export cannot export the extracted level: {first_line(error)}") from error
+        path = culprit(module, error, {})
+        kept = ""
+        if path is not None:
+            kind = type(module.get_submodule(path)).__name__
+            kept = (
+                f", in '{path}' ({kind}), a module of the backbone that is kept whole; its weights alone can be written"
+            )
+        raise CaptureError(f"torch.export cannot export the extracted level: {first_line(error)}{kept}") from error
     _keep_own_elements(program)
     for part in program.graph_module.modules():
         for node in part.graph.nodes if isinstance(part, fx.GraphModule) else ():

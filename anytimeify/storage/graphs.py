@@ -25,7 +25,8 @@ from anytimeify.ir import Origin, Program, Signature, Size, TensorType
 from anytimeify.ir.node_meta import Counted, checkpoint_of, counts_of, origin_of, type_of
 from anytimeify.ir.recast import recast
 from anytimeify.ir.schema import bound, is_mutable
-from anytimeify.rules.table import has_rule, of_other_libraries
+from anytimeify.operators.kept_modules import KEPT_MODULE, shell_of
+from anytimeify.rules.table import has_kind, has_rule, of_other_libraries
 
 __all__ = [
     "decode_batch_range",
@@ -43,6 +44,7 @@ _OPERATORS: dict[str, Callable[..., Any]] = {
     **{name: getattr(operator, name) for name in ("getitem", "eq", "ne", "lt", "le", "gt", "ge")},
     **{name: getattr(torch, name) for name in ("sym_max", "sym_min", "sym_int", "sym_float")},
 }
+_MOST_COUNTED = 64  # dimensions whose widths decide one number
 _NAMESPACES = ("aten", "anytimeify")
 # ATen operations that reach outside tensors, or below their bounds checks.
 _FORBIDDEN = re.compile(
@@ -168,10 +170,15 @@ def dtype_of(name: str) -> torch.dtype:
 
 def _decode_counts(data: Any, node: fx.Node, nodes: Mapping[str, fx.Node]) -> tuple[Counted, ...]:
     """Numbers of a call that follow the widths of dimensions of nodes before it, or of itself."""
-    found = []
+    found, known = [], set[str]()
     for argument, power, places in data:
         _check(argument in bound(node), f"{node.name!r} has no argument {argument!r}")
+        number = bound(node)[argument]
+        _check(type(number) in (int, float), f"the argument {argument!r} of {node.name!r} is no number")
+        _check(argument not in known, f"{node.name!r} has two numbers {argument!r}")
+        known.add(argument)
         _check(power in (1, -1, 0.5, -0.5), f"{node.name!r} has a number that counts nothing")
+        _check(0 < len(places) <= _MOST_COUNTED, f"{node.name!r} has a number that counts {len(places)} dimensions")
         for name, dim in places:
             rank = len(getattr(type_of(nodes[name]), "shape", ())) if name in nodes else 0
             _check(type(dim) is int and 0 <= dim < rank, f"{node.name!r} has a number that counts no dimension")
@@ -190,6 +197,12 @@ def _identifier(name: Any) -> str:
 
 
 def _target_name(node: fx.Node) -> str:
+    if has_kind(node, "kept module"):
+        raise ArtifactError(
+            f"{shell_of(bound(node)['module']).title} is kept whole, for torch.export cannot look into it, and a file "
+            "holds no code. Save net.state_dict() instead, and load it into a model that the same transform(...) makes "
+            "of the backbone"
+        )
     if isinstance(node.target, OpOverload):
         if not _allowed(str(node.target)):  # refused here rather than when the file is read
             raise ArtifactError(f"node {node.name} calls {node.target}, which cannot be saved")
@@ -237,6 +250,7 @@ def _allowed(name: str) -> bool:
     packet_name, _, overload_name = rest.partition(".")
     return name in of_other_libraries() or (
         namespace in _NAMESPACES
+        and name != str(KEPT_MODULE)  # calls a module of this process
         and packet_name.isidentifier()
         and overload_name.isidentifier()
         and (not packet_name.startswith("_") or _PRIVATE.fullmatch(packet_name) is not None or has_rule(name))

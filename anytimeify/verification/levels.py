@@ -4,6 +4,7 @@ Two programs agree when no element differs by more than 1e-5 of the largest magn
 random weights may amplify rounding beyond that, or overflow, and half precision rounds by more: where the model's own
 precision says that they differ, or gives anything that is not finite, both are run once more in double precision, and
 that decides. A model that insists on its own precision (it casts to it) is judged by what that precision rounds off.
+Where the backbone draws random numbers in eval mode, every operation draws the same ones on both sides (`SameDraws`).
 Infinities and NaNs agree with themselves.
 """
 
@@ -20,6 +21,7 @@ from torch.export import ExportedProgram
 
 from anytimeify._torch import flatten
 from anytimeify.capture.compare import buffers_kept, difference, randomness, seeded, tolerance
+from anytimeify.capture.same_draws import same_draws
 from anytimeify.codegen.call_signature import CallSignature
 from anytimeify.codegen.to_modules import to_modules
 from anytimeify.errors import AnytimeWarning, VerificationError
@@ -56,7 +58,7 @@ def verify(
     the backbones are only called.
     """
     inputs = net._backbone.example_inputs
-    with _evaluating(net), torch.no_grad():
+    with _evaluating(net), torch.no_grad(), seeded(), same_draws(net.captured.program):
         args, kwargs = _call(net, inputs)
         outputs = net(*args, **kwargs)
         levels = clone(
@@ -195,7 +197,6 @@ def _check_full(
     captured = net.captured
     own = inputs is net._backbone.example_inputs
     error, limit = furthest(reference, found), _rounding(captured.program)
-    _refuse_randomness(captured.program, error)
     inputs = tuple(map(double, inputs))
     try:
         reference = _run_backbone(in_double(model), captured, inputs)
@@ -206,6 +207,7 @@ def _check_full(
         error, limit = furthest(reference, found), cast_limit(captured.program)
     if error <= limit:
         return
+    _refuse_randomness(captured.program, error)
     if not own:
         count = next((len(x) for x in inputs if x.dim()), 0)
         raise VerificationError(
@@ -229,7 +231,6 @@ def _check_full(
 def _check_level_again(net: AnytimeModel, index: int, granularity: str | None, error: float) -> None:
     """A level that differs from its extract by `error`, in double precision."""
     program = net.captured.program
-    _refuse_randomness(program, error)
     limit, inputs = _rounding(program), net.captured.example_inputs
     level, small = net.graph_of(index, granularity), net.extract(index, granularity=granularity)
     try:
@@ -244,6 +245,7 @@ def _check_level_again(net: AnytimeModel, index: int, granularity: str | None, e
         inputs, limit = doubles, cast_limit(program)
     if error <= limit:
         return
+    _refuse_randomness(program, error)
     node = _first_difference(level, inputs, small, args, kwargs, prefix=names.level_prefix(index))
     name = net.levels[index].name + (f", {granularity}" if granularity is not None else "")
     raise VerificationError(
@@ -261,8 +263,9 @@ def _refuse_randomness(program: Program, error: float) -> None:
     found = randomness(program)
     if found is not None:
         raise VerificationError(
-            f"the backbone is random in eval mode, so that no two runs agree (these differ by {error:.1e}): {found}. "
-            "Let it do so in train mode only (if self.training: ...); transform(..., verify=False) takes it as it is"
+            f"the backbone is random in eval mode, and the result differs from it by {error:.1e} even where every "
+            f"operation draws the same numbers: {found}. Let it do so in train mode only (if self.training: ...); "
+            "transform(..., verify=False) takes it as it is"
         )
 
 

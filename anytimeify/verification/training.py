@@ -14,7 +14,9 @@ import copy
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +26,7 @@ from anytimeify._torch import flatten
 from anytimeify.capture.compare import buffers_kept, difference, plain_attributes, seeded
 from anytimeify.capture.custom_derivatives import direct_checkpoints
 from anytimeify.capture.modes import in_mode
+from anytimeify.capture.same_draws import SameDraws
 from anytimeify.capture.training_form import trains
 from anytimeify.codegen.call_signature import CallSignature
 from anytimeify.codegen.stacked_parameters import first_member
@@ -76,6 +79,10 @@ _NOTHING = {_SINGLE: 1e-5, _DOUBLE: 1e-12}
 _NO_STATE = 1e-12
 
 
+Draws: TypeAlias = Callable[[], AbstractContextManager[object]]
+"""What random operations give."""
+
+
 def verify_training(net: AnytimeModel, *models: nn.Module | ExportedProgram) -> None:
     """`VerificationError` where a full level trains otherwise than its backbone, one of `models` each.
 
@@ -93,15 +100,23 @@ def compare_training(net: AnytimeModel, model: nn.Module | ExportedProgram, plac
     """How the training of a full level differs from that of its backbone, and what of it may be rounding; None where
     the backbone does not train on the example inputs, or has no floating-point prediction."""
     backbone = _training_form(model)
-    inputs = _inputs(net._backbone)
+    inputs = _inputs(net._backbone, model)
+    draws: Draws = WithoutRandomness
     try:
-        theirs = _step_of_backbone(net, backbone, inputs, place) if backbone is not None else None
+        theirs = _step_of_backbone(net, backbone, inputs, place, draws) if backbone is not None else None
+        if (
+            theirs is not None
+            and backbone is not None
+            and not all(bool(x.isfinite().all()) for x in theirs.predictions)
+        ):
+            draws = SameDraws  # what divides by the spread of a noise has no value at its mean
+            theirs = _step_of_backbone(net, backbone, inputs, place, draws)
     except Exception as error:  # such as a batch norm that has one value per channel
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         how = "one step of the backbone, without recomputation of checkpointed parts, fails"
         warnings.warn(f"training was not compared with the backbone's: {how} ({reason})", AnytimeWarning, stacklevel=4)
         return None, _SINGLE
-    ours = _step_of_level(net, inputs, place, twice=theirs.again is not None) if theirs is not None else None
+    ours = _step_of_level(net, inputs, place, draws, twice=theirs.again is not None) if theirs is not None else None
     if backbone is None or theirs is None or ours is None:
         return None, _SINGLE
     gap = _gap(net, backbone, theirs, ours, place, _SINGLE)
@@ -111,9 +126,9 @@ def compare_training(net: AnytimeModel, model: nn.Module | ExportedProgram, plac
     try:
         doubles = tuple(map(double, inputs))
         wide_net, wide = in_double(net), in_double(backbone)
-        theirs = _step_of_backbone(wide_net, wide, doubles, place)
+        theirs = _step_of_backbone(wide_net, wide, doubles, place, draws)
         assert theirs is not None
-        ours = _step_of_level(wide_net, doubles, place, twice=theirs.again is not None)
+        ours = _step_of_level(wide_net, doubles, place, draws, twice=theirs.again is not None)
         assert ours is not None
         return _gap(wide_net, wide, theirs, ours, place, _DOUBLE), limit
     except Exception:  # a model that cannot be copied or that insists on its own precision: judged by that
@@ -127,9 +142,11 @@ def _training_form(model: nn.Module | ExportedProgram) -> nn.Module | None:
     return model.module(check_guards=False) if trains(model) else None
 
 
-def _inputs(captured: Captured) -> tuple[Tensor, ...]:
-    """A single sample is no batch to train on: norms would divide by nothing."""
-    own = clone(captured.example_inputs)
+def _inputs(captured: Captured, model: nn.Module | ExportedProgram) -> tuple[Tensor, ...]:
+    """A single sample is no batch to train on, for norms would divide by nothing; a program may take no other."""
+    own: tuple[Tensor, ...] = clone(captured.example_inputs)
+    if isinstance(model, ExportedProgram) and not model.range_constraints:
+        return own
     return with_batch(captured, own, 2) if captured.batch is not None and _single(captured) else own
 
 
@@ -144,7 +161,9 @@ def _score(prediction: Tensor) -> Tensor:
     return (values * weights).sum() / max(1.0, math.sqrt(values.numel()))
 
 
-def _step_of_backbone(net: AnytimeModel, model: nn.Module, inputs: tuple[Tensor, ...], place: int) -> Step | None:
+def _step_of_backbone(
+    net: AnytimeModel, model: nn.Module, inputs: tuple[Tensor, ...], place: int, draws: Draws
+) -> Step | None:
     captured, prefix = net._backbone, _prefix(net, place)
     held = frozenset(path.removeprefix(prefix) for path in captured.held if path.startswith(prefix))
     signature = captured.signature
@@ -158,10 +177,12 @@ def _step_of_backbone(net: AnytimeModel, model: nn.Module, inputs: tuple[Tensor,
     with in_mode(model, training=True, held=held), buffers_kept(model), direct_checkpoints():
         before = plain_attributes(model)
         counts = lambda: plain_attributes(model) != before  # noqa: E731  # asked after the first pass
-        return _step(predict, dict(model.named_parameters()), lambda: dict(model.named_buffers()), counts)
+        return _step(predict, dict(model.named_parameters()), lambda: dict(model.named_buffers()), counts, draws)
 
 
-def _step_of_level(net: AnytimeModel, inputs: tuple[Tensor, ...], place: int, *, twice: bool) -> Step | None:
+def _step_of_level(
+    net: AnytimeModel, inputs: tuple[Tensor, ...], place: int, draws: Draws, *, twice: bool
+) -> Step | None:
     level = net.backbones[place]
 
     def predict() -> Sequence[Tensor]:
@@ -172,7 +193,7 @@ def _step_of_level(net: AnytimeModel, inputs: tuple[Tensor, ...], place: int, *,
 
     parameters = {name: tensor for name, tensor in net.tensors().items() if isinstance(tensor, nn.Parameter)}
     with in_mode(net, training=True), buffers_kept(net):
-        return _step(predict, parameters, net.tensors, lambda: twice)
+        return _step(predict, parameters, net.tensors, lambda: twice, draws)
 
 
 def _prefix(net: AnytimeModel, place: int) -> str:
@@ -184,10 +205,11 @@ def _step(
     parameters: Mapping[str, Tensor],
     buffers: Callable[[], Mapping[str, Tensor]],
     repeat: Callable[[], bool],
+    draws: Draws,
 ) -> Step | None:
     trained = {name: one for name, one in parameters.items() if one.requires_grad}
     before = {name: one.detach().clone() for name, one in buffers().items() if name not in parameters}
-    with torch.enable_grad(), seeded(), WithoutRandomness():
+    with torch.enable_grad(), seeded(), draws():
         predictions = predict()
         derived = [one for one in predictions if one.is_floating_point() or one.is_complex()]
         if not derived:
@@ -206,7 +228,7 @@ def _step(
     changed = frozenset(name for name, one in after.items() if not torch.equal(before[name], one))
     again = None
     if repeat():
-        with torch.no_grad(), seeded(), WithoutRandomness():
+        with torch.no_grad(), seeded(), draws():
             again = predict()
     return Step([one.detach() for one in predictions], known, after, changed, score.requires_grad, again)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-__all__ = ["Ended", "Say", "ask", "asked", "run"]
+__all__ = ["Ended", "Say", "ask", "asked", "forked", "run"]
 
 ROOT = Path(__file__).parents[2]
 Say: TypeAlias = Callable[[Mapping[str, Any]], None]
@@ -73,10 +74,35 @@ def run(command: Sequence[str], seconds: float, environment: Mapping[str, str] |
             kill()
         errors.seek(0)
         lines = [line.strip() for line in errors.read().decode(errors="replace").splitlines() if line.strip()]
+    seconds = time.monotonic() - start
+    return _ended(child.returncode, expired.is_set(), seconds, usage, lines[-1] if lines else "")
+
+
+def forked(function: Callable[[], None], seconds: float) -> Ended:
+    """Runs a function in a fork of this process, to its end or to the time limit."""
+    start = time.monotonic()
+    pid = os.fork()
+    if not pid:
+        code = 1
+        try:
+            function()
+            code = 0
+        finally:
+            os._exit(code)
+    expired = False
+    found, status, usage = os.wait4(pid, os.WNOHANG)
+    while not found:
+        time.sleep(0.05)
+        if not expired and time.monotonic() - start > seconds:
+            expired = True
+            os.kill(pid, signal.SIGKILL)
+        found, status, usage = os.wait4(pid, os.WNOHANG)
+    return _ended(os.waitstatus_to_exitcode(status), expired, time.monotonic() - start, usage, "")
+
+
+def _ended(code: int, expired: bool, seconds: float, usage: resource.struct_rusage, last: str) -> Ended:
     unit = 2**20 if sys.platform == "darwin" else 2**10
-    peak = round(usage.ru_maxrss / unit, 1)
-    seconds, cpu = time.monotonic() - start, usage.ru_utime + usage.ru_stime
-    return Ended(child.returncode, expired.is_set(), seconds, cpu, peak, lines[-1] if lines else "")
+    return Ended(code, expired, seconds, usage.ru_utime + usage.ru_stime, round(usage.ru_maxrss / unit, 1), last)
 
 
 def ask(

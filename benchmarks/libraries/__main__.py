@@ -5,9 +5,10 @@
     make libraries LIBRARIES=--failing-first                again, beginning with what was not verified
     python -m benchmarks.libraries --page-only              the page of the results that there are
 
-Every network runs once for each scheme in a process of its own, under limits of time and memory. What is found is
-appended to a file of JSON lines (`--results`) as soon as it is known; of several lines for one network and scheme the
-last one counts. The page (`--out`) is made from all of them.
+Every network runs once for each scheme in a process of its own, under limits of time and memory. Those of one network
+are forks of one process, which has imported its library. What is found is appended to a file of JSON lines
+(`--results`) as soon as a network is done; of several lines for one network and scheme the last one counts. The page
+(`--out`) is made from all of them.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import argparse
 import fnmatch
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +53,12 @@ def main(given: Sequence[str] | None = None) -> int:
             return 2
         options.results.parent.mkdir(parents=True, exist_ok=True)
         begin(options.results, keep=True)
-        for name, scheme in tasks:
-            row = measure(name, scheme, seconds=options.seconds, gib=options.gib)
-            with options.results.open("a") as results:
-                results.write(json.dumps(row) + "\n")
-            print(f"{name} {scheme}: {row['status']}, {row['seconds']:.0f} s {row.get('why', '')}", flush=True)
+        for name, schemes in tasks.items():
+            for row in measure(name, schemes, seconds=options.seconds, gib=options.gib):
+                with options.results.open("a") as results:
+                    results.write(json.dumps(row) + "\n")
+                said = f"{name} {row['scheme']}: {row['status']}, {row['seconds']:.0f} s {row.get('why', '')}"
+                print(said, flush=True)
     rows = read_results(options.results)
     page.write(rows, SCHEMES, options.out)
     print("\n".join(page.summaries(rows, SCHEMES)))
@@ -79,7 +82,8 @@ def _options(given: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(given)
 
 
-def _tasks(before: Sequence[dict[str, Any]], options: argparse.Namespace) -> list[tuple[str, str]]:
+def _tasks(before: Sequence[dict[str, Any]], options: argparse.Namespace) -> dict[str, list[str]]:
+    """The schemes to run, by network."""
     known = {(row["backbone"], row["scheme"]): row["status"] for row in before}
     tasks = [
         (name, SCHEMES[title])
@@ -90,22 +94,31 @@ def _tasks(before: Sequence[dict[str, Any]], options: argparse.Namespace) -> lis
     if options.resume:
         tasks = [task for task in tasks if task not in known]
     if options.failing_first:
-        tasks.sort(key=lambda task: known.get(task, "verified") == "verified")
-    return tasks
+        failed = {name for name, scheme in tasks if known.get((name, scheme), "verified") != "verified"}
+        tasks.sort(key=lambda task: task[0] not in failed)
+    found: dict[str, list[str]] = {}
+    for name, scheme in tasks:
+        found.setdefault(name, []).append(scheme)
+    return found
 
 
-def measure(name: str, scheme: str, *, seconds: float, gib: float) -> dict[str, Any]:
-    """One network and one scheme, in a process of its own."""
-    task = {"backbone": name, "scheme": scheme, "gib": gib}
-    found, ended = children.ask(WORKER, task, seconds, {"OMP_NUM_THREADS": "1"})
-    row = {"backbone": name, "scheme": scheme, **found, "revision": revision(), "seconds": round(ended.seconds, 1)}
-    row["peak_mib"] = ended.peak_mib
-    step = f"in step: {found.get('step', 'start')}"
-    if ended.timed_out:
-        row["status"], row["why"] = "crashed", f"time limit of {seconds:.0f} s {step}"
-    elif "status" not in row:
-        row["status"], row["why"] = "crashed", f"the process ended with {ended.code} {step}. {ended.last}".strip()
-    return row
+_STARTING = 240.0  # seconds that importing and building may take
+
+
+def measure(name: str, schemes: Sequence[str], *, seconds: float, gib: float) -> Iterator[dict[str, Any]]:
+    """One network under some schemes, each in a process of its own."""
+    task = {"backbone": name, "schemes": list(schemes), "gib": gib, "seconds": seconds}
+    found, whole = children.ask(WORKER, task, _STARTING + len(schemes) * seconds, {"OMP_NUM_THREADS": "1"})
+    for scheme in schemes:
+        result, ended = found.get(scheme, {}), children.Ended(**found.get(f"ended {scheme}", asdict(whole)))
+        row = {"backbone": name, "scheme": scheme, **result, "revision": revision(), "seconds": round(ended.seconds, 1)}
+        row["cpu_seconds"], row["peak_mib"] = round(ended.cpu_seconds, 1), ended.peak_mib
+        step = f"in step: {result.get('step', 'start')}"
+        if ended.timed_out:
+            row["status"], row["why"] = "crashed", f"time limit of {seconds:.0f} s {step}"
+        elif "status" not in row:
+            row["status"], row["why"] = "crashed", f"the process ended with {ended.code} {step}. {ended.last}".strip()
+        yield row
 
 
 if __name__ == "__main__":

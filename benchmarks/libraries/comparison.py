@@ -30,7 +30,8 @@ class WrongModelError(AssertionError):
 
 class SameDraws(TorchDispatchMode):
     """Every random operation starts from one seed: what is drawn depends on the operation, and neither on the order nor
-    on how its tensor lies in memory, nor on whether a coin is thrown by `bernoulli` or by `floor(p + rand)`."""
+    on how its tensor lies in memory, nor on whether a coin is thrown by `bernoulli` or by `floor(p + rand)`. Noise
+    depends on the place of an element alone: a level of fewer channels draws for them what all channels draw."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # of torch
@@ -45,7 +46,19 @@ class SameDraws(TorchDispatchMode):
         if func is torch.ops.aten.bernoulli_.float:
             kept = args[1] if len(args) > 1 else kwargs.get("p", 0.5)
             return args[0].copy_((torch.rand(args[0].shape) + kept).floor())
-        return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        return result.copy_(_noise(result.shape)) if func in _NOISE else result
+
+
+_NOISE = {torch.ops.aten.randn.default, torch.ops.aten.randn_like.default}
+
+
+def _noise(shape: Sequence[int]) -> Tensor:
+    angles = torch.ones(tuple(shape), dtype=torch.float64)
+    for dim, size in enumerate(shape):
+        places = torch.arange(size, dtype=torch.float64).reshape([size] + [1] * (len(shape) - dim - 1))
+        angles += (37.7 + 11.3 * dim) * places
+    return 2**0.5 * torch.sin(angles**1.5)
 
 
 def compare(net: AnytimeModel, model: nn.Module, inputs: Any, *, batched: bool = True) -> dict[str, Any]:

@@ -1,4 +1,9 @@
-"""The child: one network and one scheme. `python -m benchmarks.libraries.worker TASK FILE`."""
+"""The child: one network under some schemes. `python -m benchmarks.libraries.worker TASK FILE`.
+
+It imports what the network needs, builds and calls it once, and then forks for every scheme, so that libraries are
+imported once and no scheme finds what another one left behind. The peak memory of a fork begins with what was imported,
+as that of a process of its own would.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +11,10 @@ import os
 import resource
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +26,7 @@ from anytimeify import AnytimeModel, CaptureError, transform
 from anytimeify._torch import prepare_torchvision
 from anytimeify.capture.inputs import call_inputs
 from anytimeify.errors import AnytimeError, VerificationError
-from benchmarks.coverage.children import Say, asked
+from benchmarks.coverage.children import Say, asked, forked
 from benchmarks.libraries import comparison
 from benchmarks.libraries.networks import NETWORKS, Example
 
@@ -28,14 +36,36 @@ EXPORT = "torch.export"
 
 
 def main() -> None:
-    """Does the task of the command line."""
+    """Does the task of the command line: says `{scheme: what was found}`, and with `ended` how its process ended."""
     task, say = asked()
-    if task["gib"]:
-        resource.setrlimit(resource.RLIMIT_AS, (int(task["gib"] * 2**30),) * 2)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     warnings.simplefilter("ignore")  # what the libraries and the exporter say of themselves
     prepare_torchvision()
-    run(say, NETWORKS[task["backbone"]], task["scheme"])
+    make = NETWORKS[task["backbone"]]
+    _try(make)
+    for scheme in task["schemes"]:
+        found: dict[str, Any] = {"step": "build"}
+        ended = forked(partial(_measured, task, say, make, scheme, found), task["seconds"])
+        say({f"ended {scheme}": asdict(ended)})
+
+
+def _measured(task: dict[str, Any], say: Say, make: Callable[[], Example], scheme: str, found: dict[str, Any]) -> None:
+    if task["gib"]:
+        resource.setrlimit(resource.RLIMIT_AS, (int(task["gib"] * 2**30),) * 2)
+
+    def add(more: Mapping[str, Any]) -> None:
+        found.update(more)
+        say({scheme: found})
+
+    run(add, make, scheme)
+
+
+def _try(make: Callable[[], Example]) -> None:
+    """Another network than those that are transformed: some remember the sizes of a call."""
+    torch.manual_seed(0)
+    with suppress(Exception), torch.no_grad():  # said by every scheme
+        tried = make()
+        comparison.call(tried.model.eval(), tried.inputs)
 
 
 def run(say: Say, make: Callable[[], Example], scheme: str) -> None:

@@ -23,6 +23,8 @@ from benchmarks.onnx_sources.networks import (
     EXPORTS,
     FILES,
     NETWORKS,
+    TRANSFORMED,
+    Export,
     Positional,
     Wheel,
     compare,
@@ -69,16 +71,18 @@ def _network_rows(name: str, folder: Path) -> Iterator[str]:
             row = f"| {name} | {way} | not exported: {type(error).__name__} | | | |"
         else:
             sizes = {f"input_{index}": tuple(one.shape) for index, one in enumerate(inputs)}
-            row = f"| {name} | {way} | {_tried(file, native, sizes)} |"
+            row = f"| {name} | {way} | {_tried(file, way, native, sizes)} |"
         print(row, flush=True)
         yield row
 
 
-def _tried(file: Path, native: int, inputs: Mapping[str, Any]) -> str:
+def _tried(file: Path, way: Export, native: int, inputs: Mapping[str, Any]) -> str:
     try:
         source, gap = compare(file, inputs)
     except AnytimeError as error:
         return f"{error} | | |"
+    if way not in TRANSFORMED:
+        return f"{gap:.0e} | | |"
     nets = [_transformed(source, scheme) for scheme in SCHEMES]
     ratio = f"{nets[0].levels[0].cost.macs / native:.3f}" if isinstance(nets[0], AnytimeModel) else ""
     return " | ".join([f"{gap:.0e}", ratio, *("verified" if isinstance(net, AnytimeModel) else net for net in nets)])

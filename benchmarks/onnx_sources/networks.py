@@ -19,7 +19,19 @@ from torch import Tensor, nn
 
 import anytimeify
 
-__all__ = ["EXPORTS", "FILES", "NETWORKS", "Export", "Positional", "Wheel", "compare", "download", "export", "network"]
+__all__ = [
+    "EXPORTS",
+    "FILES",
+    "NETWORKS",
+    "TRANSFORMED",
+    "Export",
+    "Positional",
+    "Wheel",
+    "compare",
+    "download",
+    "export",
+    "network",
+]
 
 
 @dataclass(frozen=True)
@@ -35,11 +47,20 @@ class Export:
 
 EXPORTS = (*(Export(False, opset) for opset in (11, 17, 18, 20)), *(Export(True, opset) for opset in (18, 20)))
 
+TRANSFORMED = (Export(False, 17), Export(True, 18))
+"""Those whose files are transformed, too."""
+
 
 def _torchvision(name: str, **options: Any) -> nn.Module:
     from torchvision import models
 
     return models.get_model(name, weights=None, **options)  # type: ignore[no-any-return]  # of torchvision
+
+
+def _swin() -> nn.Module:
+    from torchvision.models import SwinTransformer
+
+    return SwinTransformer([4, 4], 24, [2, 2], [2, 4], [4, 4], num_classes=10)  # type: ignore[no-any-return]  # of torchvision
 
 
 def _timm(name: str, **options: Any) -> nn.Module:
@@ -88,7 +109,7 @@ NETWORKS: Mapping[str, tuple[Callable[[], nn.Module], Callable[[], tuple[Tensor,
     "torchvision densenet121": (lambda: _torchvision("densenet121"), _images(64)),
     "torchvision shufflenet_v2_x0_5": (lambda: _torchvision("shufflenet_v2_x0_5"), _images(64)),
     "torchvision regnet_y_400mf": (lambda: _torchvision("regnet_y_400mf"), _images(64)),
-    "torchvision swin_t": (lambda: _torchvision("swin_t"), _images(64)),
+    "torchvision Swin of two stages": (_swin, _images(32)),
     "timm convnext_atto": (lambda: _timm("convnext_atto"), _images(64)),
     "timm vit_tiny_patch16_224": (lambda: _timm("vit_tiny_patch16_224", img_size=64), _images(64)),
     "timm deit_tiny_patch16_224": (lambda: _timm("deit_tiny_patch16_224", img_size=64), _images(64)),

@@ -46,9 +46,10 @@ with, and those in which what it computes, or how it is written, changes.
 
     python -m benchmarks.onnx_sources --out docs/onnx.md
 
-Every file is read, its outputs are compared with onnxruntime's (*difference*: the largest, relative to the largest
-element, of probabilities absolute), and it is transformed under {schemes}, verified. *MACs*: of the cheapest level of
-the first scheme, as a multiple of those of the torch network transformed directly. Torch {torch}.
+Every file is read, and its outputs are compared with onnxruntime's (*difference*: the largest, relative to the largest
+element, of probabilities absolute). One of each exporter, and every file of a package, is transformed under
+{schemes}, verified. *MACs*: of the cheapest level of the first scheme, as a multiple of those of the torch network
+transformed directly. Torch {torch}.
 
 ### Networks through the exporters of torch
 

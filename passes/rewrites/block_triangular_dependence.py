@@ -78,6 +78,7 @@ class BlockTriangularDependence:
     ) -> None:
         self.program, self.axes, self.widths = program, axes, widths
         self.layers: dict[fx.Node, Layer] = {}
+        self._masks: dict[tuple[tuple[bytes, bytes], ...], npt.NDArray[np.bool_]] = {}
         self.kinds: dict[fx.Node, Kind] = {}
         narrowed = {factor for one in widths for factor in one}
         self.chunk_of = {factor: self._chunks(factor) for factor in narrowed}
@@ -220,16 +221,18 @@ class BlockTriangularDependence:
         """Which weights of a layer a level reads, by whether they read no later chunk than they write; dimensions
         without chunks have size 1."""
         layer, mixed = self.layers[node], self.axes.mixed[node]
-        reads, writes = np.zeros((), dtype=np.int64), np.zeros((), dtype=np.int64)
+        chunks: list[tuple[Places, Places]] = []
         for dim, expr in enumerate(self.axes.dims[layer.weight]):
             read = write = np.zeros(1, dtype=np.int64)
             if self.is_narrowed(expr):
                 kept = self.kept(expr, level)
                 read = self.chunks(expr, lambda f, dim=dim: dim in layer.dims and f in mixed)[kept]  # type: ignore[misc]
                 write = self.chunks(expr, lambda f, dim=dim: dim not in layer.dims or f not in mixed)[kept]  # type: ignore[misc]
-            reads, writes = np.maximum(reads[..., None], read), np.maximum(writes[..., None], write)
-        result: npt.NDArray[np.bool_] = reads <= writes
-        return result
+            chunks.append((read, write))
+        key = tuple((read.tobytes(), write.tobytes()) for read, write in chunks)
+        if key not in self._masks:  # many layers are alike
+            self._masks[key] = _mask(chunks)
+        return self._masks[key]
 
     def blocks(self, node: fx.Node, level: int) -> Blocks:
         """Of every level up to one, the rows of a layer's weights that it adds and the columns that these read; empty
@@ -243,3 +246,12 @@ class BlockTriangularDependence:
         rows, columns = (self.chunks(dims[dim])[self.kept(dims[dim], level)] for dim in (row, column))
         blocks = tuple((np.flatnonzero(rows == one), np.flatnonzero(columns <= one)) for one in range(level + 1))
         return blocks if blocks_of(node, layer.weight, (row, column), blocks) else ()
+
+
+def _mask(chunks: Sequence[tuple[Places, Places]]) -> npt.NDArray[np.bool_]:
+    """Where the latest chunk that is read is no later than the one that is written, of those along every dimension."""
+    reads, writes = np.zeros((), dtype=np.int64), np.zeros((), dtype=np.int64)
+    for read, write in chunks:
+        reads, writes = np.maximum(reads[..., None], read), np.maximum(writes[..., None], write)
+    result: npt.NDArray[np.bool_] = reads <= writes
+    return result

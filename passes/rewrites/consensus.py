@@ -11,7 +11,8 @@ The rewrite appends a last output, which combines all levels except those for tr
    the finest classes. Its parameters are `anytime.consensus.weight` and `.bias`; it starts as the mean of the levels'
    own scores of these classes.
 
-Where a scheme computes levels one from the other, the consensus is the last step. Refused: fewer than two levels,
+Where a scheme computes levels one from the other, the consensus is the last step. Where levels return all that the
+backbone returns, what is no prediction is the last level's. Refused: fewer than two levels,
 predictions without classes, and of different positions.
 """
 
@@ -89,26 +90,50 @@ def add_consensus(rewritten: Rewritten, consensus: Consensus) -> Rewritten:
     make = _Maker(builder, consensus)
     outputs = {output: builder.shared[node] for output, node in rewritten.outputs.items()}
 
-    def of(role: Role) -> dict[int, fx.Node]:
+    def of(role: Role, leaf: int | None) -> dict[int, fx.Node]:
         """Made of all levels in one form."""
         return make(
             {
-                level: {g or 0: outputs[rewritten.form(role, level, g)] for g in _granularities(rewritten, level)}
+                level: {g or 0: outputs[rewritten.form(role, level, g, leaf)] for g in _granularities(rewritten, level)}
                 for level in voters
             }
         )
 
-    forms: dict[Role, dict[int, fx.Node]] = {"level": of("level")}
+    def whole(role: Role) -> dict[tuple[int, int | None], fx.Node]:
+        """By granularity and leaf; what is no prediction is the last level's."""
+        if results is None:
+            return {(g, None): node for g, node in of(role, None).items()}
+        predictions = (results.evaluation.prediction, results.training.prediction)
+        shapes = [type_of(outputs[rewritten.form("level", voters[-1], leaf=leaf)]).shape for leaf in predictions]
+        if shapes[0] != shapes[1]:
+            raise SchemeError(
+                "consensus: in train mode the backbone does not return the prediction of eval mode, so that there is "
+                f"nothing to combine and to train ({' and '.join('x'.join(map(str, shape)) for shape in shapes)}): "
+                "leave the consensus out, or say with output=... which of the results is the prediction"
+            )
+        every = range(len(results.names))
+        return {
+            (0, leaf): of(role, leaf)[0]
+            if leaf in predictions
+            else outputs[rewritten.form(role, voters[-1], leaf=leaf)]
+            for leaf in ([results.evaluation.prediction] if role == "step" else every)
+        }
+
+    results = rewritten.results
+    forms: dict[Role, dict[tuple[int, int | None], fx.Node]] = {"level": whole("level")}
     roles = {output.role for output in rewritten.names}
     if "step" in roles:
-        forms["step"] = of("step")
+        forms["step"] = whole("step")
         if "alone" in roles and _calls_ours(next(iter(forms["level"].values()))):
-            forms["alone"] = forms["step"]
+            forms["alone"] = {**forms["level"], **forms["step"]}
     last, parted = len(rewritten.levels), rewritten.levels[0].served is not None
     outputs |= {
-        Output(role, last, g if parted else None): node for role, made in forms.items() for g, node in made.items()
+        Output(role, last, g if parted else None, leaf): node
+        for role, made in forms.items()
+        for (g, leaf), node in made.items()
     }
-    level = LevelData(NAME, served=min(forms["level"]) if parted else None, consensus=True)
+    served = min(g for g, _ in forms["level"]) if parted else None
+    level = LevelData(NAME, served=served, consensus=True)
     built, called = builder.build_named(outputs, program.graph.output_node())
     return replace(rewritten, program=built, names=called, levels=(*rewritten.levels, level))
 

@@ -46,7 +46,7 @@ def with_classes(captured: Captured, axes: Axes, classes: int) -> Captured:
     """The backbone with a new head. Its initialisers (`reinitialised`) draw the head anew, and keep everything else."""
     program = captured.program
     sizes: dict[Factor, int] = {}
-    for prediction in program.outputs:
+    for prediction in _predictions(captured):
         factor = class_axis(axes, prediction, _WANTED)
         class_region(program, axes, prediction, factor, _WANTED)
         sizes[factor] = classes
@@ -55,7 +55,7 @@ def with_classes(captured: Captured, axes: Axes, classes: int) -> Captured:
     _check(program, axes, sizes, readers, changed)
 
     def draw() -> dict[str, Tensor]:
-        return _drawn(program, axes, sizes, readers)
+        return _drawn(program, axes, sizes, readers, type_of(_predictions(captured)[0]).shape[CLASSES].coefficient)
 
     builder = Builder(fx.Graph(), {}, set())
     head = draw()
@@ -69,6 +69,16 @@ def with_classes(captured: Captured, axes: Axes, classes: int) -> Captured:
     )
     made = builder.build([env[node] for node in program.outputs], program.graph.output_node())
     return replace(captured, program=made, reference=None, reinitialised=lambda _: {**made.tensors, **draw()})
+
+
+def _predictions(captured: Captured) -> list[fx.Node]:
+    """The outputs that hold classes, first the prediction: of all that a backbone returns, those that are of its type,
+    as auxiliary heads are."""
+    program, results = captured.program, captured.results
+    if results is None:
+        return list(program.outputs)
+    first = program.outputs[results.evaluation.prediction]
+    return list(dict.fromkeys([first, *(node for node in program.outputs if type_of(node) == type_of(first))]))
 
 
 def _own(source: fx.Node, readers: list[fx.Node]) -> str | None:
@@ -103,8 +113,10 @@ def _check(
             raise SchemeError(f"{_WANTED}: {held[id(tensor)]} is tied to {name}, which makes no classes")
 
 
-def _drawn(program: Program, axes: Axes, sizes: dict[Factor, int], readers: list[fx.Node]) -> dict[str, Tensor]:
-    """The tensors of a new head by name; tied ones stay tied."""
+def _drawn(
+    program: Program, axes: Axes, sizes: dict[Factor, int], readers: list[fx.Node], classes: int
+) -> dict[str, Tensor]:
+    """The tensors of a new head by name; tied ones stay tied. `classes`: how many there were."""
     layers = Layers(program)
     ties: dict[int, Tensor] = {}
     result = {}
@@ -114,18 +126,18 @@ def _drawn(program: Program, axes: Axes, sizes: dict[Factor, int], readers: list
         if id(old) not in ties:
             kind = axes.shape(axes.dims[node], type_of(node), sizes)
             with torch.no_grad():
-                value = _value(layers, node, old.detach(), tuple(size.coefficient for size in kind.shape))
+                value = _value(layers, node, old.detach(), tuple(size.coefficient for size in kind.shape), classes)
             ties[id(old)] = nn.Parameter(value) if isinstance(old, nn.Parameter) else value
         result[name] = ties[id(old)]
     return result
 
 
-def _value(layers: Layers, node: fx.Node, old: Tensor, shape: tuple[int, ...]) -> Tensor:
+def _value(layers: Layers, node: fx.Node, old: Tensor, shape: tuple[int, ...], classes: int) -> Tensor:
     for user in node.users:
         given: Mapping[str, object] = bound(user)
         if user in layers.weights:
             read = [type_of(one).size.coefficient for one in user.all_input_nodes if one in layers.constant]
-            fan_in = max(read) // type_of(layers.program.outputs[0]).shape[CLASSES].coefficient
+            fan_in = max(read) // classes
             most = 1 / math.sqrt(max(fan_in, 1))
             return torch.empty(shape, dtype=old.dtype, device=old.device).uniform_(-most, most)
         if has_kind(user, "norm"):

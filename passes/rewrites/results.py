@@ -155,18 +155,18 @@ def pack(captured: Captured, results: Results) -> Captured:
 
 @rewrite("unpack results")
 def unpack(rewritten: Rewritten, captured: Captured, results: Results, scheme: str) -> Rewritten:
-    """Every tensor of every level apart, and of members the predictions. Steps of a stream are left out.
+    """Every tensor of every level apart, and of members and of steps the predictions: stages are made of these.
 
     `captured` is what was packed."""
     program = rewritten.program
     builder = Builder.copying(program)
     unpacker = _Unpacker(builder, captured, results, scheme)
-    predictions = dict.fromkeys((results.evaluation.prediction, results.training.prediction))
+    first, trained = results.evaluation.prediction, results.training.prediction
+    wanted = {"member": dict.fromkeys((first, trained)), "step": [first]}
     outputs = {}
     for output, node in rewritten.outputs.items():
-        if output.role != "step":
-            for leaf in predictions if output.role == "member" else range(len(results.names)):
-                outputs[replace(output, leaf=leaf)] = unpacker.of(builder.shared[node], leaf)
+        for leaf in wanted.get(output.role, range(len(results.names))):
+            outputs[replace(output, leaf=leaf)] = unpacker.of(builder.shared[node], leaf)
     made, called = builder.build_named(outputs, program.graph.output_node())
     return replace(
         rewritten,

@@ -40,12 +40,26 @@ class Tokens(nn.Module):
         return result
 
 
+class Counts(nn.Module):
+    """Numbers that follow the widths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 12, 3), nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.stem(x).relu()
+        result: Tensor = self.head(hidden.mean((2, 3)) * 12**-0.5 * hidden.sum(1).mean((1, 2)).div(12)[:, None])
+        return result
+
+
 def _make(folder: Path) -> None:
     taxonomy = Taxonomy.from_parents([0, 0, 1, 1, 1])
     tokens = torch.randint(11, (4, 6))
     nets = {
         "channels": residual_net(),
         "tokens": transform(Tokens(), NestedChannels((0.5, 1.0)), tokens),
+        "counts": transform(Counts(), NestedChannels((0.5, 1.0)), images(), constants="scale"),
         "ensemble": net_of("ensemble, not fused", None),
         "weights": net_of("weights", None),
         "branches": net_of("pooled branches", taxonomy, Consensus("learned")),
@@ -186,6 +200,28 @@ def _code(field: str) -> Callable[[Document, object], None]:
     return change
 
 
+def _counts(change: Callable[[list[Any]], Any]) -> Callable[..., Case]:
+    """The first number that counts channels, changed: an argument, a power, and dimensions of nodes."""
+
+    def made(document: Document, _: object) -> None:
+        node = next(node for node in document["graph"]["nodes"] if "counts" in node)
+        node["counts"] = change(node["counts"])
+
+    return crafted(made, "counts")
+
+
+def _counted(change: Callable[[list[Any]], Any]) -> Callable[..., Case]:
+    """Every part of it is replaced by what `change` makes of `[argument, power, places]`."""
+    return _counts(lambda counts: [change(one) for one in counts])
+
+
+def _kept_module(document: Document, _: object) -> None:
+    """Names a module of the process that made the file."""
+    node = _first_call(document)
+    read = node["args"][0]
+    node.update(target="anytimeify.kept_module.default", args=[[read], [], "torch.nn:Linear:layer:0", False], kwargs={})
+
+
 def _set_scheme(text: str) -> Callable[[Document, object], None]:
     return lambda document, _: document["scheme"].update(spec=text)
 
@@ -208,6 +244,24 @@ LOADER = Loader(
         "a billion levels": crafted(_set_scheme(f"nested-channels{{widths={','.join(['0.5'] * 20000)},1}}")),
         "a tower of leaves": crafted(_set_scheme("hierarchical-ensemble{splits=((conv,1000000000))}")),
         "deep brackets": crafted(_set_scheme("nested-channels{widths=" + "(" * 5000 + "}")),
+        "a number that counts no node": _counted(lambda one: [one[0], one[1], [[CANARY, 0]]]),
+        "a number that counts a later node": _counted(lambda one: [one[0], one[1], [["output", 0]]]),
+        "a number that counts a dimension too many": _counted(lambda one: [*one[:2], [[one[2][0][0], 10**9]]]),
+        "a number that counts dimension True": _counted(lambda one: [*one[:2], [[one[2][0][0], True]]]),
+        "a number that counts dimension -1": _counted(lambda one: [*one[:2], [[one[2][0][0], -1]]]),
+        "a number that counts nothing": _counted(lambda one: [*one[:2], []]),
+        "a number that counts everything": _counted(lambda one: [*one[:2], one[2] * 100000]),
+        "a number of another argument": _counted(lambda one: ["self", *one[1:]]),
+        "a number of an argument of code": _counted(lambda one: [CANARY, *one[1:]]),
+        "a number to the power of a billion": _counted(lambda one: [one[0], 10**9, one[2]]),
+        "a number to no power": _counted(lambda one: [one[0], None, one[2]]),
+        "a number to a power of text": _counted(lambda one: [one[0], CANARY, one[2]]),
+        "a number of one part": _counted(lambda one: one[:1]),
+        "a number of numbers": _counts(lambda counts: [counts]),
+        "numbers that are text": _counts(lambda counts: CANARY),
+        "numbers that are a number": _counts(lambda counts: 7),
+        "the same number twice": _counts(lambda counts: counts * 2),
+        "a module of the process": crafted(_kept_module),
         "half a surrogate": crafted(lambda document, _: document["notes"].append("\ud800")),
         "another type, same bytes": _edited(_half_precision_under_another_name),
         "another scheme": _edited(_another_scheme),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from anytimeify import AnytimeModel, transform
+from benchmarks.coverage import children
 from benchmarks.libraries import __main__ as command
 from benchmarks.libraries import comparison, page, worker
 from benchmarks.libraries.networks import NETWORKS, Example
@@ -145,9 +147,9 @@ def test_the_page_counts_networks_that_export_and_groups_reasons(tmp_path: Path)
 def test_what_failed_is_run_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[tuple[str, str]] = []
 
-    def measured(name: str, scheme: str, **limits: float) -> dict[str, Any]:
-        ran.append((name, scheme))
-        return row(name, scheme, "verified", seconds=1.0)
+    def measured(name: str, schemes: Sequence[str], **limits: float) -> list[dict[str, Any]]:
+        ran.extend((name, scheme) for scheme in schemes)
+        return [row(name, scheme, "verified", seconds=1.0) for scheme in schemes]
 
     monkeypatch.setattr(command, "measure", measured)
     monkeypatch.setattr(command, "NETWORKS", dict.fromkeys(("torch:one", "torch:two"), example))
@@ -155,19 +157,30 @@ def test_what_failed_is_run_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     results.write_text("".join(f"{line}\n" for line in map(json.dumps, ROWS)))
     asked = ["--results", str(results), "--out", str(out), "--failing-first"]
     assert command.main([*asked, "--schemes", "torch.export", "channels"]) == 0
-    assert ran == [("torch:two", DENSE), *[(f"torch:{n}", s) for n, s in LATER]]
+    assert ran == [
+        ("torch:two", "torch.export"),
+        ("torch:two", DENSE),
+        ("torch:one", "torch.export"),
+        ("torch:one", DENSE),
+    ]
     assert command.main([*asked, "--networks", "other:*"]) == 2
-
-
-LATER = [("one", "torch.export"), ("one", DENSE), ("two", "torch.export")]
 
 
 @pytest.mark.parametrize(("seconds", "why"), [(0.01, "time limit of 0 s in step: start"), (60.0, "ended with")])
 def test_a_process_that_gives_no_answer_has_crashed(seconds: float, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "WORKER", "tests.libraries.nothing")  # no such module
-    found = command.measure("torch:one", DENSE, seconds=seconds, gib=0)
+    monkeypatch.setattr(command, "_STARTING", 0.0)
+    (found,) = command.measure("torch:one", [DENSE], seconds=seconds, gib=0)
     assert found["status"] == "crashed"
     assert why in found["why"]
+
+
+def test_a_fork_is_ended_after_its_time() -> None:
+    ended = children.forked(lambda: time.sleep(60), 0.2)
+    assert ended.timed_out
+    assert ended.code < 0
+    assert children.forked(lambda: None, 60.0).code == 0
+    assert children.forked(lambda: sys.exit(3), 60.0).code == 1
 
 
 def test_no_library_is_imported_before_its_network_is_made() -> None:

@@ -26,6 +26,7 @@ from anytimeify import (
 )
 from anytimeify.capture import capture
 from tests.results import Detector, MultiTask, same
+from tests.rounding import close
 
 X = torch.randn(2, 3, 16, 16)
 SCHEMES = (
@@ -195,10 +196,7 @@ def test_integers_that_depend_on_parameters() -> None:
     [
         (lambda x: transform(Labels(lambda y: (y, y @ y.T)), DENSE, x, output="all"), "'output_1', one of the results"),
         (lambda x: transform(Labels(lambda y: (y, y.shape[0])), DENSE, x, output="all"), "depends on the size of"),
-        (lambda x: _net(x, taxonomy=Taxonomy.from_parents([0, 0, 1])), "a taxonomy is about one prediction"),
-        (lambda x: _net(x, consensus="average"), "a consensus is about one prediction"),
-        (lambda x: _net(x).staged(), "stages give predictions"),
-        (lambda x: _net(x).reset_classifier(5), "of which its classes are a part"),
+        (lambda x: _net(x, taxonomy=Taxonomy.from_parents([0, 0, 1])), "may predict coarser classes than the backbone"),
         (lambda x: SandwichSampler(_net(x, norms="shared")), "widths are sampled of models whose levels"),
         (
             lambda x: transform((Labels(list), Labels(list)), MutualDistillation(branches=1), x, output="all"),
@@ -209,6 +207,87 @@ def test_integers_that_depend_on_parameters() -> None:
 def test_what_does_not_go_together(call: Any, message: str) -> None:
     with pytest.raises((SchemeError, ArgumentError, CaptureError), match=message):
         call(torch.randn(4, 8))
+
+
+def _apart(result: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+    """The prediction of `MultiTask`, and the rest."""
+    return result["classes"], {name: part for name, part in result.items() if name != "classes"}
+
+
+@pytest.mark.parametrize("consensus", ["average", "learned"])
+@pytest.mark.parametrize("scheme", [DENSE, SCHEMES[3], SCHEMES[5], TRIANGULAR])
+def test_a_consensus_rewrites_the_prediction_alone(scheme: str, consensus: Any) -> None:
+    """What else its level returns is the last level's; it is verified against its extract."""
+    backbone = MultiTask()
+    net = transform(backbone, scheme, X, output="all", consensus=consensus).eval()
+    out = net(X)
+    *levels, last = out.results
+    prediction, others = _apart(last)
+    _, expected = _apart(levels[-1])
+    same(others, expected)
+    plain = transform(backbone, scheme, X, output="classes", consensus=consensus, verify=False).eval()
+    if scheme == DENSE:
+        close(prediction, plain(X).levels[-1])
+    same(out.levels[-1], prediction)
+    same(net.extract(-1)(X), last)
+    net.train()
+    net.loss(net(X), torch.zeros(len(X), dtype=torch.long)).backward()
+
+
+def test_a_consensus_needs_a_prediction_in_both_modes() -> None:
+    with pytest.raises(SchemeError, match="in train mode the backbone does not return the prediction of eval mode"):
+        transform(Detector(), DENSE, X, consensus="average")
+
+
+class TwoHeads(nn.Module):
+    """As GoogLeNet: a second head in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.body = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 16, 3, 2, 1)
+        self.aux, self.head = nn.Linear(8, 5), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Any:
+        first = self.stem(x).relu()
+        scores = self.head(self.body(first).relu().mean((2, 3)))
+        return (scores, self.aux(first.mean((2, 3)))) if self.training else scores
+
+
+def test_a_consensus_and_new_classes_of_both_modes() -> None:
+    net = transform(TwoHeads(), DENSE, X, output="all", consensus="average")
+    close(net.eval()(X).results[-1], net(X).levels[-1])
+    _scores, aux = net.train()(X, level=-1)
+    same(aux, net(X, level=1)[1])
+    plain = transform(TwoHeads(), DENSE, X, output="all")
+    plain.reset_classifier(4)
+    assert [one.shape for one in plain.train()(X, level=0)] == [(2, 4), (2, 4)]
+    assert plain.eval()(X, level=1).shape == (2, 4)
+
+
+@pytest.mark.parametrize("scheme", [*SCHEMES[3:], TRIANGULAR, DENSE])
+def test_stages_give_predictions(scheme: str) -> None:
+    net = transform(MultiTask(), scheme, X, output="all").eval()
+    expected = net(X).levels
+    for (_, prediction), want in zip(net.staged().stream(X), expected, strict=True):
+        close(prediction, want)
+
+
+@pytest.mark.parametrize("scheme", [DENSE, SCHEMES[3], SCHEMES[5]])
+def test_new_classes_among_all_results(scheme: str) -> None:
+    backbone = MultiTask()
+    net = transform(backbone, scheme, X, output="all").eval()
+    before = dict(net.named_parameters())
+    net.reset_classifier(5)
+    out = net(X)
+    assert {len(prediction[0]) for prediction in out.levels} == {5}
+    for index, result in enumerate(out.results):
+        same(result, net.extract(index)(X))
+    _, others = _apart(out.results[-1])
+    _, expected = _apart(backbone.eval()(X))
+    if scheme != SCHEMES[3]:
+        same(others, expected)
+    kept = [name for name, tensor in net.named_parameters() if before.get(name) is tensor]
+    assert len(kept) > len(before) / 2
 
 
 def _net(x: Tensor, norms: str = "private", **options: Any) -> AnytimeModel:

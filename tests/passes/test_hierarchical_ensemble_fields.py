@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -133,11 +134,19 @@ def test_initialisers_that_fail_are_named() -> None:
     transform(chain(broken), HierarchicalEnsemble(cuts=("0",), init="copy"), (torch.randn(2, 4),))
 
 
-def test_models_that_cannot_be_copied_are_refused() -> None:
-    backbone = chain()
-    backbone.derived = backbone.get_parameter("0.weight") * 2  # no leaf of autograd
-    with pytest.raises(SchemeError, match="cannot be copied"):
-        transform(backbone, HierarchicalEnsemble(cuts=("0",)), (torch.randn(2, 4),))
+def test_models_that_cannot_be_copied_start_afresh_too() -> None:
+    """What `deepcopy` does not take, a tensor that was computed or a lock, is no obstacle; and nothing of the backbone
+    is written to."""
+    backbone: Any = chain()
+    backbone.derived, backbone.lock = backbone.get_parameter("0.weight") * 2, threading.Lock()
+    backbone.others = [backbone.get_submodule("0")]
+    before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
+    net = transform(backbone, HierarchicalEnsemble(cuts=("0",)), (torch.randn(2, 4),))
+    stacks = {name: net.get_parameter(name) for name, _ in backbone.named_parameters()}
+    grown = [name for name, stack in stacks.items() if stack.shape != before[name].shape]
+    assert grown
+    assert all(not stacks[name][: len(before[name])].equal(stacks[name][len(before[name]) :]) for name in grown)
+    assert all(tensor.equal(before[name]) for name, tensor in backbone.state_dict().items())
 
 
 def test_whole_numbers_have_no_average() -> None:

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import random
+import re
 from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anytimeify import AnytimeError, AnytimeWarning, CaptureError, UnsupportedOpError, VerificationError, transform
+from anytimeify import (
+    AnytimeError,
+    AnytimeWarning,
+    CaptureError,
+    NestedChannels,
+    UnsupportedOpError,
+    VerificationError,
+    transform,
+    verification,
+)
 from tests.robustness.helpers import SCHEME, check
 
 X = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
@@ -48,17 +59,56 @@ class AlwaysDropout(Base):
         return self.finish(F.dropout(self.body(x), 0.5, training=True))
 
 
+class Spread(Base):
+    """Noise between 0 and 1, which has no value at the mean of what is drawn."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.body(x)
+        noise = torch.randn_like(hidden)
+        noise = (noise - noise.amin(1, True)) / (noise - noise.amin(1, True)).amax(1, True)
+        return self.finish(hidden + noise)
+
+
+@pytest.mark.parametrize("scheme", [SCHEME, NestedChannels(widths=(0.5, 1.0), connectivity="triangular")])
 @pytest.mark.parametrize(
-    ("make", "operation"), [(Noise, "randn_like"), (OwnNoise, "rand_like"), (AlwaysDropout, "bernoulli")]
+    ("make", "operation"),
+    [(Noise, "randn_like"), (OwnNoise, "rand_like"), (AlwaysDropout, "bernoulli"), (Spread, "randn_like")],
 )
-def test_random_numbers_in_eval_mode_are_named(make: type[Base], operation: str) -> None:
-    with pytest.raises(
-        VerificationError, match=rf"random in eval mode.*aten.{operation}.*test_refusals\.py:\d+.*self\.training"
-    ):
-        transform(make(), SCHEME, X)
+def test_random_numbers_in_eval_mode_are_held_and_named(make: type[Base], operation: str, scheme: Any) -> None:
     with pytest.warns(AnytimeWarning) if make is AlwaysDropout else nullcontext():
-        net = transform(make(), SCHEME, X, verify=False).eval()
+        net = transform(make(), scheme, X).eval()
+    (note,) = (note for note in net.captured.notes if note.startswith("random in eval mode"))
+    assert re.search(rf"aten.{operation}.*test_refusals\.py:\d+", note)
+    assert note in " ".join(str(net.report()).split())
     assert not torch.equal(net(X, level=-1), net(X, level=-1))
+
+
+class Coin(Base):
+    """Drops samples in training, so seldom that those of the example stay."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.body(x)
+        if self.training:
+            hidden = hidden * (torch.rand(len(x), 1) > 0.02)
+        return self.finish(hidden)
+
+
+def test_a_coin_that_falls_well_is_no_part_of_eval_mode() -> None:
+    model = Coin()
+    net = transform(model, SCHEME, X).eval()
+    x = torch.randn(200, 4)
+    torch.testing.assert_close(net(x, level=-1), model.eval()(x))
+    assert not [note for note in net.captured.notes if note.startswith("random in eval mode")]
+    torch.manual_seed(0)
+    ours = net.train()(x, level=-1)
+    assert not torch.allclose(ours, net(x, level=-1))
+
+
+def test_what_is_held_is_still_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = transform(Noise(), SCHEME, X).eval()
+    other = Noise()
+    with pytest.raises(VerificationError, match=r"random in eval mode, and the result differs from it.*randn_like"):
+        verification.verify(net, other)
 
 
 def test_dropout_that_is_always_on_stays_on_by_the_same_rule() -> None:

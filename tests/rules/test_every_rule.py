@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor, fx
 
-from anytimeify._torch import schema
+from anytimeify._torch import flatten, schema
 from anytimeify.analysis.axes import analyse
 from anytimeify.graph.builder import Builder
 from anytimeify.ir import Origin, Program, Size, TensorType
 from anytimeify.operators.derivatives import name_of
+from anytimeify.operators.kept_modules import Multiple, Sample, Shell, remember
 from anytimeify.passes.rewrites.narrow import clone_narrowed
 from anytimeify.rules import axis_rule, registered
 from anytimeify.rules.pointwise import pointwise
@@ -41,6 +42,16 @@ class Doubled(torch.autograd.Function):
         return 2 * gradients[0]
 
 
+KEPT = remember(
+    Shell(
+        torch.nn.Linear(8, 8, bias=False, device="meta"),
+        ("weight",),
+        Sample(
+            ((None, 8),), (((Multiple(1, 0, 0), 8), torch.float32),), flatten(((0,), {}))[1], (Tensor,), flatten(0)[1]
+        ),
+        "layer",
+    )
+)
 IMAGE = (2, 8, 6, 6)
 # positional arguments of each operation; a list of several calls where the rule distinguishes them
 CALLS: dict[str, list[tuple[Any, ...]]] = {
@@ -141,6 +152,7 @@ CALLS: dict[str, list[tuple[Any, ...]]] = {
     "update_buffer": [(f(8), f(8))],
     "after": [(f(2, 8, 5), [f(8)])],
     "autograd_function": [([f(2, 8)], [f(2, 8)], name_of(Doubled, (torch.ones(1),)))],
+    "kept_module": [([f(2, 8)], [f(8, 8)], KEPT, False)],
     "triangular_conv": [
         (f(2, 8, 9), f(12, 8, 3), f(12), [6, 12], [4, 8], 2, [1], [1], [1]),
         (f(*IMAGE), f(12, 8, 3, 3), None, [6, 12], [4, 8], 2, [2, 1], [1, 1], [1, 1]),

@@ -13,6 +13,7 @@ from benchmarks.onnx_sources.networks import (
     EXPORTS,
     FILES,
     NETWORKS,
+    TRANSFORMED,
     Export,
     Positional,
     Wheel,
@@ -37,6 +38,8 @@ def test_exported_networks(name: str, way: Export, tmp_path: Path) -> None:
     sizes = {f"input_{index}": tuple(one.shape) for index, one in enumerate(inputs)}
     source, gap = compare(tmp_path / "model.onnx", sizes)
     assert gap <= 1e-5
+    if way not in TRANSFORMED:
+        return
     native = transform(Positional(model), SCHEMES[0], inputs)
     found = [transform(source, scheme) for scheme in SCHEMES]
     assert found[0].levels[0].cost.macs <= 1.02 * native.levels[0].cost.macs
@@ -44,7 +47,9 @@ def test_exported_networks(name: str, way: Export, tmp_path: Path) -> None:
 
 
 @pytest.mark.zoo
-@pytest.mark.parametrize("name", ["torchvision resnet18", "torchvision swin_t", "timm vit_tiny_patch16_224"])
+@pytest.mark.parametrize(
+    "name", ["torchvision resnet18", "torchvision Swin of two stages", "timm vit_tiny_patch16_224"]
+)
 def test_a_batch_of_one_that_is_written_into_a_file(name: str, tmp_path: Path) -> None:
     model, inputs = network(name)
     first = tuple(one[:1] for one in inputs)

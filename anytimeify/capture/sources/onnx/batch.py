@@ -86,7 +86,7 @@ class _SideBySide:
 
     def reshape(self, node: Node, axis: int, target: Array) -> Node:
         own, sizes = _shape(self.before[node.inputs[0]]), _shape(self.before[node.outputs[0]])
-        place = _place(own, axis, sizes)
+        place = _place(own, axis, sizes, self.batch)
         if place is None or target[place] == 0:
             return node
         attributes = {"target": sizes, "axis": place, "of": self.batch}
@@ -111,10 +111,10 @@ class _SideBySide:
         return [*found, replace(node, inputs=tuple(inputs))]
 
 
-def _place(before: list[int], axis: int, after: list[int]) -> int | None:
-    """The axis of a reshaped tensor that holds the batch: the one with as much before it."""
+def _place(before: list[int], axis: int, after: list[int], batch: int) -> int | None:
+    """The axis of a reshaped tensor that holds the batch, alone or times something: the one with as much before it."""
     ahead, size = math.prod(before[:axis]), before[axis]
-    candidates = [at for at in range(len(after)) if math.prod(after[:at]) == ahead and after[at] % size == 0]
+    candidates = [at for at in range(len(after)) if math.prod(after[:at]) == ahead and after[at] % batch == 0]
     exact = [at for at in candidates if after[at] == size]
     return next(iter((*exact, *candidates)), None)
 

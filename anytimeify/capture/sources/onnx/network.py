@@ -75,7 +75,7 @@ def run_known(step: Step, inputs: Sequence[Any]) -> Any:
         return step.row.sizes(*inputs, **step.options())
     if symbolic:
         return None
-    with without_dispatch_modes(), torch.no_grad():
+    with without_dispatch_modes():  # and with gradients as they are: an export would note that they were switched
         found = step.row.function(*given(step.row, inputs, tensor_of), **step.options())
         return tuple(map(_known, found)) if isinstance(found, tuple | list) else _known(found)
 
