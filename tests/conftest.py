@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -42,6 +44,15 @@ def pytest_configure() -> None:
 def _seed() -> None:
     """Random weights and inputs are the same whichever tests ran before, and in whichever process."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _forget_compiled() -> Iterator[None]:
+    """All networks share one `forward`, of which the compiler keeps eight versions at most: a test that compiles leaves
+    none to the next."""
+    yield
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
