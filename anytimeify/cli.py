@@ -33,7 +33,8 @@ from anytimeify.capture.inputs import CallInputs
 from anytimeify.capture.sources.registry import kinds
 from anytimeify.capture.sources.source import InputSizes
 from anytimeify.compiler import transform
-from anytimeify.deploy.export import FORMATS as CONTAINERS
+from anytimeify.deploy.export import FORMATS as FILES
+from anytimeify.deploy.export import STAGED
 from anytimeify.errors import AnytimeError, ArtifactError, BudgetError, SchemeError, first_line
 from anytimeify.io.files import new_folder, refuse_existing
 from anytimeify.level_names import parse_level
@@ -53,6 +54,7 @@ from anytimeify.version import __version__
 
 __all__ = ["app", "main"]
 
+CONTAINERS = (*FILES, STAGED)
 MODEL = "net.safetensors"  # the saved model in the folder that `convert` writes
 
 app = typer.Typer(
@@ -300,7 +302,7 @@ def extract(
 @app.command()
 def export(
     folder: SavedModel,
-    out: Annotated[Path, typer.Option(metavar="FILE", help="The file to write.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The file, or folder of stages, to write.")],
     format: Annotated[str, typer.Option(metavar="NAME", help=f"The container: {', '.join(CONTAINERS)}.")] = "onnx",
     chosen: Annotated[
         str, typer.Option("--levels", metavar="all|LEVELS", help="Which levels, such as 0,2; names and numbers too.")
@@ -317,12 +319,13 @@ def export(
         )
     if not force:
         refuse_existing(out)
-    require(format)
+    require("onnx" if format == STAGED else format)
     net = _load(folder)
     named = "all" if chosen == "all" else [parse_level(one.strip()) for one in chosen.split(",")]
     with _doing(f"writing {'all levels' if named == 'all' else f'levels {chosen}'} as {format}"):
         net.export(out, format, named, granularity=granularity, force=force)
-    _print(f"written to {out}, {out.stat().st_size:,} bytes")
+    size = sum(file.stat().st_size for file in out.iterdir()) if out.is_dir() else out.stat().st_size
+    _print(f"written to {out}, {size:,} bytes")
 
 
 @app.command()

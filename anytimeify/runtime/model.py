@@ -287,7 +287,9 @@ class AnytimeModel(Described):
             raise BudgetError(f"levels={levels!r}: expected some of {', '.join(map(str, usable))}")
         kept = [self.levels[index] for index in chosen]
         (place,) = {self._definition.granularity(index, granularity) for index in chosen}
-        return build(self.captured, self.rewritten, kept, merge_batch_norms=fold, granularity=place)
+        return build(
+            self.captured, self.rewritten, kept, merge_batch_norms=fold, granularity=place, scheme=str(self.scheme)
+        )
 
     def export(
         self,
@@ -304,14 +306,18 @@ class AnytimeModel(Described):
         `"onnx"`: the backbone's inputs and one more, `level`, an integer; the outputs are those of an extract, and no
         more than that level is computed. `"pt2"`: an archive of torch.export with a program for each level.
         `"executorch"`: a program with a method for each level, for one sample; needs the extra of its name. Norms stay
-        as they are, so that levels share the layers before them; runtimes merge them when they load the file. What the
-        file holds stands in its metadata (`anytimeify.deploy.description`). With a taxonomy, every level gives the
+        as they are, so that levels share the layers before them; runtimes merge them when they load the file.
+        `"staged"`: a folder of ONNX stages, each of which computes what those before it did not
+        (docs/staged_format.md). What the file holds stands in its metadata (`anytimeify.deploy.description`). With a taxonomy, every level gives the
         granularity that it serves, or all of them one `granularity`.
 
         Whole or not at all, after every level was compared with its extract. Raises `ArtifactError` where the file
         exists (`force=True` replaces it) or cannot be written, and otherwise as `anytimeify.deploy.export` says.
         """
         chosen = self._exported(levels)
+        if format == deploy.STAGED:
+            self.staged(chosen, granularity=granularity).export(path, ("onnx",), force=force)
+            return
         captured = self.captured
         args, kwargs = self.call_signature.arguments(captured.example_inputs, captured.signature)
         dynamic = captured.batch is not None

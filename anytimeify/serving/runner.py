@@ -6,16 +6,19 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from anytimeify.early_exit.document import MANIFEST
 from anytimeify.errors import ArgumentError
 from anytimeify.level_names import LevelName, find_level
 from anytimeify.serving.backend import Backend, Input, check
 from anytimeify.serving.description import ServedLevel
 from anytimeify.serving.latencies import Latencies, Latency
 from anytimeify.serving.onnx_levels import OnnxLevels
+from anytimeify.serving.onnx_stages import OnnxStages
 
 __all__ = ["AnytimeRunner", "MeasuredLevel", "Prediction", "open_levels"]
 
@@ -59,9 +62,10 @@ class AnytimeRunner:
     ) -> None:
         """
         Parameters
-            source: an ONNX file that `net.export` wrote, which needs no torch; a PT2 archive that it wrote; what
-                `net.save` wrote, or the folder with it; an `AnytimeModel` in eval mode, which is run as it is then.
-            backend: what runs it: `"onnxruntime"` for ONNX files, `"torch"` for all else, which is the default.
+            source: an ONNX file or a folder of stages that `net.export` wrote, which need no torch; a PT2 archive that
+                it wrote; what `net.save` wrote, or the folder with it; an `AnytimeModel` in eval mode, which is run as
+                it is then.
+            backend: what runs it: `"onnxruntime"` for ONNX files and stages, `"torch"` for all else: the default.
             device: `"cpu"`, `"cuda"`, `"cuda:1"`.
             threads: that one run uses; for torch this is a setting of the whole process.
             warm_up: run each level a few times, on made-up inputs of one sample, so that the first deadline is kept.
@@ -193,7 +197,7 @@ def open_levels(source: Any, backend: str | None, device: str, threads: int | No
         raise ArgumentError(f"threads={threads!r}: expected a whole number from 1 on, or None")
     is_path = isinstance(source, str | os.PathLike)
     if backend is None:
-        backend = "onnxruntime" if is_path and os.fspath(source).endswith(".onnx") else "torch"
+        backend = "onnxruntime" if is_path and _is_onnx(source) else "torch"
     if backend not in ("onnxruntime", "torch"):
         raise ArgumentError(f"backend={backend!r}: expected onnxruntime or torch")
     if not is_path and not hasattr(source, "call_signature"):
@@ -203,7 +207,8 @@ def open_levels(source: Any, backend: str | None, device: str, threads: int | No
     if backend == "onnxruntime":
         if not is_path:
             raise ArgumentError("a model is run by backend='torch'; write an ONNX file with net.export for onnxruntime")
-        return OnnxLevels.of(source, device, threads)
+        kind = OnnxStages if Path(source).is_dir() else OnnxLevels
+        return kind.of(source, device, threads)
     import torch
 
     from anytimeify.serving.torch_levels import torch_levels
@@ -211,6 +216,10 @@ def open_levels(source: Any, backend: str | None, device: str, threads: int | No
     if threads is not None:
         torch.set_num_threads(threads)
     return torch_levels(source, device, trust_pickle)
+
+
+def _is_onnx(path: str | os.PathLike[str]) -> bool:
+    return os.fspath(path).endswith(".onnx") or (Path(path) / MANIFEST).is_file()
 
 
 def smallest_batch(backend: Backend) -> int:

@@ -15,6 +15,7 @@ from torch.export.graph_signature import ConstantArgument, InputKind
 
 from anytimeify._torch import unflatten
 from anytimeify.capture.sources.pt2 import load_exported
+from anytimeify.early_exit.document import MANIFEST
 from anytimeify.errors import ArgumentError, ArtifactError
 from anytimeify.io.files import reading, regular_file
 from anytimeify.ir.node_meta import tensor_type, value_of
@@ -33,7 +34,7 @@ def torch_levels(source: object, device: str, trust_pickle: bool) -> NetLevels |
     if isinstance(source, AnytimeModel):
         return NetLevels.of(source, torch.device(device))
     path = Path(str(source))
-    if path.suffix == ".onnx":
+    if path.suffix == ".onnx" or (path / MANIFEST).is_file():
         raise ArgumentError(f"{path} is run by backend='onnxruntime', not by torch")
     if path.suffix == ".pt2":
         return ArchiveLevels.of(regular_file(path), torch.device(device), trust_pickle)
