@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
 from anytimeify.errors import AnytimeError, ArgumentError, ArgumentValueError, Overloaded
+from anytimeify.measure.timing import quantile
 from anytimeify.serving.backend import Input, check
-from anytimeify.serving.latencies import quantile
 from anytimeify.serving.policy import Table, admits, arrival_rate, plan
 from anytimeify.serving.runner import AnytimeRunner, Prediction, smallest_batch
 
