@@ -1,4 +1,4 @@
-"""The command line: `convert`, `inspect`, `extract`, `export`, `levels`, `papers`.
+"""The command line: `convert`, `inspect`, `extract`, `export`, `levels`, `bench`, `papers`.
 
 Each command is a few calls of the library.
 
@@ -43,10 +43,13 @@ from anytimeify.passes.estimate import Limits
 from anytimeify.passes.on_meta import refuse_reading_values
 from anytimeify.passes.options import Options
 from anytimeify.passes.scheme import parse_scheme
+from anytimeify.report.costs import cost_rows, cost_table, plot_costs
 from anytimeify.runtime.budget import Budget
 from anytimeify.runtime.compiled import levels_of
+from anytimeify.runtime.evaluation import read_scores
 from anytimeify.runtime.load import load
 from anytimeify.runtime.model import AnytimeModel
+from anytimeify.serving.benchmark import bench as measured
 from anytimeify.storage.compressed import save_compressed
 from anytimeify.storage.export import FORMATS, quiet, require
 from anytimeify.taxonomy import Taxonomy
@@ -109,6 +112,19 @@ SavedModel = Annotated[
     Path, typer.Argument(metavar="DIR", help="A folder written by `convert`, or a file written by net.save(path).")
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
+RuntimeOption = Annotated[
+    Literal["torch", "onnxruntime"],
+    typer.Option("--runtime", metavar="torch|onnxruntime", help="What runs the levels."),
+]
+Threads = Annotated[int | None, typer.Option(min=1, help="Threads of one run; by default as the runtime likes.")]
+AccuraciesOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--accuracies", metavar="FILE", help="JSON: accuracies from 0 to 1 by the names of levels, or of `accuracy`."
+    ),
+]
+Plot = Annotated[Path | None, typer.Option(metavar="FILE", help="Draw accuracy against milliseconds, or milliseconds.")]
+Cache = Annotated[bool, typer.Option("--cache/--no-cache", help="Keep measurements on the disk for later.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -335,30 +351,89 @@ def levels(
         str | None,
         typer.Option(metavar="cpu|cuda", help="Measure the latency of every extracted level on this device."),
     ] = None,
+    runtime: RuntimeOption = "torch",
+    threads: Threads = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples per batch in the measurement.")] = 1,
+    accuracies: AccuraciesOption = None,
+    plot: Plot = None,
+    cache: Cache = True,
     as_json: AsJson = False,
 ) -> None:
-    """List the levels of an anytime model and what each of them costs for one sample."""
+    """List the levels of an anytime model and what each of them costs for one sample.
+
+    Levels that cost more than another and give less are marked.
+    """
     device = _device(measure) if measure is not None else None
+    scores = read_scores(accuracies) if accuracies is not None else None
     net = _load(folder)
-    rows: list[dict[str, Any]] = []
+    latency: dict[int, float] = {}
     for level in net.levels:
-        rows.append({"index": level.index, "name": level.name, **level.cost._asdict()})
         if device is not None:
             with _doing(f"measuring level {level.index} ({level.name})"):
-                rows[-1]["latency_ms"] = net.latency(level, device=device, batch_size=batch_size)
+                latency[level.index] = net.latency(
+                    level, device=device, batch_size=batch_size, runtime=runtime, threads=threads, cached=cache
+                )
+    rows = cost_rows(net.levels, latency, scores)
+    if plot is not None:
+        plot_costs(plot, rows)
     if as_json:
-        given = [{**row, "training_only": level.training_only} for row, level in zip(rows, net.levels, strict=True)]
-        typer.echo(json.dumps({"scheme": str(net.scheme), "levels": given}, indent=2))
-        return
-    for row, level in zip(rows, net.levels, strict=True):
-        row["name"] += ", training only" if level.training_only else ""
-    table = Table(box=None, pad_edge=False)
-    for title in ("level", "name", "MACs", "parameters", "activation bytes", *(["latency, ms"] if device else [])):
-        table.add_column(title, justify="left" if title == "name" else "right")
-    for row in rows:
-        table.add_row(*(f"{cell:.3f}" if isinstance(cell, float) else _cell(cell) for cell in row.values()))
-    _print(table)
+        typer.echo(json.dumps({"scheme": str(net.scheme), "levels": [row.known() for row in rows]}, indent=2))
+    else:
+        _print(cost_table(rows).shown(len(rows)))
+
+
+@app.command()
+def bench(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="DIR|FILE", help="A saved model, or what `export` wrote: FILE.onnx, FILE.pt2, a folder of stages."
+        ),
+    ],
+    runtime: Annotated[
+        Literal["torch", "onnxruntime"] | None,
+        typer.Option(metavar="torch|onnxruntime", help="By default onnxruntime for ONNX, torch for all else."),
+    ] = None,
+    device: Annotated[str, typer.Option(metavar="cpu|cuda", help="Where it runs.")] = "cpu",
+    threads: Threads = None,
+    batch_size: Annotated[list[int] | None, typer.Option(min=1, help="Samples per batch. Repeatable.")] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="A saved model, whose extracts an exported file is compared with."),
+    ] = None,
+    alone: Annotated[bool, typer.Option("--alone/--no-alone", help="Compare levels with their extracts.")] = True,
+    accuracies: AccuraciesOption = None,
+    seconds: Annotated[float, typer.Option(min=0, help="How long a level is measured.")] = 1.0,
+    plot: Plot = None,
+    cache: Cache = True,
+    trust_pickle: TrustPickle = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure every level where it will run: in one file that switches, beside the level alone.
+
+    What levels take alone is kept for budgets and for `levels`.
+    """
+    scores = read_scores(accuracies) if accuracies is not None else None
+    _device(device)
+    with _doing(f"measuring {source}"):
+        found = measured(
+            source,
+            runtime=runtime,
+            device=device,
+            threads=threads,
+            batch_sizes=batch_size or (1,),
+            against=against if alone else False,
+            accuracies=scores,
+            seconds=seconds,
+            cached=cache,
+            trust_pickle=trust_pickle,
+        )
+    if plot is not None:
+        found.plot(plot)
+    if as_json:
+        typer.echo(found.to_json())
+    else:
+        _print(found.shown(everything=True))
 
 
 @app.command()

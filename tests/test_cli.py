@@ -242,6 +242,15 @@ def test_convert_levels_extract(shell: Shell, exported: Path) -> None:
     status, out, _ = shell("levels", "net")
     assert status == 0
     assert [line.split()[0] for line in out.splitlines()] == ["level", "0", "1", "2"]
+    Path("accuracies.json").write_text('{"width 0.5": 0.9, "width 1": 0.8}')
+    scored = "--accuracies", "accuracies.json", "--plot", "levels.png"
+    status, out, _ = shell("levels", "net", *scored)
+    assert (status, "costs more and gives less than width 0.5" in out) == (0, True)
+    assert Path("levels.png").is_file()
+    status, out, _ = shell("bench", "net", "--no-alone", "--seconds", "0", "--batch-size", "2", "--json", *scored)
+    assert (status, [row["batch_size"] for row in json.loads(out)["rows"]]) == (0, [2, 2, 2])
+    status, out, _ = shell("bench", "net/level-2.onnx")
+    assert status == 1
 
     assert shell("extract", "net", "--level", "-1", "--fold", "--out", "full.pt2").status == 0
     torch.testing.assert_close(torch.export.load("full.pt2").module()(x), outputs.levels[2], rtol=1e-4, atol=1e-5)

@@ -7,16 +7,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from anytimeify.capture.inputs import CallInputs
+from anytimeify.codegen.call_signature import CallSignature
 from anytimeify.errors import ArgumentError, BudgetError
 from anytimeify.io import checksums
 from anytimeify.ir import Captured
 from anytimeify.ir.node_meta import type_of
+from anytimeify.level_names import LevelName
 from anytimeify.measure import cache
 from anytimeify.measure.machine import processor
 from anytimeify.measure.timing import Timing, timed
@@ -24,7 +26,18 @@ from anytimeify.serving.arrays import open_session, provider_of
 from anytimeify.storage.export import quiet, require, traced
 from anytimeify.storage.onnx_model import onnx_model, output_names, save_onnx
 
-__all__ = ["Place", "Prepared", "Runtime", "call_of", "example_batch", "measure", "prepare", "torch_threads", "usable"]
+__all__ = [
+    "Place",
+    "Prepared",
+    "Runtime",
+    "call_of",
+    "example_batch",
+    "measure",
+    "prepare",
+    "prepare_level",
+    "torch_threads",
+    "usable",
+]
 
 Runtime: TypeAlias = Literal["torch", "onnxruntime"]
 
@@ -76,6 +89,28 @@ def measure(prepared: Prepared, *, seconds: float = 1.0, cached: bool = True) ->
     if cached:
         cache.write(prepared.key, timing)
     return timing
+
+
+class Extracts(Protocol):
+    """What is read of an `AnytimeModel`, which imports this module."""
+
+    @property
+    def captured(self) -> Captured: ...
+    @property
+    def call_signature(self) -> CallSignature: ...
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+    def extract(self, level: LevelName) -> nn.Module: ...
+
+
+def prepare_level(net: Extracts, index: int, place: Place) -> Prepared:
+    """The extract of a level, called with a batch of the example inputs."""
+    captured = net.captured
+    dtype = next((p.dtype for p in net.parameters() if p.is_floating_point()), torch.get_default_dtype())
+    where = torch.device("cpu") if place.runtime == "onnxruntime" else place.device
+    inputs = example_batch(captured, place.batch_size)
+    moved = tuple(x.to(where, dtype) if x.is_floating_point() else x.to(where) for x in inputs)
+    args, kwargs = net.call_signature.arguments(moved, captured.signature)
+    return prepare(net.extract(index), args, kwargs, place)
 
 
 @contextmanager

@@ -34,7 +34,7 @@ from anytimeify.runtime.budget import Budget
 from anytimeify.runtime.calibration import calibrate
 from anytimeify.runtime.compiled import Compiled, Form, Layout
 from anytimeify.runtime.described import Described
-from anytimeify.runtime.latency import Place, Prepared, Runtime, example_batch
+from anytimeify.runtime.latency import Place, Runtime
 from anytimeify.runtime.reset_classifier import check_shapes, new_heads
 from anytimeify.storage import models as storage
 
@@ -231,7 +231,7 @@ class AnytimeModel(Described):
         key = (index, place, torch.get_num_threads(), structure)
         if cached and key in self._latencies:
             return self._latencies[key]
-        found = latencies.measure(self._prepared(index, place), seconds=seconds, cached=cached).median_ms
+        found = latencies.measure(latencies.prepare_level(self, index, place), seconds=seconds, cached=cached).median_ms
         if cached:
             self._latencies[key] = found
         return found
@@ -242,16 +242,6 @@ class AnytimeModel(Described):
             where = torch.device("cpu")
         chosen = latencies.usable(where if device is None else torch.device(device), runtime)
         return Place(chosen, runtime, threads, batch)
-
-    def _prepared(self, index: int, place: Place) -> Prepared:
-        """The extract of a level, ready to run on the example inputs."""
-        captured = self.captured
-        dtype = next((p.dtype for p in self.parameters() if p.is_floating_point()), torch.get_default_dtype())
-        where = torch.device("cpu") if place.runtime == "onnxruntime" else place.device
-        inputs = example_batch(captured, place.batch_size)
-        moved = tuple(x.to(where, dtype) if x.is_floating_point() else x.to(where) for x in inputs)
-        args, kwargs = self.call_signature.arguments(moved, captured.signature)
-        return latencies.prepare(self.extract(index), args, kwargs, place)
 
     def extract(
         self,

@@ -20,7 +20,15 @@ from anytimeify.serving.latencies import Latencies, Latency
 from anytimeify.serving.onnx_levels import OnnxLevels
 from anytimeify.serving.onnx_stages import OnnxStages
 
-__all__ = ["AnytimeRunner", "MeasuredLevel", "Prediction", "open_levels"]
+__all__ = [
+    "AnytimeRunner",
+    "MeasuredLevel",
+    "Prediction",
+    "is_onnx",
+    "made_up",
+    "open_levels",
+    "smallest_batch",
+]
 
 _WARM_UP = 5  # runs of each level, after one that is not counted
 
@@ -140,7 +148,7 @@ class AnytimeRunner:
         the smallest batch that there is."""
         backend = self.backend
         for batch in batches if batches is not None else [smallest_batch(backend)]:
-            taken = [backend.taken(_made_up(input, batch), input) for input in backend.inputs]
+            taken = [backend.taken(made_up(input, batch), input) for input in backend.inputs]
             for level in backend.description.levels:
                 backend.run(level.index, taken)
                 for _ in range(_WARM_UP):
@@ -197,7 +205,7 @@ def open_levels(source: Any, backend: str | None, device: str, threads: int | No
         raise ArgumentError(f"threads={threads!r}: expected a whole number from 1 on, or None")
     is_path = isinstance(source, str | os.PathLike)
     if backend is None:
-        backend = "onnxruntime" if is_path and _is_onnx(source) else "torch"
+        backend = "onnxruntime" if is_path and is_onnx(source) else "torch"
     if backend not in ("onnxruntime", "torch"):
         raise ArgumentError(f"backend={backend!r}: expected onnxruntime or torch")
     if not is_path and not hasattr(source, "call_signature"):
@@ -218,7 +226,8 @@ def open_levels(source: Any, backend: str | None, device: str, threads: int | No
     return torch_levels(source, device, trust_pickle)
 
 
-def _is_onnx(path: str | os.PathLike[str]) -> bool:
+def is_onnx(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is that of an ONNX file or of a folder of stages."""
     return os.fspath(path).endswith(".onnx") or (Path(path) / MANIFEST).is_file()
 
 
@@ -228,7 +237,7 @@ def smallest_batch(backend: Backend) -> int:
     return batch[0] if batch is not None else next((one.sizes[0] or 1 for one in backend.inputs if one.sizes), 1)
 
 
-def _made_up(input: Input, batch: int) -> Any:
+def made_up(input: Input, batch: int) -> Any:
     """Values of an input: noise, or zeros where it takes whole numbers; one of what may be any, but for the batch."""
     first, *rest = input.sizes or (1,)
     shape = (batch if first is None else first, *(size or 1 for size in rest)) if input.sizes else ()

@@ -24,9 +24,9 @@ from anytimeify.runtime.model import AnytimeModel
 from anytimeify.serving.backend import Input
 from anytimeify.serving.description import KEY, Description, ServedLevel, read_description
 
-__all__ = ["ArchiveLevels", "NetLevels", "torch_levels"]
+__all__ = ["SAVED", "ArchiveLevels", "NetLevels", "torch_levels"]
 
-_SAVED = "net.safetensors"  # in a folder that the command line wrote
+SAVED = "net.safetensors"  # in a folder that the command line wrote
 
 
 def torch_levels(source: object, device: str, trust_pickle: bool) -> NetLevels | ArchiveLevels:
@@ -38,7 +38,7 @@ def torch_levels(source: object, device: str, trust_pickle: bool) -> NetLevels |
         raise ArgumentError(f"{path} is run by backend='onnxruntime', not by torch")
     if path.suffix == ".pt2":
         return ArchiveLevels.of(regular_file(path), torch.device(device), trust_pickle)
-    return NetLevels.of(load(path / _SAVED if path.is_dir() else path).to(device), torch.device(device))
+    return NetLevels.of(load(path / SAVED if path.is_dir() else path).to(device), torch.device(device))
 
 
 class TorchLevels:
