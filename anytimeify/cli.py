@@ -108,6 +108,19 @@ TrustPickle = Annotated[
         help="Load a pickle, or a .pt2 with parts that can run code. Only for files that you trust.",
     ),
 ]
+Pretrained = Annotated[
+    bool,
+    typer.Option(
+        "--pretrained",
+        help="Take the weights that timm or torchvision has for the name. Names alone give random weights.",
+    ),
+]
+Checkpoint = Annotated[
+    Path | None,
+    typer.Option(
+        "--checkpoint", metavar="FILE", help="Load weights: FILE.safetensors, or a state dict that torch.save wrote."
+    ),
+]
 SavedModel = Annotated[
     Path, typer.Argument(metavar="DIR", help="A folder written by `convert`, or a file written by net.save(path).")
 ]
@@ -176,6 +189,8 @@ def convert(
     input_shape: InputShapes = None,
     named_inputs: Inputs = None,
     dynamic_shapes: DynamicShapes = "batch",
+    pretrained: Pretrained = False,
+    checkpoint: Checkpoint = None,
     verify: Annotated[
         bool, typer.Option(help="Compare the result with the backbone, and levels with their extracts.")
     ] = True,
@@ -201,7 +216,7 @@ def convert(
         require(kind)
 
     with _doing(f"loading {source}"):
-        found = resolve(source, trust_pickle=trust_pickle, inputs=named)
+        found = resolve(source, trust_pickle=trust_pickle, inputs=named, pretrained=pretrained, checkpoint=checkpoint)
     with _progress(f"transforming {found.name} with {chosen}"):
         examples = found.example_inputs if inputs is None else inputs
         net = transform(

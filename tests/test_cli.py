@@ -183,6 +183,13 @@ def test_inspect_a_model_of_70_billion_parameters(tmp_path: Path) -> None:
     assert used.ru_maxrss < 4 * 2**20
 
 
+def test_weights_of_a_program_are_its_own(shell: Shell, exported: Path) -> None:
+    command = ("convert", str(exported), "--scheme", SCHEME, "--out", "net")
+    assert "has no pretrained weights to choose: sources that do are" in shell.refuses(*command, "--pretrained")
+    assert "is an exported program, which has its weights" in shell.refuses(*command, "--checkpoint", "weights.pth")
+    assert not Path("net").exists()
+
+
 def test_limits(shell: Shell, exported: Path) -> None:
     command = ("convert", str(exported), "--scheme", "hierarchical-ensemble{depth=1}", "--out", "net")
     message = shell.refuses(*command, "--limits", "nodes=20")

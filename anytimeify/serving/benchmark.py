@@ -129,7 +129,8 @@ def _row(
         timings = timed(calls, seconds=seconds)
     if prepared is not None and cached:
         cache.write(prepared.key, timings[1])
-    return MeasuredRow(level.index, level.name, level.macs, place.batch_size, *timings)
+    alone = timings[1] if prepared is not None else None
+    return MeasuredRow(level.index, level.name, level.macs, place.batch_size, timings[0], alone)
 
 
 def _inputs(backend: Backend, model: AnytimeModel | None, size: int) -> list[Any]:

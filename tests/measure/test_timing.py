@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from anytimeify.measure.timing import Timing, quantile, timed
+from anytimeify.measure.timing import quantile, timed
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def test_the_median_shrugs_off_an_outlier(clock: list[float]) -> None:
         clock[0] += 0.1 if calls == 6 else 0.001
 
     (timing,) = timed([jump], seconds=1, repeats=20)
-    assert (timing.median_ms, timing.p99_ms, timing.runs) == (pytest.approx(1), pytest.approx(100), 20)
+    assert [timing.median_ms, timing.p99_ms, timing.runs] == pytest.approx([1, 100, 20])
     assert calls == 3 + 20
     calls = 0
     assert timed([jump], seconds=0.05, repeats=20)[0].runs == 5  # it took all of the time; five are timed all the same
@@ -40,9 +40,8 @@ def test_calls_take_turns(clock: list[float]) -> None:
         clock[0] += seconds
 
     first, second = timed([lambda: call("a", 0.001), lambda: call("b", 0.002)], seconds=1, warm_up=1, repeats=5)
-    assert (first.median_ms, second.median_ms) == (pytest.approx(1), pytest.approx(2))
+    assert [first.median_ms, second.median_ms] == pytest.approx([1, 2])
     assert order == ["a", "b"] * 6
-    assert isinstance(first, Timing)
 
 
 def test_quantiles_are_values() -> None:

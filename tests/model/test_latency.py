@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from anytimeify import Budget, BudgetError
+from anytimeify.measure import timing
 from anytimeify.measure.timing import Timing
 from anytimeify.runtime import latency as latencies
 from tests.backbones import residual_net
@@ -19,7 +20,7 @@ def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Timing]:
     """A cache that is empty, and what is measured."""
     monkeypatch.setenv("ANYTIMEIFY_CACHE", str(tmp_path))
     found: list[Timing] = []
-    timed = latencies.timed
+    timed = timing.timed
 
     def note(*args: Any, **options: Any) -> list[Timing]:
         found.extend(timed(*args, **options))
