@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -38,7 +39,7 @@ def same(model: nn.Module, state: dict[str, Tensor]) -> bool:
     return all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items() if name in state)
 
 
-WAYS = {
+WAYS: dict[str, Callable[[Any], Any]] = {
     "plain": lambda state: state,
     "of a script": lambda state: {"epoch": 3, "state_dict": state, "args": {"lr": 0.1}},
     "another one": lambda state: {"model": state},
