@@ -1,4 +1,4 @@
-"""The command line: `convert`, `inspect`, `extract`, `export`, `levels`, `bench`, `papers`.
+"""The command line: `convert`, `inspect`, `extract`, `export`, `levels`, `bench`, `report`, `papers`.
 
 Each command is a few calls of the library.
 
@@ -449,6 +449,48 @@ def bench(
         typer.echo(found.to_json())
     else:
         _print(found.shown(everything=True))
+
+
+@app.command("report")
+def write_report(
+    folder: SavedModel,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="FILE.html, FILE.json or FILE.md. It must not exist.")],
+    measure: Annotated[
+        str | None, typer.Option(metavar="cpu|cuda", help="Measure what the levels take on this device, for HTML.")
+    ] = None,
+    runtime: RuntimeOption = "torch",
+    threads: Threads = None,
+    accuracies: AccuraciesOption = None,
+    model_explorer: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Also write the graph and its numbers for Google's Model Explorer."),
+    ] = None,
+    force: Force = False,
+) -> None:
+    """Write the report of an anytime model: levels, the graph as blocks, widths, and what is pinned and why."""
+    if out.suffix not in (".html", ".json", ".md"):
+        raise typer.BadParameter(f"'{out}': expected FILE.html, FILE.json or FILE.md", param_hint="--out")
+    if measure is not None:
+        _device(measure)
+    scores = read_scores(accuracies) if accuracies is not None else None
+    if not force:
+        for path in filter(None, (out, model_explorer)):
+            refuse_existing(path)
+    net = _load(folder)
+    found = None
+    if measure is not None:
+        with _doing("measuring the levels"):
+            found = measured(
+                net.to(measure), runtime=runtime, device=measure, threads=threads, against=False, accuracies=scores
+            )
+    summary: report.Report = net.report()
+    if out.suffix == ".html":
+        summary.to_html(out, found)
+    else:
+        out.write_text(summary.to_json() + "\n" if out.suffix == ".json" else summary.to_markdown(), encoding="utf-8")
+    if model_explorer is not None:
+        summary.to_model_explorer(model_explorer, force=force)
+    _print(f"written to {out}")
 
 
 @app.command()

@@ -256,8 +256,12 @@ def test_convert_levels_extract(shell: Shell, exported: Path) -> None:
     assert Path("levels.png").is_file()
     status, out, _ = shell("bench", "net", "--no-alone", "--seconds", "0", "--batch-size", "2", "--json", *scored)
     assert (status, [row["batch_size"] for row in json.loads(out)["rows"]]) == (0, [2, 2, 2])
-    status, out, _ = shell("bench", "net/level-2.onnx")
-    assert status == 1
+    assert shell("bench", "net/level-2.onnx").status == 1
+    assert shell("report", "net", "--out", "net.html", "--model-explorer", "explorer").status == 0
+    assert "<svg" in Path("net.html").read_text()
+    assert Path("explorer/graph.json").is_file()
+    assert "exists already" in shell.refuses("report", "net", "--out", "net.html")
+    assert shell("report", "net", "--out", "net.docx").status == 2
 
     assert shell("extract", "net", "--level", "-1", "--fold", "--out", "full.pt2").status == 0
     torch.testing.assert_close(torch.export.load("full.pt2").module()(x), outputs.levels[2], rtol=1e-4, atol=1e-5)
