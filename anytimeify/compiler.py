@@ -134,6 +134,8 @@ def transform(
         captured = parts[0] if len(parts) == 1 else side_by_side(*parts)
         captured = replace(captured, notes=(*captured.notes, *_recomputation(parts, checkpoint)))
         axes = analyse(captured.program)
+        chosen, measured = chosen.measured(captured, axes)
+        captured = replace(captured, notes=(*captured.notes, measured)) if measured else captured
         captured = channel_counts(captured, axes, _kept(chosen, axes), scale=constants == "scale")
         axes = analyse(captured.program) if constants == "scale" else axes
         (limits or Limits()).check(chosen, captured, axes)

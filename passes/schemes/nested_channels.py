@@ -27,6 +27,7 @@ from anytimeify.graph.builder import Builder
 from anytimeify.ir import Captured, Program, names
 from anytimeify.ir.rewritten import Output, Rewritten, numbered
 from anytimeify.ir.sizes import ProgramSize
+from anytimeify.passes.multiples import measured_multiple
 from anytimeify.passes.rewrites.narrow import clone_narrowed
 from anytimeify.passes.rewrites.private_tensors import PrivateTensors
 from anytimeify.passes.rewrites.reorder import reorder
@@ -57,7 +58,9 @@ class NestedChannels(Scheme):
             per level; under triangular connectivity those that only heads read.
         order: `"l1"` first permutes each axis group by the l1 norm of its weights, the function staying the same, so
             that the thin levels start from the most important channels.
-        multiple_of: channel counts are rounded up to multiples of this.
+        multiple_of: channel counts are rounded up to multiples of this. `"auto"`: `transform` runs the largest layers
+            on the device of the weights and takes the smallest multiple that is as fast as any; the result's scheme
+            has the number.
 
     Raises `SchemeError` for fields out of range and for backbones that have nothing to narrow.
     """
@@ -70,7 +73,7 @@ class NestedChannels(Scheme):
     norms: Literal["private", "shared", "every"] = "private"
     heads: Literal["private", "shared"] = "private"
     order: Literal["index", "l1"] = "index"
-    multiple_of: int = 1
+    multiple_of: int | Literal["auto"] = 1
 
     def __post_init__(self) -> None:
         given: Any = self.widths
@@ -87,8 +90,8 @@ class NestedChannels(Scheme):
             if getattr(self, field) not in choices:
                 raise SchemeError(f"{field}={getattr(self, field)!r}: expected {' or '.join(choices)}")
         multiple: Any = self.multiple_of
-        if isinstance(multiple, bool) or not isinstance(multiple, int) or multiple < 1:
-            raise SchemeError(f"multiple_of={multiple!r}: expected a whole number, 1 or more")
+        if multiple != "auto" and (isinstance(multiple, bool) or not isinstance(multiple, int) or multiple < 1):
+            raise SchemeError(f"multiple_of={multiple!r}: expected a whole number, 1 or more, or auto")
 
     def check_alone(self) -> None:
         if len(set(self.widths)) < len(self.widths):
@@ -114,7 +117,15 @@ class NestedChannels(Scheme):
 
     @property
     def reads_values(self) -> str:
-        return "order='l1' sorts channels by their weights" if self.order == "l1" else ""
+        if self.order == "l1":
+            return "order='l1' sorts channels by their weights"
+        return "multiple_of='auto' runs layers on the device of the weights" if self.multiple_of == "auto" else ""
+
+    def measured(self, captured: Captured, axes: Axes) -> tuple[NestedChannels, str]:
+        if self.multiple_of != "auto":
+            return self, ""
+        found = measured_multiple(captured, axes, lambda number: replace(self, multiple_of=number).kept(axes))
+        return replace(self, multiple_of=found.number), f"multiple_of=auto took {found.number}: {found.measured}"
 
     def prepare(self, captured: Captured, axes: Axes) -> Captured:
         return captured if self.order == "index" else reorder(captured, axes, self.where)
@@ -158,6 +169,8 @@ class NestedChannels(Scheme):
 
     def kept(self, axes: Axes) -> list[Widths]:
         """How much of every narrowed axis each level keeps. Refuses two widths that keep the same."""
+        if self.multiple_of == "auto":
+            raise SchemeError("multiple_of='auto' is measured first, by transform() or scheme.measured(captured, axes)")
         kept = [axes.widths(width, multiple_of=self.multiple_of, where=self.where) for width in self.widths]
         for (width, other), (few, many) in zip(pairwise(self.widths), pairwise(kept), strict=True):
             if width != other and few == many:
