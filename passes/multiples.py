@@ -125,16 +125,16 @@ def _calls(captured: Captured, axes: Axes, widths: LevelWidths, layers: Iterable
     program: Program = captured.program
     number = _numbers(captured)
 
-    def shape(node: fx.Node) -> tuple[int, ...]:
-        return tuple(number(size) for size in type_of(node).shape)
+    def shape(node: fx.Node) -> Any:
+        return _Shape(tuple(number(size) for size in type_of(node).shape))
 
     builder = Builder.copying(program)
     for level, level_widths in enumerate(widths[:-1]):
         copies = clone_narrowed(builder, program, axes, level_widths, prefix=f"level{level}_")
         for node in layers:
             copy = copies[node]
-            arguments = fx.map_arg(copy.args, lambda one: _Shape(shape(one)))
-            named = fx.map_arg(copy.kwargs, lambda one: _Shape(shape(one)))
+            arguments: Any = fx.map_arg(copy.args, shape)
+            named: Any = fx.map_arg(copy.kwargs, shape)
             yield copy.target, _hashable(arguments), tuple((name, _hashable(value)) for name, value in named.items())
 
 

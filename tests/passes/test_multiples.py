@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from anytimeify import NestedChannels, SchemeError, load, parse_scheme, transform
 from anytimeify.analysis.axes import analyse
@@ -82,8 +82,8 @@ def test_what_was_found_stays(tmp_path: Path) -> None:
 
 def test_beside_depths() -> None:
     class Block(nn.Sequential):
-        def forward(self, x: Any) -> Any:
-            return x + super().forward(x)
+        def forward(self, x: Tensor) -> Tensor:
+            return x + super().forward(x)  # type: ignore[no-any-return, no-untyped-call]
 
     blocks = [Block(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 16)) for _ in range(4)]
     model = nn.Sequential(nn.Linear(4, 16), *blocks, nn.Linear(16, 3))

@@ -114,7 +114,7 @@ def assert_streams_the_same(net: AnytimeModel, given: tuple[Tensor, ...]) -> Non
 
 def assert_a_level_is_thin(net: AnytimeModel, backbone: Backbone, model: nn.Module, scheme: NestedChannels) -> None:
     """Of two levels made from the same capture, at a width that the constructor of thin networks can build."""
-    rounding = scheme.multiple_of
+    rounding = scheme.rounding
     possible = (
         width for width in (*scheme.widths[:-1], 0.5, 0.25, 0.75) if backbone.exact(width, multiple_of=rounding)
     )
