@@ -164,10 +164,10 @@ def render(rows: list[dict], seeds: int) -> str:
     lines = [
         "# Which channels come first",
         "",
-        f"`python benchmarks/importance.py --seeds {seeds} --out docs/importance.md`: a small ResNet, trained on 4,000",
-        "images of MNIST, made anytime with its channels in the order of each criterion. Accuracy on 1,000 other images",
-        "in percent, mean and standard deviation over seeds; every seed is another split and another backbone, the same",
-        f"for all criteria. The backbone itself has {_text(alone)}.",
+        f"`python benchmarks/importance.py --seeds {seeds} --out docs/importance.md`: a small ResNet, trained on",
+        "4,000 images of MNIST, made anytime with its channels in the order of each criterion. Accuracy on 1,000 other",
+        "images in percent, mean and standard deviation over seeds; every seed is another split and another backbone,",
+        f"the same for all criteria. The backbone itself has {_text(alone)}.",
         "",
         f"Fine-tuning: {TUNING} epochs in which every level learns from the backbone's answers.",
     ]

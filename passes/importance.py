@@ -67,7 +67,8 @@ def _l1(captured: Captured, scores: _Units) -> None:
 def _norm_scale(captured: Captured, scores: _Units) -> None:
     tensors = captured.program.tensors
     for node in captured.program.graph.nodes:
-        scale = bound(node).get(traits(node).scale) if has_kind(node, "norm") and traits(node).scale else None
+        name = traits(node).scale
+        scale = None if name is None else bound(node).get(name)
         if isinstance(scale, fx.Node) and scale.op == "get_attr":
             scores.add(scale, tensors[str(scale.target)].detach().abs())
 

@@ -93,6 +93,7 @@ def test_taylor_is_what_gates_would_say() -> None:
             (model.norm.bias, ()),
             (model.hidden.weight, (0,)),
         ):
+            assert parameter.grad is not None
             product = parameter * parameter.grad
             expected += (product.sum(rest) if rest else product).detach() ** 2
     np.testing.assert_allclose(scores["conv"], expected.numpy(), rtol=1e-4)

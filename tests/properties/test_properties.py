@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from anytimeify.compiler import transform
 from anytimeify.contract import spec
 from anytimeify.errors import SchemeError
+from anytimeify.passes.importance import importance
 from anytimeify.passes.options import Options
 from anytimeify.passes.rewrites.fold import fold
 from anytimeify.passes.rewrites.fold_batch_norms import fold_batch_norms
@@ -135,7 +136,7 @@ def assert_stays_canonical(net: AnytimeModel, scheme: NestedChannels) -> None:
     """The table of what is canonical holds after every pass."""
     captured, axes = net.captured, net.axes
     spec.verify(captured.program, after="capture")
-    ordered = reorder(captured, axes, scheme.where)
+    ordered = reorder(captured, axes, importance("l1", captured, axes, scheme.where))
     spec.verify(ordered.program, after="reorder")
     for kept in scheme.kept(axes)[:-1]:
         spec.verify(narrow(captured.program, axes, kept), after="narrow")
