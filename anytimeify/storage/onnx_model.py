@@ -92,8 +92,9 @@ def _simplify_around_weights(model: ir.Model) -> None:
 
 
 def _forget_origins(model: ir.Model) -> None:
-    """Leaves out what torch notes of every node: its class, its modules, its line of code. Nobody who runs the file needs
-    it, it says more of the user's program than the user may want to give away, and takes as much room as the nodes."""
+    """Leaves out what torch notes of every node: its class, its modules, its line of code. Nobody who runs the file
+    needs it, it says more of the user's program than the user may want to give away, and takes as much room as the
+    nodes."""
     from onnx_ir.traversal import RecursiveGraphIterator
 
     graph = model.graph
