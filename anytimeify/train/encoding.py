@@ -27,7 +27,8 @@ def training_of(value: Mapping[str, Any]) -> Training:
     """The recipe that `as_json` gave, with tuples and numbers as they were.
 
     Raises `ArgumentValueError` for fields that no recipe has, that are missing, or whose values are out of range."""
-    return _built(Training, "the training", value)
+    training: Training = _built(Training, "the training", value)
+    return training
 
 
 def _built(kind: type[Any], what: str, value: Any) -> Any:

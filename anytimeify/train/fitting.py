@@ -468,10 +468,10 @@ def _accelerator(given: Any, training: Training) -> Any:
 
 
 def _sample_shape(net: AnytimeModel) -> tuple[int, ...]:
-    inputs = [one for one in net.captured.example_inputs if isinstance(one, Tensor)]
+    inputs = net.captured.example_inputs
     if len(inputs) != 1 or not inputs[0].is_floating_point():
         raise ArgumentValueError(
-            f"the network takes {len(net.captured.example_inputs)} inputs: fit trains networks of one floating tensor; "
+            f"the network takes {len(inputs)} inputs: fit trains networks of one floating tensor; "
             "for others write a loop with anytimeify.train.Together().step(...)"
         )
     return tuple(inputs[0].shape[1:])

@@ -166,7 +166,7 @@ class Stage:
         if self.accelerator.scaler is not None:
             found["scaler"] = self.accelerator.scaler.state_dict()
         # What losses have drawn is in buffers, which they do not save.
-        found["loss"] = {name: buffer for name, buffer in self.loss.named_buffers() if buffer is not None}
+        found["loss"] = dict(self.loss.named_buffers())
         return found
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

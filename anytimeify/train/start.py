@@ -54,7 +54,7 @@ class Start:
     def recipe(self) -> Training:
         """That of the paper; the default one for all others."""
         if self.source.startswith(PAPER):
-            return _entry(self.source).training
+            return recipe(self.source.removeprefix(PAPER)).training
         return DEFAULT
 
     def build(self, data: Data, seed: int, say: Callable[[str], object] = lambda _: None) -> AnytimeModel:
@@ -79,10 +79,6 @@ class Start:
             examples = found.example_inputs if self.examples is None else self.examples
             net = transform(found.model, parse_scheme(self.scheme), examples, **options)  # type: ignore[arg-type]
         return _with_classes(net, len(data.classes), say)
-
-
-def _entry(source: str) -> Any:
-    return recipe(source.removeprefix(PAPER))
 
 
 def _with_classes(net: AnytimeModel, classes: int, say: Callable[[str], object]) -> AnytimeModel:
