@@ -22,10 +22,9 @@ from functools import partial
 from anytimeify.losses.joint import JointLoss
 from anytimeify.papers.networks import PreActivationResNet, imagenet
 from anytimeify.papers.recipe import Entry
-from anytimeify.papers.training import Optimiser, Schedule, Training
 from anytimeify.passes.schemes.nested_channels import NestedChannels
 from anytimeify.taxonomy import Taxonomy
-from anytimeify.train import OneAfterTheOther
+from anytimeify.train import OneAfterTheOther, Optimiser, Schedule, Training
 
 __all__ = ["CONSENSUS", "DEMO_WEIGHTS", "ENTRIES", "WIDTHS", "subtree"]
 

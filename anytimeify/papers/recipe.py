@@ -14,10 +14,10 @@ from anytimeify.compiler import transform
 from anytimeify.errors import MissingExtraError
 from anytimeify.losses.consensus import ConsensusLoss
 from anytimeify.losses.taxonomy import TaxonomyLoss
-from anytimeify.papers.training import Training
 from anytimeify.passes.rewrites.consensus import Consensus
 from anytimeify.passes.scheme import Scheme
 from anytimeify.runtime.model import AnytimeModel
+from anytimeify.train import Training
 
 __all__ = ["Backbone", "Entry", "Recipe"]
 
