@@ -15,8 +15,8 @@ from torch import nn
 
 from anytimeify import AnytimeError, MissingExtraError, NestedChannels, cli, papers
 from anytimeify.losses import JointLoss
-from anytimeify.papers import Optimiser, Schedule, Training, entries, names, recipe
-from anytimeify.papers.networks import imagenet
+from anytimeify.papers import Optimiser, Schedule, Training, alone, entries, names, recipe
+from anytimeify.papers.networks import PreActivationResNet, imagenet
 from anytimeify.passes.scheme import parse_scheme
 
 MACHINERY = {"catalogue", "networks", "recipe", "training"}
@@ -85,6 +85,20 @@ def test_build_is_transform_with_the_objective_of_the_paper() -> None:
     torch.testing.assert_close(net(x, level=-1), backbone.eval()(x), rtol=1e-4, atol=1e-5)
     other = JointLoss()
     assert made.build(loss=other, verify=False).loss is other
+
+
+def test_a_level_alone() -> None:
+    """Its own architecture and start, as a model of one level that learns from the labels."""
+    torch.manual_seed(0)
+    thin = replace(recipe("nestednet/wrn-14-4"), backbone=PreActivationResNet(5, depth=8, widening=4).eval())
+    torch.manual_seed(0)
+    made = alone(thin, 0)
+    net, whole = made.build().eval(), thin.build(verify=False).eval()
+    x = thin.example_inputs[0]
+    torch.testing.assert_close(net(x, level=0), whole(x, level=0), rtol=1e-4, atol=1e-5)
+    assert [level.cost.macs for level in net.levels] == [whole.levels[0].cost.macs]
+    assert isinstance(net.loss, JointLoss)
+    assert not {id(one) for one in net.parameters()} & {id(one) for one in whole.parameters()}
 
 
 @pytest.mark.parametrize(
