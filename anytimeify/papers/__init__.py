@@ -2,6 +2,6 @@
 
 from anytimeify.papers.catalogue import entries, names, recipe
 from anytimeify.papers.recipe import Entry, Recipe, alone
-from anytimeify.papers.training import Optimiser, Schedule, Training
+from anytimeify.train import Optimiser, Schedule, Training
 
 __all__ = ["Entry", "Optimiser", "Recipe", "Schedule", "Training", "alone", "entries", "names", "recipe"]

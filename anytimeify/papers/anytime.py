@@ -31,9 +31,8 @@ from anytimeify.losses.joint import JointLoss
 from anytimeify.papers.networks import ResNeXt
 from anytimeify.papers.recipe import ALONE, Entry
 from anytimeify.papers.taxonomies import cifar100, cub
-from anytimeify.papers.training import Optimiser, Schedule, Training
 from anytimeify.passes.schemes.nested_channels import NestedChannels
-from anytimeify.train import OneAfterTheOther
+from anytimeify.train import OneAfterTheOther, Optimiser, Schedule, Training
 
 __all__ = ["ENTRIES", "large", "levels", "small"]
 

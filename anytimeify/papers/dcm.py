@@ -29,9 +29,9 @@ from anytimeify.papers.dhm import dense, mobile, residual, residual_imagenet
 from anytimeify.papers.networks import CifarResNet, DenseNet, MobileNet, WideResNet, imagenet
 from anytimeify.papers.networks.initialisers import fan_in
 from anytimeify.papers.recipe import Entry
-from anytimeify.papers.training import Optimiser, Schedule, Training
 from anytimeify.passes.rewrites.branch import Branch
 from anytimeify.passes.schemes.mutual_distillation import MutualDistillation
+from anytimeify.train import Optimiser, Schedule, Training
 
 __all__ = ["ENTRIES", "after_the_stem", "mobile_v2", "pooled"]
 

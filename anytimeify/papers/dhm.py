@@ -19,9 +19,9 @@ from anytimeify.losses import HierarchicalMimicking
 from anytimeify.papers.networks import CifarResNet, DenseNet, MobileNet, WideResNet, imagenet
 from anytimeify.papers.networks.initialisers import fan_out
 from anytimeify.papers.recipe import Entry
-from anytimeify.papers.training import Optimiser, Schedule, Training
 from anytimeify.passes.rewrites.branch import Branch
 from anytimeify.passes.schemes.auxiliary_branches import AuxiliaryBranches
+from anytimeify.train import Optimiser, Schedule, Training
 
 __all__ = ["ENTRIES", "dense", "first_stage", "mobile", "residual", "residual_imagenet"]
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from anytimeify.losses import HierarchicalCoDistillation
 from anytimeify.papers.recipe import Entry
-from anytimeify.papers.training import Optimiser, Schedule, Training
+from anytimeify.train import Optimiser, Schedule, Training
 
 __all__ = ["ENTRIES", "Bottleneck", "InvertedResidual", "MobileNetV2", "ResNet50"]
 

@@ -27,12 +27,11 @@ from anytimeify.papers.networks import PreActivationResNet, imagenet
 from anytimeify.papers.networks.initialisers import xavier
 from anytimeify.papers.recipe import Entry
 from anytimeify.papers.taxonomies import cifar100, subtree
-from anytimeify.papers.training import Optimiser, Schedule, Training
 from anytimeify.passes.schemes.nested_channels import NestedChannels
 from anytimeify.passes.schemes.nested_depth import NestedDepth
 from anytimeify.passes.schemes.nested_weights import NestedWeights
 from anytimeify.taxonomy import Taxonomy
-from anytimeify.train import OneAfterTheOther
+from anytimeify.train import OneAfterTheOther, Optimiser, Phase, Schedule, Training
 
 __all__ = ["CONSENSUS", "DEMO_WEIGHTS", "DENSITIES", "DEPTHS", "ENTRIES", "WIDTHS", "hierarchy", "subtree"]
 
@@ -61,10 +60,10 @@ IMAGENET = Training(
     augmentation=("random resized crop 224", "flip", "normalise"),
     order=OneAfterTheOther(),
 )
-# Of a learned consensus (`build(consensus="learned")`), after the training of the network: 50,000 steps, the rate
-# falling after 20,000, 30,000 and 40,000. Batch and weight decay are not said.
-CONSENSUS = replace(
-    CIFAR,
+# Of a learned consensus, after the training of the network: 50,000 steps, the rate falling after 20,000, 30,000 and
+# 40,000. Batch and weight decay are not said.
+CONSENSUS = Phase(
+    parts="consensus",
     optimiser=Optimiser(learning_rate=0.1, weight_decay=0.0, momentum=0.0),
     schedule=Schedule(kind="steps", milestones=(51.2, 76.8, 102.4)),
     epochs=128,
@@ -116,6 +115,11 @@ def _compressed(entry: Entry) -> tuple[Entry, ...]:
     return (weights,) if entry.scheme == channels.scheme else (weights, channels)
 
 
+def _and_consensus(training: Training) -> Training:
+    """With a learned consensus, which is trained after the levels and alone."""
+    return replace(training, phases=(CONSENSUS,))
+
+
 def _two_levels(entry: Entry) -> Entry:
     """Core and full level: knowledge distillation, in which the two learn together from the same labels."""
     return replace(entry, name=f"{entry.name}-distillation", scheme=NestedChannels((WIDTHS[0], 1.0), where=("layer*",)))
@@ -129,7 +133,13 @@ def _coarse_and_fine(entry: Entry) -> tuple[Entry, ...]:
     return (
         plain,
         *(
-            replace(plain, name=f"{plain.name}-{letter}", taxonomy=hierarchy, consensus=kind)
+            replace(
+                plain,
+                name=f"{plain.name}-{letter}",
+                taxonomy=hierarchy,
+                consensus=kind,
+                training=_and_consensus(plain.training) if kind == "learned" else plain.training,
+            )
             for letter, kind in kinds.items()
         ),
     )
@@ -155,5 +165,6 @@ ENTRIES = (
         name="nestednet/resnet-18-subtree-l",
         taxonomy=partial(subtree, fine_heads=True),
         consensus="learned",
+        training=_and_consensus(IMAGENET),
     ),
 )

@@ -15,13 +15,12 @@ from anytimeify.errors import MissingExtraError
 from anytimeify.losses.consensus import ConsensusLoss
 from anytimeify.losses.joint import JointLoss
 from anytimeify.losses.taxonomy import TaxonomyLoss
-from anytimeify.papers.training import Training
 from anytimeify.passes.rewrites.consensus import Consensus
 from anytimeify.passes.scheme import Scheme
 from anytimeify.passes.schemes.nested_channels import NestedChannels
 from anytimeify.runtime.model import AnytimeModel
 from anytimeify.taxonomy import Taxonomy
-from anytimeify.train import Together
+from anytimeify.train import Together, Training
 
 __all__ = ["ALONE", "Backbone", "Entry", "Recipe", "alone"]
 

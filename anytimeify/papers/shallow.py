@@ -17,9 +17,9 @@ from functools import partial
 from anytimeify.losses.joint import JointLoss
 from anytimeify.papers.networks import MultiScaleDenseNet, ResNeXt
 from anytimeify.papers.recipe import ALONE, Entry
-from anytimeify.papers.training import Optimiser, Schedule, Training
 from anytimeify.passes.rewrites.branch import Branch
 from anytimeify.passes.schemes.auxiliary_branches import AuxiliaryBranches
+from anytimeify.train import Optimiser, Schedule, Training
 
 __all__ = ["CIFAR", "ENTRIES", "exits", "multi_scale_exits"]
 

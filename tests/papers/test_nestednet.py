@@ -257,10 +257,15 @@ def test_training_of_the_paper() -> None:
     # steps of the schedule, in samples
     assert [round(at * 50_000 / 128) for at in cifar.schedule.milestones] == [40_000, 60_000]
     assert [at * 130_000 / 256 for at in imagenet.schedule.milestones] == pytest.approx([15e3, 30e3, 45e3], rel=0.01)
+    assert CONSENSUS.schedule is not None
     assert [at * 50_000 / 128 for at in CONSENSUS.schedule.milestones] == pytest.approx([20e3, 30e3, 40e3])
     rates = {0: 0.1, 102: 0.1, 103: 0.01, 154: 0.001, 204: 0.001}
     assert {epoch: cifar.learning_rate(epoch) for epoch in rates} == pytest.approx(rates)
+    assert CONSENSUS.optimiser is not None
     assert (CONSENSUS.optimiser.momentum, CONSENSUS.epochs * 50_000 // 128) == (0.0, 50_000)
+    phases = {name: ENTRIES[name].training.phases for name in NETWORKS if name.endswith("-l")}
+    assert set(phases.values()) == {(CONSENSUS,)}
+    assert len(phases) == 3
 
 
 def test_networks_of_imagenet_start_as_the_others_do() -> None:
