@@ -291,7 +291,7 @@ def test_thin_networks_cost_what_the_levels_do(branches: int) -> None:
 @pytest.mark.parametrize(
     ("name", "count"),
     [
-        ("anytime/is-resnext-47-cifar-hierarchy", 12),
+        pytest.param("anytime/is-resnext-47-cifar-hierarchy", 12, marks=pytest.mark.slow),
         pytest.param("anytime/is-resnext-50-cub-hierarchy", 24, marks=pytest.mark.slow),
     ],
 )

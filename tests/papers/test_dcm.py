@@ -104,6 +104,7 @@ def test_repeats_of_the_mobile_branch() -> None:
     assert list(late.values()) == [512, 2048, 2048, 2048, 100]
 
 
+@pytest.mark.slow
 def test_narrow_branches() -> None:
     """Half the channels of the paper's tables; of the late one, as many as the backbone has."""
     early, late = blank_of_narrow(4, 2, 4)

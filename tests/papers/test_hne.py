@@ -156,6 +156,7 @@ def test_other_objectives() -> None:
     assert (loss.alpha, loss.soft.temperature, loss.reduction) == (0.75, 2.0, "sum")
 
 
+@pytest.mark.slow
 def test_levels_of_the_three_architectures() -> None:
     """1, 2, 4, 8 and 16 leaves of each. Of branches behind block 2, and of networks, every leaf costs as much."""
     (_, *_, third, leaf), _ = costs("resnet")

@@ -286,6 +286,7 @@ def test_deep_compression_nests_all_layers() -> None:
     assert ENTRIES["nestednet/resnet-56"].scheme == channels
 
 
+@pytest.mark.slow
 def test_layer_scheduling_leaves_out_thirds() -> None:
     network = made("nestednet/resnet-56-depth")
     for level, blocks in enumerate((3, 6, 9)):
@@ -293,6 +294,7 @@ def test_layer_scheduling_leaves_out_thirds() -> None:
         assert sum("conv" in layer for layer in layers) == 1 + 2 * 3 * blocks
 
 
+@pytest.mark.slow
 def test_the_core_and_the_full_level_alone() -> None:
     """Knowledge distillation of two levels: those of the three."""
     two, three = made("nestednet/wrn-32-4-distillation"), made("nestednet/wrn-32-4")
@@ -314,6 +316,7 @@ def test_labels_of_cifar() -> None:
     assert plain.serve == more.serve == ("coarse", "fine")
 
 
+@pytest.mark.slow
 def test_recipes_of_two_granularities() -> None:
     """Of 20 and of 100 classes; A averages both levels' fine classes, L reads 220 scores: 22,100 parameters."""
     backbone = partial(PreActivationResNet, depth=8, widening=4)
