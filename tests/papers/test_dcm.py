@@ -54,7 +54,6 @@ SECOND = {
 FAST = (
     "dcm/mobilenet-cifar",
     "dcm/wrn-28-10-apfc",
-    "dcm/wrn-28-10-narrow",
 )  # the networks of most others are those of the tests beside this one
 
 
