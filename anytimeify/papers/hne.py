@@ -16,7 +16,7 @@ means, `HierarchicalCoDistillation()`, which divide both sums by the number of t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -87,10 +87,11 @@ class ResNet50(nn.Module):
         mid_ratio: channels inside a bottleneck, as a part of those that leave it.
         separable: whether the depthwise convolutions are followed by 1x1 ones.
         last_stride: of `blocks.4`.
+        layers: of the four blocks behind the stem, for small experiments; as printed by default.
     """
 
-    # channels, stride and number of layers of the blocks after the stem
-    BLOCKS = ((64, 1, 3), (128, 2, 4), (256, 2, 4), (256, 1, 5))
+    # channels and stride of the blocks after the stem
+    BLOCKS = ((64, 1), (128, 2), (256, 2), (256, 1))
 
     def __init__(
         self,
@@ -100,6 +101,7 @@ class ResNet50(nn.Module):
         mid_ratio: float = 0.25,
         separable: bool = False,
         last_stride: int = 1,
+        layers: Sequence[int] = (3, 4, 4, 5),
     ) -> None:
         super().__init__()
         stem, channels = round(16 * width), round(64 * width)
@@ -108,7 +110,7 @@ class ResNet50(nn.Module):
                 _convolution(3, stem, 3, activation=nn.ReLU), _convolution(stem, channels, activation=nn.ReLU)
             )
         ]
-        for index, (unscaled, printed, repeats) in enumerate(self.BLOCKS, 1):
+        for index, ((unscaled, printed), repeats) in enumerate(zip(self.BLOCKS, layers, strict=True), 1):
             outputs, stride = round(unscaled * width), last_stride if index == len(self.BLOCKS) else printed
             layer = partial(Bottleneck, outputs=outputs, middle=round(outputs * mid_ratio), separable=separable)
             first = layer(channels, stride=stride, projection=True)

@@ -91,7 +91,7 @@ def alone(recipe: Recipe, level: int) -> Recipe:
         backbone=net.extract(chosen.index),
         scheme=ALONE,
         loss=JointLoss(),
-        training=replace(recipe.training, order=Together()),
+        training=replace(recipe.training, order=Together(), phases=()),
         taxonomy=None,
         consensus=None,
     )
