@@ -15,7 +15,7 @@ from torch import nn
 
 from anytimeify import AnytimeError, MissingExtraError, NestedChannels, cli, papers
 from anytimeify.losses import JointLoss
-from anytimeify.papers import Optimiser, Schedule, Training, alone, entries, names, recipe
+from anytimeify.papers import Optimiser, Schedule, Training, alone, entries, experiment_names, names, recipe
 from anytimeify.papers.networks import PreActivationResNet, imagenet
 from anytimeify.passes.scheme import parse_scheme
 
@@ -164,10 +164,16 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 def test_the_command_lists_them(capsys: pytest.CaptureFixture[str]) -> None:
-    first, *rest = run(capsys).splitlines()
+    networks, studies = run(capsys).split("\n\n")
+    first, *rest = networks.splitlines()
     assert first.split() == ["name", "backbone", "parameters", "scheme", "from"]
     assert [line.split()[0] for line in rest if not line.startswith(" ")] == list(names())
-    listed = json.loads(run(capsys, "--json"))["networks"]
+    first, *rest = studies.splitlines()
+    assert first.split() == ["experiment", "about", "from"]
+    assert [line.split()[0] for line in rest if not line.startswith(" ")] == list(experiment_names())
+    given = json.loads(run(capsys, "--json"))
+    assert [row["name"] for row in given["experiments"]] == list(experiment_names())
+    listed = given["networks"]
     assert [row["name"] for row in listed] == list(names())
     for row, entry in zip(listed, entries(), strict=True):
         assert row["params"] == entry.params()

@@ -1,8 +1,8 @@
 """I-ResNeXt and IS-ResNeXt (Lee and Shin 2018).
 
 Figure 3 is taken for accuracy against cost, (a) on CIFAR-10, (b) on CIFAR-100 and (c) on larger images, Figure 4 for
-what joint training costs thin and shallow networks, Figure 5 for labels of several granularities. What norms of their own
-are for is an entry of its own."""
+what joint training costs thin and shallow networks, Figure 5 for labels of several granularities. What norms of their
+own are for is an entry of its own."""
 
 from __future__ import annotations
 
@@ -178,8 +178,8 @@ def _coarse_are_easier(results: Results) -> Iterator[Comparison]:
 
 _SOURCE = "Lee and Shin 2018"
 _CLAIM = (
-    "Thin sub-networks of one network are better than shallow ones and than those of a multi-scale dense network, at the "
-    "cheapest level and at the best."
+    "Thin sub-networks of one network are better than shallow ones and than those of a multi-scale dense network, at "
+    "the cheapest level and at the best."
 )
 
 STUDIES = (
@@ -211,8 +211,8 @@ STUDIES = (
         name="anytime/figure-4",
         about="Thin and shallow sub-networks, together and by themselves",
         source=f"{_SOURCE}, Figure 4",
-        claim="Training thin sub-networks together costs each of them at most 1.2 points, and the thinnest is better than "
-        "the shallowest.",
+        claim="Training thin sub-networks together costs each of them at most 1.2 points, and the thinnest is better "
+        "than the shallowest.",
         contenders=_joint,
         comparisons=_thin_lose_less,
     ),
@@ -220,8 +220,8 @@ STUDIES = (
         name="anytime/figure-5",
         about="Labels of several granularities",
         source=f"{_SOURCE}, Figure 5",
-        claim="Coarse classes are predicted better by the cheapest level than fine ones by all of the network, and fine "
-        "classes lose nothing by it (within a point).",
+        claim="Coarse classes are predicted better by the cheapest level than fine ones by all of the network, and "
+        "fine classes lose nothing by it (within a point).",
         contenders=_hierarchy,
         comparisons=_coarse_are_easier,
     ),

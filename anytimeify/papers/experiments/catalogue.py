@@ -37,7 +37,7 @@ def experiment(name: str, data: str = "mnist5k", scale: Scale = "auto", *, epoch
     """The figure or table of that name, to be run on some data: `experiment("hne/figure-5", data="digits").run(out)`.
 
     Parameters
-        data: what `anytimeify.train.data` takes.
+        data: what `anytimeify.train.open_data` takes.
         scale: networks and trainings as printed (`"paper"`) or small ones (`"small"`); `"auto"`: as printed for CIFAR
             and folders of images.
         epochs: of every training, in place of these.

@@ -106,8 +106,8 @@ STUDIES = (
         name="dcm/mutual",
         about="Against mutual learning, and against deep supervision",
         source=_SOURCE,
-        claim="Two networks that distil each other across layers are better than with mutual learning of their predictions "
-        "alone, and than either by itself.",
+        claim="Two networks that distil each other across layers are better than with mutual learning of their "
+        "predictions alone, and than either by itself.",
         contenders=_against_mutual,
         comparisons=_dcm_is_best("mutual learning", "one network alone"),
         form="bars",
@@ -116,8 +116,8 @@ STUDIES = (
         name="dcm/q",
         about="Which layers have heads, and which heads teach each other",
         source=f"{_SOURCE}, ablations",
-        claim="Heads at two stages, of the same and of different stages teaching each other, are better than those of the "
-        "late stage, than those of the same stages, and than none.",
+        claim="Heads at two stages, of the same and of different stages teaching each other, are better than those of "
+        "the late stage, than those of the same stages, and than none.",
         contenders=_layers,
         comparisons=_dcm_is_best("mutual learning", "late heads", "same stages alone"),
         form="bars",

@@ -160,8 +160,8 @@ STUDIES = (
         name="dhm/d",
         about="Branches that are drawn once an epoch",
         source=f"{_SOURCE}, supplement D",
-        claim="Mimicking between branches that are drawn for every epoch makes the backbone better than deep supervision, "
-        "and than training it by itself.",
+        claim="Mimicking between branches that are drawn for every epoch makes the backbone better than deep "
+        "supervision, and than training it by itself.",
         contenders=_bernoulli,
         comparisons=lambda results: _better("Bernoulli", "deep supervision", "backbone alone"),
         form="bars",

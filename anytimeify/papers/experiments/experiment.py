@@ -54,8 +54,8 @@ class Study:
         claim: what the paper says it shows.
         contenders: its networks in a setting.
         comparisons: what the claim means, in numbers.
-        form: of the figure: `"curves"`: accuracy of levels against what they cost; `"bars"`: one bar a network and level;
-            `"leaves"`: one bar for every value that was measured.
+        form: of the figure: `"curves"`: accuracy of levels against what they cost; `"bars"`: one bar a network and
+            level; `"values"`: one bar for every value that was measured.
         measured: what the values are that were measured, as an axis says it.
     """
 

@@ -152,8 +152,8 @@ STUDIES = (
         name="hne/table-1",
         about="Four objectives of one hierarchical ensemble",
         source=f"{_SOURCE}, Table 1",
-        claim="With hierarchical co-distillation, L_I + L_HD, ensembles of 1 to 16 leaves are better than with L_I, with "
-        "L_H and with both.",
+        claim="With hierarchical co-distillation, L_I + L_HD, ensembles of 1 to 16 leaves are better than with L_I, "
+        "with L_H and with both.",
         contenders=_table,
         comparisons=_distilled_is_best,
     ),
@@ -161,8 +161,8 @@ STUDIES = (
         name="hne/figure-4",
         about="Distilling leaves, or nested ensembles",
         source=f"{_SOURCE}, Figure 4",
-        claim="Distilling to nested ensembles makes few leaves better without making all leaves alike, which distilling to "
-        "every leaf does.",
+        claim="Distilling to nested ensembles makes few leaves better without making all leaves alike, which "
+        "distilling to every leaf does.",
         contenders=_distillations,
         comparisons=_nested_distillation_keeps_diversity,
         measured="diversity of the leaves",
@@ -171,8 +171,8 @@ STUDIES = (
         name="hne/figure-5",
         about="Three architectures: a tree, branches behind block 2, networks that share nothing",
         source=f"{_SOURCE}, Figure 5",
-        claim="A tree is as good as branches and independent networks of as many leaves (within half a point), for less "
-        "compute.",
+        claim="A tree is as good as branches and independent networks of as many leaves (within half a point), for "
+        "less compute.",
         contenders=_architectures,
         comparisons=_tree_is_cheaper,
     ),

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
+from torch import Tensor
+
 from anytimeify.papers.experiments.experiment import Contender, Study
 from anytimeify.papers.experiments.findings import Comparison
 from anytimeify.papers.experiments.recipes import levels_alone, printed
@@ -21,7 +23,7 @@ from anytimeify.passes.schemes.nested_depth import NestedDepth
 from anytimeify.passes.schemes.nested_weights import NestedWeights
 from anytimeify.taxonomy import Taxonomy
 from anytimeify.train.data import Data, Held
-from anytimeify.train.data.samples import Samples
+from anytimeify.train.data.samples import Batch, Samples
 
 __all__ = ["STUDIES"]
 
@@ -103,7 +105,7 @@ class _Coarse:
     def __len__(self) -> int:
         return len(self.samples)
 
-    def take(self, places):  # type: ignore[no-untyped-def]  # as in `Samples`
+    def take(self, places: Tensor) -> Batch:
         inputs, labels = self.samples.take(places)
         return inputs, self.taxonomy.targets(labels)[-1]
 
@@ -179,8 +181,8 @@ STUDIES = (
         name="nestednet/figure-1",
         about="Core, middle and full level of one network, and networks of these sizes by themselves",
         source=_SOURCE,
-        claim="Every level of one nested network is as good as a network of its size that is trained by itself (within a "
-        "point).",
+        claim="Every level of one nested network is as good as a network of its size that is trained by itself "
+        "(within a point).",
         contenders=_distillation,
         comparisons=_as_good,
     ),
@@ -197,8 +199,8 @@ STUDIES = (
         name="nestednet/compression",
         about="Deep compression: nested weights, nested channels, nested layers",
         source=_SOURCE,
-        claim="Nested pruning gives, from one training, sparse levels that are better than thin ones of as many weights, "
-        "and a full level as good as a dense network (within a point).",
+        claim="Nested pruning gives, from one training, sparse levels that are better than thin ones of as many "
+        "weights, and a full level as good as a dense network (within a point).",
         contenders=_compression,
         comparisons=_weights_keep_most,
     ),
@@ -206,7 +208,8 @@ STUDIES = (
         name="nestednet/consensus",
         about="Consensus of the levels: A averages, L learns",
         source=_SOURCE,
-        claim="A consensus of the levels predicts fine classes better than the full level, and than a network by itself.",
+        claim="A consensus of the levels predicts fine classes better than the full level, and than a network by "
+        "itself.",
         contenders=_consensus,
         comparisons=_consensus_is_better,
         form="bars",

@@ -9,8 +9,7 @@ from typing import Literal, TypeAlias
 from anytimeify.errors import ArgumentError, ArgumentValueError
 from anytimeify.taxonomy import Taxonomy
 from anytimeify.train import Training
-from anytimeify.train.data import Data
-from anytimeify.train.data import data as named_data
+from anytimeify.train.data import Data, open_data
 
 __all__ = ["Scale", "Setting"]
 
@@ -28,7 +27,7 @@ class Setting:
     """The data and the scale of an experiment.
 
     Fields
-        data: what `anytimeify.train.data` takes, such as `"mnist5k"` or `"cifar100:DIR"`.
+        data: what `anytimeify.train.open_data` takes, such as `"mnist5k"` or `"cifar100:DIR"`.
         scale: `"paper"`: networks and trainings as printed; `"small"`: seconds to a minute for a network on one core;
             `"auto"`: the paper's for CIFAR and folders of images, small for everything else.
         epochs: of every training; by default the paper's, or 15 at the small scale.
@@ -54,7 +53,7 @@ class Setting:
     @cached_property
     def loaded(self) -> Data:
         """The data themselves; read once."""
-        return named_data(self.data)
+        return open_data(self.data)
 
     @property
     def classes(self) -> int:
@@ -84,8 +83,8 @@ class Setting:
         return 3, int(height), int(width)
 
     def training(self, printed: Training, *, rate: float = 0.05) -> Training:
-        """How a network is trained: as printed, or at the small scale by the same optimiser and order at the rate that is
-        given, warmed up, with the schedule shortened to the epochs there are."""
+        """How a network is trained: as printed, or at the small scale by the same optimiser and order at the rate that
+        is given, warmed up, and falling to zero over the epochs that there are."""
         epochs = self.epochs or (_SMALL_EPOCHS if self.small else printed.epochs)
         share = epochs / printed.epochs
         schedule = replace(
