@@ -52,6 +52,8 @@ class Training:
         compile: whether steps run by `torch.compile`.
         channels_last: the layout of images and kernels.
         workers: processes that load samples; results do not depend on it.
+        shard: with several processes, whether parameters, gradients and the optimiser are spread over them (FSDP2), or
+            every process has all of them (DistributedDataParallel).
     """
 
     data: str
@@ -79,6 +81,7 @@ class Training:
     compile: bool = False
     channels_last: bool = False
     workers: int = 0
+    shard: bool = False
 
     def __post_init__(self) -> None:
         check_choice("precision", self.precision, ("no", "bf16", "fp16"))
@@ -96,6 +99,17 @@ class Training:
     def learning_rate(self, epoch: float) -> float:
         """The learning rate in an epoch, counted from 0."""
         return self.optimiser.learning_rate * self.schedule.factor(epoch, self.epochs)
+
+    def for_epochs(self, epochs: int) -> Training:
+        """The same over so many epochs: milestones, cycles and the warm-up keep their share of it. Phases stay."""
+        share = epochs / self.epochs
+        schedule = replace(
+            self.schedule,
+            milestones=tuple(milestone * share for milestone in self.schedule.milestones),
+            cycle=max(1, round(self.schedule.cycle * share)),
+            warm_up=self.schedule.warm_up * share,
+        )
+        return replace(self, epochs=epochs, schedule=schedule)
 
     @property
     def all_epochs(self) -> int:
