@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
-from anytimeify.papers.anytime import large, levels, small
+from anytimeify.papers.anytime import levels, small
 from anytimeify.papers.experiments.experiment import Contender, Study
 from anytimeify.papers.experiments.findings import Comparison
 from anytimeify.papers.experiments.recipes import levels_alone, printed
@@ -42,8 +42,8 @@ def _chunked(setting: Setting) -> Recipe:
 
 
 def _chunked_large(setting: Setting) -> Recipe:
-    """IS-ResNeXt-62, for images of 224x224."""
-    backbone = partial(large, depth=26, width=32, chunks=_BRANCHES)
+    """IS-ResNeXt-62, for images of 224x224; the small one is for small images, and wider than that of the others."""
+    backbone = partial(small, depth=20, width=48, chunks=_BRANCHES)
     scheme = NestedChannels(levels(_BRANCHES), connectivity="triangular", norms="every")
     return printed(setting, "anytime/is-resnext-62-imagenet", backbone, scheme)
 

@@ -1,4 +1,4 @@
-"""The figures: accuracy against cost, or bars. Networks that are trained alone are black."""
+"""The figures: accuracy against cost, or bars. Networks that are trained alone are black lines."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ __all__ = ["draw"]
 
 _MARKERS = "os^Dv<>Phx"
 _ALONE = "black"
+_LINES = ("--", ":", "-.")
 
 
 def draw(
@@ -53,31 +54,31 @@ def _curves(axes: Any, results: Results) -> None:
             alone += rows
             continue
         # A level has a line for each granularity.
-        for part in dict.fromkeys(_granularity(row) for row in rows):
+        for count, part in enumerate(dict.fromkeys(_granularity(row) for row in rows)):
             own = [row for row in rows if _granularity(row) == part]
             label = f"{network}, {part}" if part else network
             colour = _ALONE if rows[0].alone else f"C{place % 10}"
-            _line(axes, own, label, colour, _MARKERS[place % len(_MARKERS)])
+            style = _LINES[count % len(_LINES)] if count or rows[0].alone else "-"
+            _line(axes, own, label, colour, _MARKERS[place % len(_MARKERS)], style)
     if alone:
-        _line(axes, sorted(alone, key=lambda row: row.macs or 0), "trained alone", _ALONE, "*")
+        _line(axes, sorted(alone, key=lambda row: row.macs or 0), "trained alone", _ALONE, "*", _LINES[0])
     axes.set_xscale("log")
     axes.set_xlabel("multiply-accumulates of a sample")
     axes.set_ylabel("accuracy, %")
 
 
-def _line(axes: Any, rows: Sequence[Row], label: str, colour: str, marker: str) -> None:
-    spread = [0.0 if math.isnan(row.deviation) else row.deviation for row in rows]
+def _line(axes: Any, rows: Sequence[Row], label: str, colour: str, marker: str, style: str) -> None:
     axes.errorbar(
         [row.macs for row in rows],
         [row.mean for row in rows],
-        yerr=spread,
+        yerr=[_spread(row) for row in rows],
         label=label,
         color=colour,
         marker=marker,
         markersize=5,
         capsize=2,
         linewidth=1.2,
-        linestyle="--" if colour == _ALONE else "-",
+        linestyle=style,
     )
 
 
@@ -86,25 +87,31 @@ def _granularity(row: Row) -> str:
 
 
 def _bars(axes: Any, rows: Sequence[Row], networks: Sequence[str]) -> None:
-    """Groups of bars, a group for every level or value, a bar in it for each network."""
-    groups = list(dict.fromkeys(row.level for row in rows))
-    width = 0.8 / max(1, len(networks))
-    for place, network in enumerate(networks):
-        own = [row for row in rows if row.network == network]
-        if not own:
-            continue
+    """Groups of bars, a group for every level or value, a bar in it for each network. Of networks with branches the
+    backbones alone; networks that are trained alone are lines across."""
+    bars = [row for row in rows if not row.alone]
+    bars = [row for row in bars if row.level.rpartition("/")[2] == "full"] or bars
+    groups = list(dict.fromkeys(row.level for row in bars))
+    drawn = [network for network in networks if any(row.network == network for row in bars)]
+    width = 0.8 / max(1, len(drawn))
+    for place, network in enumerate(drawn):
+        own = [row for row in bars if row.network == network]
         axes.bar(
             [groups.index(row.level) + (place + 0.5) * width - 0.4 for row in own],
             [row.mean for row in own],
             width,
-            yerr=[0.0 if math.isnan(row.deviation) else row.deviation for row in own],
+            yerr=[_spread(row) for row in own],
             label=network,
-            color="0.2" if own[0].alone else f"C{place % 10}",
+            color=f"C{place % 10}",
             capsize=2,
         )
+    for place, row in enumerate(row for row in rows if row.alone):
+        axes.axhline(row.mean, label=row.network, color=_ALONE, linestyle=_LINES[place % len(_LINES)], linewidth=1.2)
     axes.set_xticks(range(len(groups)), groups, rotation=20 if len(groups) > 3 else 0, fontsize=7)
-    lows = [row.mean for row in rows]
-    if lows and min(lows) > 0:
-        axes.set_ylim(
-            bottom=max(0.0, min(lows) - 0.25 * (max(lows) - min(lows)) - 1e-3 * max(lows)) if len(lows) > 1 else 0
-        )
+    means = [row.mean for row in (*bars, *(row for row in rows if row.alone))]
+    room = max(max(means) - min(means), 0.02 * abs(max(means)))
+    axes.set_ylim(bottom=min(means) - 0.3 * room if min(means) > 0 else None)
+
+
+def _spread(row: Row) -> float:
+    return 0.0 if math.isnan(row.deviation) else row.deviation

@@ -194,6 +194,7 @@ STUDIES = (
         "networks (within a point each).",
         contenders=_hierarchy,
         comparisons=_hierarchy_as_good,
+        form="bars",
     ),
     Study(
         name="nestednet/compression",

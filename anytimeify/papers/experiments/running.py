@@ -127,7 +127,7 @@ def _samples(net: AnytimeModel, data: Data, training: Training) -> tuple[Tensor,
 
 
 def _shape(net: AnytimeModel) -> tuple[int, ...]:
-    (example,) = (one for one in net.captured.example_inputs if isinstance(one, Tensor))
+    (example,) = net.captured.example_inputs
     return tuple(example.shape[1:])
 
 
