@@ -245,6 +245,7 @@ def inspect(
         inspection = report.inspect(captured, axes, found.name)
     if chosen is not None:
         with _doing(f"applying {chosen}"):
+            chosen, _ = chosen.measured(captured, axes)
             rewritten = Options().apply(chosen, chosen.prepare(captured, axes), axes)
             inspection = inspection.with_levels(levels_of(captured, rewritten), max(rewritten.backbones))
     if as_json:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from typing import Any, Literal, TypeAlias
@@ -22,6 +22,7 @@ from anytimeify.codegen.to_modules import norms_without_count
 from anytimeify.contract.pass_manager import run_pass
 from anytimeify.errors import AnytimeWarning, SchemeError
 from anytimeify.ir import Captured
+from anytimeify.ir.evidence import Evidence
 from anytimeify.passes.estimate import Limits, estimate
 from anytimeify.passes.on_meta import refuse_reading_values, refuse_unknown_values
 from anytimeify.passes.options import Options
@@ -53,6 +54,7 @@ def transform(
     constants: Literal["keep", "scale"] = "keep",
     consume: bool = False,
     limits: Limits | None = None,
+    batches: Iterable[Any] | None = None,
 ) -> AnytimeModel:
     """Converts a backbone into an anytime model. `model` is not modified and shares no tensor with the result, unless
     it is consumed.
@@ -93,6 +95,8 @@ def transform(
 
         limits: how large the result may be, by default 100,000 nodes and as many bytes as the machine has. A scheme
             that would make more is refused before it begins.
+        batches: batches of (inputs, target), as a data loader gives them, that the orders `taylor` and `activation` of
+            nested channels look at, 32 at most. The loss of `taylor` is `loss` with the backbone's prediction alone.
 
     Raises `CaptureError`, `UnsupportedOpError`, `SchemeError` or `VerificationError`. The result is in train or eval
     mode as the backbone is now. An `AnytimeWarning` says where it trains differently from the backbone.
@@ -134,12 +138,18 @@ def transform(
         captured = parts[0] if len(parts) == 1 else side_by_side(*parts)
         captured = replace(captured, notes=(*captured.notes, *_recomputation(parts, checkpoint)))
         axes = analyse(captured.program)
+        if batches is not None:
+            captured = replace(captured, evidence=Evidence(batches, chosen.default_loss() if loss is None else loss))
+        chosen, measured = chosen.measured(captured, axes)
+        captured = replace(captured, notes=(*captured.notes, measured)) if measured else captured
         captured = channel_counts(captured, axes, _kept(chosen, axes), scale=constants == "scale")
         axes = analyse(captured.program) if constants == "scale" else axes
         (limits or Limits()).check(chosen, captured, axes)
         shares = _shares(chosen, captured, axes, verify)
         progress.step("applying the scheme", shares[0])
-        captured = replace(run_pass(f"prepare {chosen.name}", chosen.prepare, captured, axes), reference=None)
+        captured = replace(
+            run_pass(f"prepare {chosen.name}", chosen.prepare, captured, axes), reference=None, evidence=None
+        )
         several, its_axes = options.before(captured, axes)
         rewritten = run_pass(chosen.name, chosen.apply, several, its_axes)
         rewritten = options.after(rewritten, captured, several, chosen)

@@ -46,6 +46,10 @@ class Scheme:
     def check_alone(self) -> None:
         """Refuse what only a sequence of schemes may have (neighbouring levels that are equal in one of them)."""
 
+    def measured(self, captured: Captured, axes: Axes) -> tuple[Scheme, str]:
+        """The scheme with every field decided that was left to a measurement, and a note on what was measured."""
+        return self, ""
+
     def prepare(self, captured: Captured, axes: Axes) -> Captured:
         """Change values before the rewrite, the function of the backbone staying the same."""
         return captured

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,21 +16,31 @@ from anytimeify.rules import traits
 __all__ = ["interpret"]
 
 
-def interpret(program: Program, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """The outputs, without gradients. Values are let go of after their last use."""
+def interpret(
+    program: Program,
+    inputs: Sequence[Tensor],
+    *,
+    tensors: Mapping[str, Tensor] | None = None,
+    seen: Callable[[fx.Node, Any], None] | None = None,
+) -> tuple[Tensor, ...]:
+    """The outputs in eval mode, without gradients unless `tensors` are given to compute with in place of the program's.
+    `seen` is told the value of every call. Values are let go of after their last use."""
     evaluated = evaluate(program)
     graph = evaluated.graph
     given = iter(inputs)
     values: dict[fx.Node, Any] = {}
     last = _last_uses(graph)
-    with torch.no_grad():
+    with torch.set_grad_enabled(tensors is not None):
         for node in graph.nodes:
             if node.op == "placeholder":
                 values[node] = next(given)
             elif node.op == "get_attr":
-                values[node] = program.tensors[str(node.target)].detach()
+                name = str(node.target)
+                values[node] = program.tensors[name].detach() if tensors is None else tensors[name]
             elif node.op == "call_function":
                 values[node] = _evaluated(node, values)
+                if seen is not None:
+                    seen(node, values[node])
             for done in last.get(node, ()):
                 del values[done]
     return tuple(values[node] for node in evaluated.outputs)

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 from torch import Tensor
 
+from anytimeify.ir.evidence import Evidence
 from anytimeify.ir.program import Program
 from anytimeify.ir.structures import Results
 
@@ -57,6 +58,7 @@ class Captured:
     whole: tuple[str, ...] = ()  # the notes that say which modules are kept as they are, and why
     # Everything that the backbone returns, in both modes, over the program's outputs; None where the prediction is all.
     results: Results | None = None
+    evidence: Evidence | None = field(default=None, repr=False, compare=False)  # what a transform was given to look at
     # The backbone's tensors as its own initialisers draw them; None where its class is not known (a loaded file).
     reinitialised: Reinitialised | None = field(default=None, repr=False, compare=False)
 

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from anytimeify._torch import is_plain, is_watched
 from anytimeify.errors import ArgumentValueError
+from anytimeify.kernels.clock import seconds, wait
 
 __all__ = ["WORTH", "Case", "Form", "Kind", "Layer", "choices", "choose", "forget", "form", "kernel_pays", "pays"]
 
@@ -240,14 +241,7 @@ def _fastest(case: Case, run: Callable[[Form], object], timed: Timer | None = No
 
 
 def _time(run: Callable[[Form], object], one: Form, device: torch.device) -> float:
-    # A single thread is timed by the work that it does, whoever else uses the processor meanwhile.
-    alone = device.type == "cpu" and torch.get_num_threads() == 1
-    clock = time.thread_time if alone else time.perf_counter
-    _wait(device)
-    start = clock()
-    run(one)
-    _wait(device)
-    return clock() - start
+    return seconds(lambda: run(one), device)
 
 
 def _step_time(run: Callable[[Form], object], one: Form, device: torch.device) -> float:
@@ -266,16 +260,11 @@ def _slower_side(run: Callable[[Form], object], one: Form, device: torch.device)
 def _both_times(run: Callable[[Form], object], one: Form, device: torch.device) -> tuple[float, float]:
     """Seconds of the device, and of the host."""
     first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    _wait(device)
+    wait(device)
     first.record()
     start = time.perf_counter()
     run(one)
     host = time.perf_counter() - start
     last.record()
-    _wait(device)
+    wait(device)
     return first.elapsed_time(last) / 1000, host
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

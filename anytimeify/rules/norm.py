@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
-import torch
 from torch import fx, nn
 
 from anytimeify.ir import Size
@@ -16,6 +15,7 @@ from anytimeify.rules import factors
 from anytimeify.rules.lifting import STATISTICS, WEIGHT_BIAS, Made, Shapes, Values, by_mode, of_tensors
 from anytimeify.rules.notation import Notation, parse
 from anytimeify.rules.op import Dims, Op, Resize
+from anytimeify.rules.prefix_norms import group_of_all, last_dimension, standardised
 from anytimeify.rules.table import axis_rule, build_rule
 from anytimeify.rules.targets import aten
 
@@ -88,6 +88,7 @@ axis_rule(
     scale="weight",
     shift="bias",
     training="training",
+    prefix=standardised,
     module=[
         of_tensors(_batch_norm_module, _TENSORS),
         by_mode(_batch_norm_call, "input", "weight", "bias", "running_mean", "running_var"),
@@ -132,9 +133,9 @@ def _rms_norm_module(values: Values, shapes: Shapes) -> Made:
     return nn.RMSNorm, {"normalized_shape": tuple(values["normalized_shape"]), "eps": values["eps"]}
 
 
-for name, shift, module in (
-    ("layer_norm.default", "bias", of_tensors(_layer_norm_module)),
-    ("rms_norm.default", None, of_tensors(_rms_norm_module, {"weight": "weight"})),
+for name, shift, centred, module in (
+    ("layer_norm.default", "bias", True, of_tensors(_layer_norm_module)),
+    ("rms_norm.default", None, False, of_tensors(_rms_norm_module, {"weight": "weight"})),
 ):
     axis_rule(
         aten(name),
@@ -144,6 +145,7 @@ for name, shift, module in (
         kind="norm",
         scale="weight",
         shift=shift,
+        prefix=partial(last_dimension, centred=centred),
         module=module,
     )
 
@@ -239,6 +241,7 @@ axis_rule(
     scale="weight",
     shift="bias",
     groups="num_groups",
+    prefix=group_of_all,
     module=of_tensors(_group_norm_module),
 )
 
@@ -252,15 +255,3 @@ def _weight_norm(op: Op) -> Dims:
 
 
 axis_rule(aten("_weight_norm.default"), _weight_norm)
-
-
-_CENTRED: Mapping[object, bool] = {
-    torch.ops.aten.layer_norm.default: True,
-    torch.ops.aten.rms_norm.default: False,
-}
-
-
-def is_centred(target: object) -> bool | None:
-    """Whether a norm of the last dimensions takes their mean away, as a layer norm does and an RMS norm does not; None
-    for everything else."""
-    return _CENTRED.get(target)

@@ -11,7 +11,7 @@ from anytimeify.ir.schema import bound
 from anytimeify.rules.factors import ONE, Expr
 from anytimeify.rules.op import Dims, Op
 from anytimeify.rules.pointwise import pointwise
-from anytimeify.rules.table import axis_rule
+from anytimeify.rules.table import Joined, axis_rule
 from anytimeify.rules.targets import aten
 
 
@@ -34,7 +34,22 @@ def _reduce(op: Op) -> Any:
 NAMES = (
     "mean sum amax amin prod any all var std var_mean std_mean logsumexp linalg_vector_norm norm nansum count_nonzero"
 )
-axis_rule([one for one in aten(*NAMES.split()) if one not in aten("mean.dim")], _reduce, kind="reduction")
+JOINED = aten("mean.dim", "sum.dim_IntList", "amax", "amin")
+axis_rule([one for one in aten(*NAMES.split()) if one not in JOINED], _reduce, kind="reduction")
+
+
+def _joined(name: str) -> Joined:
+    (operation,) = aten(name)
+    return lambda one, other, share: (operation, (one, other))
+
+
+def _joined_mean(one: fx.Node, other: fx.Node, share: float) -> Any:
+    (lerp,) = aten("lerp.Scalar")
+    return lerp, (one, other, share)
+
+
+for reduction, operation in (("sum.dim_IntList", "add.Tensor"), ("amax", "maximum"), ("amin", "minimum")):
+    axis_rule(aten(reduction), _reduce, kind="reduction", joined=_joined(operation))
 
 
 def _averaged(node: fx.Node, dim: int) -> dict[fx.Node, int] | None:
@@ -44,7 +59,7 @@ def _averaged(node: fx.Node, dim: int) -> dict[fx.Node, int] | None:
     return None if given["keepdim"] else {given["self"]: [one for one in range(wide) if one not in gone][dim]}
 
 
-axis_rule(aten("mean.dim"), _reduce, kind="reduction", sources=_averaged)
+axis_rule(aten("mean.dim"), _reduce, kind="reduction", sources=_averaged, joined=_joined_mean)
 
 
 # the index of an extremum names an element, so the dimension is pinned where that is read; its value alone does not

@@ -25,6 +25,7 @@ from anytimeify.rules.contractions import Contraction, contractions_in
 from anytimeify.rules.lifting import Lifting
 from anytimeify.rules.notation import Dots, Notation, parse
 from anytimeify.rules.op import Call, Op, Resize, apply, flat_nodes, solve
+from anytimeify.rules.prefix_norms import Prefix
 
 __all__ = [
     *("Kind", "Rule", "axis_rule", "build_rule", "contractions", "has_kind", "notation_of", "registered", "rule_of"),
@@ -34,6 +35,7 @@ __all__ = [
 Infer: TypeAlias = Callable[[Op], Any]
 Resizer: TypeAlias = Callable[[Resize], dict[str, Any] | Call]
 Sources: TypeAlias = "Callable[[fx.Node, int], dict[fx.Node, int] | None]"
+Joined: TypeAlias = "Callable[[fx.Node, fx.Node, float], tuple[OpOverload, tuple[Any, ...]]]"
 Kind: TypeAlias = Literal[
     "layer",  # multiplies what it reads with weights, and adds up
     "recurrent",  # a layer with a state
@@ -84,6 +86,8 @@ class Rule:
     groups: str | None = None  # the argument that is the number of groups of channels
     scale: str | None = None  # the argument that a norm multiplies what it has normalised by
     shift: str | None = None  # the argument that it adds to that
+    prefix: Prefix | None = None  # the norms of all levels as one operation, where channels of levels are prefixes
+    joined: Joined | None = None  # a reduction of two parts, from theirs
     products: Callable[[fx.Node], bool] | None = None  # whether a call is nothing but the sum that its notation says
     triangular: Callable[[fx.Node], Call | None] | None = None  # the same with a block-triangular weight
     placed: Callable[[fx.Node], Sequence[int]] | None = None  # dimensions of the first operand told apart by place
@@ -170,6 +174,8 @@ def axis_rule(
     groups: str | None = None,
     scale: str | None = None,
     shift: str | None = None,
+    prefix: Prefix | None = None,
+    joined: Joined | None = None,
     products: bool | Callable[[fx.Node], bool] = False,
     triangular: Callable[[fx.Node], Call | None] | None = None,
     placed: Callable[[fx.Node], Sequence[int]] | None = None,
@@ -197,6 +203,10 @@ def axis_rule(
     groups: the argument that is the number of groups of channels: members of an ensemble are more groups.
     scale, shift: of a norm, the argument that multiplies what has been normalised, and the one that is added to that,
         with nothing else done to either. Where both may be None, members of an ensemble are normalised together.
+    prefix: of a norm, a function of the node and of where its levels end that gives the call of an operation of ours
+        which computes all levels at once, or None.
+    joined: of a reduction, a function of what one part was reduced to, what the other was, and the share of all
+        elements that the other has, that gives the operation that reduces both, and its operands.
     products: whether the result is the sum of products that the line says, as `torch.einsum` computes it, and the bias
         besides: members of an ensemble are another index. A function of the node where arguments decide.
     triangular: a function of the node that gives the call of an operation of ours which leaves out what a
@@ -222,6 +232,8 @@ def axis_rule(
         groups=groups,
         scale=scale,
         shift=shift,
+        prefix=prefix,
+        joined=joined,
         products=products if callable(products) else _always if products else None,
         triangular=triangular,
         placed=placed,

@@ -72,7 +72,7 @@ class SandwichSampler(nn.Module):
         if count < 2:
             raise SchemeError(f"count={count}: the sandwich rule needs at least 2 widths, the smallest and the largest")
         self.net, self.count, self.generator, self.cache = net, count, generator, cache
-        self.multiple_of = scheme.multiple_of if multiple_of is None else multiple_of
+        self.multiple_of = scheme.rounding if multiple_of is None else multiple_of
         self.where = scheme.where
         self.widths: tuple[float, ...] = ()  # those of the last call
         self._graphs: OrderedDict[tuple[int, ...], fx.GraphModule] = OrderedDict()

@@ -9,8 +9,7 @@ y = cat([y0, slice(sub(x, m1), 1, 2, 4)], 1)           y = cat([sub(x0, m0), sub
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol, TypeAlias
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -25,19 +24,9 @@ from anytimeify.rules import traits
 __all__ = ["Chunkwise"]
 
 aten = torch.ops.aten
-Joined: TypeAlias = tuple[Any, tuple[Any, ...]]
-
-# A reduction of the channels up to a level, from that of the level before and that of the chunk, which is `share` of
-# them: the operation, and its arguments.
-_JOINED: Mapping[object, Callable[[fx.Node, fx.Node, float], Joined]] = {
-    aten.mean.dim: lambda before, own, share: (aten.lerp.Scalar, (before, own, share)),
-    aten.sum.dim_IntList: lambda before, own, share: (aten.add.Tensor, (before, own)),
-    aten.amax.default: lambda before, own, share: (aten.maximum.default, (before, own)),
-    aten.amin.default: lambda before, own, share: (aten.minimum.default, (before, own)),
-}
 
 
-class Levels(Protocol):
+class Whole(Protocol):
     """Whole values, of the levels up to `top`."""
 
     dependence: BlockTriangularDependence
@@ -55,7 +44,7 @@ class Levels(Protocol):
 class Chunkwise:
     """The chunks of values, beside the whole values of `levels`."""
 
-    def __init__(self, levels: Levels) -> None:
+    def __init__(self, levels: Whole) -> None:
         self.levels, self.dependence = levels, levels.dependence
         self.known: dict[fx.Node, dict[int, fx.Node]] = {}
 
@@ -96,7 +85,7 @@ class Chunkwise:
         """The reduction of the channels up to a level; None where that is not made of what the chunks are reduced
         to."""
         sources = node.all_input_nodes
-        joined = _JOINED.get(node.target)
+        joined = traits(node).joined
         if joined is None or len(sources) != 1 or not self.dependence.kinds[sources[0]].nested or counts_of(node):
             return None
         if sources[0].op != "call_function" or not self._lies_in_chunks(sources[0]):

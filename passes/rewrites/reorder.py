@@ -2,9 +2,8 @@
 
     y = linear(relu(linear(x, w)), v)       ->      y = linear(relu(linear(x, w[order])), v[:, order])
 
-1. Every narrowable axis group gets an importance per unit (a channel, a whole group, a whole head): the l1 norm of all
-   the weights that belong to it.
-2. Its units are sorted, the most important first, and every parameter and buffer of the group is permuted alike.
+The units (a channel, a whole group, a whole head) of every axis group that has scores are sorted, the highest first,
+and every parameter and buffer of the group is permuted alike.
 
 The graph stays; only tensors change. Left as they are: groups whose order an operation fixes (a channel shuffle), and
 parameters whose dimensions are pinned.
@@ -12,8 +11,9 @@ parameters whose dimensions are pinned.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -25,51 +25,23 @@ from anytimeify.contract.pass_manager import rewrite
 from anytimeify.ir import Captured, Program
 from anytimeify.rules.factors import Expr, Factor, Sum, leaves
 
-__all__ = ["reorder", "units_of"]
+__all__ = ["Scores", "reorder", "units_of"]
+
+Scores: TypeAlias = Mapping[Factor, npt.NDArray[np.float64]]
+"""A number for every unit of some axis groups."""
 
 
 @rewrite("reorder")
-def reorder(captured: Captured, axes: Axes, where: str | Sequence[str] = "all") -> Captured:
-    """The captured model with its channels sorted by the l1 norm of their weights; tensors are new, the given ones
+def reorder(captured: Captured, axes: Axes, scores: Scores) -> Captured:
+    """The captured model with its channels sorted, those of the highest score first; tensors are new, the given ones
     untouched.
     """
-    program = captured.program
-    groups = [group for group in axes.chosen(where) if group.ordered is None]
-    orders: dict[Factor, npt.NDArray[np.int64]] = {}
-    importance = _importance(program, axes, {group.factor for group in groups})
-    for group in groups:
-        if group.factor in importance:
-            orders[group.factor] = np.argsort(-importance[group.factor], kind="stable")
-    return replace(captured, program=_permuted(program, axes, orders))
-
-
-def _importance(program: Program, axes: Axes, chosen: set[Factor]) -> dict[Factor, npt.NDArray[np.float64]]:
-    totals: dict[Factor, npt.NDArray[np.float64]] = {}
-    for node in program.graph.find_nodes(op="get_attr"):
-        tensor = program.tensors[str(node.target)]
-        if not program.is_parameter(str(node.target)) or tensor.ndim < 2:
-            continue
-        for dim, expr in enumerate(axes.dims[node]):
-            for factor in {leaf for leaf in leaves(expr) if leaf in chosen}:
-                norms = tensor.detach().abs().to(torch.float64)
-                weights = norms.sum([d for d in range(tensor.ndim) if d != dim]).cpu().numpy()
-                units = units_of(expr, factor)
-                total = np.bincount(units[units >= 0], weights[units >= 0], minlength=factor.size.coefficient)
-                totals[factor] = totals.get(factor, np.zeros(factor.size.coefficient)) + total
-    return totals
-
-
-def units_of(expr: Expr, factor: Factor) -> npt.NDArray[np.int64]:
-    """Which unit of a factor each element of a dimension belongs to; -1 where it belongs to none."""
-    if isinstance(expr, Factor):
-        count = expr.size.coefficient
-        return np.arange(count) if expr is factor else np.full(count, -1, dtype=np.int64)
-    if isinstance(expr, Sum):
-        return np.concatenate([units_of(part, factor) for part in expr.parts])
-    units = np.full(1, -1, dtype=np.int64)
-    for part in expr.parts:
-        units = np.maximum(units[:, None], units_of(part, factor)[None, :]).reshape(-1)
-    return units
+    orders = {
+        group.factor: np.argsort(-scores[group.factor], kind="stable")
+        for group in axes.groups
+        if group.factor in scores and group.ordered is None
+    }
+    return replace(captured, program=_permuted(captured.program, axes, orders))
 
 
 def _permuted(program: Program, axes: Axes, orders: dict[Factor, npt.NDArray[np.int64]]) -> Program:
@@ -91,3 +63,16 @@ def _permuted(program: Program, axes: Axes, orders: dict[Factor, npt.NDArray[np.
     for name, tensor in program.tensors.items():
         tensors[name] = moved.get(id(tensor), tensor)
     return replace(program, tensors=tensors)
+
+
+def units_of(expr: Expr, factor: Factor) -> npt.NDArray[np.int64]:
+    """Which unit of a factor each element of a dimension belongs to; -1 where it belongs to none."""
+    if isinstance(expr, Factor):
+        count = expr.size.coefficient
+        return np.arange(count) if expr is factor else np.full(count, -1, dtype=np.int64)
+    if isinstance(expr, Sum):
+        return np.concatenate([units_of(part, factor) for part in expr.parts])
+    units = np.full(1, -1, dtype=np.int64)
+    for part in expr.parts:
+        units = np.maximum(units[:, None], units_of(part, factor)[None, :]).reshape(-1)
+    return units

@@ -202,7 +202,7 @@ class TriangularLevels:
         if self.chunkwise is not None:
             norm = prefix_norm(self.dependence, node, level)
             if norm is not None:
-                return self.levels[level].as_one(node, *norm)
+                return self.levels[level].as_one(node, norm.target, norm.arguments)
             value = self.chunkwise.assembled(node)
             if value is not None:
                 return value

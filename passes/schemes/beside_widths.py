@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 from torch import nn
@@ -69,6 +70,10 @@ class BesideWidths(Composed):
     @property
     def reads_values(self) -> str:
         return self.channels.reads_values
+
+    def measured(self, captured: Captured, axes: Axes) -> tuple[BesideWidths, str]:
+        channels, note = self.channels.measured(captured, axes)
+        return replace(self, channels=channels), note  # type: ignore[type-var]  # every subclass is a dataclass
 
     def prepare(self, captured: Captured, axes: Axes) -> Captured:
         return self.channels.prepare(captured, axes)

@@ -27,6 +27,8 @@ from anytimeify.graph.builder import Builder
 from anytimeify.ir import Captured, Program, names
 from anytimeify.ir.rewritten import Output, Rewritten, numbered
 from anytimeify.ir.sizes import ProgramSize
+from anytimeify.passes.importance import CRITERIA, importance
+from anytimeify.passes.multiples import measured_multiple
 from anytimeify.passes.rewrites.narrow import clone_narrowed
 from anytimeify.passes.rewrites.private_tensors import PrivateTensors
 from anytimeify.passes.rewrites.reorder import reorder
@@ -55,9 +57,13 @@ class NestedChannels(Scheme):
             are shared whatever this says. With `norms="every"` also norms that read the same values at every level
             are private: under dense connectivity those that no narrowed axis reaches, and what follows is computed once
             per level; under triangular connectivity those that only heads read.
-        order: `"l1"` first permutes each axis group by the l1 norm of its weights, the function staying the same, so
-            that the thin levels start from the most important channels.
-        multiple_of: channel counts are rounded up to multiples of this.
+        order: first permutes each axis group by importance, the function staying the same, so that the thin levels
+            start from the most important channels: by the l1 norm of the weights (`"l1"`), by what norms scale with
+            (`"norm-scale"`), by a first-order estimate of what the loss would lose (`"taylor"`), or by what layers
+            read (`"activation"`). The last two look at `transform(..., batches=...)`.
+        multiple_of: channel counts are rounded up to multiples of this. `"auto"`: `transform` runs the largest layers
+            on the device of the weights and takes the smallest multiple that is as fast as any; the result's scheme
+            has the number.
 
     Raises `SchemeError` for fields out of range and for backbones that have nothing to narrow.
     """
@@ -69,8 +75,8 @@ class NestedChannels(Scheme):
     connectivity: Literal["dense", "triangular"] = "dense"
     norms: Literal["private", "shared", "every"] = "private"
     heads: Literal["private", "shared"] = "private"
-    order: Literal["index", "l1"] = "index"
-    multiple_of: int = 1
+    order: Literal["index", "l1", "norm-scale", "taylor", "activation"] = "index"
+    multiple_of: int | Literal["auto"] = 1
 
     def __post_init__(self) -> None:
         given: Any = self.widths
@@ -87,8 +93,8 @@ class NestedChannels(Scheme):
             if getattr(self, field) not in choices:
                 raise SchemeError(f"{field}={getattr(self, field)!r}: expected {' or '.join(choices)}")
         multiple: Any = self.multiple_of
-        if isinstance(multiple, bool) or not isinstance(multiple, int) or multiple < 1:
-            raise SchemeError(f"multiple_of={multiple!r}: expected a whole number, 1 or more")
+        if multiple != "auto" and (isinstance(multiple, bool) or not isinstance(multiple, int) or multiple < 1):
+            raise SchemeError(f"multiple_of={multiple!r}: expected a whole number, 1 or more, or auto")
 
     def check_alone(self) -> None:
         if len(set(self.widths)) < len(self.widths):
@@ -114,10 +120,26 @@ class NestedChannels(Scheme):
 
     @property
     def reads_values(self) -> str:
-        return "order='l1' sorts channels by their weights" if self.order == "l1" else ""
+        if self.order != "index":
+            return f"order='{self.order}' sorts channels by what they are"
+        return "multiple_of='auto' runs layers on the device of the weights" if self.multiple_of == "auto" else ""
+
+    def measured(self, captured: Captured, axes: Axes) -> tuple[NestedChannels, str]:
+        if self.multiple_of != "auto":
+            return self, ""
+        found = measured_multiple(captured, axes, lambda number: replace(self, multiple_of=number).kept(axes))
+        return replace(self, multiple_of=found.number), f"multiple_of=auto took {found.number}: {found.measured}"
 
     def prepare(self, captured: Captured, axes: Axes) -> Captured:
-        return captured if self.order == "index" else reorder(captured, axes, self.where)
+        if self.order == "index":
+            return captured
+        scores = importance(self.order, captured, axes, self.where)
+        unknown = [group.name for group in axes.chosen(self.where) if group.factor not in scores]
+        if unknown:
+            more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
+            unsorted = f"order={self.order} says nothing about {', '.join(unknown[:3])}{more}: they stay in their order"
+            captured = replace(captured, notes=(*captured.notes, unsorted))
+        return reorder(captured, axes, scores)
 
     def apply(self, captured: Captured, axes: Axes) -> Rewritten:
         if self.connectivity == "triangular" and len(self.widths) > 1:
@@ -156,9 +178,16 @@ class NestedChannels(Scheme):
     def narrowed(self) -> str | tuple[str, ...]:
         return self.where
 
+    @property
+    def rounding(self) -> int:
+        """`multiple_of`, once it is measured."""
+        if self.multiple_of == "auto":
+            raise SchemeError("multiple_of='auto' is measured first, by transform() or scheme.measured(captured, axes)")
+        return self.multiple_of
+
     def kept(self, axes: Axes) -> list[Widths]:
         """How much of every narrowed axis each level keeps. Refuses two widths that keep the same."""
-        kept = [axes.widths(width, multiple_of=self.multiple_of, where=self.where) for width in self.widths]
+        kept = [axes.widths(width, multiple_of=self.rounding, where=self.where) for width in self.widths]
         for (width, other), (few, many) in zip(pairwise(self.widths), pairwise(kept), strict=True):
             if width != other and few == many:
                 self._refuse_equal(*((other, width) if many else (width, other)), axes)
@@ -191,7 +220,7 @@ _CHOICES = {
     "connectivity": ("dense", "triangular"),
     "norms": ("private", "shared", "every"),
     "heads": ("private", "shared"),
-    "order": ("index", "l1"),
+    "order": ("index", *CRITERIA),
 }
 
 

@@ -134,7 +134,7 @@ def test_blocks_of_two_threads_leave_the_setting_as_it_was(first_out: int) -> No
 def test_settings_that_stay_do_not_pile_up() -> None:
     for kind in ("masked", "prefixes") * 20:
         kernels.form(kind)
-        gc.collect()
+    gc.collect()
     try:
         assert choose(case(), lambda form: form) == Form("convolution", 8)
         assert len(choice._settings) <= 3

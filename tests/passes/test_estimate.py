@@ -138,7 +138,7 @@ def test_an_estimate_copies_nothing() -> None:
     found, axes = captured("Residual")
     drawn: list[Mapping[str, Tensor]] = []
 
-    def draw(wanted: object = None) -> Mapping[str, Tensor]:
+    def draw(wanted: object) -> Mapping[str, Tensor]:
         drawn.append({})
         return {}
 

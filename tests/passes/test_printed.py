@@ -20,6 +20,7 @@ from anytimeify.codegen.to_modules import to_modules
 from anytimeify.ir import Captured, Program
 from anytimeify.ir.node_meta import mask_nonzeros_of
 from anytimeify.ir.rewritten import Output, Rewritten
+from anytimeify.passes.importance import importance
 from anytimeify.passes.rewrites.as_before import as_before
 from anytimeify.passes.rewrites.consensus import Consensus, add_consensus
 from anytimeify.passes.rewrites.fold_batch_norms import fold_batch_norms
@@ -75,7 +76,8 @@ def halves(captured: Captured) -> Rewritten:
 
 def test_reorder() -> None:
     captured = captured_mlp()
-    result = reorder(captured, analyse(captured.program))
+    axes = analyse(captured.program)
+    result = reorder(captured, axes, importance("l1", captured, axes))
     assert calls(result.program) == lines(MLP)
     old, new = captured.program.tensors, result.program.tensors
     order = (old["body.weight"].abs().sum(1) + old["head.weight"].abs().sum(0)).argsort(descending=True)

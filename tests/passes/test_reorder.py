@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from anytimeify.analysis.axes import analyse
 from anytimeify.capture import capture
 from anytimeify.codegen.to_modules import to_modules
+from anytimeify.passes.importance import importance
 from anytimeify.passes.rewrites.reorder import reorder
 from tests.passes.test_narrow import Grouped, Heads, Mixed
 
@@ -14,7 +15,8 @@ from tests.passes.test_narrow import Grouped, Heads, Mixed
 def sorted_program(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     captured = capture(model, (x,))
     before = {name: tensor.clone() for name, tensor in captured.program.tensors.items()}
-    result = reorder(captured, analyse(captured.program))
+    axes = analyse(captured.program)
+    result = reorder(captured, axes, importance("l1", captured, axes))
     for name, tensor in captured.program.tensors.items():
         assert torch.equal(tensor, before[name])
     old, new = to_modules(captured.program, training=False)(x)[0], to_modules(result.program, training=False)(x)[0]

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from anytimeify.compiler import transform
 from anytimeify.contract import spec
 from anytimeify.errors import SchemeError
+from anytimeify.passes.importance import importance
 from anytimeify.passes.options import Options
 from anytimeify.passes.rewrites.fold import fold
 from anytimeify.passes.rewrites.fold_batch_norms import fold_batch_norms
@@ -49,7 +50,7 @@ from anytimeify.verification import difference
 TOLERANCE = 1e-10
 BATCH = 7
 
-few = settings(max_examples=75, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+few = settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
 fewer = settings(few, max_examples=10)
 many = settings(few, max_examples=700, derandomize=False)
 
@@ -114,7 +115,7 @@ def assert_streams_the_same(net: AnytimeModel, given: tuple[Tensor, ...]) -> Non
 
 def assert_a_level_is_thin(net: AnytimeModel, backbone: Backbone, model: nn.Module, scheme: NestedChannels) -> None:
     """Of two levels made from the same capture, at a width that the constructor of thin networks can build."""
-    rounding = scheme.multiple_of
+    rounding = scheme.rounding
     possible = (
         width for width in (*scheme.widths[:-1], 0.5, 0.25, 0.75) if backbone.exact(width, multiple_of=rounding)
     )
@@ -135,7 +136,7 @@ def assert_stays_canonical(net: AnytimeModel, scheme: NestedChannels) -> None:
     """The table of what is canonical holds after every pass."""
     captured, axes = net.captured, net.axes
     spec.verify(captured.program, after="capture")
-    ordered = reorder(captured, axes, scheme.where)
+    ordered = reorder(captured, axes, importance("l1", captured, axes, scheme.where))
     spec.verify(ordered.program, after="reorder")
     for kept in scheme.kept(axes)[:-1]:
         spec.verify(narrow(captured.program, axes, kept), after="narrow")

@@ -23,8 +23,6 @@ DEFINITIONS |= {"passes/rewrites/resized_inputs.py", "passes/rewrites/interpolat
 DEFINITIONS |= {"anytimeify/ir/infer_types.py"}  # runs operations to see what they give; rules stand on it
 # What the dispatcher runs below programs: draws of random numbers, and calls that are numbered instead of computed.
 DEFINITIONS |= {"anytimeify/capture/same_draws.py", "anytimeify/capture/traced.py"}
-# Which operator takes a norm of all levels at once, and how sums of chunks go together.
-DEFINITIONS |= {"passes/rewrites/prefix_norms.py", "passes/rewrites/chunkwise.py"}
 CAPTURE = "anytimeify/capture/"  # reads patterns of operations that the canonical form does not have
 
 
