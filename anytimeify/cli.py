@@ -1,4 +1,4 @@
-"""The command line: `convert`, `inspect`, `extract`, `export`, `levels`, `papers`.
+"""The command line: `convert`, `inspect`, `extract`, `export`, `levels`, `train`, `papers`.
 
 Each command is a few calls of the library.
 
@@ -9,14 +9,17 @@ one message and no partly written files; 2 for wrong usage.
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import signal
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, TextIO
 
@@ -34,7 +37,7 @@ from anytimeify.capture.sources.registry import kinds
 from anytimeify.capture.sources.source import InputSizes
 from anytimeify.compiler import transform
 from anytimeify.deploy.export import FORMATS as CONTAINERS
-from anytimeify.errors import AnytimeError, ArtifactError, BudgetError, SchemeError, first_line
+from anytimeify.errors import AnytimeError, ArgumentValueError, ArtifactError, BudgetError, SchemeError, first_line
 from anytimeify.io.files import new_folder, refuse_existing
 from anytimeify.level_names import parse_level
 from anytimeify.papers import entries, experiment, experiments
@@ -49,6 +52,11 @@ from anytimeify.runtime.model import AnytimeModel
 from anytimeify.storage.compressed import save_compressed
 from anytimeify.storage.export import FORMATS, quiet, require
 from anytimeify.taxonomy import Taxonomy
+from anytimeify.train import fit, open_data
+from anytimeify.train.data import data_kinds
+from anytimeify.train.fitting import accelerate_on
+from anytimeify.train.folder import RunFolder
+from anytimeify.train.start import Start, changed, read_training, run_folder, with_changes
 from anytimeify.version import __version__
 
 __all__ = ["app", "main"]
@@ -360,6 +368,109 @@ def levels(
 
 
 @app.command()
+def train(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="A saved model: a folder written by `convert` or `train`, or a file; paper:NAME; or, with --scheme, "
+            f"any model: {', '.join(kind.example for kind in kinds())}.",
+        ),
+    ],
+    data: Annotated[
+        str,
+        typer.Option(metavar="SPEC", help=f"What to train on: {', '.join(kind.example for kind in data_kinds())}."),
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder of the run.")],
+    scheme: Annotated[
+        str | None, typer.Option(metavar="SPEC", help="The scheme, such as 'nested-channels{widths=0.25,0.5,1}'.")
+    ] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The recipe, as JSON, or config.json of a run. By default the paper's."),
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(metavar="N", help="Epochs; milestones and the like keep their share.")
+    ] = None,
+    batch: Annotated[int | None, typer.Option(metavar="N", help="Samples in a step.")] = None,
+    learning_rate: Annotated[float | None, typer.Option("--lr", metavar="RATE", help="The learning rate.")] = None,
+    warm_up: Annotated[
+        float | None, typer.Option(metavar="EPOCHS", help="In which the learning rate rises at the start.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="Of weights and of all that is drawn.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="FIELD=VALUE", help="Any field of the recipe, such as optimiser.momentum=0.8. Repeatable."
+        ),
+    ] = None,
+    limit_batches: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="At most so many batches in an epoch, and in an evaluation.")
+    ] = None,
+    taxonomy: Annotated[
+        str | None,
+        typer.Option(metavar="FILE|data", help="Coarser classes: a file, .json or .csv, or those that the data have."),
+    ] = None,
+    consensus: Annotated[
+        str | None, typer.Option(metavar="average|learned", help="Add a level that combines all others.")
+    ] = None,
+    input_shape: InputShapes = None,
+    device: Annotated[str | None, typer.Option(metavar="cpu|cuda", help="Where to train. By default a GPU.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that is in DIR.")] = False,
+    trust_pickle: TrustPickle = False,
+    force: Annotated[bool, typer.Option("--force", help="Remove the run that is in DIR, and start anew.")] = False,
+) -> None:
+    """Train all levels of a model.
+
+    Writes to DIR what is trained (config.json), a line an epoch (metrics.jsonl, TensorBoard), learning curves
+    (curves.png), checkpoints, and the model (net.safetensors). Killed and resumed, a run gives the same weights.
+    """
+    if consensus not in (None, "average", "learned"):
+        raise typer.BadParameter(f"'{consensus}': expected average or learned", param_hint="--consensus")
+    if device not in (None, "cpu", "cuda"):
+        raise typer.BadParameter(f"'{device}': expected cpu or cuda", param_hint="--device")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ArgumentValueError("torch sees no CUDA device to train on")
+    folder = run_folder(out, resume, force) if os.environ.get("RANK", "0") == "0" else RunFolder(out)
+    start = Start(source, scheme, _inputs(input_shape), None, consensus, trust_pickle)
+    training = read_training(recipe) if recipe is not None else start.recipe()
+    changes = {"batch": batch, "learning_rate": learning_rate, "warm_up": warm_up, "seed": seed}
+    training = changed(with_changes(training, epochs=epochs, **changes), settings or ())
+    samples = open_data(data)
+    if taxonomy is not None:
+        start = replace(start, taxonomy=samples.taxonomy if taxonomy == "data" else Taxonomy.load(taxonomy))
+        if start.taxonomy is None:
+            raise ArgumentValueError(f"'{data}' has no coarser classes: give a file, --taxonomy FILE")
+    notes: list[str] = []
+    with _doing(f"loading {source}"):
+        begun = resume and folder.start.exists()
+        net = load(folder.start) if begun else start.build(samples, training.seed, notes.append)
+    for note in notes:
+        _print(note, sys.stderr)
+    if force and not resume and folder.exists:
+        shutil.rmtree(out)
+    accelerator = accelerate_on(device, training.precision)
+    with _watching(f"training {source}"):
+        run = fit(
+            net,
+            samples,
+            training,
+            out=out,
+            resume=resume,
+            accelerator=accelerator,
+            limit_batches=limit_batches,
+        )
+    if accelerator.is_main_process:
+        table = Table(box=None, pad_edge=False)
+        for title in ("level", "accuracy"):
+            table.add_column(title, justify="right" if title == "accuracy" else "left")
+        for name, accuracy in run.accuracy.items():
+            table.add_row(name, f"{accuracy:.4f}")
+        _print(table)
+        _print(f"written to {out}")
+
+
+@app.command()
 def papers(
     name: Annotated[
         str | None,
@@ -622,6 +733,34 @@ def _progress(what: str) -> Iterator[None]:
 
         with progress.shown_by(show):
             yield
+
+
+@contextmanager
+def _watching(what: str) -> Iterator[None]:
+    """Shows how far a training is: a bar on a terminal; elsewhere a line an epoch, or every half minute."""
+    console = _console(sys.stderr)
+    if console.is_terminal:
+        columns = (SpinnerColumn(), BarColumn(bar_width=20), TextColumn("{task.description}", markup=False))
+        with Progress(*columns, console=console, transient=True) as shown:
+            task = shown.add_task(what, total=1.0)
+
+            def show(name: str, share: float) -> None:
+                shown.update(task, description=name, completed=share)
+
+            with progress.shown_by(show):
+                yield
+        return
+    _print(f"{what} ...", sys.stderr)
+    last = time.monotonic()
+
+    def say(name: str, share: float) -> None:
+        nonlocal last
+        if "accuracy" in name or time.monotonic() - last > 30:
+            last = time.monotonic()
+            _print(f"{share:4.0%} {name}", sys.stderr)
+
+    with progress.shown_by(say):
+        yield
 
 
 def _print(what: RenderableType, file: TextIO | None = None) -> None:

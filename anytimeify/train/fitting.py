@@ -36,7 +36,7 @@ from anytimeify.train.random_state import random_state, restore_random_state, se
 from anytimeify.train.stage import Modes, Stage, gradients_kept
 from anytimeify.train.training import Training
 
-__all__ = ["Run", "fit"]
+__all__ = ["Run", "accelerate_on", "fit"]
 
 _CALIBRATION = 32  # batches, where statistics have to be estimated anew
 _SHOWN_EVERY = 0.5  # seconds
@@ -442,17 +442,22 @@ class _Clock:
         return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
 
 
-def _accelerator(given: Any, training: Training) -> Any:
-    """The accelerator that was given, or one of the recipe's precision."""
+def accelerate_on(device: str | None, precision: str) -> Any:
+    """An accelerator on a device, by default the best there is. `MissingExtraError` without accelerate."""
     try:
         from accelerate import Accelerator
     except ImportError as error:
         raise MissingExtraError("accelerate", "train", "training") from error
+    try:
+        return Accelerator(mixed_precision=precision, cpu=device == "cpu")
+    except ValueError as error:  # the state of accelerate is that of the process
+        raise ArgumentValueError(f"precision={precision!r}: {error}") from error
+
+
+def _accelerator(given: Any, training: Training) -> Any:
+    """The accelerator that was given, or one of the recipe's precision."""
     if given is None:
-        try:
-            given = Accelerator(mixed_precision=training.precision)
-        except ValueError as error:  # the state of accelerate is that of the process
-            raise ArgumentValueError(f"precision={training.precision!r}: {error}") from error
+        given = accelerate_on(None, training.precision)
     if given.gradient_accumulation_steps != 1:
         raise ArgumentValueError("the accelerator accumulates gradients: take Training(accumulate=...) instead")
     if given.mixed_precision != training.precision:

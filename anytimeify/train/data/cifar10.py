@@ -17,7 +17,7 @@ def load(rest: str) -> Data:
     for names in (FILES, ("test_batch.bin",)):
         images, labels = records([folder / name for name in names], (10,))
         parts.append(Held(images, labels[:, 0]))
-    return Data("cifar10", *parts, names_in(folder / "batches.meta.txt", 10))
+    return Data("cifar10", parts[0], parts[1], names_in(folder / "batches.meta.txt", 10))
 
 
 KIND = DataKind("cifar10:DIR", "CIFAR-10, the binary version", load, "cifar10")

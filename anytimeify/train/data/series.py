@@ -36,7 +36,7 @@ def load(rest: str) -> Data:
         for place, one in enumerate(series):
             inputs[place, : len(one), : one.shape[1]] = one
         parts.append(Held(inputs, torch.tensor([classes.index(label) for label in labels])))
-    return Data(f"series {Path(rest).name}", *parts, classes)
+    return Data(f"series {Path(rest).name}", parts[0], parts[1], classes)
 
 
 def _files(name: str) -> tuple[Path, Path]:

@@ -1,0 +1,153 @@
+"""What a training starts from: a saved model, a source and a scheme, or a network of the papers; and its recipe."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from anytimeify.capture import resolve
+from anytimeify.compiler import transform
+from anytimeify.errors import AnytimeError, ArgumentValueError, ArtifactError, SchemeError
+from anytimeify.io.files import reading, regular_file
+from anytimeify.papers import recipe
+from anytimeify.passes.scheme import parse_scheme
+from anytimeify.runtime.load import load
+from anytimeify.runtime.model import AnytimeModel
+from anytimeify.taxonomy import Taxonomy
+from anytimeify.train.data import Data
+from anytimeify.train.encoding import as_json, training_of
+from anytimeify.train.folder import RunFolder
+from anytimeify.train.optimiser import Optimiser
+from anytimeify.train.schedule import Schedule
+from anytimeify.train.training import Training
+
+__all__ = ["DEFAULT", "Start", "changed", "read_training", "run_folder", "with_changes"]
+
+PAPER = "paper:"
+# Sums over levels make gradients several times as large as those of one network: hence the low rate and the warm-up.
+DEFAULT = Training(
+    data="any",
+    optimiser=Optimiser(learning_rate=0.03, weight_decay=5e-4, nesterov=True),
+    schedule=Schedule(kind="cosine", per="step", warm_up=1.0),
+    batch=128,
+    epochs=10,
+    augmentation=("normalise",),
+)
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a training starts: `source` as the command line has it, and what `transform` is told besides."""
+
+    source: str
+    scheme: str | None = None
+    examples: Any = None
+    taxonomy: Taxonomy | None = None
+    consensus: str | None = None
+    trust_pickle: bool = False
+
+    def recipe(self) -> Training:
+        """That of the paper; the default one for all others."""
+        if self.source.startswith(PAPER):
+            return _entry(self.source).training
+        return DEFAULT
+
+    def build(self, data: Data, seed: int, say: Callable[[str], object] = lambda _: None) -> AnytimeModel:
+        """The network, with fresh weights by the seed where it is not a saved one, and with the classes of the data:
+        `say` is told where it was given new heads for these. Raises what `transform` and `load` raise."""
+        torch.manual_seed(seed)
+        path = Path(self.source)
+        saved = path / "net.safetensors" if path.is_dir() else path
+        options = {"taxonomy": self.taxonomy, "consensus": self.consensus}
+        if self.source.startswith(PAPER):
+            return recipe(self.source.removeprefix(PAPER), len(data.classes)).build(verify=False, **options)
+        if path.is_dir() or path.suffix == ".safetensors":
+            if self.scheme is not None or any(value is not None for value in options.values()):
+                raise ArgumentValueError(
+                    f"'{self.source}' is a saved model, which has a scheme, and its classes, already"
+                )
+            net = load(saved)
+        else:
+            if self.scheme is None:
+                raise SchemeError(f"'{self.source}' has no levels yet: give a --scheme, such as nested-channels")
+            found = resolve(self.source, trust_pickle=self.trust_pickle)
+            examples = found.example_inputs if self.examples is None else self.examples
+            net = transform(found.model, parse_scheme(self.scheme), examples, **options)  # type: ignore[arg-type]
+        return _with_classes(net, len(data.classes), say)
+
+
+def _entry(source: str) -> Any:
+    return recipe(source.removeprefix(PAPER))
+
+
+def _with_classes(net: AnytimeModel, classes: int, say: Callable[[str], object]) -> AnytimeModel:
+    if net.taxonomy is not None:
+        return net
+    captured, training = net.captured, net.training
+    args, kwargs = net.call_signature.arguments(captured.example_inputs, captured.signature)
+    with torch.no_grad():
+        own = net.eval()(*args, level=0, **kwargs).shape[1]
+    net.train(training)
+    if own != classes:
+        net.reset_classifier(classes)
+        say(f"the network predicts {own} classes, and the data have {classes}: every level gets a new head")
+    return net
+
+
+def read_training(path: Path) -> Training:
+    """A recipe from a JSON file, or from the config of a run."""
+    with reading(path):
+        found = json.loads(regular_file(path).read_text(encoding="utf-8"))
+        return training_of(found.get("training", found))
+
+
+def changed(training: Training, settings: Sequence[str]) -> Training:
+    """A recipe with fields changed by texts such as `ema=0.999`, `optimiser.momentum=0.8`, `augmentation=["flip"]`:
+    values are JSON, or else plain text. `ArgumentValueError` for what is no field."""
+    value = as_json(training)
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        *path, last = name.split(".")
+        place: Any = value
+        for part in path:
+            place = place.get(part) if isinstance(place, dict) else None
+        if not equals or not isinstance(place, dict):
+            raise ArgumentValueError(f"'{setting}' changes no field: expected FIELD=VALUE, such as ema=0.999")
+        try:
+            place[last] = json.loads(text)
+        except json.JSONDecodeError:
+            place[last] = text
+    try:
+        return training_of(value)
+    except AnytimeError as error:
+        raise ArgumentValueError(f"{', '.join(settings)}: {error}") from error
+
+
+def run_folder(path: Path, resume: bool, force: bool) -> RunFolder:
+    """The folder to write to. `ArtifactError` where something is there that is neither resumed nor replaced, or
+    nothing that could be resumed."""
+    folder = RunFolder(path)
+    if resume and not folder.exists:
+        raise ArtifactError(f"'{path}' holds no run that could be resumed.")
+    if not resume and path.exists() and not (force and folder.exists):
+        raise ArtifactError(f"'{path}' exists already. Nothing was written; resume it, or choose another name.")
+    return folder
+
+
+def with_changes(training: Training, *, epochs: int | None, **fields: Any) -> Training:
+    """A recipe with what is not None changed: `learning_rate`, `warm_up`, and fields of its own."""
+    if epochs is not None:
+        if epochs < 1:
+            raise ArgumentValueError(f"epochs is {epochs}: expected a whole number, 1 or more")
+        training = training.for_epochs(epochs)
+    rate, warm_up = fields.pop("learning_rate", None), fields.pop("warm_up", None)
+    if rate is not None:
+        training = replace(training, optimiser=replace(training.optimiser, learning_rate=rate))
+    if warm_up is not None:
+        training = replace(training, schedule=replace(training.schedule, warm_up=warm_up))
+    return replace(training, **{name: value for name, value in fields.items() if value is not None})
