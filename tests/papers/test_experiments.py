@@ -113,7 +113,7 @@ def test_what_is_missing_is_added(copied: Path, monkeypatch: pytest.MonkeyPatch)
         return {**whole[1], "network": contender.name, "seed": seed}
 
     monkeypatch.setattr(running, "_trained", fake)
-    found = running.run(TINY, copied, (0, 1), 1, trained.append)
+    found = running.run(TINY.study, TINY.setting, copied, (0, 1), 1, trained.append)
     assert [one for one in trained if "," not in one] == ["core alone 0", "nested 1", "core alone 1"]
     assert [(line["network"], line["seed"]) for line in found.lines] == [
         ("nested", 0),
@@ -252,7 +252,7 @@ def test_every_figure_has_an_entry() -> None:
 @pytest.mark.parametrize("study", experiments(), ids=lambda study: study.name)
 def test_networks_alone_stand_in_every_figure(study: Study) -> None:
     for scale in ("small", "paper"):
-        found = study.contenders(Setting(DATA, scale))  # type: ignore[arg-type]  # a parameter of the test
+        found = study.contenders(Setting(DATA, scale))
         assert any(contender.alone for contender in found)
         assert max(Counter(contender.name for contender in found).values()) == 1
 

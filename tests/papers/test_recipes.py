@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pkgutil
+import re
 import sys
 from dataclasses import FrozenInstanceError, replace
 from functools import partial
@@ -19,7 +20,7 @@ from anytimeify.papers import Optimiser, Schedule, Training, alone, entries, exp
 from anytimeify.papers.networks import PreActivationResNet, imagenet
 from anytimeify.passes.scheme import parse_scheme
 
-MACHINERY = {"catalogue", "networks", "recipe"}
+MACHINERY = {"catalogue", "experiments", "networks", "recipe", "taxonomies"}
 # One of every file, and a pair: what is true of small ones is not said of large ones again.
 SMALL = ("hne/resnet50-cifar-small", "dhm/resnet-32", "dcm/densenet-40-12")
 
@@ -164,13 +165,13 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 def test_the_command_lists_them(capsys: pytest.CaptureFixture[str]) -> None:
-    networks, studies = run(capsys).split("\n\n")
+    networks, studies = re.split(r"\n(?=experiment )", run(capsys))
     first, *rest = networks.splitlines()
     assert first.split() == ["name", "backbone", "parameters", "scheme", "from"]
-    assert [line.split()[0] for line in rest if not line.startswith(" ")] == list(names())
+    assert [line.split()[0] for line in rest if line.strip() and not line.startswith(" ")] == list(names())
     first, *rest = studies.splitlines()
     assert first.split() == ["experiment", "about", "from"]
-    assert [line.split()[0] for line in rest if not line.startswith(" ")] == list(experiment_names())
+    assert [line.split()[0] for line in rest if line.strip() and line[0] != " "] == list(experiment_names())
     given = json.loads(run(capsys, "--json"))
     assert [row["name"] for row in given["experiments"]] == list(experiment_names())
     listed = given["networks"]

@@ -11,11 +11,11 @@ from dataclasses import replace
 from functools import partial
 
 from anytimeify.papers.anytime import levels, small
-from anytimeify.papers.experiments.experiment import Contender, Study
 from anytimeify.papers.experiments.findings import Comparison
 from anytimeify.papers.experiments.recipes import levels_alone, printed
 from anytimeify.papers.experiments.results import Results
 from anytimeify.papers.experiments.setting import Setting
+from anytimeify.papers.experiments.study import Contender, Study
 from anytimeify.papers.networks import MultiScaleDenseNet, ResNeXt
 from anytimeify.papers.recipe import Recipe, alone
 from anytimeify.papers.shallow import exits, multi_scale_exits

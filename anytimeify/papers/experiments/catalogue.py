@@ -9,8 +9,9 @@ from functools import cache
 from pathlib import Path
 
 from anytimeify.errors import AnytimeError
-from anytimeify.papers.experiments.experiment import Experiment, Study
+from anytimeify.papers.experiments.experiment import Experiment
 from anytimeify.papers.experiments.setting import Scale, Setting
+from anytimeify.papers.experiments.study import Study
 
 __all__ = ["experiment", "experiment_names", "experiments"]
 

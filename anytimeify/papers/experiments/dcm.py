@@ -10,11 +10,11 @@ from torch import nn
 from anytimeify.losses import CrossLayerMutual
 from anytimeify.papers.dcm import pooled
 from anytimeify.papers.dhm import residual
-from anytimeify.papers.experiments.experiment import Contender, Study
 from anytimeify.papers.experiments.findings import Comparison
 from anytimeify.papers.experiments.recipes import plain, printed
 from anytimeify.papers.experiments.results import Results
 from anytimeify.papers.experiments.setting import Setting
+from anytimeify.papers.experiments.study import Contender, Study
 from anytimeify.papers.networks import WideResNet
 from anytimeify.papers.networks.initialisers import fan_in
 from anytimeify.papers.recipe import Recipe

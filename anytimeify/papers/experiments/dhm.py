@@ -16,11 +16,11 @@ from torch import Tensor
 from anytimeify.errors import ArgumentValueError
 from anytimeify.losses import HierarchicalMimicking
 from anytimeify.papers.dhm import residual
-from anytimeify.papers.experiments.experiment import Contender, Study
 from anytimeify.papers.experiments.findings import Comparison
 from anytimeify.papers.experiments.recipes import plain, printed
 from anytimeify.papers.experiments.results import Results
 from anytimeify.papers.experiments.setting import Setting
+from anytimeify.papers.experiments.study import Contender, Study
 from anytimeify.papers.networks import CifarResNet, WideResNet
 from anytimeify.papers.recipe import Recipe
 from anytimeify.passes.rewrites.branch import Branch

@@ -17,11 +17,11 @@ from anytimeify.losses import (
     IndependentLoss,
     diversity,
 )
-from anytimeify.papers.experiments.experiment import Contender, Study
 from anytimeify.papers.experiments.findings import Comparison
 from anytimeify.papers.experiments.recipes import plain, printed
 from anytimeify.papers.experiments.results import Results
 from anytimeify.papers.experiments.setting import Setting
+from anytimeify.papers.experiments.study import Contender, Study
 from anytimeify.papers.hne import ResNet50
 from anytimeify.papers.recipe import Recipe
 from anytimeify.runtime.model import AnytimeModel

@@ -9,11 +9,11 @@ from functools import partial
 
 from torch import Tensor
 
-from anytimeify.papers.experiments.experiment import Contender, Study
 from anytimeify.papers.experiments.findings import Comparison
 from anytimeify.papers.experiments.recipes import levels_alone, printed
 from anytimeify.papers.experiments.results import Results
 from anytimeify.papers.experiments.setting import Setting
+from anytimeify.papers.experiments.study import Contender, Study
 from anytimeify.papers.nestednet import CONSENSUS, DENSITIES, DEPTHS, WIDTHS
 from anytimeify.papers.networks import PreActivationResNet
 from anytimeify.papers.recipe import Recipe, alone

@@ -9,8 +9,8 @@ from functools import partial
 from torch import nn
 
 from anytimeify.papers.catalogue import entries
-from anytimeify.papers.experiments.experiment import Contender
 from anytimeify.papers.experiments.setting import Setting
+from anytimeify.papers.experiments.study import Contender
 from anytimeify.papers.recipe import ALONE, Backbone, Recipe, alone
 from anytimeify.passes.scheme import Scheme
 

@@ -7,15 +7,13 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from anytimeify.io.files import replaced_file
 from anytimeify.papers.experiments.figures import draw
 from anytimeify.papers.experiments.findings import Finding, find
 from anytimeify.papers.experiments.results import Results, Row
-
-if TYPE_CHECKING:
-    from anytimeify.papers.experiments.experiment import Experiment
+from anytimeify.papers.experiments.setting import Setting
+from anytimeify.papers.experiments.study import Study
 
 __all__ = ["Report", "write"]
 
@@ -41,12 +39,12 @@ class Report:
     out: Path
 
 
-def write(experiment: Experiment, results: Results, out: str | os.PathLike[str]) -> Report:
+def write(study: Study, setting: Setting, results: Results, out: str | os.PathLike[str]) -> Report:
     """Writes table, figure and finding into the folder."""
-    folder, study = Path(out), experiment.study
+    folder = Path(out)
     shows, sentence, findings = find(results, study.comparisons(results))
     table = _table(results, study.measured)
-    _text(folder / "table.md", _page(experiment, results, table, sentence))
+    _text(folder / "table.md", _page(study, setting, results, table, sentence))
     rows = [*((row, "accuracy") for row in results.rows()), *((row, "measured") for row in results.measured())]
     _text(folder / "table.jsonl", "".join(json.dumps(_as_json(row, what)) + "\n" for row, what in rows))
     with replaced_file(folder / "figure.png") as file:
@@ -54,8 +52,7 @@ def write(experiment: Experiment, results: Results, out: str | os.PathLike[str])
     return Report(results, shows, sentence, tuple(findings), table, folder)
 
 
-def _page(experiment: Experiment, results: Results, table: str, sentence: str) -> str:
-    study, setting = experiment.study, experiment.setting
+def _page(study: Study, setting: Setting, results: Results, table: str, sentence: str) -> str:
     epochs = f" --epochs {setting.epochs}" if setting.epochs else ""
     scale = f" --scale {setting.scale}" if setting.scale != "auto" else ""
     command = f"anytimeify papers {study.name} --data {setting.data} --seeds {len(results.seeds)}{scale}{epochs}"

@@ -8,13 +8,15 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from anytimeify.errors import ArtifactError
 from anytimeify.papers.experiments.results import Results, append, read
+from anytimeify.papers.experiments.setting import Setting
+from anytimeify.papers.experiments.study import Contender, Study
 from anytimeify.runtime.model import AnytimeModel
 from anytimeify.train import fit
 from anytimeify.train.data import Data
@@ -23,16 +25,14 @@ from anytimeify.train.loading import Loader
 from anytimeify.train.preparation import Preparation
 from anytimeify.train.training import Training
 
-if TYPE_CHECKING:
-    from anytimeify.papers.experiments.experiment import Contender, Experiment
-
 __all__ = ["run"]
 
 _MEASURED = 512  # test samples that other measures than accuracy look at
 
 
 def run(
-    experiment: Experiment,
+    study: Study,
+    setting: Setting,
     out: str | os.PathLike[str],
     seeds: Sequence[int],
     limit: int | None,
@@ -42,15 +42,15 @@ def run(
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "results.jsonl"
-    setting = _described(experiment, limit)
+    described = _described(study, setting, limit)
     lines = read(path)
-    _check(path, lines, setting)
+    _check(path, lines, described)
     done = {(line["network"], line["seed"]) for line in lines}
-    contenders = experiment.contenders
+    contenders = study.contenders(setting)
     wanted = [(seed, one) for seed in seeds for one in contenders if (one.name, seed) not in done]
     for place, (seed, contender) in enumerate(wanted, 1):
-        said(f"{experiment.study.name}, {place} of {len(wanted)}: {contender.name}, seed {seed}")
-        line = {**setting, **_trained(experiment, contender, seed, folder, limit)}
+        said(f"{study.name}, {place} of {len(wanted)}: {contender.name}, seed {seed}")
+        line = {**described, **_trained(setting, contender, seed, folder, limit)}
         append(path, line)
         lines.append(line)
     order = {one.name: place for place, one in enumerate(contenders)}
@@ -58,11 +58,10 @@ def run(
     return Results(tuple(sorted(chosen, key=lambda line: (order[line["network"]], line["seed"]))))
 
 
-def _described(experiment: Experiment, limit: int | None) -> dict[str, Any]:
+def _described(study: Study, setting: Setting, limit: int | None) -> dict[str, Any]:
     """What has to be the same for lines to stand in one table."""
-    setting = experiment.setting
     return {
-        "experiment": experiment.study.name,
+        "experiment": study.name,
         "data": setting.data,
         "scale": "small" if setting.small else "paper",
         "epochs": setting.epochs,
@@ -70,9 +69,9 @@ def _described(experiment: Experiment, limit: int | None) -> dict[str, Any]:
     }
 
 
-def _check(path: Path, lines: Sequence[dict[str, Any]], setting: dict[str, Any]) -> None:
+def _check(path: Path, lines: Sequence[dict[str, Any]], described: dict[str, Any]) -> None:
     for line in lines:
-        for name, value in setting.items():
+        for name, value in described.items():
             if line.get(name) != value:
                 raise ArtifactError(
                     f"{path} holds other results: their {name} is {line.get(name)!r}, and now it is {value!r}. Choose "
@@ -80,20 +79,18 @@ def _check(path: Path, lines: Sequence[dict[str, Any]], setting: dict[str, Any])
                 )
 
 
-def _trained(
-    experiment: Experiment, contender: Contender, seed: int, folder: Path, limit: int | None
-) -> dict[str, Any]:
+def _trained(setting: Setting, contender: Contender, seed: int, folder: Path, limit: int | None) -> dict[str, Any]:
     """Trains one network, and what is known of it then."""
     started = time.perf_counter()
     torch.manual_seed(seed)
     recipe = contender.make()
     net = recipe.build(verify=False)
     training = replace(recipe.training, seed=seed)
-    data = experiment.setting.loaded
+    data = setting.loaded
     if contender.data is not None:
         data = contender.data(data, seed)
     # A network that takes hours goes on where it was stopped.
-    own = None if experiment.setting.small else folder / "runs" / f"{_slug(contender.name)}-{seed}"
+    own = None if setting.small else folder / "runs" / f"{_slug(contender.name)}-{seed}"
     net = fit(net, data, training, out=own, limit_batches=limit).net
     return {
         "network": contender.name,
