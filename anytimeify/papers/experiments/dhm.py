@@ -32,7 +32,6 @@ __all__ = ["STUDIES"]
 
 _SMALL = partial(CifarResNet, depth=8)
 _TWO = AuxiliaryBranches(residual((1, 1)))
-_FIRST = Branch("bn1", repeats={"layer1": 1, "layer2": 1, "layer3": 1})
 _RATE = 0.03  # of small trainings: the sum of three cross-entropies and six divergences
 _WRONG = (0.2, 0.5)
 _FULL = -1
@@ -71,8 +70,11 @@ def _bernoulli(setting: Setting) -> list[Contender]:
 
 
 def _third(setting: Setting) -> list[Contender]:
-    """One more branch, which forks after the stem: of ResNet-18 after the first stage."""
-    third = AuxiliaryBranches((_FIRST, *residual((1, 1) if setting.small else (5, 3))))
+    """One more branch, which forks after the stem and is as short as the early one: in print it is ResNet-18's, after
+    the first stage."""
+    middle, last = (1, 1) if setting.small else (5, 3)
+    first = Branch("bn1", repeats={"layer1": last, "layer2": last, "layer3": last})
+    third = AuxiliaryBranches((first, *residual((middle, last))))
     return [*_three(setting), Contender("three branches", partial(_network, setting, scheme=third))]
 
 
