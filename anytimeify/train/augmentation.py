@@ -67,8 +67,7 @@ def steps(names: Sequence[str], size: Sequence[int]) -> list[Step]:
             continue
         made = [(make, match) for pattern, make in _TABLE if (match := re.fullmatch(pattern, name))]
         if not made:
-            known = ", ".join(repr(pattern.replace(f"(?: from {_NUMBER})?", "")) for pattern, _ in _TABLE)
-            known = known.replace(_NUMBER, "N")
+            known = ", ".join(repr(pattern.replace(_NUMBER, "N").partition("(")[0]) for pattern, _ in _TABLE)
             raise ArgumentValueError(
                 f"augmentation: {name!r} is no step; there are {known}, {NORMALISE!r} and {WHITEN!r}"
             )

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from anytimeify.train.distribution import spread
+
 __all__ = ["Average"]
 
 
@@ -53,7 +55,7 @@ class Average:
     def load_state_dict(self, state: Mapping[str, object]) -> None:
         self.steps = int(state["steps"])  # type: ignore[call-overload]  # as it was written
         for average, given in zip(self._average, state["average"], strict=True):  # type: ignore[call-overload]
-            average.copy_(given)
+            average.copy_(spread(given, average))
 
 
 def _tensors(net: nn.Module) -> list[Tensor]:

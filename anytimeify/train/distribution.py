@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-__all__ = ["average_gradients", "load", "load_optimiser", "same_buffers", "sharded", "whole", "wrap"]
+__all__ = ["average_gradients", "load", "load_optimiser", "same_buffers", "sharded", "spread", "whole", "wrap"]
 
 
 def wrap(net: nn.Module, accelerator: Any, shard: bool) -> nn.Module:
@@ -76,7 +76,7 @@ def load(net: nn.Module, state: dict[str, Any]) -> None:
         return
     for name, own in net.state_dict().items():
         if isinstance(own, Tensor):
-            own.copy_(_spread(state[name], own))
+            own.copy_(spread(state[name], own))
 
 
 def load_optimiser(optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> None:
@@ -84,7 +84,7 @@ def load_optimiser(optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> N
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     spread = {
         number: {
-            name: _spread(one, parameters[number]) if isinstance(one, Tensor) and one.ndim else one
+            name: spread(one, parameters[number]) if isinstance(one, Tensor) and one.ndim else one
             for name, one in entries.items()
         }
         for number, entries in state["state"].items()
@@ -92,7 +92,8 @@ def load_optimiser(optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> N
     optimiser.load_state_dict({**state, "state": spread})
 
 
-def _spread(tensor: Tensor, like: Tensor) -> Tensor:
+def spread(tensor: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor as another one is: spread over processes, or as it is."""
     if not isinstance(like, DTensor):
         return tensor
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)

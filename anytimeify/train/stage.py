@@ -131,8 +131,9 @@ class Stage:
                     update = part.update
                     if part.terms:
                         loss = part.loss if share == 1 else part.loss * share
-                        self.accelerator.backward(loss)
                         total += loss.detach()
+                        if loss.requires_grad:  # not of levels without parameters that are trained
+                            self.accelerator.backward(loss)
             if update:
                 self._update()
 

@@ -1,0 +1,336 @@
+"""`fit`: what it learns, what it writes, and that a run that is killed ends as if it had not been."""
+
+from __future__ import annotations
+
+import copy
+import json
+import multiprocessing
+import os
+import random
+import resource
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from anytimeify import AnytimeModel, AuxiliaryBranches, NestedChannels, cli, load, progress, transform
+from anytimeify.errors import AnytimeError, ArtifactError
+from anytimeify.train import (
+    Data,
+    Held,
+    OneAfterTheOther,
+    Optimiser,
+    Phase,
+    Sandwich,
+    Schedule,
+    Teacher,
+    Training,
+    fit,
+    open_data,
+)
+
+pytest.importorskip("accelerate")
+pytest.importorskip("tensorboard")
+pytest.importorskip("torchmetrics")
+pytestmark = [
+    # tensorboard and torchmetrics, about packages that they import
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
+
+TRAINING = Training(
+    data="digits",
+    optimiser=Optimiser(learning_rate=0.05, weight_decay=1e-4),
+    schedule=Schedule(kind="cosine", per="step", warm_up=0.5),
+    batch=32,
+    epochs=2,
+    augmentation=("normalise",),
+)
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.bn = nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.conv2, self.drop, self.fc = nn.Conv2d(8, 8, 3, stride=2), nn.Dropout(0.2), nn.Linear(72, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.fc(self.drop(self.conv2(self.bn(self.conv1(x)).relu()).relu().flatten(1)))
+        return result
+
+
+@pytest.fixture(scope="module")
+def made() -> AnytimeModel:
+    torch.manual_seed(0)
+    return transform(Small(), NestedChannels((0.5, 1.0)), torch.randn(2, 1, 8, 8), verify=False)
+
+
+@pytest.fixture
+def net(made: AnytimeModel) -> AnytimeModel:
+    return copy.deepcopy(made)
+
+
+@pytest.fixture(scope="module")
+def digits() -> Data:
+    whole = open_data("digits")
+    parts = [samples.take(torch.arange(count)) for samples, count in ((whole.train, 640), (whole.test, 100))]
+    train, test = (Held(torch.as_tensor(inputs), labels) for inputs, labels in parts)
+    return Data("digits", train, test, whole.classes)
+
+
+def weights(net: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in net.state_dict().items()}
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_it_learns_and_writes_a_folder(net: AnytimeModel, digits: Data, tmp_path: Path) -> None:
+    told: list[tuple[str, float]] = []
+    training = replace(TRAINING, epochs=4)
+    with progress.shown_by(lambda name, share: told.append((name, share))):
+        run = fit(net, digits, training, out=tmp_path / "run")
+    assert list(run.accuracy) == ["width 0.5", "width 1"]
+    assert run.accuracy["width 1"] > 0.7
+    assert [line["epoch"] for line in run.history] == [1, 2, 3, 4]
+    assert run.history[-1]["loss"] < run.history[0]["loss"]
+    assert (tmp_path / "run" / "metrics.jsonl").read_text().splitlines() == [json.dumps(line) for line in run.history]
+    files = {path.name for path in (tmp_path / "run").iterdir()}
+    assert files >= {"config.json", "curves.png", "start.safetensors", "net.safetensors", "tensorboard"}
+    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 2
+    assert same(weights(load(tmp_path / "run" / "net.safetensors")), weights(net))
+    assert told[-1][1] == 1
+    assert "epoch 4 of 4: loss" in told[-1][0]
+    assert "samples/s, 0:00:00 left; accuracy of levels" in told[-1][0]
+    # Nothing is left to do, and nothing changes.
+    again = fit(copy.deepcopy(net), digits, training, out=tmp_path / "run", resume=True)
+    assert again.history == run.history
+    with pytest.raises(ArtifactError, match=r"holds another run: its training.batch is 32, and now it is 16"):
+        fit(net, digits, replace(training, batch=16), out=tmp_path / "run")
+    with pytest.raises(ArtifactError, match="holds a run already"):
+        fit(net, digits, training, out=tmp_path / "run", resume=False)
+    with pytest.raises(ArtifactError, match="holds no run that could be resumed"):
+        fit(net, digits, training, out=tmp_path / "other", resume=True)
+
+
+VARIANTS = {
+    "plain": TRAINING,
+    "everything": replace(
+        TRAINING,
+        optimiser=Optimiser(kind="adamw", learning_rate=1e-3, weight_decay=0.01),
+        order=Sandwich(random=1, inplace=False),
+        ema=0.9,
+        clip=1.0,
+        accumulate=2,
+        label_smoothing=0.1,
+        augmentation=("pad 1 and crop", "normalise"),
+        mixup=0.2,
+        cutmix=1.0,
+        teacher=Teacher(),
+        phases=(Phase(epochs=1, parts=("fc.*",), frozen_norms=True),),
+    ),
+}
+
+
+def killed_and_resumed(net: AnytimeModel, data: Data, training: Training, out: Path, kills: int) -> AnytimeModel:
+    """Trains in processes of their own, each killed at some point after another checkpoint."""
+    draw = random.Random(kills)
+    context = multiprocessing.get_context("fork")
+    options: dict[str, Any] = {"out": out, "checkpoint_every": 7}
+    for _ in range(kills):
+        before = set(out.glob("checkpoints/*.pt"))
+        process = context.Process(target=fit, args=(copy.deepcopy(net), data, training), kwargs=options)
+        process.start()
+        while process.is_alive() and set(out.glob("checkpoints/*.pt")) <= before:
+            time.sleep(0.005)
+        time.sleep(draw.random() * 0.3)
+        if process.pid is not None and process.is_alive():
+            os.kill(process.pid, signal.SIGKILL)
+        process.join()
+    result = copy.deepcopy(net)
+    fit(result, data, training, **options)
+    return result
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_run_that_is_killed_ends_with_the_same_weights(
+    net: AnytimeModel, digits: Data, tmp_path: Path, variant: str
+) -> None:
+    training = VARIANTS[variant]
+    resumed = killed_and_resumed(net, digits, training, tmp_path / "run", 1)
+    fit(net, digits, training)
+    assert same(weights(resumed), weights(net))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_twenty_kills(net: AnytimeModel, digits: Data, tmp_path: Path, variant: str) -> None:
+    training = replace(VARIANTS[variant], epochs=8)
+    resumed = killed_and_resumed(net, digits, training, tmp_path / "run", 20)
+    fit(net, digits, training)
+    assert same(weights(resumed), weights(net))
+
+
+def test_a_full_disk_loses_no_checkpoint(net: AnytimeModel, digits: Data, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    start = copy.deepcopy(net)
+    fit(net, digits, TRAINING, out=out, limit_batches=2)
+    before = {path.name: path.read_bytes() for path in (out / "checkpoints").iterdir()}
+
+    def without_room() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+        state = torch.load(sorted((out / "checkpoints").iterdir())[0], weights_only=True)
+        (out / "checkpoints" / sorted(before)[-1]).unlink()  # as if killed in the last epoch
+        assert state["epoch"] == 1
+        try:
+            fit(start, digits, TRAINING, out=out, limit_batches=2)
+        except ArtifactError:
+            os._exit(7)
+
+    process = multiprocessing.get_context("fork").Process(target=without_room)
+    process.start()
+    process.join()
+    assert process.exitcode == 7
+    (first,) = (out / "checkpoints").iterdir()
+    assert first.read_bytes() == before[first.name]
+
+
+def test_phases_and_parts(net: AnytimeModel, digits: Data) -> None:
+    training = replace(TRAINING, epochs=1, parts=("conv*", "bn*"), phases=(Phase(epochs=1, parts=("fc.*", "any*")),))
+    first = copy.deepcopy(net)
+    fit(first, digits, replace(training, phases=()), limit_batches=2)
+    assert torch.equal(first.get_parameter("fc.weight"), net.get_parameter("fc.weight"))
+    assert not torch.equal(first.get_parameter("conv1.weight"), net.get_parameter("conv1.weight"))
+    both = copy.deepcopy(net)
+    run = fit(both, digits, training, limit_batches=2)
+    assert [line["stage"] for line in run.history] == [0, 1]
+    assert torch.equal(both.get_parameter("conv1.weight"), first.get_parameter("conv1.weight"))
+    assert not torch.equal(both.get_parameter("fc.weight"), net.get_parameter("fc.weight"))
+    assert all(parameter.requires_grad for parameter in both.parameters())
+
+
+def test_a_consensus_is_trained_after_the_rest(digits: Data) -> None:
+    torch.manual_seed(0)
+    net = transform(Small(), NestedChannels((0.5, 1.0)), torch.randn(2, 1, 8, 8), consensus="learned", verify=False)
+    before = [parameter.detach().clone() for parameter in net.consensus_parameters()]
+    training = replace(TRAINING, epochs=1, parts="levels")
+    fit(net, digits, training, limit_batches=2)
+    assert all(map(torch.equal, before, net.consensus_parameters()))
+    levels = net.get_parameter("conv1.weight").detach().clone()
+    run = fit(net, digits, replace(training, parts="consensus"), limit_batches=2)
+    assert not any(map(torch.equal, before, net.consensus_parameters()))
+    assert torch.equal(levels, net.get_parameter("conv1.weight"))
+    assert list(run.accuracy)[-1] == net.levels[-1].name
+
+
+def test_frozen_norms_keep_their_statistics(net: AnytimeModel, digits: Data) -> None:
+    before = weights(net)
+    fit(net, digits, replace(TRAINING, epochs=1, frozen_norms=True), limit_batches=2)
+    after = weights(net)
+    assert all(torch.equal(before[name], after[name]) for name in before if "running" in name)
+    assert not torch.equal(before["bn.weight"], after["bn.weight"])
+    assert net.training
+
+
+def test_accumulated_gradients_are_those_of_the_batch(net: AnytimeModel, digits: Data) -> None:
+    net.get_submodule("drop").eval()
+    training = replace(TRAINING, epochs=1, frozen_norms=True, order=OneAfterTheOther())
+    found = []
+    for parts in (1, 4):
+        own = copy.deepcopy(net)
+        fit(own, digits, replace(training, accumulate=parts), limit_batches=3)
+        found.append(weights(own))
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_a_teacher_teaches(net: AnytimeModel, digits: Data) -> None:
+    """With nothing but the teacher, who is the full level as it was, the full level has nothing to learn."""
+    net.get_submodule("drop").eval()
+    net.get_submodule("bn").eval()
+    own = copy.deepcopy(net)
+    training = replace(TRAINING, epochs=1, teacher=Teacher(weight=1.0), frozen_norms=True)
+    run = fit(
+        own, digits, replace(training, optimiser=Optimiser(learning_rate=1e-9, weight_decay=0.0)), limit_batches=1
+    )
+    x = torch.randn(4, 1, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(own.eval()(x, level=-1), net.eval()(x, level=-1), rtol=1e-4, atol=1e-5)
+    assert 0 < run.history[0]["loss"] < 1
+    with pytest.raises(AnytimeError, match="the full level is the teacher of the others"):
+        fit(own, digits, replace(training, order=Sandwich()), limit_batches=1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"augmentation": ("wobble",)}, "'wobble' is no step; there are 'pad N and crop'"),
+        ({"optimiser": Optimiser(learning_rate=1e30, weight_decay=0.0)}, "the loss is .* in epoch 1: take a lower"),
+        ({"parts": ("nothing*",)}, "the network has no such parameters"),
+    ],
+)
+def test_what_cannot_be_trained(net: AnytimeModel, digits: Data, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(AnytimeError, match=message):
+        fit(net, digits, replace(TRAINING, **change))
+
+
+def command(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["train", *map(str, arguments)])
+    out, err = capsys.readouterr()
+    return int(caught.value.code or 0), out, err
+
+
+def test_the_command(made: AnytimeModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made.save(tmp_path / "net.safetensors")
+    run = (tmp_path / "net.safetensors", "--data", "digits", "--limit-batches", 2, "--batch", 16, "--epochs", 1)
+    code, out, err = command(capsys, *run, "--out", tmp_path / "run", "--set", "ema=0.9")
+    assert code == 0, err
+    assert [line.split()[0] for line in out.splitlines()[:3]] == ["level", "width", "width"]
+    assert "100% epoch 1 of 1: loss" in err
+    training = json.loads((tmp_path / "run" / "config.json").read_text())["training"]
+    assert (training["ema"], training["batch"], training["schedule"]["warm_up"]) == (0.9, 16, 0.1)
+    assert command(capsys, *run, "--out", tmp_path / "run")[0] == 1
+    again = ("--recipe", tmp_path / "run" / "config.json", "--resume")
+    assert command(capsys, *run, "--out", tmp_path / "run", *again)[0] == 0
+    for wrong, message in (
+        (("--data", "cifar11"), "'cifar11' names no data; there are cifar10:DIR"),
+        (("--set", "speed=3"), "the training has no field 'speed'"),
+        (("--set", "optimiser"), "'optimiser' changes no field"),
+        (("--scheme", "nested-channels"), "is a saved model, which has a scheme"),
+        (("--recipe", tmp_path / "none.json"), "does not exist"),
+    ):
+        code, _, err = command(capsys, *run, "--out", tmp_path / "other", *wrong)
+        assert code == 1
+        assert message in err
+        assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [
+        "anytime/is-resnext-47-cifar",
+        "nestednet/resnet-56",
+        "hne/resnet50-cifar-small",
+        "dhm/resnet-32",
+        "dcm/resnet-110",
+    ],
+)
+def test_recipes_of_the_papers_train(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--data", "mnist5k", "--limit-batches", 1, "--batch", 8, "--epochs", 1, "--out", tmp_path / "run")
+    code, _, err = command(capsys, f"paper:{name}", *options)
+    assert code == 0, err
+
+
+def test_branches_train(digits: Data) -> None:
+    torch.manual_seed(0)
+    net = transform(Small(), AuxiliaryBranches(branches=1), torch.randn(2, 1, 8, 8), verify=False)
+    run = fit(net, digits, replace(TRAINING, epochs=1), limit_batches=4)
+    assert len(run.accuracy) == len(net.levels) == 2
