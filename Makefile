@@ -13,7 +13,7 @@ LIBRARIES_VENV ?= .venv-libraries
 INSTALL = -m pip install -qq --no-compile --disable-pip-version-check -c constraints.txt -e
 RUN_TESTS = -m pytest -n $(WORKERS) --dist worksteal $(PYTEST)
 
-.PHONY: help venv test test-all check lint format demo libraries clean
+.PHONY: help venv test test-all check lint format demo docs libraries clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -50,6 +50,17 @@ demo: ## train, convert, compare, extract and export on real data, in a fresh en
 	.venv-demo/bin/python $(INSTALL) '.[onnx,plot]' scikit-learn
 	.venv-demo/bin/python examples/demo.py
 
+docs: .venv-docs/installed ## the site, in site/; fails on every warning
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build
+
+# What the extra `docs` names, without the package itself: it is read, not imported.
+.venv-docs/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project'] \
+		['optional-dependencies']['docs'], sep='\n')" > .venv-docs/requirements.txt
+	.venv-docs/bin/python $(INSTALL:-e=-r) .venv-docs/requirements.txt
+	touch $@
+
 libraries: $(LIBRARIES_VENV)/installed ## networks of other people's libraries under every scheme: writes docs/libraries.md
 	$(LIBRARIES_VENV)/bin/python -m benchmarks.libraries $(LIBRARIES)
 
@@ -63,5 +74,5 @@ $(LIBRARIES_VENV)/installed: pyproject.toml constraints.txt $(PINS)
 	touch $@
 
 clean: ## remove the environments, caches and built files
-	rm -rf .venv .venv-* build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-* build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,4 +1,5 @@
-"""The command line: `convert`, `inspect`, `extract`, `export`, `levels`, `train`, `papers`.
+"""The command line: `convert`, `inspect`, `extract`, `export`, `levels`, `bench`, `report`,
+`train`, `papers`.
 
 Each command is a few calls of the library.
 
@@ -36,7 +37,8 @@ from anytimeify.capture.inputs import CallInputs
 from anytimeify.capture.sources.registry import kinds
 from anytimeify.capture.sources.source import InputSizes
 from anytimeify.compiler import transform
-from anytimeify.deploy.export import FORMATS as CONTAINERS
+from anytimeify.deploy.export import FORMATS as FILES
+from anytimeify.deploy.export import STAGED
 from anytimeify.errors import AnytimeError, ArgumentValueError, ArtifactError, BudgetError, SchemeError, first_line
 from anytimeify.io.files import new_folder, refuse_existing
 from anytimeify.level_names import parse_level
@@ -45,10 +47,13 @@ from anytimeify.passes.estimate import Limits
 from anytimeify.passes.on_meta import refuse_reading_values
 from anytimeify.passes.options import Options
 from anytimeify.passes.scheme import parse_scheme
+from anytimeify.report.costs import cost_rows, cost_table, plot_costs
 from anytimeify.runtime.budget import Budget
 from anytimeify.runtime.compiled import levels_of
+from anytimeify.runtime.evaluation import read_scores
 from anytimeify.runtime.load import load
 from anytimeify.runtime.model import AnytimeModel
+from anytimeify.serving.benchmark import bench as measured
 from anytimeify.storage.compressed import save_compressed
 from anytimeify.storage.export import FORMATS, quiet, require
 from anytimeify.taxonomy import Taxonomy
@@ -61,6 +66,7 @@ from anytimeify.version import __version__
 
 __all__ = ["app", "main"]
 
+CONTAINERS = (*FILES, STAGED)
 MODEL = "net.safetensors"  # the saved model in the folder that `convert` writes
 
 app = typer.Typer(
@@ -111,10 +117,36 @@ TrustPickle = Annotated[
         help="Load a pickle, or a .pt2 with parts that can run code. Only for files that you trust.",
     ),
 ]
+Pretrained = Annotated[
+    bool,
+    typer.Option(
+        "--pretrained",
+        help="Take the weights that timm or torchvision has for the name. Names alone give random weights.",
+    ),
+]
+Checkpoint = Annotated[
+    Path | None,
+    typer.Option(
+        "--checkpoint", metavar="FILE", help="Load weights: FILE.safetensors, or a state dict that torch.save wrote."
+    ),
+]
 SavedModel = Annotated[
     Path, typer.Argument(metavar="DIR", help="A folder written by `convert`, or a file written by net.save(path).")
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
+RuntimeOption = Annotated[
+    Literal["torch", "onnxruntime"],
+    typer.Option("--runtime", metavar="torch|onnxruntime", help="What runs the levels."),
+]
+Threads = Annotated[int | None, typer.Option(min=1, help="Threads of one run; by default as the runtime likes.")]
+AccuraciesOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--accuracies", metavar="FILE", help="JSON: accuracies from 0 to 1 by the names of levels, or of `accuracy`."
+    ),
+]
+Plot = Annotated[Path | None, typer.Option(metavar="FILE", help="Draw accuracy against milliseconds, or milliseconds.")]
+Cache = Annotated[bool, typer.Option("--cache/--no-cache", help="Keep measurements on the disk for later.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -166,6 +198,8 @@ def convert(
     input_shape: InputShapes = None,
     named_inputs: Inputs = None,
     dynamic_shapes: DynamicShapes = "batch",
+    pretrained: Pretrained = False,
+    checkpoint: Checkpoint = None,
     verify: Annotated[
         bool, typer.Option(help="Compare the result with the backbone, and levels with their extracts.")
     ] = True,
@@ -191,7 +225,7 @@ def convert(
         require(kind)
 
     with _doing(f"loading {source}"):
-        found = resolve(source, trust_pickle=trust_pickle, inputs=named)
+        found = resolve(source, trust_pickle=trust_pickle, inputs=named, pretrained=pretrained, checkpoint=checkpoint)
     with _progress(f"transforming {found.name} with {chosen}"):
         examples = found.example_inputs if inputs is None else inputs
         net = transform(
@@ -309,7 +343,7 @@ def extract(
 @app.command()
 def export(
     folder: SavedModel,
-    out: Annotated[Path, typer.Option(metavar="FILE", help="The file to write.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The file, or folder of stages, to write.")],
     format: Annotated[str, typer.Option(metavar="NAME", help=f"The container: {', '.join(CONTAINERS)}.")] = "onnx",
     chosen: Annotated[
         str, typer.Option("--levels", metavar="all|LEVELS", help="Which levels, such as 0,2; names and numbers too.")
@@ -326,12 +360,13 @@ def export(
         )
     if not force:
         refuse_existing(out)
-    require(format)
+    require("onnx" if format == STAGED else format)
     net = _load(folder)
     named = "all" if chosen == "all" else [parse_level(one.strip()) for one in chosen.split(",")]
     with _doing(f"writing {'all levels' if named == 'all' else f'levels {chosen}'} as {format}"):
         net.export(out, format, named, granularity=granularity, force=force)
-    _print(f"written to {out}, {out.stat().st_size:,} bytes")
+    size = sum(file.stat().st_size for file in out.iterdir()) if out.is_dir() else out.stat().st_size
+    _print(f"written to {out}, {size:,} bytes")
 
 
 @app.command()
@@ -341,30 +376,131 @@ def levels(
         str | None,
         typer.Option(metavar="cpu|cuda", help="Measure the latency of every extracted level on this device."),
     ] = None,
+    runtime: RuntimeOption = "torch",
+    threads: Threads = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples per batch in the measurement.")] = 1,
+    accuracies: AccuraciesOption = None,
+    plot: Plot = None,
+    cache: Cache = True,
     as_json: AsJson = False,
 ) -> None:
-    """List the levels of an anytime model and what each of them costs for one sample."""
+    """List the levels of an anytime model and what each of them costs for one sample.
+
+    Levels that cost more than another and give less are marked.
+    """
     device = _device(measure) if measure is not None else None
+    scores = read_scores(accuracies) if accuracies is not None else None
     net = _load(folder)
-    rows: list[dict[str, Any]] = []
+    latency: dict[int, float] = {}
     for level in net.levels:
-        rows.append({"index": level.index, "name": level.name, **level.cost._asdict()})
         if device is not None:
             with _doing(f"measuring level {level.index} ({level.name})"):
-                rows[-1]["latency_ms"] = net.latency(level, device=device, batch_size=batch_size)
+                latency[level.index] = net.latency(
+                    level, device=device, batch_size=batch_size, runtime=runtime, threads=threads, cached=cache
+                )
+    rows = cost_rows(net.levels, latency, scores)
+    if plot is not None:
+        plot_costs(plot, rows)
     if as_json:
-        given = [{**row, "training_only": level.training_only} for row, level in zip(rows, net.levels, strict=True)]
-        typer.echo(json.dumps({"scheme": str(net.scheme), "levels": given}, indent=2))
-        return
-    for row, level in zip(rows, net.levels, strict=True):
-        row["name"] += ", training only" if level.training_only else ""
-    table = Table(box=None, pad_edge=False)
-    for title in ("level", "name", "MACs", "parameters", "activation bytes", *(["latency, ms"] if device else [])):
-        table.add_column(title, justify="left" if title == "name" else "right")
-    for row in rows:
-        table.add_row(*(f"{cell:.3f}" if isinstance(cell, float) else _cell(cell) for cell in row.values()))
-    _print(table)
+        typer.echo(json.dumps({"scheme": str(net.scheme), "levels": [row.known() for row in rows]}, indent=2))
+    else:
+        _print(cost_table(rows).shown(len(rows)))
+
+
+@app.command()
+def bench(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="DIR|FILE", help="A saved model, or what `export` wrote: FILE.onnx, FILE.pt2, a folder of stages."
+        ),
+    ],
+    runtime: Annotated[
+        Literal["torch", "onnxruntime"] | None,
+        typer.Option(metavar="torch|onnxruntime", help="By default onnxruntime for ONNX, torch for all else."),
+    ] = None,
+    device: Annotated[str, typer.Option(metavar="cpu|cuda", help="Where it runs.")] = "cpu",
+    threads: Threads = None,
+    batch_size: Annotated[list[int] | None, typer.Option(min=1, help="Samples per batch. Repeatable.")] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="A saved model, whose extracts an exported file is compared with."),
+    ] = None,
+    alone: Annotated[bool, typer.Option("--alone/--no-alone", help="Compare levels with their extracts.")] = True,
+    accuracies: AccuraciesOption = None,
+    seconds: Annotated[float, typer.Option(min=0, help="How long a level is measured.")] = 1.0,
+    plot: Plot = None,
+    cache: Cache = True,
+    trust_pickle: TrustPickle = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure every level where it will run: in one file that switches, beside the level alone.
+
+    What levels take alone is kept for budgets and for `levels`.
+    """
+    scores = read_scores(accuracies) if accuracies is not None else None
+    _device(device)
+    with _doing(f"measuring {source}"):
+        found = measured(
+            source,
+            runtime=runtime,
+            device=device,
+            threads=threads,
+            batch_sizes=batch_size or (1,),
+            against=against if alone else False,
+            accuracies=scores,
+            seconds=seconds,
+            cached=cache,
+            trust_pickle=trust_pickle,
+        )
+    if plot is not None:
+        found.plot(plot)
+    if as_json:
+        typer.echo(found.to_json())
+    else:
+        _print(found.shown(everything=True))
+
+
+@app.command("report")
+def write_report(
+    folder: SavedModel,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="FILE.html, FILE.json or FILE.md. It must not exist.")],
+    measure: Annotated[
+        str | None, typer.Option(metavar="cpu|cuda", help="Measure what the levels take on this device, for HTML.")
+    ] = None,
+    runtime: RuntimeOption = "torch",
+    threads: Threads = None,
+    accuracies: AccuraciesOption = None,
+    model_explorer: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Also write the graph and its numbers for Google's Model Explorer."),
+    ] = None,
+    force: Force = False,
+) -> None:
+    """Write the report of an anytime model: levels, the graph as blocks, widths, and what is pinned and why."""
+    if out.suffix not in (".html", ".json", ".md"):
+        raise typer.BadParameter(f"'{out}': expected FILE.html, FILE.json or FILE.md", param_hint="--out")
+    if measure is not None:
+        _device(measure)
+    scores = read_scores(accuracies) if accuracies is not None else None
+    if not force:
+        for path in filter(None, (out, model_explorer)):
+            refuse_existing(path)
+    net = _load(folder)
+    found = None
+    if measure is not None:
+        with _doing("measuring the levels"):
+            found = measured(
+                net.to(measure), runtime=runtime, device=measure, threads=threads, against=False, accuracies=scores
+            )
+    summary: report.Report = net.report()
+    if out.suffix == ".html":
+        summary.to_html(out, found)
+    else:
+        out.write_text(summary.to_json() + "\n" if out.suffix == ".json" else summary.to_markdown(), encoding="utf-8")
+    if model_explorer is not None:
+        summary.to_model_explorer(model_explorer, force=force)
+    _print(f"written to {out}")
 
 
 @app.command()

@@ -26,8 +26,8 @@ from typing import Any
 
 import numpy as np
 
+from anytimeify.measure.timing import quantile
 from anytimeify.runtime import Adaptive, AnytimeRunner, Overloaded
-from anytimeify.serving.latencies import quantile
 
 __all__ = ["main"]
 

@@ -24,6 +24,7 @@ BATCH = 16
 
 
 def data(steps: int) -> Data:
+    """Random images, as many as the steps take."""
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randint(256, (steps * BATCH, 3, 32, 32), generator=generator).to(torch.uint8)
     labels = torch.randint(10, (len(inputs),), generator=generator)
@@ -32,6 +33,7 @@ def data(steps: int) -> Data:
 
 
 def by_hand(net: AnytimeModel, given: Data, steps: int) -> None:
+    """An epoch of a plain loop."""
     optimiser = torch.optim.SGD(net.parameters(), 0.01, momentum=0.9)
     mean, std = (torch.tensor(one).reshape(3, 1, 1) for one in (given.mean, given.std))
     order = torch.randperm(len(given.train))
@@ -47,6 +49,7 @@ def by_hand(net: AnytimeModel, given: Data, steps: int) -> None:
 
 
 def main() -> None:
+    """The command."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=5)

@@ -15,6 +15,9 @@ from hypothesis.internal.conjecture import engine
 # Inputs are small, and xdist runs one process per core: threads inside a process would only fight over the cores.
 torch.set_num_threads(int(os.environ.get("TEST_THREADS", "1")))
 
+# What other runs measured is none of their business, nor what they measure that of others.
+os.environ["ANYTIMEIFY_CACHE"] = "off"
+
 # The default profile gives the same examples on every machine, so that a red test is red for everybody, and tells what
 # failed within seconds: it stops at the first failure, shrinks it for so long, and does not explain it. The slow one
 # searches: new examples on each run, with the line that repeats a failure. `--hypothesis-profile=slow` chooses it.

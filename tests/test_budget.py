@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from typing import Any
 
 import pytest
@@ -11,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from anytimeify import Budget, BudgetError, transform
-from anytimeify.runtime import budget as budgets
-from anytimeify.runtime.budget import example_batch, measure_latency
+from anytimeify.measure.timing import Timing
+from anytimeify.runtime import latency as latencies
+from anytimeify.runtime.latency import Place, example_batch
 from tests.backbones import Keywords, Residual, images, residual_net
 
 
@@ -31,6 +31,8 @@ from tests.backbones import Keywords, Residual, images, residual_net
         ({"level": 1, "macs": 5}, "level=1 names the level outright: leave out macs"),
         ({"macs": 5, "batch_size": 0}, "batch_size=0: expected 1 or more"),
         ({"macs": 5, "batch_size": 2.0}, "batch_size=2.0: expected a whole number"),
+        ({"macs": 5, "runtime": "tflite"}, "runtime='tflite': expected torch or onnxruntime"),
+        ({"macs": 5, "threads": 0}, "threads=0: expected a whole number from 1 on"),
         ({"macs": 5, "device": "cray"}, "device='cray'"),
         ({"macs": 5, "device": ["cpu"]}, r"device=\"\['cpu'\]\""),
     ],
@@ -46,6 +48,7 @@ def test_nonsense_is_refused(fields: dict[str, Any], message: str) -> None:
         ("macs=5e8", Budget(macs=5e8)),
         (" macs = 5e8 , latency_ms=12 ", Budget(macs=5e8, latency_ms=12)),
         ("latency_ms=3,device=cuda:1,batch_size=8", Budget(latency_ms=3, device="cuda:1", batch_size=8)),
+        ("latency_ms=3,runtime=onnxruntime,threads=2", Budget(latency_ms=3, runtime="onnxruntime", threads=2)),
         ("level=-1", Budget(level=-1)),
         ("level=0.5", Budget(level=0.5)),
         ("level=1.0", Budget(level=1.0)),
@@ -122,13 +125,17 @@ def test_latency_is_measured_of_the_extracts_from_the_full_level_downwards(monke
     asked: list[int] = []
     times = {parameters.cost.params: time for parameters, time in zip(net.levels, (1.0, 2.0, 3.0), strict=True)}
 
-    def measure(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any], **options: Any) -> float:
+    def prepare(extract: nn.Module, args: tuple[Tensor, ...], kwargs: object, place: Place) -> int:
         assert args[0].shape == (5, 3, 6, 6)
-        assert options["device"] == torch.device("cpu")
-        asked.append(sum(parameter.numel() for parameter in module.parameters()))
-        return times[asked[-1]]
+        assert place == Place(torch.device("cpu"), "torch", None, 5)
+        return sum(parameter.numel() for parameter in extract.parameters())
 
-    monkeypatch.setattr(budgets, "measure_latency", measure)
+    def measure(prepared: int, **options: Any) -> Timing:
+        asked.append(prepared)
+        return Timing(times[prepared], times[prepared], 1)
+
+    monkeypatch.setattr(latencies, "prepare", prepare)
+    monkeypatch.setattr(latencies, "measure", measure)
     assert net.select(Budget(latency_ms=2.5, batch_size=5)).index == 1
     assert asked == [net.levels[2].cost.params, net.levels[1].cost.params]
     assert net.select(Budget(latency_ms=2.5, batch_size=5)).index == 1
@@ -147,27 +154,6 @@ def test_measured_for_real() -> None:
     assert 0 < net.latency(0, seconds=0.05) < 1000
     assert net.select(Budget(latency_ms=1e6, batch_size=2)).index == 2
     assert net.double().latency(-1, seconds=0.05) > 0
-
-
-def test_the_median_shrugs_off_an_outlier(monkeypatch: pytest.MonkeyPatch) -> None:
-    now, calls = 0.0, 0
-    monkeypatch.setattr(time, "perf_counter", lambda: now)
-
-    class Jumpy(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            nonlocal now, calls
-            calls += 1
-            now += 0.1 if calls == 6 else 0.001
-            return x
-
-    def measured(seconds: float) -> float:
-        return measure_latency(Jumpy(), (torch.ones(1),), {}, device=torch.device("cpu"), seconds=seconds, repeats=20)
-
-    assert measured(seconds=1) == pytest.approx(1)
-    assert calls == 3 + 20
-    calls = 0
-    assert measured(seconds=0.05) == pytest.approx(1)
-    assert calls == 3 + 5  # the outlier took all of the time; five are timed whatever it takes
 
 
 def test_example_batches_of_any_size() -> None:

@@ -183,6 +183,13 @@ def test_inspect_a_model_of_70_billion_parameters(tmp_path: Path) -> None:
     assert used.ru_maxrss < 4 * 2**20
 
 
+def test_weights_of_a_program_are_its_own(shell: Shell, exported: Path) -> None:
+    command = ("convert", str(exported), "--scheme", SCHEME, "--out", "net")
+    assert "has no pretrained weights to choose: sources that do are" in shell.refuses(*command, "--pretrained")
+    assert "is an exported program, which has its weights" in shell.refuses(*command, "--checkpoint", "weights.pth")
+    assert not Path("net").exists()
+
+
 def test_limits(shell: Shell, exported: Path) -> None:
     command = ("convert", str(exported), "--scheme", "hierarchical-ensemble{depth=1}", "--out", "net")
     message = shell.refuses(*command, "--limits", "nodes=20")
@@ -242,6 +249,19 @@ def test_convert_levels_extract(shell: Shell, exported: Path) -> None:
     status, out, _ = shell("levels", "net")
     assert status == 0
     assert [line.split()[0] for line in out.splitlines()] == ["level", "0", "1", "2"]
+    Path("accuracies.json").write_text('{"width 0.5": 0.9, "width 1": 0.8}')
+    scored = "--accuracies", "accuracies.json", "--plot", "levels.png"
+    status, out, _ = shell("levels", "net", *scored)
+    assert (status, "costs more and gives less than width 0.5" in out) == (0, True)
+    assert Path("levels.png").is_file()
+    status, out, _ = shell("bench", "net", "--no-alone", "--seconds", "0", "--batch-size", "2", "--json", *scored)
+    assert (status, [row["batch_size"] for row in json.loads(out)["rows"]]) == (0, [2, 2, 2])
+    assert shell("bench", "net/level-2.onnx").status == 1
+    assert shell("report", "net", "--out", "net.html", "--model-explorer", "explorer").status == 0
+    assert "<svg" in Path("net.html").read_text()
+    assert Path("explorer/graph.json").is_file()
+    assert "exists already" in shell.refuses("report", "net", "--out", "net.html")
+    assert shell("report", "net", "--out", "net.docx").status == 2
 
     assert shell("extract", "net", "--level", "-1", "--fold", "--out", "full.pt2").status == 0
     torch.testing.assert_close(torch.export.load("full.pt2").module()(x), outputs.levels[2], rtol=1e-4, atol=1e-5)

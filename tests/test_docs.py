@@ -27,6 +27,27 @@ def blocks(page: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
 
 
+PAGES = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    *(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/**/*.md")),
+]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    text = re.sub(r"```.*?```|`[^`]*`", "", (ROOT / page).read_text(), flags=re.DOTALL)
+    links = re.findall(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)", text)
+    assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
+
+
+def test_the_site_names_pages_that_are_there() -> None:
+    named = re.findall(r": (\w+\.md)", (ROOT / "mkdocs.yml").read_text())
+    made = {"index.md", "contributing.md", "examples.md", "gallery.md"}  # by website/pages.py
+    assert {name for name in named if not (ROOT / "docs" / name).exists()} == made
+
+
 OP, RULE, *REST = blocks("docs/first_op_rule.md")
 
 

@@ -23,6 +23,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("rules.notation",),
     ("rules",),
     ("io",),
+    ("measure",),
     ("contract",),
     ("taxonomy",),
     ("losses",),  # they read `Outputs` alone, and schemes name their default

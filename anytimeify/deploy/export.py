@@ -14,7 +14,7 @@ from anytimeify.errors import ArgumentError
 from anytimeify.io.files import new_file
 from anytimeify.storage.export import quiet, require
 
-__all__ = ["FORMATS", "export"]
+__all__ = ["FORMATS", "STAGED", "export"]
 
 FORMATS: Mapping[str, Callable[[Levels, Path, str], None]] = {
     "onnx": write_onnx,
@@ -22,6 +22,9 @@ FORMATS: Mapping[str, Callable[[Levels, Path, str], None]] = {
     "executorch": write_executorch,
 }
 """What writes the levels to a file; the last argument is what errors call it."""
+
+STAGED = "staged"
+"""The other format, a folder of stages, which `anytimeify.early_exit` writes."""
 
 
 def export(levels: Levels, path: str | os.PathLike[str], format: str, *, force: bool = False) -> None:
@@ -31,7 +34,7 @@ def export(levels: Levels, path: str | os.PathLike[str], format: str, *, force: 
     written, `CaptureError` where torch cannot export a level, `VerificationError` where the file computes something
     else, `MissingExtraError` where a package is missing."""
     if format not in FORMATS:
-        raise ArgumentError(f"format={format!r}: expected one of {', '.join(FORMATS)}")
+        raise ArgumentError(f"format={format!r}: expected one of {', '.join([*FORMATS, STAGED])}")
     require(format)
     with new_file(path, replace=force) as temporary, quiet():
         FORMATS[format](levels, temporary, str(path))

@@ -38,6 +38,7 @@ def build(
     *,
     merge_batch_norms: bool,
     granularity: int | None = None,
+    scheme: str = "",
 ) -> Staged:
     """The given levels, in that order, as a staged network that owns its tensors. With a taxonomy each gives the
     granularity that it serves, or all of them one `granularity`.
@@ -67,6 +68,7 @@ def build(
         captured.batch,
         captured.signature,
         captured.batch_range,
+        scheme,
     )
     return Staged(described, graphs, example_inputs=captured.example_inputs)
 

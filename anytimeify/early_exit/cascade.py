@@ -33,6 +33,7 @@ class Chain:
     batch: str | None  # the symbol of the batch; None where its size is fixed
     signature: Signature
     batch_range: tuple[int, int | None] = (1, None)  # the sizes of a dynamic batch that the stages are right for
+    scheme: str = ""  # as a spec, where it is known
 
     @property
     def macs(self) -> tuple[int, ...]:

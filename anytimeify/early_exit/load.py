@@ -8,8 +8,9 @@ from typing import Literal
 
 from torch import nn
 
+from anytimeify.early_exit.document import MANIFEST, check_file, stage_file
 from anytimeify.early_exit.files import OnnxStage, ProgramStage
-from anytimeify.early_exit.manifest import MANIFEST, check_file, decode, stage_file
+from anytimeify.early_exit.manifest import decode
 from anytimeify.early_exit.network import Staged
 from anytimeify.errors import ArtifactError
 from anytimeify.io.files import reading
@@ -46,7 +47,7 @@ def load(
     with reading(folder):
         files = [folder / stage_file(index, kind) for index in range(len(manifest.chain.stages))]
         for one in files:
-            check_file(manifest, one)
+            check_file(manifest.checksums, one)
         return Staged(
             manifest.chain, [_stage(one, kind, threads, trust_pickle) for one in files], policy=manifest.policy
         )

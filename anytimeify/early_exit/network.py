@@ -106,16 +106,19 @@ class Staged(nn.Module):
                     known[name] = _take(known[name], dim, going)
         return batch.result(exit)
 
-    def export(self, directory: str | os.PathLike[str], formats: Sequence[str] = ("pt2",)) -> None:
+    def export(
+        self, directory: str | os.PathLike[str], formats: Sequence[str] = ("pt2",), *, force: bool = False
+    ) -> None:
         """Writes a folder with one file per stage and format (`"pt2"`, `"onnx"`) and `stages.json`, which says what
         they hand on, the levels and the policy; `anytimeify.staged.load(directory)` reads it.
 
         Whole or not at all, after every file was compared with its stage. Raises `ArtifactError` where the folder
-        exists, `ArgumentError` for a policy that is a function, and otherwise as `anytimeify.storage.export` does.
+        exists (`force=True` replaces one that was written so), `ArgumentError` for a policy that is a function, and
+        otherwise as `anytimeify.storage.export` does.
         """
         if self._example_inputs is None:
             raise ArtifactError("a staged network that was loaded is not written again: copy its folder")
-        write(directory, formats, self.chain, list(self.stages), self._example_inputs, self.policy)
+        write(directory, formats, self.chain, list(self.stages), self._example_inputs, self.policy, force=force)
 
     def train(self, mode: bool = True) -> Self:
         """Stays in eval mode: stages have no training form."""

@@ -12,10 +12,11 @@ from torch.export import Dim
 
 from anytimeify.capture.inputs import CallInputs, repeated
 from anytimeify.early_exit.cascade import Chain, Stage
+from anytimeify.early_exit.document import MANIFEST, stage_file
 from anytimeify.early_exit.files import FORMATS
-from anytimeify.early_exit.manifest import MANIFEST, encode, stage_file
+from anytimeify.early_exit.manifest import encode
 from anytimeify.early_exit.policies import ExitPolicy
-from anytimeify.errors import ArgumentError
+from anytimeify.errors import ArgumentError, ArtifactError
 from anytimeify.io.files import new_folder
 from anytimeify.ir import TensorType
 from anytimeify.storage.export import compare, exported, onnx_refusals, onnx_session, quiet, require
@@ -31,6 +32,8 @@ def write(
     stages: Sequence[nn.Module],
     example_inputs: tuple[Tensor, ...],
     policy: ExitPolicy | None,
+    *,
+    force: bool = False,
 ) -> None:
     """Writes the folder, whole or not at all. Raises as `Staged.export` says."""
     kinds = (formats,) if isinstance(formats, str) else tuple(formats)
@@ -40,7 +43,9 @@ def write(
     for kind in kinds:
         require(kind)
     encode(chain, kinds, policy)  # refuses before anything is written
-    with new_folder(directory) as folder, quiet():
+    if force:
+        _refuse_other_folders(Path(directory))
+    with new_folder(directory, replace=force) as folder, quiet():
         cases = _cases(chain, stages, example_inputs)
         for index, (stage, module) in enumerate(zip(chain.stages, stages, strict=True)):
             for kind in kinds:
@@ -48,6 +53,11 @@ def write(
                     chain, stage, module, [case[index] for case in cases], kind, folder / stage_file(index, kind)
                 )
         (folder / MANIFEST).write_text(encode(chain, kinds, policy, folder), encoding="utf-8")
+
+
+def _refuse_other_folders(folder: Path) -> None:
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).is_file():
+        raise ArtifactError(f"'{folder}' holds no {MANIFEST}: only a folder of stages is replaced. Remove it yourself.")
 
 
 # For one batch: what every stage reads and gives.

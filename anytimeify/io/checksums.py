@@ -8,10 +8,10 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # readers of files that need no torch import this too
+    from torch import Tensor
 
 __all__ = ["of_data", "of_file", "of_tensor", "of_text"]
 
@@ -34,6 +34,8 @@ def of_file(path: Path) -> str:
 
 def of_tensor(tensor: Tensor) -> str:
     """Of a contiguous tensor on the CPU: its type, its shape and its values, bit for bit."""
+    import torch
+
     digest = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)} ".encode())
     if tensor.numel():
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)

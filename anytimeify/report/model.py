@@ -11,9 +11,13 @@ from anytimeify.analysis.axes import Axes
 from anytimeify.ir import Captured, Level
 from anytimeify.ir.rewritten import Rewritten
 from anytimeify.report.densities import DensityRow, density_rows, density_table
+from anytimeify.report.graph import BlockPicture, block_pictures
 from anytimeify.report.heads import HeadRow, head_rows, head_table
 from anytimeify.report.held import HeldRow, held_rows, held_table
 from anytimeify.report.levels import LevelRow, level_rows, level_table
+from anytimeify.report.measured import Measured
+from anytimeify.report.model_explorer import write_model_explorer
+from anytimeify.report.page import write_page
 from anytimeify.report.plot import plot
 from anytimeify.report.rows import AxisRow, Place, Readers, axis_rows, axis_tables, note_tables, without_rule
 from anytimeify.report.tables import Table, Tables
@@ -34,6 +38,7 @@ class Report(Tables):
     densities: tuple[DensityRow, ...] = ()
     heads: tuple[HeadRow, ...] = ()  # with a taxonomy
     held: tuple[HeldRow, ...] = ()  # where the cheapest level costs its width or more
+    blocks: tuple[BlockPicture, ...] = ()  # the graph of the backbone
 
     def plot(self, path: str | os.PathLike[str], scores: Mapping[str, float] | None = None) -> None:
         """Draws the cost of every level and, with `scores` (accuracy from 0 to 1 by level name), accuracy against MACs.
@@ -42,6 +47,18 @@ class Report(Tables):
         where the picture cannot be written, `ValueError` for a score of what is no level.
         """
         plot(path, {row.name: (row.macs, row.params) for row in self.levels}, scores or {})
+
+    def to_html(self, path: str | os.PathLike[str], measured: Measured | None = None) -> None:
+        """Writes all of it into one HTML file, with the graph as blocks, and latencies that were `measured`
+        (`anytimeify.runtime.bench`). Raises `MissingExtraError` without the extra `report`, `ArtifactError` where the
+        file cannot be written."""
+        rest = [table for table in self.tables(everything=False) if table.rows and table.title != "Levels"]
+        write_page(path, self.title(), self.levels, self.blocks, rest, measured)
+
+    def to_model_explorer(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
+        """Writes a folder for Google's Model Explorer: the graph, and files of node data to lay over it.
+        `ArtifactError` where it exists, unless `force`."""
+        write_model_explorer(path, self.scheme, len(self.levels), self.blocks, force=force)
 
     def title(self) -> str:
         return f"{self.scheme}: {len(self.levels)} levels"
@@ -93,4 +110,5 @@ def report(net: _Net) -> Report:
         densities=density_rows(rewritten.program, len(net.levels)),
         heads=head_rows(captured, rewritten, net.taxonomy),
         held=held_rows(captured, net.axes, rows, net.levels, rewritten.levels),
+        blocks=block_pictures(captured, net.axes, rewritten, net.levels, net.full, rows),
     )

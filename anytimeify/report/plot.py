@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from anytimeify.errors import ArgumentValueError, ArtifactError, MissingExtraError
-from anytimeify.io.files import replaced_file
+from anytimeify.errors import ArgumentValueError
+from anytimeify.report.figures import figure
 from anytimeify.report.tables import shortened
 
 __all__ = ["plot"]
@@ -20,28 +19,14 @@ def plot(path: str | os.PathLike[str], costs: Mapping[str, tuple[int, int]], sco
     `costs`: (MACs, parameters) by level name, cheapest first. `scores`: accuracy from 0 to 1 by level name.
     `ArtifactError` where the picture cannot be written.
     """
-    target = Path(path)
-    if target.is_dir():
-        raise ArtifactError(f"{target} is a folder: give the name of a picture to draw, such as levels.png")
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError("matplotlib", "plot", "Drawing a report") from error
     unknown = [name for name in scores if name not in costs]
     if unknown:
         raise ArgumentValueError(f"scores: '{unknown[0]}' is not the name of a level; there are: {', '.join(costs)}")
     panels = 2 if scores else 1
-    figure = Figure(figsize=(4.8 * panels, 3.6), layout="constrained")  # no pyplot: no global state, no window
-    _draw_costs(figure.add_subplot(1, panels, panels), costs)
-    if scores:
-        _draw_scores(figure.add_subplot(1, panels, 1), costs, scores)
-    for axes in figure.axes:
-        axes.spines[["top", "right"]].set_visible(False)
-    formats = figure.canvas.get_supported_filetypes()
-    if target.suffix.removeprefix(".").lower() not in formats:
-        raise ArtifactError(f"cannot draw {target}: its suffix chooses the format, one of {', '.join(sorted(formats))}")
-    with replaced_file(target) as temporary:
-        figure.savefig(temporary, dpi=150)
+    with figure(path, panels) as drawn:
+        _draw_costs(drawn.add_subplot(1, panels, panels), costs)
+        if scores:
+            _draw_scores(drawn.add_subplot(1, panels, 1), costs, scores)
 
 
 def _draw_costs(axes: Any, costs: Mapping[str, tuple[int, int]]) -> None:

@@ -33,7 +33,8 @@ class Table:
             table.add_row(*map(Text, row))
         rest = len(self.rows) - lines
         more = [Text(f"... and {rest} more", "dim")] if rest > 0 else []
-        return Group(Text(self.title, "bold"), table, *more, "")
+        title = [Text(self.title, "bold")] if self.title else []
+        return Group(*title, table, *more, "")
 
     def markdown(self) -> str:
         heads = [column.removeprefix(">") for column in self.columns]

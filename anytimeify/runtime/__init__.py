@@ -10,9 +10,10 @@ from anytimeify.lazy import lazily
 if TYPE_CHECKING:
     from anytimeify.errors import Overloaded
     from anytimeify.serving.adaptive import Adaptive, Statistics
+    from anytimeify.serving.benchmark import bench
     from anytimeify.serving.runner import AnytimeRunner, MeasuredLevel, Prediction
 
-__all__ = ["Adaptive", "AnytimeRunner", "MeasuredLevel", "Overloaded", "Prediction", "Statistics"]
+__all__ = ["Adaptive", "AnytimeRunner", "MeasuredLevel", "Overloaded", "Prediction", "Statistics", "bench"]
 
 _PLACES = {
     "Adaptive": "anytimeify.serving.adaptive",
@@ -21,6 +22,7 @@ _PLACES = {
     "Overloaded": "anytimeify.errors",
     "Prediction": "anytimeify.serving.runner",
     "Statistics": "anytimeify.serving.adaptive",
+    "bench": "anytimeify.serving.benchmark",
 }
 
 if not TYPE_CHECKING:

@@ -1,26 +1,22 @@
-"""Budgets: what a level may cost, and the measuring of what MACs do not tell."""
+"""Budgets: what a level may cost."""
 
 from __future__ import annotations
 
 import math
 import re
-import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import torch
-from torch import Tensor, fx, nn
 
-from anytimeify.codegen.call_signature import CallSignature
 from anytimeify.errors import BudgetError, refusing
-from anytimeify.ir import Captured, Level
-from anytimeify.ir.node_meta import type_of
+from anytimeify.ir import Level
 from anytimeify.level_names import LevelName, find_level, parse_level
+from anytimeify.runtime.latency import Runtime
 
-__all__ = ["Budget", "example_batch", "latency", "measure_latency", "select", "usable"]
+__all__ = ["Budget", "select"]
 
 _LIMITS = ("macs", "params", "latency_ms", "memory_bytes")
 
@@ -33,13 +29,16 @@ class Budget:
         macs: multiply-accumulates of one sample; of masked weights (`NestedWeights`) those that masks keep, which
             dense extracts do not skip: limit `latency_ms` where time is meant.
         params: parameters that the level reads; of masked weights those that masks keep.
-        latency_ms: milliseconds of one batch of `batch_size` samples, measured on `device` with the extracted graph.
+        latency_ms: milliseconds of one batch of `batch_size` samples, measured on `device` with the extracted graph,
+            as `runtime` runs it with `threads` threads.
         memory_bytes: bytes of the parameters (of those that masks keep, as a compressed file stores them) and of the
             live intermediate results of `batch_size` samples.
         level: a level, instead of limits: its index (negative ones count from the full level), its name, its number
             as a float (`0.25`, of a width), or the `Level` itself, which stands for its index.
-        device: where latency is measured; by default where the model is.
+        device: where latency is measured; by default where the model is, and on the CPU in onnxruntime.
         batch_size: samples per batch, for `latency_ms` and `memory_bytes`.
+        runtime: what will run the level: `"torch"`, or `"onnxruntime"`, for which it is exported.
+        threads: of one run; by default what the runtime does by itself.
     """
 
     macs: float | None = None
@@ -49,6 +48,8 @@ class Budget:
     level: LevelName | None = None
     device: str | torch.device | None = None
     batch_size: int = 1
+    runtime: Runtime = "torch"
+    threads: int | None = None
 
     def __post_init__(self) -> None:
         limits = self.limits
@@ -72,6 +73,10 @@ class Budget:
             raise BudgetError(f"device={str(self.device)!r}: {str(error).splitlines()[0]}") from error
         if self.batch_size < 1:
             raise BudgetError(f"batch_size={self.batch_size}: expected 1 or more")
+        if self.runtime not in get_args(Runtime):
+            raise BudgetError(f"runtime={self.runtime!r}: expected {' or '.join(get_args(Runtime))}")
+        if self.threads is not None and (type(self.threads) is not int or self.threads < 1):
+            raise BudgetError(f"threads={self.threads!r}: expected a whole number from 1 on, or None")
 
     @property
     def limits(self) -> dict[str, float]:
@@ -105,7 +110,7 @@ class Budget:
         return ",".join(f"{name}={value}" for name, value in given.items())
 
 
-_READ: Mapping[str, Callable[[str], Any]] = {"device": str, "level": parse_level}
+_READ: Mapping[str, Callable[[str], Any]] = {"device": str, "level": parse_level, "runtime": str}
 
 
 def _parts(text: str) -> list[str]:
@@ -122,7 +127,7 @@ def _parts(text: str) -> list[str]:
 def _number(name: str, text: str) -> int | float:
     try:
         value = float(text)
-        return int(value) if name == "batch_size" and value.is_integer() else value
+        return int(value) if name in ("batch_size", "threads") and value.is_integer() else value
     except ValueError:
         raise BudgetError(f"{name}={text!r}: expected a number") from None
 
@@ -160,89 +165,3 @@ def select(levels: Sequence[Level], budget: Budget, itemsize: int, latency: Call
         f"no level fits the budget {budget}: the cheapest, level {cheapest.index} ({cheapest.name}), "
         f"costs {', '.join(shown)}"
     )
-
-
-def measure_latency(
-    module: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-    *,
-    device: torch.device,
-    seconds: float = 1.0,
-    warm_up: int = 3,
-    repeats: int = 200,
-) -> float:
-    """Median milliseconds of `module(*args, **kwargs)` in inference mode.
-
-    After the warm-up, runs are timed one by one until there are `repeats` of them or `seconds` are over, at least 5.
-    """
-
-    def run() -> float:
-        start = time.perf_counter()
-        module(*args, **kwargs)
-        if device.type != "cpu":
-            torch.accelerator.synchronize(device)
-        return (time.perf_counter() - start) * 1e3
-
-    with torch.inference_mode():
-        for _ in range(warm_up):
-            run()
-        times: list[float] = []
-        end = time.perf_counter() + seconds
-        while len(times) < 5 or (len(times) < repeats and time.perf_counter() < end):
-            times.append(run())
-    return statistics.median(times)
-
-
-def latency(
-    level: fx.GraphModule,
-    captured: Captured,
-    call_signature: CallSignature,
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    batch_size: int,
-    seconds: float,
-) -> float:
-    """Median milliseconds of one batch through the extract of a level, made of the example inputs."""
-    inputs = example_batch(captured, batch_size)
-    moved = tuple(x.to(device, dtype) if x.is_floating_point() else x.to(device) for x in inputs)
-    args, kwargs = call_signature.arguments(moved, captured.signature)
-    return measure_latency(level.to(device), args, kwargs, device=device, seconds=seconds)
-
-
-def usable(device: torch.device) -> torch.device:
-    """The device; `BudgetError` where nothing can be computed on it: none is there, or it holds no data (`meta`)."""
-    try:
-        torch.ones(1, device=device).item()
-    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts that there is some
-        raise BudgetError(f"latency cannot be measured on {device}: {str(error).splitlines()[0]}") from error
-    return device
-
-
-def example_batch(captured: Captured, batch_size: int) -> tuple[Tensor, ...]:
-    """The example inputs, flat, with another number of samples: samples repeat as often as needed.
-
-    A model that was captured for one batch, or for some, can be run with those only; for the default of 1 the smallest
-    of them is taken.
-    """
-    symbol = captured.batch
-    if symbol is None:
-        static = (
-            captured.example_inputs[0].shape[0] if captured.example_inputs and captured.example_inputs[0].ndim else 1
-        )
-        if batch_size not in (1, static):
-            raise BudgetError(f"batch_size={batch_size}: the backbone was captured with a static batch of {static}")
-        return captured.example_inputs
-    least, most = captured.batch_range
-    batch_size = least if batch_size == 1 else batch_size
-    if batch_size < least or (most is not None and batch_size > most):
-        raise BudgetError(f"batch_size={batch_size}: the graph holds for batches of {captured.batches}")
-    resized = []
-    for node, tensor in zip(captured.program.placeholders, captured.example_inputs, strict=True):
-        for dim, size in enumerate(type_of(node).shape):
-            if symbol in size.symbols:
-                wanted = size.coefficient * batch_size ** size.symbols.count(symbol)
-                tensor = tensor.index_select(dim, torch.arange(wanted, device=tensor.device) % tensor.shape[dim])
-        resized.append(tensor)
-    return tuple(resized)

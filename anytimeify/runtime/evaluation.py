@@ -5,6 +5,8 @@ print(accuracy(net, batches))
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,12 +15,13 @@ import torch
 from torch import Tensor
 
 from anytimeify.codegen.call_signature import batch_arguments
-from anytimeify.errors import ArgumentError, ArgumentValueError
+from anytimeify.errors import ArgumentError, ArgumentValueError, ArtifactError
+from anytimeify.io.files import reading, regular_file
 from anytimeify.level_names import LevelName, find_level
 from anytimeify.report.tables import Table, Tables, in_percent
 from anytimeify.runtime.model import AnytimeModel
 
-__all__ = ["Accuracies", "AccuracyRow", "accuracy"]
+__all__ = ["Accuracies", "AccuracyRow", "accuracy", "read_scores"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,11 @@ class Accuracies(Tables):
                 return row.accuracy
         raise KeyError(wanted)
 
+    def scores(self) -> dict[str, float]:
+        """The accuracy of every level by its name, of its own prediction of the finest granularity that it has."""
+        own = [row for row in reversed(self.rows) if row.granularity == row.head]
+        return {row.name: row.accuracy for row in own}
+
     def title(self) -> str:
         return f"Accuracy over {self.samples:,} labels"
 
@@ -67,6 +75,21 @@ class Accuracies(Tables):
             (">level", "name", *(f">{one if one == head else f'{one} of {head}'}" for one, head in kinds)),
             tuple((str(level), name, *(known.get((level, *kind), "") for kind in kinds)) for level, name in levels),
         )
+
+
+def read_scores(path: str | os.PathLike[str]) -> dict[str, float]:
+    """Accuracies by the names of levels, from a JSON file: of such pairs, or what `accuracy(...).to_json()` gave.
+    `ArtifactError` for another file."""
+    file = regular_file(path)
+    with reading(file):
+        document = json.loads(file.read_text(encoding="utf-8"))
+        if "rows" in document:
+            rows = tuple(AccuracyRow(**row) for row in document["rows"])
+            document = Accuracies(rows, int(document["samples"])).scores()
+        scores = {str(name): float(score) for name, score in document.items()}
+        if not all(0 <= score <= 1 for score in scores.values()):
+            raise ArtifactError(f"{file} holds {scores}: expected accuracies from 0 to 1 by the names of levels")
+        return scores
 
 
 def accuracy(net: AnytimeModel, batches: Iterable[Any]) -> Accuracies:

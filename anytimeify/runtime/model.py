@@ -28,11 +28,13 @@ from anytimeify.operators.modules import Added, BatchNormCall, Watch, Watched
 from anytimeify.report import Report
 from anytimeify.runtime import budget as budgets
 from anytimeify.runtime import extraction
+from anytimeify.runtime import latency as latencies
 from anytimeify.runtime.awaited import Awaited, refuse_without_values
 from anytimeify.runtime.budget import Budget
 from anytimeify.runtime.calibration import calibrate
 from anytimeify.runtime.compiled import Compiled, Form, Layout
 from anytimeify.runtime.described import Described
+from anytimeify.runtime.latency import Place, Runtime
 from anytimeify.runtime.reset_classifier import check_shapes, new_heads
 from anytimeify.storage import models as storage
 
@@ -198,32 +200,48 @@ class AnytimeModel(Described):
             self.levels,
             budget,
             itemsize,
-            lambda level: self.latency(level, device=budget.device, batch_size=budget.batch_size),
+            lambda level: self.latency(
+                level,
+                device=budget.device,
+                batch_size=budget.batch_size,
+                runtime=budget.runtime,
+                threads=budget.threads,
+            ),
         )
 
     def latency(
-        self, level: LevelName, *, device: str | torch.device | None = None, batch_size: int = 1, seconds: float = 1.0
+        self,
+        level: LevelName,
+        *,
+        device: str | torch.device | None = None,
+        batch_size: int = 1,
+        seconds: float = 1.0,
+        runtime: Runtime = "torch",
+        threads: int | None = None,
+        cached: bool = True,
     ) -> float:
-        """Median milliseconds of one batch through the extracted graph of a level, on `device`.
+        """Median milliseconds of one batch through the extracted graph of a level, on `device`, as `runtime` runs it.
 
-        Measured once: the result is kept until the shapes or types of the parameters change.
+        Measured once: kept until the shapes or types of the parameters change, and on the disk
+        (`anytimeify.measure.cache`). `cached=False` measures now, and keeps nothing.
         """
         index = self._index(level)
-        tensors = self.tensors()
-        where = (
-            budgets.usable(torch.device(device))
-            if device is not None
-            else next((t.device for t in tensors.values()), torch.device("cpu"))
-        )
-        structure = hash(tuple((name, tensor.shape, tensor.dtype) for name, tensor in tensors.items()))
-        key = (index, str(where), batch_size, torch.get_num_threads(), structure)
-        if key not in self._latencies:
-            dtype = next((t.dtype for t in self.parameters() if t.is_floating_point()), torch.get_default_dtype())
-            module, captured = self.extract(index), self._definition.captured
-            self._latencies[key] = budgets.latency(
-                module, captured, self.call_signature, device=where, dtype=dtype, batch_size=batch_size, seconds=seconds
-            )
-        return self._latencies[key]
+        place = self._place(device, runtime, threads, batch_size)
+        structure = hash(tuple((name, tensor.shape, tensor.dtype) for name, tensor in self.tensors().items()))
+        key = (index, place, torch.get_num_threads(), structure)
+        if cached and key in self._latencies:
+            return self._latencies[key]
+        found = latencies.measure(latencies.prepare_level(self, index, place), seconds=seconds, cached=cached).median_ms
+        if cached:
+            self._latencies[key] = found
+        return found
+
+    def _place(self, device: str | torch.device | None, runtime: Runtime, threads: int | None, batch: int) -> Place:
+        where = next((tensor.device for tensor in self.tensors().values()), torch.device("cpu"))
+        if device is None and runtime == "onnxruntime":
+            where = torch.device("cpu")
+        chosen = latencies.usable(where if device is None else torch.device(device), runtime)
+        return Place(chosen, runtime, threads, batch)
 
     def extract(
         self,
@@ -287,7 +305,9 @@ class AnytimeModel(Described):
             raise BudgetError(f"levels={levels!r}: expected some of {', '.join(map(str, usable))}")
         kept = [self.levels[index] for index in chosen]
         (place,) = {self._definition.granularity(index, granularity) for index in chosen}
-        return build(self.captured, self.rewritten, kept, merge_batch_norms=fold, granularity=place)
+        return build(
+            self.captured, self.rewritten, kept, merge_batch_norms=fold, granularity=place, scheme=str(self.scheme)
+        )
 
     def export(
         self,
@@ -304,14 +324,18 @@ class AnytimeModel(Described):
         `"onnx"`: the backbone's inputs and one more, `level`, an integer; the outputs are those of an extract, and no
         more than that level is computed. `"pt2"`: an archive of torch.export with a program for each level.
         `"executorch"`: a program with a method for each level, for one sample; needs the extra of its name. Norms stay
-        as they are, so that levels share the layers before them; runtimes merge them when they load the file. What the
-        file holds stands in its metadata (`anytimeify.deploy.description`). With a taxonomy, every level gives the
-        granularity that it serves, or all of them one `granularity`.
+        as they are, so that levels share the layers before them; runtimes merge them when they load the file.
+        `"staged"`: a folder of ONNX stages, each of which computes what those before it did not
+        (docs/staged_format.md). What the file holds stands in its metadata (`anytimeify.deploy.description`). With a
+        taxonomy, every level gives the granularity that it serves, or all of them one `granularity`.
 
         Whole or not at all, after every level was compared with its extract. Raises `ArtifactError` where the file
         exists (`force=True` replaces it) or cannot be written, and otherwise as `anytimeify.deploy.export` says.
         """
         chosen = self._exported(levels)
+        if format == deploy.STAGED:
+            self.staged(chosen, granularity=granularity).export(path, ("onnx",), force=force)
+            return
         captured = self.captured
         args, kwargs = self.call_signature.arguments(captured.example_inputs, captured.signature)
         dynamic = captured.batch is not None

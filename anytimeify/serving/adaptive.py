@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
 from anytimeify.errors import AnytimeError, ArgumentError, ArgumentValueError, Overloaded
+from anytimeify.measure.timing import quantile
 from anytimeify.serving.backend import Input, check
-from anytimeify.serving.latencies import quantile
 from anytimeify.serving.policy import Table, admits, arrival_rate, plan
 from anytimeify.serving.runner import AnytimeRunner, Prediction, smallest_batch
 
@@ -202,8 +202,12 @@ class Adaptive:
             samples = zip(*(request.sample for request in requests), strict=True)
             value = self.runner.run(level, [backend.stacked(values) for values in samples], count)
             parts = [backend.given(_part(value, place, count), one.asked) for place, one in enumerate(requests)]
-        except Exception as error:  # whoever asked gets it
-            with self._changed:
+        except Exception as error:
+            if count > 1:  # it may be about one of them, as when samples are of different shapes
+                for request in requests:
+                    self._answer(level, [request])
+                return
+            with self._changed:  # whoever asked gets it
                 self._failed += count
             for request in requests:
                 request.future.set_exception(error)

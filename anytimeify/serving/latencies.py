@@ -7,14 +7,14 @@ first: so a level that was slow once, or while the machine was busy, is tried ag
 
 from __future__ import annotations
 
-import math
 import threading
 from collections import defaultdict, deque
-from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-__all__ = ["Latencies", "Latency", "quantile"]
+from anytimeify.measure.timing import quantile
+
+__all__ = ["Latencies", "Latency"]
 
 _WINDOW, _RECENT = 100, 256  # runs that are kept of a level and batch size; runs of all after which they are old
 _FIRST = 5  # runs that say what a level takes at first
@@ -90,9 +90,3 @@ class Latencies:
             return known[below] * batch / below if below else known[min(known)]
         share = (batch - below) / (above - below)
         return known[below] + share * (known[above] - known[below])
-
-
-def quantile(values: Sequence[float], share: float) -> float:
-    """The smallest value that so many are not above."""
-    ordered = sorted(values)
-    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]

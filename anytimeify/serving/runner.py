@@ -6,18 +6,29 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from anytimeify.early_exit.document import MANIFEST
 from anytimeify.errors import ArgumentError
 from anytimeify.level_names import LevelName, find_level
 from anytimeify.serving.backend import Backend, Input, check
 from anytimeify.serving.description import ServedLevel
 from anytimeify.serving.latencies import Latencies, Latency
 from anytimeify.serving.onnx_levels import OnnxLevels
+from anytimeify.serving.onnx_stages import OnnxStages
 
-__all__ = ["AnytimeRunner", "MeasuredLevel", "Prediction", "open_levels"]
+__all__ = [
+    "AnytimeRunner",
+    "MeasuredLevel",
+    "Prediction",
+    "is_onnx",
+    "made_up",
+    "open_levels",
+    "smallest_batch",
+]
 
 _WARM_UP = 5  # runs of each level, after one that is not counted
 
@@ -59,9 +70,10 @@ class AnytimeRunner:
     ) -> None:
         """
         Parameters
-            source: an ONNX file that `net.export` wrote, which needs no torch; a PT2 archive that it wrote; what
-                `net.save` wrote, or the folder with it; an `AnytimeModel` in eval mode, which is run as it is then.
-            backend: what runs it: `"onnxruntime"` for ONNX files, `"torch"` for all else, which is the default.
+            source: an ONNX file or a folder of stages that `net.export` wrote, which need no torch; a PT2 archive that
+                it wrote; what `net.save` wrote, or the folder with it; an `AnytimeModel` in eval mode, which is run as
+                it is then.
+            backend: what runs it: `"onnxruntime"` for ONNX files and stages, `"torch"` for all else: the default.
             device: `"cpu"`, `"cuda"`, `"cuda:1"`.
             threads: that one run uses; for torch this is a setting of the whole process.
             warm_up: run each level a few times, on made-up inputs of one sample, so that the first deadline is kept.
@@ -136,7 +148,7 @@ class AnytimeRunner:
         the smallest batch that there is."""
         backend = self.backend
         for batch in batches if batches is not None else [smallest_batch(backend)]:
-            taken = [backend.taken(_made_up(input, batch), input) for input in backend.inputs]
+            taken = [backend.taken(made_up(input, batch), input) for input in backend.inputs]
             for level in backend.description.levels:
                 backend.run(level.index, taken)
                 for _ in range(_WARM_UP):
@@ -193,7 +205,7 @@ def open_levels(source: Any, backend: str | None, device: str, threads: int | No
         raise ArgumentError(f"threads={threads!r}: expected a whole number from 1 on, or None")
     is_path = isinstance(source, str | os.PathLike)
     if backend is None:
-        backend = "onnxruntime" if is_path and os.fspath(source).endswith(".onnx") else "torch"
+        backend = "onnxruntime" if is_path and is_onnx(source) else "torch"
     if backend not in ("onnxruntime", "torch"):
         raise ArgumentError(f"backend={backend!r}: expected onnxruntime or torch")
     if not is_path and not hasattr(source, "call_signature"):
@@ -203,7 +215,8 @@ def open_levels(source: Any, backend: str | None, device: str, threads: int | No
     if backend == "onnxruntime":
         if not is_path:
             raise ArgumentError("a model is run by backend='torch'; write an ONNX file with net.export for onnxruntime")
-        return OnnxLevels.of(source, device, threads)
+        kind = OnnxStages if Path(source).is_dir() else OnnxLevels
+        return kind.of(source, device, threads)
     import torch
 
     from anytimeify.serving.torch_levels import torch_levels
@@ -213,13 +226,18 @@ def open_levels(source: Any, backend: str | None, device: str, threads: int | No
     return torch_levels(source, device, trust_pickle)
 
 
+def is_onnx(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is that of an ONNX file or of a folder of stages."""
+    return os.fspath(path).endswith(".onnx") or (Path(path) / MANIFEST).is_file()
+
+
 def smallest_batch(backend: Backend) -> int:
     """The smallest batch that the levels take."""
     batch = backend.description.batch
     return batch[0] if batch is not None else next((one.sizes[0] or 1 for one in backend.inputs if one.sizes), 1)
 
 
-def _made_up(input: Input, batch: int) -> Any:
+def made_up(input: Input, batch: int) -> Any:
     """Values of an input: noise, or zeros where it takes whole numbers; one of what may be any, but for the batch."""
     first, *rest = input.sizes or (1,)
     shape = (batch if first is None else first, *(size or 1 for size in rest)) if input.sizes else ()

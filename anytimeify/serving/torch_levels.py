@@ -15,6 +15,7 @@ from torch.export.graph_signature import ConstantArgument, InputKind
 
 from anytimeify._torch import unflatten
 from anytimeify.capture.sources.pt2 import load_exported
+from anytimeify.early_exit.document import MANIFEST
 from anytimeify.errors import ArgumentError, ArtifactError
 from anytimeify.io.files import reading, regular_file
 from anytimeify.ir.node_meta import tensor_type, value_of
@@ -23,9 +24,9 @@ from anytimeify.runtime.model import AnytimeModel
 from anytimeify.serving.backend import Input
 from anytimeify.serving.description import KEY, Description, ServedLevel, read_description
 
-__all__ = ["ArchiveLevels", "NetLevels", "torch_levels"]
+__all__ = ["SAVED", "ArchiveLevels", "NetLevels", "torch_levels"]
 
-_SAVED = "net.safetensors"  # in a folder that the command line wrote
+SAVED = "net.safetensors"  # in a folder that the command line wrote
 
 
 def torch_levels(source: object, device: str, trust_pickle: bool) -> NetLevels | ArchiveLevels:
@@ -33,11 +34,11 @@ def torch_levels(source: object, device: str, trust_pickle: bool) -> NetLevels |
     if isinstance(source, AnytimeModel):
         return NetLevels.of(source, torch.device(device))
     path = Path(str(source))
-    if path.suffix == ".onnx":
+    if path.suffix == ".onnx" or (path / MANIFEST).is_file():
         raise ArgumentError(f"{path} is run by backend='onnxruntime', not by torch")
     if path.suffix == ".pt2":
         return ArchiveLevels.of(regular_file(path), torch.device(device), trust_pickle)
-    return NetLevels.of(load(path / _SAVED if path.is_dir() else path).to(device), torch.device(device))
+    return NetLevels.of(load(path / SAVED if path.is_dir() else path).to(device), torch.device(device))
 
 
 class TorchLevels:

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from anytimeify.analysis.mask_density import masks
 from anytimeify.ir import Level
-from anytimeify.runtime.budget import example_batch
+from anytimeify.runtime.latency import example_batch
 from anytimeify.runtime.model import AnytimeModel
 
 __all__ = ["Found", "assert_costs_are_found", "found_costs"]

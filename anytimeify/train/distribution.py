@@ -82,14 +82,14 @@ def load(net: nn.Module, state: dict[str, Any]) -> None:
 def load_optimiser(optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """The state of an optimiser, of whole tensors, whose parameters may be spread."""
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
-    spread = {
+    states = {
         number: {
             name: spread(one, parameters[number]) if isinstance(one, Tensor) and one.ndim else one
             for name, one in entries.items()
         }
         for number, entries in state["state"].items()
     }
-    optimiser.load_state_dict({**state, "state": spread})
+    optimiser.load_state_dict({**state, "state": states})
 
 
 def spread(tensor: Tensor, like: Tensor) -> Tensor:

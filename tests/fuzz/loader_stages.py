@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from anytimeify import Confidence, Staged
-from anytimeify.early_exit.manifest import MANIFEST, seal
+from anytimeify.early_exit.document import MANIFEST, seal
 from anytimeify.io.checksums import of_file
 from anytimeify.staged import load
 from tests.fuzz.loader import Case, Loader, Results

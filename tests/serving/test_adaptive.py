@@ -143,6 +143,21 @@ def test_a_run_that_fails_is_told_to_those_who_asked() -> None:
     assert adaptive.statistics().failed == 1
 
 
+def test_one_that_fails_leaves_the_others_of_its_batch_alone() -> None:
+    gate = Gate()
+    adaptive, levels = server(1e6, gate)
+    with adaptive:
+        adaptive.submit(X)
+        assert gate.reached.acquire(timeout=SOON)
+        good, bad, other = (adaptive.submit(X * scale) for scale in (1, np.float32("nan"), 2))
+        gate.open.set()
+        assert [float(one.result(SOON).value) for one in (good, other)] == [2003.0, 2006.0]
+        with pytest.raises(ValueError, match="not a number"):
+            bad.result(SOON)
+    assert (sum(adaptive.statistics().levels), adaptive.statistics().failed) == (3, 1)
+    assert levels.runs == [(2, 1)] * 3
+
+
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from anytimeify.serving.latencies import Latencies, Latency, quantile
+from anytimeify.serving.latencies import Latencies, Latency
 
 
 def known(*runs: tuple[int, int, float]) -> Latencies:
@@ -50,7 +50,3 @@ def test_levels_that_do_not_run_follow_those_that_do() -> None:
 def test_other_batches_are_on_a_line() -> None:
     latencies = known(*[(0, 2, 4.0)] * 5, *[(0, 6, 8.0)] * 5)
     assert [latencies.predicted(0, batch) for batch in (1, 2, 3, 6, 12)] == [4.0, 4.0, 5.0, 8.0, 16.0]
-
-
-def test_quantiles_are_values() -> None:
-    assert [quantile([3.0, 1.0, 2.0, 4.0], share) for share in (0.0, 0.25, 0.5, 0.51, 1.0)] == [1.0, 1.0, 2.0, 3.0, 4.0]

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from anytimeify import AnytimeWarning, ArgumentError, ArtifactError, Confidence, Staged, VerificationError
+from anytimeify.early_exit.document import seal
 from anytimeify.early_exit.files import FORMATS, OnnxStage
-from anytimeify.early_exit.manifest import seal
 from anytimeify.io import checksums
 from anytimeify.staged import load
 from tests.staged.nets import TokensFirst, Windows, calls, chosen, close, forked, images, net_with_exits

@@ -19,14 +19,26 @@ from anytimeify.errors import ArtifactError, CaptureError, MissingExtraError
 
 __all__ = ["KIND"]
 
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+
 
 def _load(path: str, trust_pickle: bool) -> Source:
     kind, config, file = _configured(path)
-    folder = file.parent
-    weights = any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json"))
+    folder, weights = file.parent, _has_weights(file.parent)
     with _loading(kind, folder):
         model = kind.from_pretrained(folder, local_files_only=True, use_safetensors=True) if weights else kind(config)
     return Source(model, None, _name(path))
+
+
+def _pretrained(path: str) -> Source:
+    _, _, file = _configured(path)
+    if not _has_weights(file.parent):
+        raise ArtifactError(f"'{file.parent}' holds no weights: expected {' or '.join(_WEIGHTS)} beside {file.name}.")
+    return _load(path, False)
+
+
+def _has_weights(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in _WEIGHTS)
 
 
 def _shapes(path: str) -> Source:
@@ -108,4 +120,4 @@ def _inputs(model: nn.Module) -> CallInputs | None:
     return None
 
 
-KIND = SourceKind("hf:PATH", _load, prefix="hf", inputs=_inputs, shapes=_shapes)
+KIND = SourceKind("hf:PATH", _load, prefix="hf", inputs=_inputs, shapes=_shapes, pretrained=_pretrained)

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from anytimeify.capture.checkpoint import load_checkpoint
 from anytimeify.capture.inputs import CallInputs
 from anytimeify.capture.sources.source import InputSizes, Source, SourceKind
 from anytimeify.errors import ArgumentError, ArtifactError, CaptureError, refusing
@@ -41,6 +42,8 @@ def resolve(
     trust_pickle: bool = False,
     inputs: InputSizes | None = None,
     values: bool = True,
+    pretrained: bool = False,
+    checkpoint: str | os.PathLike[str] | None = None,
 ) -> Source:
     """The model that `spec` names: a file, `model.pt2`, or `kind:name`, `timm:resnet50`, as on the command line.
 
@@ -51,6 +54,10 @@ def resolve(
     is a constant of the model then: `{"sr": 16000}`. `values=False` gives models of transformers without weights, on
     the meta device, whatever their size.
 
+    Names of timm and torchvision have random weights. `pretrained=True` takes those that the library has for the name,
+    from its cache or downloaded as it sees fit; `checkpoint` loads a state dict: a `.safetensors` file, or what
+    `torch.save` wrote, of which only tensors and plain containers are read unless `trust_pickle`.
+
     Raises `ArtifactError` for a file that is missing, damaged or not to be trusted, `CaptureError` for a name that
     nothing stands behind, `MissingExtraError` where a package is needed that is not installed.
     """
@@ -58,8 +65,25 @@ def resolve(
     if not isinstance(text, str):
         raise ArgumentError(f"a source is given as {spec!r}: expected a text, such as 'timm:resnet50'")
     with refusing(ArtifactError, f"'{text}'"):
-        found = _load(text, trust_pickle, values)
+        found = _pretrained(text) if pretrained else _load(text, trust_pickle, values)
+        if checkpoint is not None:
+            _load_weights(found, text, checkpoint, trust_pickle)
         return found if inputs is None else _with_inputs(found, inputs)
+
+
+def _pretrained(source: str) -> Source:
+    able = [kind for kind in kinds() if kind.pretrained is not None]
+    for kind in able:
+        if kind.pretrained is not None and kind.matches(source):
+            return kind.pretrained(source.removeprefix(kind.prefix + ":"))
+    known = ", ".join(kind.example for kind in able)
+    raise CaptureError(f"'{source}' has no pretrained weights to choose: sources that do are {known}.")
+
+
+def _load_weights(found: Source, source: str, checkpoint: str | os.PathLike[str], trust_pickle: bool) -> None:
+    if not isinstance(found.model, nn.Module):
+        raise CaptureError(f"'{source}' is an exported program, which has its weights: a checkpoint fits a module.")
+    load_checkpoint(found.model, checkpoint, trust_pickle=trust_pickle)
 
 
 def _load(source: str, trust_pickle: bool, values: bool) -> Source:

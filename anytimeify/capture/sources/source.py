@@ -12,9 +12,9 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from anytimeify.capture.inputs import CallInputs
-from anytimeify.errors import ArtifactError
+from anytimeify.errors import ArtifactError, first_line
 
-__all__ = ["InputSizes", "Source", "SourceKind", "existing_file"]
+__all__ = ["InputSizes", "Source", "SourceKind", "existing_file", "no_pretrained"]
 
 
 InputSizes: TypeAlias = Mapping[str, int | float | Sequence[int]]
@@ -45,6 +45,7 @@ class SourceKind:
     inputs: Callable[[nn.Module], CallInputs | None] | None = None  # of a model that tells by itself what it takes
     notes: Callable[[nn.Module], tuple[str, ...]] | None = None  # what a report says of a model of this kind
     shapes: Callable[[str], Source] | None = None  # the model without values, where those are not needed
+    pretrained: Callable[[str], Source] | None = None  # the model with the weights that its library has for it
 
     def matches(self, source: str) -> bool:
         if self.prefix:
@@ -52,6 +53,16 @@ class SourceKind:
         if self.pattern:
             return re.fullmatch(self.pattern, source) is not None and not Path(source).exists()
         return source.lower().endswith(self.suffixes)
+
+
+def no_pretrained(source: str, error: BaseException) -> ArtifactError:
+    """What a user reads where a library does not give its weights: mostly that it cannot download them."""
+    reason = first_line(error)[:200]
+    return ArtifactError(
+        f"There are no pretrained weights of '{source}' here: they are neither in the cache of its library, nor could "
+        f"it download them ({type(error).__name__}: {reason}). Without --pretrained it has random weights, with "
+        "--checkpoint FILE those of a file."
+    )
 
 
 def existing_file(path: str) -> Path:

@@ -1,21 +1,35 @@
-"""`timm:NAME`: a model of timm, without downloaded weights."""
+"""`timm:NAME`: a model of timm, with random weights or with those that timm has for it."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from typing import Any
 
 from torch import nn
 
 from anytimeify._torch import prepare_torchvision
 from anytimeify.capture.inputs import CallInputs, image
-from anytimeify.capture.sources.source import Source, SourceKind
+from anytimeify.capture.sources.source import Source, SourceKind, no_pretrained
 from anytimeify.errors import CaptureError, MissingExtraError
 
 __all__ = ["KIND"]
 
 
 def _load(name: str, trust_pickle: bool) -> Source:
+    return Source(_timm(name).create_model(name, pretrained=False), None, name)
+
+
+def _pretrained(name: str) -> Source:
+    timm = _timm(name)
+    try:
+        return Source(timm.create_model(name, pretrained=True), None, name)
+    except Exception as error:  # whatever its downloads raise
+        raise no_pretrained(f"timm:{name}", error) from error
+
+
+def _timm(name: str) -> Any:
+    """The library, which has a model of that name."""
     prepare_torchvision()
     try:
         import timm
@@ -24,7 +38,7 @@ def _load(name: str, trust_pickle: bool) -> Source:
     if not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), 3)
         raise CaptureError(f"timm has no model '{name}'." + (f" Did you mean {', '.join(close)}?" if close else ""))
-    return Source(timm.create_model(name, pretrained=False), None, name)
+    return timm
 
 
 def _inputs(model: nn.Module) -> CallInputs | None:
@@ -41,4 +55,4 @@ def _inputs(model: nn.Module) -> CallInputs | None:
     return image(model, int(channels or size[0]), *map(int, size[1:]))
 
 
-KIND = SourceKind("timm:NAME", _load, prefix="timm", inputs=_inputs)
+KIND = SourceKind("timm:NAME", _load, prefix="timm", inputs=_inputs, pretrained=_pretrained)

@@ -1,4 +1,4 @@
-"""`torchvision:NAME`: a model of torchvision, without downloaded weights; its input from the weights' metadata."""
+"""`torchvision:NAME`: a model of torchvision, with random weights or its own; its input from the weights' metadata."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 
 from anytimeify._torch import prepare_torchvision
 from anytimeify.capture.inputs import CallInputs, image
-from anytimeify.capture.sources.source import Source, SourceKind
+from anytimeify.capture.sources.source import Source, SourceKind, no_pretrained
 from anytimeify.errors import CaptureError, MissingExtraError
 from anytimeify.process import ONE_AT_A_TIME
 
@@ -20,6 +20,19 @@ __all__ = ["KIND"]
 
 
 def _load(name: str, trust_pickle: bool) -> Source:
+    return _built(name, None)
+
+
+def _pretrained(name: str) -> Source:
+    try:
+        return _built(name, "DEFAULT")
+    except (CaptureError, MissingExtraError):
+        raise
+    except Exception as error:  # whatever its downloads raise
+        raise no_pretrained(f"torchvision:{name}", error) from error
+
+
+def _built(name: str, weights: str | None) -> Source:
     prepare_torchvision()
     try:
         from torchvision import models
@@ -34,7 +47,7 @@ def _load(name: str, trust_pickle: bool) -> Source:
     backbones = {"weights_backbone": None} if "weights_backbone" in options else {}
     with ONE_AT_A_TIME, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # advice on initialisation, which transform does not change
-        model = models.get_model(name, weights=None, **backbones)
+        model = models.get_model(name, weights=weights, **backbones)
     size = _crop_size(models.get_model_weights(name))
     return Source(model, None if size is None else _images(size), name)
 
@@ -65,4 +78,4 @@ def _inputs(model: nn.Module) -> CallInputs | None:
     return image(model, 3, int(size), int(size)) if isinstance(size, int) else None
 
 
-KIND = SourceKind("torchvision:NAME", _load, prefix="torchvision", inputs=_inputs)
+KIND = SourceKind("torchvision:NAME", _load, prefix="torchvision", inputs=_inputs, pretrained=_pretrained)

@@ -1,0 +1,1 @@
+"""How long something takes, here and now, and keeping that on the disk. Needs no torch."""

@@ -1,0 +1,28 @@
+"""Which levels nobody should run: others cost no more and give no less."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+__all__ = ["dominated_by", "remark"]
+
+
+def dominated_by(costs: Sequence[float], gains: Sequence[float] | None = None) -> list[int | None]:
+    """For each level the best one that costs no more and gives no less, and is not equal in both; None where there is
+    none. `gains`: accuracies, say; by default a later level gives more."""
+    worth = list(range(len(costs))) if gains is None else gains
+    points = list(zip(costs, worth, strict=True))
+    result: list[int | None] = []
+    for cost, gain in points:
+        better = [
+            place
+            for place, (other, more) in enumerate(points)
+            if other <= cost and more >= gain and (other, more) != (cost, gain)
+        ]
+        result.append(max(better, key=lambda place: (points[place][1], -points[place][0]), default=None))
+    return result
+
+
+def remark(name: str | None) -> str:
+    """What a table says of a level that another dominates."""
+    return "" if name is None else f"costs more and gives less than {name}"

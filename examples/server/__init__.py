@@ -1,0 +1,1 @@
+"""A server around `anytimeify.runtime.Adaptive`: `python -m examples.server net.onnx`. See docs/server.md."""
