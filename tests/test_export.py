@@ -49,6 +49,12 @@ def test_onnx(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert capfd.readouterr() == ("", "")
 
 
+def test_onnx_says_nothing_of_where_nodes_are_from(tmp_path: Path) -> None:
+    export_onnx(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), (torch.randn(2, 4),), tmp_path / "model.onnx")
+    written = (tmp_path / "model.onnx").read_bytes()
+    assert all(word not in written for word in (b"pkg.torch", b"stack_trace", b"torch.nn.modules", b"namespace"))
+
+
 def test_a_single_sample_is_example_enough(tmp_path: Path) -> None:
     export_onnx(small(), images(1), tmp_path / "small.onnx")
     assert run_onnx(tmp_path / "small.onnx", images(3)).shape == (3, 5)

@@ -52,6 +52,7 @@ def onnx_model(
     for value, called in zip(model.graph.outputs, outputs, strict=True):
         _name(model.graph, value, called)
     _name_batch(model)
+    _forget_origins(model)
     return model
 
 
@@ -88,6 +89,19 @@ def _simplify_around_weights(model: ir.Model) -> None:
         value.const_value = values[name]
         if value.uses() or value in graph.outputs:
             graph.initializers.add(value)
+
+
+def _forget_origins(model: ir.Model) -> None:
+    """Leaves out what torch notes of every node: its class, its modules, its line of code. Nobody who runs the file needs
+    it, it says more of the user's program than the user may want to give away, and takes as much room as the nodes."""
+    from onnx_ir.traversal import RecursiveGraphIterator
+
+    graph = model.graph
+    nodes = list(RecursiveGraphIterator(graph))
+    values = [*graph.inputs, *graph.initializers.values(), *(value for node in nodes for value in node.outputs)]
+    for one in (model, graph, *nodes, *values):
+        one.metadata_props.clear()
+        one.doc_string = None
 
 
 def _name(graph: ir.Graph, value: ir.Value, name: str) -> None:

@@ -72,6 +72,13 @@ def test_weights_are_stored_once(case: tuple[AnytimeModel, Path]) -> None:
     assert 0.99 < share < MOST[str(net.scheme)]
 
 
+def test_it_says_nothing_of_where_nodes_are_from(case: tuple[AnytimeModel, Path]) -> None:
+    _, file = case
+    model = onnx.load(file)
+    assert [entry.key for entry in model.metadata_props] == ["anytimeify"]
+    assert all(word not in file.read_bytes() for word in (b"pkg.torch", b"stack_trace", b"torch.nn.modules"))
+
+
 def test_one_branch_is_computed(case: tuple[AnytimeModel, Path]) -> None:
     graph = onnx.load(case[1]).graph
     assert {node.op_type for node in graph.node} <= {"Gather", "Equal", "If"}
