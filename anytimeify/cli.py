@@ -42,7 +42,7 @@ from anytimeify.deploy.export import STAGED
 from anytimeify.errors import AnytimeError, ArgumentValueError, ArtifactError, BudgetError, SchemeError, first_line
 from anytimeify.io.files import new_folder, refuse_existing
 from anytimeify.level_names import parse_level
-from anytimeify.papers import entries
+from anytimeify.papers import entries, experiment, experiments
 from anytimeify.passes.estimate import Limits
 from anytimeify.passes.on_meta import refuse_reading_values
 from anytimeify.passes.options import Options
@@ -607,8 +607,52 @@ def train(
 
 
 @app.command()
-def papers(as_json: AsJson = False) -> None:
-    """List the networks of the papers. To build one, call anytimeify.papers.recipe(NAME).build()."""
+def papers(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[EXPERIMENT]", help="What to run, such as hne/figure-5.", show_default=False),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The folder for results, table and figure; a run there goes on.")
+    ] = None,
+    data: Annotated[
+        str, typer.Option(metavar="SPEC", help="What to train on, such as digits, mnist5k or cifar100:DIR.")
+    ] = "mnist5k",
+    seeds: Annotated[int, typer.Option(min=1, help="How many times every network is trained.")] = 5,
+    scale: Annotated[
+        str, typer.Option(metavar="paper|small|auto", help="Networks and trainings as printed, or small ones.")
+    ] = "auto",
+    epochs: Annotated[int | None, typer.Option(min=1, help="Of every training.", show_default=False)] = None,
+    limit_batches: Annotated[
+        int | None, typer.Option(min=1, help="At most so many in an epoch.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the networks and experiments of the papers, or run an experiment.
+
+    To build a network, call anytimeify.papers.recipe(NAME).build()."""
+    if name is None:
+        _list_papers(as_json)
+        return
+    if scale not in ("auto", "paper", "small"):
+        raise typer.BadParameter(f"'{scale}': expected auto, paper or small", param_hint="--scale")
+    chosen = experiment(name, data, scale, epochs=epochs)  # type: ignore[arg-type]  # checked
+    if out is None:
+        raise typer.BadParameter("give a folder for what an experiment writes", param_hint="--out")
+
+    def say(line: str) -> None:
+        _print(line, sys.stderr)
+
+    made = chosen.run(out, seeds, limit_batches=limit_batches, said=say)
+    if as_json:
+        typer.echo(json.dumps({"experiment": name, "shows": made.shows, "finding": made.sentence, "out": str(out)}))
+        return
+    _print(made.table)
+    _print(made.sentence)
+    _print(f"written to {out}")
+
+
+def _list_papers(as_json: bool) -> None:
     rows: list[dict[str, Any]] = [
         {
             "name": entry.name,
@@ -622,7 +666,8 @@ def papers(as_json: AsJson = False) -> None:
         for entry in entries()
     ]
     if as_json:
-        typer.echo(json.dumps({"networks": rows}, indent=2))
+        studies = [{"name": one.name, "about": one.about, "source": one.source} for one in experiments()]
+        typer.echo(json.dumps({"networks": rows, "experiments": studies}, indent=2))
         return
     table = Table(box=None, pad_edge=False)
     table.add_column("name", no_wrap=True)  # so that it can be copied
@@ -630,6 +675,14 @@ def papers(as_json: AsJson = False) -> None:
         table.add_column(title, justify="right" if title == "parameters" else "left", overflow="fold")
     for row in rows:
         table.add_row(*(_cell(row[key]) for key in ("name", "backbone", "params", "scheme", "source")))
+    _print(table)
+    typer.echo()
+    table = Table(box=None, pad_edge=False)
+    table.add_column("experiment", no_wrap=True)
+    for title in ("about", "from"):
+        table.add_column(title, overflow="fold")
+    for study in experiments():
+        table.add_row(study.name, study.about, study.source)
     _print(table)
 
 

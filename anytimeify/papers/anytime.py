@@ -14,6 +14,9 @@ What the text does not say (a part of it is lost), or the authors' code does dif
 * the widths of the four stages for larger images: W, 2W, 4W, 8W; printed is W, 2W, 4W, 4W, where the text breaks off;
 * their stem: a 7x7 convolution and max pooling, as in ResNet;
 * momentum: Nesterov's, as in the text; the commands of the code leave it out.
+
+The thin networks that they hold the levels of I-ResNeXt against, each trained solely, are plain networks of fewer
+branches; the shallow ones are in `shallow`.
 """
 
 from __future__ import annotations
@@ -26,7 +29,8 @@ from torch import nn
 
 from anytimeify.losses.joint import JointLoss
 from anytimeify.papers.networks import ResNeXt
-from anytimeify.papers.recipe import Entry
+from anytimeify.papers.recipe import ALONE, Entry
+from anytimeify.papers.taxonomies import cifar100, cub
 from anytimeify.passes.schemes.nested_channels import NestedChannels
 from anytimeify.train import OneAfterTheOther, Optimiser, Schedule, Training
 
@@ -137,6 +141,29 @@ _CHUNKS = Entry(
     training=CIFAR,
 )
 
+_BIRDS = replace(
+    _CHUNKS,
+    name="anytime/is-resnext-50-cub",
+    about="ResNeXt-50 of 6 chunks",
+    backbone=partial(large, depth=50, width=192, chunks=6),
+    shape=(3, 224, 224),
+    num_classes=200,
+    training=CUB,
+)
+
+
+def _thin(branches: int) -> Entry:
+    """What level `branches - 1` of I-ResNeXt-29 is, by itself."""
+    return replace(
+        _BRANCHES,
+        name=f"anytime/resnext-29-thin-{branches}",
+        about=f"ResNeXt-29 of {branches} branch{'es' * (branches > 1)}",
+        backbone=partial(ResNeXt, depth=29, branches=branches),
+        scheme=ALONE,
+        training=CIFAR,
+    )
+
+
 ENTRIES = (
     _BRANCHES,
     replace(
@@ -156,13 +183,9 @@ ENTRIES = (
         scheme=NestedChannels(levels(5), connectivity="triangular", norms="every"),
         training=IMAGENET,
     ),
-    replace(
-        _CHUNKS,
-        name="anytime/is-resnext-50-cub",
-        about="ResNeXt-50 of 6 chunks",
-        backbone=partial(large, depth=50, width=192, chunks=6),
-        shape=(3, 224, 224),
-        num_classes=200,
-        training=CUB,
-    ),
+    _BIRDS,
+    # Their Eq. 2: a head for each level and granularity, 12 and 24 of them.
+    replace(_CHUNKS, name=f"{_CHUNKS.name}-hierarchy", num_classes=100, taxonomy=cifar100),
+    replace(_BIRDS, name=f"{_BIRDS.name}-hierarchy", taxonomy=cub),
+    *map(_thin, range(1, 9)),
 )

@@ -7,6 +7,13 @@ own.
 What the paper leaves open, and is an option of the function that makes the branches: the layers of MobileNet's early
 branch, which are not printed (3 in the authors' code). ResNet-164's branches are printed with the block's output width
 for all three of its convolutions; they are made of the backbone's bottlenecks here, as the text says of all branches.
+
+The paper's Q, the pairs of layers that have heads, is what forks a recipe has: none is plain mutual learning, then
+the late branch alone, both, and a third one after the first convolution. Its heads "APFC" and "Narrow" take the place
+of the branches: pooled features and a classifier, and half the width (of dense networks, half the growth).
+
+Which pairs of different networks the paper has besides WRN-28-10 and MobileNet is not known here; a recipe each has the
+other networks of its Table 3 and ResNet-110 beside WRN-28-10.
 """
 
 from __future__ import annotations
@@ -26,7 +33,7 @@ from anytimeify.passes.rewrites.branch import Branch
 from anytimeify.passes.schemes.mutual_distillation import MutualDistillation
 from anytimeify.train import Optimiser, Schedule, Training
 
-__all__ = ["ENTRIES", "mobile_v2"]
+__all__ = ["ENTRIES", "after_the_stem", "mobile_v2", "pooled"]
 
 Network = Callable[[int], nn.Module]
 
@@ -42,6 +49,16 @@ def mobile_v2() -> tuple[Branch, Branch]:
     """
     early = Branch("features.13", widths={"features.17.conv.0": 0.5})
     return early, Branch("features.16", widths={"features.17.conv.2": 1.5, "features.18": 1.5})
+
+
+def after_the_stem() -> Branch:
+    """C4 of wide residual networks of four blocks in a stage, the branch after the first convolution."""
+    return Branch("conv1", repeats={"layer2": 2, "layer3": 2})
+
+
+def pooled() -> tuple[Branch, Branch]:
+    """APFC, in place of both branches of networks of three stages: average pooling to 4x4 and a classifier."""
+    return Branch("layer1", head="pool"), Branch("layer2", head="pool")
 
 
 CIFAR = Training(
@@ -110,34 +127,57 @@ def _imagenet(
     return replace(twins, shape=(3, 224, 224), num_classes=1000)
 
 
+_RESNET = partial(CifarResNet, depth=110)
 _THIN = partial(WideResNet, depth=28, widening=4, initialise=fan_in)
 _WIDE = partial(WideResNet, depth=28, widening=10, initialise=fan_in)
 _BOTTLENECKS = partial(CifarResNet, depth=164, block="bottleneck")
 _MOBILENET = partial(MobileNet, early_stride=1)
 
+_DENSE_TWINS = _twins("densenet-40-12", "DenseNet-40, k = 12", 2, DenseNet, dense((12, 6), depth=40), CIFAR_DENSE)
 _WIDE_TWINS = _twins("wrn-28-10", "WRN-28-10", 3, _WIDE, residual((4, 2)), CIFAR_WIDE)
 
+
+def _ablated(name: str, twins: Entry, branches: tuple[Branch, ...] | int) -> Entry:
+    """The same twins with other heads."""
+    return replace(
+        twins,
+        name=f"{twins.name}-{name}",
+        source=f"{_PAPER}, ablations",
+        scheme=MutualDistillation(branches),
+    )
+
+
+def _beside_wide(name: str, about: str, network: Network, branches: tuple[Branch, ...]) -> Entry:
+    """WRN-28-10 and another network, trained as WRN-28-10 is."""
+    return replace(
+        _WIDE_TWINS,
+        name=f"dcm/wrn-28-10+{name}",
+        about=f"WRN-28-10 and {about}",
+        source=f"{_PAPER}, different backbones",
+        backbone=_pair(_WIDE, network),
+        scheme=MutualDistillation(residual((4, 2)), branches),
+    )
+
+
 ENTRIES = (
-    _twins("resnet-110", "ResNet-110", 1, partial(CifarResNet, depth=110), residual((9, 9)), CIFAR),
+    _twins("resnet-110", "ResNet-110", 1, _RESNET, residual((9, 9)), CIFAR),
     _twins("resnet-164", "ResNet-164", 1, _BOTTLENECKS, residual((9, 9)), CIFAR),
-    _twins("densenet-40-12", "DenseNet-40, k = 12", 2, DenseNet, dense((12, 6), depth=40), CIFAR_DENSE),
+    _DENSE_TWINS,
     _twins("wrn-28-4", "WRN-28-4", 3, _THIN, residual((4, 2)), CIFAR_WIDE),
     _WIDE_TWINS,
     replace(
-        _WIDE_TWINS,
-        name="dcm/wrn-28-10-three-branches",
+        _ablated("three-branches", _WIDE_TWINS, (after_the_stem(), *residual((4, 2)))),
         source=f"{_PAPER}, Table 3, C4",
-        scheme=MutualDistillation((Branch("conv1", repeats={"layer2": 2, "layer3": 2}), *residual((4, 2)))),
     ),
+    _ablated("one-branch", _WIDE_TWINS, residual((4, 2))[1:]),
+    _ablated("mutual", _WIDE_TWINS, 0),
+    _ablated("apfc", _WIDE_TWINS, pooled()),
+    _ablated("narrow", _WIDE_TWINS, residual((4, 2), width=0.5)),
+    _ablated("narrow", _DENSE_TWINS, dense((12, 6), depth=40, width=0.5)),
     _twins("mobilenet-cifar", "MobileNet for 32x32", 4, _MOBILENET, mobile(), CIFAR),
-    replace(
-        _WIDE_TWINS,
-        name="dcm/wrn-28-10+mobilenet",
-        about="WRN-28-10 and MobileNet for 32x32",
-        source=f"{_PAPER}, Tables 3 and 4",
-        backbone=_pair(_WIDE, _MOBILENET),
-        scheme=MutualDistillation(residual((4, 2)), mobile()),
-    ),
+    replace(_beside_wide("mobilenet", "MobileNet for 32x32", _MOBILENET, mobile()), source=f"{_PAPER}, Tables 3 and 4"),
+    _beside_wide("resnet-110", "ResNet-110", _RESNET, residual((9, 9))),
+    _beside_wide("wrn-28-4", "WRN-28-4", _THIN, residual((4, 2))),
     _imagenet("resnet-18", "ResNet-18", 5, "resnet18", residual_imagenet((1, 2)), IMAGENET),
     _imagenet("resnet-50", "ResNet-50", 5, "resnet50", residual_imagenet((3, 2)), IMAGENET),
     _imagenet("mobilenetv2", "MobileNetV2", 6, "mobilenet_v2", mobile_v2(), IMAGENET_MOBILE),

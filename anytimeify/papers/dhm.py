@@ -6,12 +6,12 @@ backbone does, and both are thrown away after training.
 
 What the paper leaves open or prints differently from the authors' code is an option of the function that makes the
 branches, with the code's value as its default: the layers of ResNet-32's early branch (unreadable in print), the stem
-of dense networks (2k in print), the layers of MobileNet's early branch (lost).
+of dense networks (2k in print), the layers of MobileNet's early branch (lost). Of the third branch (B3) of an ablation,
+after the first stage of ResNet-18, the layers are lost too: half of each stage's here, all of the last one's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -23,13 +23,17 @@ from anytimeify.passes.rewrites.branch import Branch
 from anytimeify.passes.schemes.auxiliary_branches import AuxiliaryBranches
 from anytimeify.train import Optimiser, Schedule, Training
 
-__all__ = ["ENTRIES", "dense", "mobile", "residual", "residual_imagenet"]
+__all__ = ["ENTRIES", "dense", "first_stage", "mobile", "residual", "residual_imagenet"]
 
 
-def residual(repeats: tuple[int, int]) -> tuple[Branch, Branch]:
-    """The branches of residual networks of three stages, plain and wide ones; `repeats`: blocks of the early one."""
-    early = {"layer2": repeats[0], "layer3": repeats[1]}
-    return Branch("layer1", repeats=early), Branch("layer2", widths={"layer3": 2.0})
+def residual(repeats: tuple[int, int], *, width: float = 1.0) -> tuple[Branch, Branch]:
+    """The branches of residual networks of three stages, plain and wide ones.
+
+    `repeats`: blocks of the early one; `width`: multiplies the channels of both.
+    """
+    blocks = {"layer2": repeats[0], "layer3": repeats[1]}
+    widths = {} if width == 1 else dict.fromkeys(blocks, width)
+    return Branch("layer1", repeats=blocks, widths=widths), Branch("layer2", widths={"layer3": 2 * width})
 
 
 def residual_imagenet(repeats: tuple[int, int]) -> tuple[Branch, Branch]:
@@ -38,19 +42,26 @@ def residual_imagenet(repeats: tuple[int, int]) -> tuple[Branch, Branch]:
     return Branch("layer2", repeats=early), Branch("layer3", widths={"layer4": 2.0})
 
 
-def dense(repeats: tuple[int, int], *, depth: int, growth: int = 12, stem: int = 16) -> tuple[Branch, Branch]:
+def first_stage() -> Branch:
+    """B3 of torchvision's ResNet-18, the branch after conv2_x."""
+    return Branch("layer1", repeats={"layer2": 1, "layer3": 1, "layer4": 2})
+
+
+def dense(
+    repeats: tuple[int, int], *, depth: int, growth: int = 12, stem: int = 16, width: float = 1.0
+) -> tuple[Branch, Branch]:
     """The branches of `DenseNet(depth=depth, growth=growth, stem=stem)`; the late one grows three times as fast.
 
     A transition has as many channels after it as before it. So the early branch's has fewer than the backbone's, by
-    those that the missing layers would have added.
+    those that the missing layers would have added. `width` multiplies the growth of both.
     """
     layers = (depth - 4) // 3
     before = stem + layers * growth
-    widths: Mapping[str, float] = {}
-    if repeats[0] < layers:
-        widths = {"transition2": (before + repeats[0] * growth) / (before + layers * growth)}
+    widths: dict[str, float] = {} if width == 1 else {"layer2": width, "layer3": width}
+    if repeats[0] < layers or width != 1:
+        widths["transition2"] = (before + repeats[0] * growth * width) / (before + layers * growth)
     early = Branch("transition1", repeats={"layer2": repeats[0], "layer3": repeats[1]}, widths=widths)
-    return early, Branch("transition2", widths={"layer3": 3.0})
+    return early, Branch("transition2", widths={"layer3": 3 * width})
 
 
 def mobile(repeats: int = 3) -> tuple[Branch, Branch]:
@@ -113,6 +124,13 @@ _WIDE = replace(
     scheme=AuxiliaryBranches(residual((2, 1))),
     training=CIFAR_WIDE,
 )
+_WIDEST = replace(
+    _WIDE,
+    name="dhm/wrn-28-10",
+    about="WRN-28-10",
+    backbone=partial(WideResNet, depth=28, widening=10),
+    scheme=AuxiliaryBranches(residual((4, 2))),
+)
 
 
 def _imagenet(layers: int, repeats: tuple[int, int]) -> Entry:
@@ -154,12 +172,26 @@ ENTRIES = (
         scheme=AuxiliaryBranches(dense((16, 16), depth=100)),
     ),
     _WIDE,
+    _WIDEST,
+    # Their supplement D and their variant with dropout.
     replace(
-        _WIDE,
-        name="dhm/wrn-28-10",
-        about="WRN-28-10",
-        backbone=partial(WideResNet, depth=28, widening=10),
-        scheme=AuxiliaryBranches(residual((4, 2))),
+        _RESNET,
+        name="dhm/resnet-32-bernoulli",
+        source=f"{_PAPER}, supplement D",
+        scheme=AuxiliaryBranches(residual((5, 3)), sampling="bernoulli"),
+        loss=partial(HierarchicalMimicking, sampling="bernoulli"),
+    ),
+    replace(
+        _WIDEST,
+        name="dhm/wrn-28-10-dropout",
+        about="WRN-28-10, dropout 0.3",
+        backbone=partial(WideResNet, depth=28, widening=10, dropout=0.3),
+    ),
+    replace(
+        _imagenet(18, (1, 2)),
+        name="dhm/resnet-18-imagenet-three-branches",
+        source=f"{_PAPER}, ablations",
+        scheme=AuxiliaryBranches((first_stage(), *residual_imagenet((1, 2)))),
     ),
     _imagenet(18, (1, 2)),
     _imagenet(50, (3, 2)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, TypeAlias
 
@@ -13,13 +13,19 @@ from torch import Tensor, nn
 from anytimeify.compiler import transform
 from anytimeify.errors import MissingExtraError
 from anytimeify.losses.consensus import ConsensusLoss
+from anytimeify.losses.joint import JointLoss
 from anytimeify.losses.taxonomy import TaxonomyLoss
 from anytimeify.passes.rewrites.consensus import Consensus
 from anytimeify.passes.scheme import Scheme
+from anytimeify.passes.schemes.nested_channels import NestedChannels
 from anytimeify.runtime.model import AnytimeModel
-from anytimeify.train import Training
+from anytimeify.taxonomy import Taxonomy
+from anytimeify.train import Together, Training
 
-__all__ = ["Backbone", "Entry", "Recipe"]
+__all__ = ["ALONE", "Backbone", "Entry", "Recipe", "alone"]
+
+# A network with one level, itself: how those that the papers train by themselves, for comparison, are models too.
+ALONE = NestedChannels((1.0,))
 
 # One network, or the two that a scheme trains together.
 Backbone: TypeAlias = nn.Module | tuple[nn.Module, nn.Module]
@@ -38,6 +44,8 @@ class Recipe:
         loss: the paper's objective, called as `loss(outputs, target)`.
         training: optimiser, schedule, batch, epochs.
         source: the paper and the table that it is from.
+        taxonomy: coarser classes that its levels predict too.
+        consensus: the last level that combines the others, as `transform` takes it.
     """
 
     name: str
@@ -47,6 +55,8 @@ class Recipe:
     loss: nn.Module
     training: Training
     source: str
+    taxonomy: Taxonomy | None = None
+    consensus: Consensus | str | None = None
 
     @property
     def backbones(self) -> tuple[nn.Module, ...]:
@@ -56,14 +66,35 @@ class Recipe:
     def build(self, **options: Any) -> AnytimeModel:
         """`transform(backbone, scheme, example_inputs, loss=loss, **options)`.
 
-        `options` are those of `transform`, such as `verify=False` or another `loss`; with a `taxonomy` or a `consensus`
-        the objective is for these too. Raises what `transform` raises.
+        `options` are those of `transform`, such as `verify=False` or another `loss`; `taxonomy` and `consensus` are
+        the recipe's unless they are given, and the objective is for these too. Raises what `transform` raises.
         """
-        taxonomy, consensus = options.get("taxonomy"), Consensus.of(options.get("consensus"))
+        options = {"taxonomy": self.taxonomy, "consensus": self.consensus, **options}
+        taxonomy, consensus = options["taxonomy"], Consensus.of(options["consensus"])
         loss = self.loss if taxonomy is None else TaxonomyLoss(self.loss, taxonomy)
         if consensus is not None:
             loss = ConsensusLoss(loss, 1.0 if consensus.trained else 0.0)
         return transform(self.backbone, self.scheme, self.example_inputs, **{"loss": loss, **options})
+
+
+def alone(recipe: Recipe, level: int) -> Recipe:
+    """What a level of a network is, by itself and with its own parameters: trained solely, the line to beat.
+
+    Its weights are what the level would start from; it learns from the labels alone, with all its levels together being
+    one. Raises what `transform` and `extract` raise.
+    """
+    net = recipe.build(verify=False, taxonomy=None, consensus=None, loss=JointLoss())
+    chosen = net.levels[level]
+    return replace(
+        recipe,
+        name=f"{recipe.name}, {chosen.name} alone",
+        backbone=net.extract(chosen.index),
+        scheme=ALONE,
+        loss=JointLoss(),
+        training=replace(recipe.training, order=Together(), phases=()),
+        taxonomy=None,
+        consensus=None,
+    )
 
 
 @dataclass(frozen=True)
@@ -78,6 +109,8 @@ class Entry:
         scheme, training, source: as in `Recipe`.
         loss: makes the objective.
         about: the backbone in a few words.
+        taxonomy: makes the coarser classes, where levels predict them.
+        consensus: as in `Recipe`.
     """
 
     name: str
@@ -89,6 +122,8 @@ class Entry:
     scheme: Scheme | str
     loss: Callable[[], nn.Module]
     training: Training
+    taxonomy: Callable[[], Taxonomy] | None = None
+    consensus: Consensus | str | None = None
 
     def recipe(self, num_classes: int | None = None) -> Recipe:
         """Builds the backbone and all that goes with it."""
@@ -101,6 +136,8 @@ class Entry:
             loss=self.loss(),
             training=self.training,
             source=self.source,
+            taxonomy=None if self.taxonomy is None else self.taxonomy(),
+            consensus=self.consensus,
         )
 
     def params(self) -> int | None:

@@ -49,7 +49,7 @@ class Branch:
     """A branch that forks after a layer.
 
     Fields
-        at: the layer's name; data must not flow around its end.
+        at: the layer's name; data must not flow around its end, unless a pooled head reads it.
         repeats: how many of the parts of a layer the branch has, such as `{"layer3": 2}`; the last ones that can be
             left out are (one that changes the resolution cannot).
         widths: multiples of the backbone's width, such as `{"layer4": 2.0}`, for the channel axes that are made inside

@@ -21,18 +21,18 @@ __all__ = ["Cut", "candidates", "cut_named", "even_cuts", "name_of_cut", "owns_p
 Cut: TypeAlias = tuple[fx.Node, ...]
 
 
-def cut_named(program: Program, blocks: Blocks, name: str, *, field: str = "cuts") -> Cut:
-    """The last cut point inside the layer of that name; all inputs for `"input"`. `SchemeError` where there is none,
-    which names the `field` that asks for it."""
+def cut_named(program: Program, blocks: Blocks, name: str, *, field: str = "cuts", anywhere: bool = False) -> Cut:
+    """The last cut point inside the layer of that name; all inputs for `"input"`. With `anywhere`, where data flows
+    around all that is in the layer, its result. `SchemeError` where there is none, which names the `field` that asks
+    for it."""
     if name == "input":
         return program.placeholders
-    last = None
-    for node in blocks.cut_points:
-        path = origin_of(node).module_path
-        if (name and path == name) or path.startswith(f"{name}.") or node.name == name:
-            last = node
-    if last is not None:
-        return (last,)
+    nodes = list(blocks.cut_points)
+    if anywhere and not any(_is_inside(node, name) for node in nodes):
+        nodes = [node for node in program.graph.nodes if node.op == "call_function"]
+    inside_of_it = [node for node in nodes if _is_inside(node, name)]
+    if inside_of_it:
+        return (inside_of_it[-1],)
     calls = program.graph.nodes
     paths = dict.fromkeys(origin_of(node).module_path for node in calls if node.op == "call_function")
     known = dict.fromkeys(
@@ -51,6 +51,11 @@ def cut_named(program: Program, blocks: Blocks, name: str, *, field: str = "cuts
         if inside
         else f"{field}: there is no layer '{name}'{f'; did you mean {chr(39)}{near[0]}{chr(39)}?' if near else ''}"
     )
+
+
+def _is_inside(node: fx.Node, name: str) -> bool:
+    path = origin_of(node).module_path
+    return bool(name and path == name) or path.startswith(f"{name}.") or node.name == name
 
 
 def name_of_cut(program: Program, blocks: Blocks, cut: Cut) -> str:

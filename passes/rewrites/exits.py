@@ -66,7 +66,8 @@ def place_exits(captured: Captured, axes: Axes, branches: int | tuple[Branch, ..
     if isinstance(branches, int):
         return _automatic(captured, axes, blocks, branches, heads)
     order = {node: index for index, node in enumerate(captured.program.graph.nodes)}
-    forks = [(cut_named(captured.program, blocks, branch.at, field="at"), branch) for branch in branches]
+    named = partial(cut_named, captured.program, blocks, field="at")
+    forks = [(named(branch.at, anywhere=branch.head == "pool"), branch) for branch in branches]
     forks.sort(key=lambda fork: order[fork[0][-1]])
     return [_exit(captured, axes, blocks, cut, branch) for cut, branch in forks]
 

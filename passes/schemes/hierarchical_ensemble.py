@@ -61,8 +61,8 @@ class HierarchicalEnsemble(Scheme):
         fuse: compute replicas as one operation where there is a rule for it. Changes nothing but speed.
         init: `"fresh"`: the other leaves' parameters start as the backbone's own did, by its initialisers or as its
             constructor drew them; `"copy"`: they start as copies of the backbone's.
-        sizes: `"trees"`: a level for every sub-tree that begins with the first leaf; `"all"`: one for every number of
-            leaves.
+        sizes: `"trees"`: a level for every sub-tree that begins with the first leaf; `"powers"`: one for 1, 2, 4, ...
+            and all leaves, whatever the tree is; `"all"`: one for every number of leaves.
 
     Copies of frozen parts hold the backbone's values and are frozen, whatever `init` says.
 
@@ -76,7 +76,7 @@ class HierarchicalEnsemble(Scheme):
     splits: tuple[tuple[str, int], ...] = ()
     fuse: bool = True
     init: Literal["fresh", "copy"] = "fresh"
-    sizes: Literal["trees", "all"] = "trees"
+    sizes: Literal["trees", "powers", "all"] = "trees"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cuts", tuple(map(_layer, _listed(self.cuts))))
@@ -91,7 +91,7 @@ class HierarchicalEnsemble(Scheme):
         if math.prod(fanouts) > _MOST_LEAVES:
             field = "splits" if self.splits else "cuts" if self.cuts else f"depth={depth}"
             raise SchemeError(f"{field}: that is a tree of more than {_MOST_LEAVES} leaves, the most there can be")
-        for field, choices in (("init", ("fresh", "copy")), ("sizes", ("trees", "all"))):
+        for field, choices in (("init", ("fresh", "copy")), ("sizes", ("trees", "powers", "all"))):
             if getattr(self, field) not in choices:
                 raise SchemeError(f"{field}={getattr(self, field)!r}: expected {' or '.join(choices)}")
         if not isinstance(fuse, bool):
@@ -123,7 +123,12 @@ class HierarchicalEnsemble(Scheme):
 
     def _counts(self, tree: Tree) -> tuple[int, ...]:
         """How many leaves every level has."""
-        return tree.sub_trees() if self.sizes == "trees" else tuple(range(1, tree.leaves + 1))
+        if self.sizes == "trees":
+            return tree.sub_trees()
+        every = range(1, tree.leaves + 1)
+        return tuple(
+            count for count in every if self.sizes == "all" or count & (count - 1) == 0 or count == tree.leaves
+        )
 
     @property
     def reads_values(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from dataclasses import replace
 from functools import cache, partial
 
@@ -10,15 +11,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from anytimeify.analysis.axes import analyse
+from anytimeify.capture import capture
 from anytimeify.compiler import transform
 from anytimeify.losses import JointLoss
 from anytimeify.papers import recipe
 from anytimeify.papers.anytime import large, levels, small
 from anytimeify.papers.networks import ResNeXt
+from anytimeify.passes.options import Options
 from anytimeify.passes.schemes.nested_channels import NestedChannels
 from anytimeify.runtime.model import AnytimeModel
 from anytimeify.train import OneAfterTheOther, Together
-from tests.papers.branches import ENTRIES, Nested
+from tests.papers.branches import ENTRIES, Nested, blank
 
 NETWORKS = [name for name in ENTRIES if name.startswith("anytime/")]
 # Multiply-accumulates of every level, in millions, as printed.
@@ -251,6 +255,7 @@ def test_zeros_are_added_to_every_chunk() -> None:
         ({"depth": 30, "multiples": (1, 2, 4, 8)}, r"depth=30: these networks have 12n \+ 2"),
         ({"chunks": 3}, "chunks=3: expected a divisor of width=64 and of branches=8"),
         ({"stem": "none"}, "stem='none'"),
+        ({"blocks": 10}, "blocks=10: expected 1 to 9, which depth=29 has"),
     ],
 )
 def test_networks_that_there_are_not(options: dict[str, object], says: str) -> None:
@@ -271,7 +276,42 @@ def test_sizes_of_the_larger_backbones(options: dict[str, int], width: int) -> N
 
 def test_levels_are_equal_steps() -> None:
     assert levels(4) == (0.25, 0.5, 0.75, 1.0)
-    assert [ENTRIES[name].scheme for name in NETWORKS] == [slices(8), slices(8), chunked(6), chunked(5), chunked(6)]
+    schemes = [ENTRIES[name].scheme for name in NETWORKS if "thin" not in name]
+    assert schemes == [slices(8), slices(8), chunked(6), chunked(5), chunked(6), chunked(6), chunked(6)]
+
+
+@pytest.mark.parametrize("branches", [1, 5])
+def test_thin_networks_cost_what_the_levels_do(branches: int) -> None:
+    """Trained solely: plain networks of fewer branches."""
+    name = f"anytime/resnext-29-thin-{branches}"
+    assert made(name).macs == made("anytime/i-resnext-29").macs[branches - 1 : branches]
+    assert made(name).params == (ENTRIES[name].params(),)
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        pytest.param("anytime/is-resnext-47-cifar-hierarchy", 12, marks=pytest.mark.slow),
+        pytest.param("anytime/is-resnext-50-cub-hierarchy", 24, marks=pytest.mark.slow),
+    ],
+)
+def test_heads_of_labels_of_several_granularities(name: str, count: int) -> None:
+    """One for each level and granularity; the trunk is that of the network without them."""
+    entry = ENTRIES[name]
+    taxonomy = entry.recipe().taxonomy
+    assert taxonomy is not None
+    (backbone,) = blank(partial(entry.backbone), entry.num_classes)
+    captured = capture(backbone, (torch.zeros(2, 3, 32, 32),))
+    scheme = entry.scheme
+    assert isinstance(scheme, NestedChannels)
+    rewritten = Options(taxonomy).apply(scheme, captured, analyse(captured.program))
+    heads = [
+        tuple(tensor.shape)
+        for name, tensor in rewritten.program.tensors.items()
+        if "fc" in name and name.endswith("weight")
+    ]
+    assert len(heads) == count
+    assert Counter(shape[0] for shape in heads) == dict.fromkeys(taxonomy.sizes, count // len(taxonomy.sizes))
 
 
 @pytest.mark.parametrize(
@@ -301,4 +341,5 @@ def test_training_of_the_paper(name: str, batch: int, epochs: int, rates: dict[i
 def test_every_network_is_verified(name: str) -> None:
     """The whole transform with weights, at the size of the paper's images."""
     built = recipe(name).build()
-    assert tuple(level.cost.macs for level in built.levels) == made(name).macs
+    if ENTRIES[name].taxonomy is None:
+        assert tuple(level.cost.macs for level in built.levels) == made(name).macs

@@ -32,14 +32,29 @@ PARAMETERS = {
     "dcm/wrn-28-4": (5_872_180, 3_241_188, 17_230_180),
     "dcm/wrn-28-10": WIDE,
     "dcm/wrn-28-10-three-branches": (WIDE[0], 18_096_772, *WIDE[1:]),
+    "dcm/wrn-28-10-one-branch": (WIDE[0], WIDE[2]),
+    "dcm/wrn-28-10-mutual": WIDE[:1],
+    # 4x4 positions of 160 and of 320 channels for 100 classes
+    "dcm/wrn-28-10-apfc": (WIDE[0], 256_100, 512_100),
+    "dcm/wrn-28-10-narrow": (WIDE[0], 5_183_140, 27_927_780),
+    "dcm/densenet-40-12-narrow": (1_060_132, 294_412, 846_244),
     "dcm/mobilenet-cifar": MOBILENET,
     "dcm/wrn-28-10+mobilenet": WIDE,
+    "dcm/wrn-28-10+resnet-110": WIDE,
+    "dcm/wrn-28-10+wrn-28-4": WIDE,
     "dcm/resnet-18-imagenet": (11_689_512, 9_825_768, 31_968_232),
     "dcm/resnet-50-imagenet": (25_557_032, 16_297_960, 58_668_008),
     "dcm/mobilenetv2-imagenet": (3_504_872, 2_725_704, 3_474_280),
 }
-SECOND = {name: MOBILENET if name == "dcm/wrn-28-10+mobilenet" else params for name, params in PARAMETERS.items()}
-FAST = ("dcm/mobilenet-cifar",)  # the networks of most others are those of the tests beside this one
+SECOND = {
+    **PARAMETERS,
+    "dcm/wrn-28-10+mobilenet": MOBILENET,
+    **{f"dcm/wrn-28-10+{name}": PARAMETERS[f"dcm/{name}"] for name in ("resnet-110", "wrn-28-4")},
+}
+FAST = (
+    "dcm/mobilenet-cifar",
+    "dcm/wrn-28-10-apfc",
+)  # the networks of most others are those of the tests beside this one
 
 
 @cache
@@ -68,7 +83,8 @@ def test_parameters_and_resolutions(name: str) -> None:
     """Those of the backbones and of each branch alone; each branch halves the size like the backbones do."""
     network = made(name)
     assert (of_network(network, "first"), of_network(network, "second")) == (PARAMETERS[name], SECOND[name])
-    assert set(network.halvings().values()) == {5 if ENTRIES[name].num_classes == 1000 else 2}
+    if not name.endswith("apfc"):  # whose heads pool
+        assert set(network.halvings().values()) == {5 if ENTRIES[name].num_classes == 1000 else 2}
     if name == "dcm/wrn-28-10":
         assert network.params.total() == 328_292_728
 
@@ -87,10 +103,37 @@ def test_repeats_of_the_mobile_branch() -> None:
     assert list(late.values()) == [512, 2048, 2048, 2048, 100]
 
 
+@pytest.mark.slow
+def test_narrow_branches() -> None:
+    """Half the channels of the paper's tables; of the late one, as many as the backbone has."""
+    early, late = blank_of_narrow(4, 2, 4)
+    assert PARAMETERS["dcm/wrn-28-10-narrow"][1:] == (early, late)
+    widths = [made("dcm/wrn-28-10-narrow").widths(level) for level in (0, 2)]
+    assert [set(one.values()) for one in widths] == [{160, 320, 100}, {640, 100}]
+
+
+def blank_of_narrow(middle: int, last: int, late: int) -> tuple[int, int]:
+    """Parameters of the branches of WRN-28-10, counted by their layers."""
+
+    def stage(inputs: int, width: int, blocks: int) -> int:
+        first = 2 * (inputs + width) + 9 * width * (inputs + width) + inputs * width
+        return first + (blocks - 1) * (4 * width + 18 * width**2)
+
+    def head(width: int) -> int:
+        return 2 * width + 100 * (width + 1)
+
+    early = stage(160, 160, middle) + stage(160, 320, last) + head(320)
+    return early, stage(320, 640, late) + head(640)
+
+
 def test_forks() -> None:
     scheme = ENTRIES["dcm/wrn-28-10-three-branches"].scheme
     assert isinstance(scheme, MutualDistillation)
     assert isinstance(scheme.branches, tuple)
+    one, none = (ENTRIES[f"dcm/wrn-28-10-{name}"].scheme for name in ("one-branch", "mutual"))
+    assert isinstance(one, MutualDistillation)
+    assert isinstance(none, MutualDistillation)
+    assert (one.branches, none.branches) == (scheme.branches[2:], 0)
     assert [branch.at for branch in scheme.branches if isinstance(branch, Branch)] == ["conv1", "layer1", "layer2"]
 
 
@@ -130,7 +173,7 @@ def test_objective_of_the_paper() -> None:
     ("pattern", "batch", "weight_decay", "nesterov", "epochs", "rates"),
     [
         (r"(resnet-\d+|mobilenet-cifar)$", 64, 1e-4, False, 200, {59: 0.1, 60: 0.01, 120: 1e-3, 180: 1e-4}),
-        (r"densenet", 64, 1e-4, True, 300, {149: 0.1, 150: 0.01, 225: 0.001}),
+        (r"densenet-40-12", 64, 1e-4, True, 300, {149: 0.1, 150: 0.01, 225: 0.001}),
         (r"wrn", 128, 5e-4, False, 200, {59: 0.1, 60: 0.02, 120: 0.004, 160: 0.0008}),
         (r"resnet-\d+-imagenet$", 256, 1e-4, False, 100, {29: 0.1, 30: 0.01, 60: 1e-3, 90: 1e-4}),
         (r"mobilenetv2", 256, 4e-5, False, 150, {0: 0.05, 75: 0.025, 150: 0.0}),

@@ -47,6 +47,9 @@ PARAMETERS = {
     "dhm/resnet-101-imagenet": (44_549_160, 26_352_616, 58_668_008),
     "dhm/resnet-152-imagenet": (60_192_808, 33_055_720, 58_668_008),
     "dhm/mobilenet-reid": (4_231_976, 3_560_168, 7_328_232),
+    "dhm/resnet-32-bernoulli": (470_004, 298_212, 1_379_428),
+    "dhm/wrn-28-10-dropout": (36_536_884, 20_145_060, 107_464_420),
+    "dhm/resnet-18-imagenet-three-branches": (11_689_512, 10_055_912, 9_825_768, 31_968_232),
 }
 TOTALS = {
     "dhm/resnet-32": 2_147_644,
@@ -72,8 +75,8 @@ def test_every_network_is_counted() -> None:
 def test_parameters_and_resolutions(name: str) -> None:
     """Those of the backbone, of each branch alone, and of all; each branch halves the size like the backbone does."""
     network = made(name)
-    early, late, full = (level.name for level in network.rewritten.levels)
-    assert network.params == dict(zip((full, early, late), PARAMETERS[name], strict=True))
+    *branches, full = (level.name for level in network.rewritten.levels)
+    assert network.params == dict(zip((full, *branches), PARAMETERS[name], strict=True))
     assert network.params.total() == TOTALS.get(name, sum(PARAMETERS[name]))
     assert set(network.halvings().values()) == {5 if ENTRIES[name].num_classes == 1000 else 2}
 
@@ -121,6 +124,21 @@ def test_a_transition_keeps_the_channels_that_its_branch_has(
     widths = {name: multiple * channels for name, multiple in dict(early.widths).items()}
     assert widths == ({} if width is None else {"transition2": pytest.approx(width, abs=1e-9)})
     assert dict(late.widths) == {"layer3": 3.0}
+
+
+def test_branches_that_are_drawn_once_an_epoch() -> None:
+    entry = ENTRIES["dhm/resnet-32-bernoulli"]
+    loss = entry.loss()
+    assert isinstance(loss, HierarchicalMimicking)
+    assert isinstance(entry.scheme, AuxiliaryBranches)
+    for drawn in (loss, entry.scheme):
+        assert (drawn.sampling, drawn.probability, drawn.per) == ("bernoulli", 0.5, "epoch")
+
+
+def test_dropout() -> None:
+    (backbone,) = recipe("dhm/wrn-28-10-dropout").backbones
+    rates = [module.p for module in backbone.modules() if isinstance(module, nn.Dropout)]
+    assert rates == [0.3] * 12
 
 
 def test_options() -> None:
@@ -218,7 +236,8 @@ def test_objective_of_the_paper() -> None:
     for name in NETWORKS:
         loss = ENTRIES[name].loss()
         assert isinstance(loss, HierarchicalMimicking)
-        assert (loss.alpha, loss.temperature, loss.sampling) == (1.0, 1.0, "all")
+        sampling = "bernoulli" if name.endswith("bernoulli") else "all"
+        assert (loss.alpha, loss.temperature, loss.sampling) == (1.0, 1.0, sampling)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -12,9 +13,12 @@ from torch import nn
 
 from anytimeify.analysis.cost import cost, macs_by_node
 from anytimeify.capture import capture
-from anytimeify.losses import HierarchicalCoDistillation, IndependentLoss
+from anytimeify.losses import HierarchicalCoDistillation
 from anytimeify.papers import recipe
 from anytimeify.papers.hne import Bottleneck, InvertedResidual, MobileNetV2, ResNet50
+from anytimeify.passes.scheme import parse_scheme
+from anytimeify.passes.schemes.hierarchical_ensemble import HierarchicalEnsemble
+from tests.papers.branches import ENTRIES, Nested
 
 
 @cache
@@ -139,17 +143,29 @@ def test_training_of_the_paper() -> None:
     assert training.learning_rate(146) == pytest.approx(0.5 / 64)
 
 
-@pytest.mark.parametrize("name", ["resnet50-cifar", "resnet50-cifar-small", "resnet50-cifar-multibranch"])
+@pytest.mark.parametrize("name", [name for name in ENTRIES if name.startswith("hne/resnet50")])
 def test_objective_of_the_paper(name: str) -> None:
-    loss = recipe(f"hne/{name}").loss
+    loss = ENTRIES[name].loss()
     assert isinstance(loss, HierarchicalCoDistillation)
-    assert (loss.alpha, loss.soft.temperature) == (0.5, 2.0)
+    assert (loss.alpha, loss.soft.temperature, loss.reduction) == (0.5, 2.0, "sum")
 
 
 def test_other_objectives() -> None:
     loss = recipe("hne/mobilenetv2-imagenet").loss
     assert isinstance(loss, HierarchicalCoDistillation)
-    assert (loss.alpha, loss.soft.temperature) == (0.75, 2.0)
-    alone = recipe("hne/resnet50-cifar-independent").loss
-    assert isinstance(alone, IndependentLoss)
-    assert alone.reduction == "sum"
+    assert (loss.alpha, loss.soft.temperature, loss.reduction) == (0.75, 2.0, "sum")
+
+
+@pytest.mark.slow
+def test_levels_of_the_three_architectures() -> None:
+    """1, 2, 4, 8 and 16 leaves of each. Of branches behind block 2, and of networks, every leaf costs as much."""
+    (_, *_, third, leaf), _ = costs("resnet")
+    last = third + leaf  # what every branch behind block 2 computes
+    first = sum(costs("resnet")[0]) - last
+    shared = {"multibranch": (first, last), "independent": (0, first + last)}
+    for name, (once, each) in shared.items():
+        entry = ENTRIES[f"hne/resnet50-cifar-{name}"]
+        scheme = parse_scheme(str(entry.scheme))
+        assert isinstance(scheme, HierarchicalEnsemble)
+        made = Nested.of_entry(entry, replace(scheme, init="copy"))
+        assert made.macs == tuple(once + count * each for count in (1, 2, 4, 8, 16))

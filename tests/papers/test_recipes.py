@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pkgutil
+import re
 import sys
 from dataclasses import FrozenInstanceError, replace
 from functools import partial
@@ -15,11 +16,11 @@ from torch import nn
 
 from anytimeify import AnytimeError, MissingExtraError, NestedChannels, cli, papers
 from anytimeify.losses import JointLoss
-from anytimeify.papers import Optimiser, Schedule, Training, entries, names, recipe
-from anytimeify.papers.networks import imagenet
+from anytimeify.papers import Optimiser, Schedule, Training, alone, entries, experiment_names, names, recipe
+from anytimeify.papers.networks import PreActivationResNet, imagenet
 from anytimeify.passes.scheme import parse_scheme
 
-MACHINERY = {"catalogue", "networks", "recipe"}
+MACHINERY = {"catalogue", "experiments", "networks", "recipe", "taxonomies"}
 # One of every file, and a pair: what is true of small ones is not said of large ones again.
 SMALL = ("hne/resnet50-cifar-small", "dhm/resnet-32", "dcm/densenet-40-12")
 
@@ -87,6 +88,20 @@ def test_build_is_transform_with_the_objective_of_the_paper() -> None:
     assert made.build(loss=other, verify=False).loss is other
 
 
+def test_a_level_alone() -> None:
+    """Its own architecture and start, as a model of one level that learns from the labels."""
+    torch.manual_seed(0)
+    thin = replace(recipe("nestednet/wrn-14-4"), backbone=PreActivationResNet(5, depth=8, widening=4).eval())
+    torch.manual_seed(0)
+    made = alone(thin, 0)
+    net, whole = made.build().eval(), thin.build(verify=False).eval()
+    x = thin.example_inputs[0]
+    torch.testing.assert_close(net(x, level=0), whole(x, level=0), rtol=1e-4, atol=1e-5)
+    assert [level.cost.macs for level in net.levels] == [whole.levels[0].cost.macs]
+    assert isinstance(net.loss, JointLoss)
+    assert not {id(one) for one in net.parameters()} & {id(one) for one in whole.parameters()}
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -150,10 +165,16 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 def test_the_command_lists_them(capsys: pytest.CaptureFixture[str]) -> None:
-    first, *rest = run(capsys).splitlines()
+    networks, studies = re.split(r"\n(?=experiment )", run(capsys))
+    first, *rest = networks.splitlines()
     assert first.split() == ["name", "backbone", "parameters", "scheme", "from"]
-    assert [line.split()[0] for line in rest if not line.startswith(" ")] == list(names())
-    listed = json.loads(run(capsys, "--json"))["networks"]
+    assert [line.split()[0] for line in rest if line.strip() and not line.startswith(" ")] == list(names())
+    first, *rest = studies.splitlines()
+    assert first.split() == ["experiment", "about", "from"]
+    assert [line.split()[0] for line in rest if line.strip() and line[0] != " "] == list(experiment_names())
+    given = json.loads(run(capsys, "--json"))
+    assert [row["name"] for row in given["experiments"]] == list(experiment_names())
+    listed = given["networks"]
     assert [row["name"] for row in listed] == list(names())
     for row, entry in zip(listed, entries(), strict=True):
         assert row["params"] == entry.params()

@@ -8,12 +8,14 @@ from torch import nn
 
 from anytimeify.analysis.cost import cost
 from anytimeify.capture import capture
+from anytimeify.compiler import transform
 from anytimeify.losses import JointLoss
 from anytimeify.papers import recipe
-from anytimeify.papers.networks import ResNeXt
-from anytimeify.papers.shallow import exits
+from anytimeify.papers.networks import MultiScaleDenseNet, ResNeXt
+from anytimeify.papers.shallow import exits, multi_scale_exits
+from anytimeify.passes.schemes.auxiliary_branches import AuxiliaryBranches
 from anytimeify.runtime.model import AnytimeModel
-from tests.papers.branches import ENTRIES
+from tests.papers.branches import ENTRIES, Nested
 
 ENTRY = ENTRIES["shallow/resnext-29"]
 
@@ -63,6 +65,29 @@ def test_depths() -> None:
         ResNeXt(depth=30)
     captured = capture(ResNeXt(depth=65).eval(), (torch.zeros(2, 3, 32, 32),))
     assert cost(captured.program, captured.batch).macs / 1e6 == pytest.approx(114.6, abs=0.05)
+
+
+@pytest.mark.parametrize(("blocks", "millions"), [(2, 12.5), (5, 28.6), (9, 50.1)])
+def test_shallow_networks_by_themselves(blocks: int, millions: float) -> None:
+    """Trained solely: the first blocks of the network, with its last norm and classifier."""
+    network = Nested.of_entry(ENTRIES[f"shallow/resnext-29-blocks-{blocks}"])
+    assert network.macs[0] / 1e6 == pytest.approx(millions, abs=0.05)
+    assert network.params == (ENTRIES[f"shallow/resnext-29-blocks-{blocks}"].params(),)
+
+
+def test_multi_scale_exits() -> None:
+    """Every exit reads the coarsest scale; of the last layers there is only what the classifier reads."""
+    backbone = MultiScaleDenseNet(7, layers=5)
+    assert [list(layer) for layer in backbone.layers] == [["0", "1", "2"]] * 3 + [["1", "2"], ["2"]]  # type: ignore[call-overload]  # a ModuleDict each
+    branches = multi_scale_exits(5)
+    assert [branch.at for branch in branches] == ["layers.1.2", "layers.3.2"]
+    x = torch.randn(2, 3, 16, 16)
+    net = transform(backbone, AuxiliaryBranches(branches), x, loss=JointLoss())  # verified
+    assert net.get_parameter("anytime.0.pooled.weight").shape == (7, 16 * (64 + 2 * 24))
+    macs = [level.cost.macs for level in net.levels]
+    assert macs == sorted(macs)
+    net.loss(net(x), torch.tensor([1, 3])).backward()
+    assert all(parameter.grad is not None for parameter in net.parameters())
 
 
 def test_training_of_the_paper() -> None:

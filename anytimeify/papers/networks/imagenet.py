@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import nn
 
 from anytimeify._torch import prepare_torchvision
@@ -10,10 +12,13 @@ from anytimeify.errors import MissingExtraError
 __all__ = ["imagenet"]
 
 
-def imagenet(num_classes: int = 1000, *, network: str) -> nn.Module:
+def imagenet(
+    num_classes: int = 1000, *, network: str, initialise: Callable[[nn.Module], None] | None = None
+) -> nn.Module:
     """The network of torchvision of that name, such as `resnet50`: (N, 3, 224, 224) -> (N, num_classes).
 
-    Raises `MissingExtraError` where torchvision is not installed.
+    `initialise` draws the weights of a layer; by default they are those that torchvision draws. Raises
+    `MissingExtraError` where torchvision is not installed.
     """
     prepare_torchvision()
     try:
@@ -21,4 +26,7 @@ def imagenet(num_classes: int = 1000, *, network: str) -> nn.Module:
     except ImportError as error:
         raise MissingExtraError("torchvision", "zoo", f"The network '{network}' of ImageNet") from error
     model: nn.Module = get_model(network, weights=None, num_classes=num_classes)
+    if initialise is not None:
+        model._init_weights = initialise  # type: ignore[assignment]  # a function, which a module may hold
+        model.apply(initialise)
     return model

@@ -66,6 +66,7 @@ class ResNeXt(nn.Module):
             groups, so a part is written by its own share of the branches, and zeros are added to each part. With 1 this
             is the usual network.
         multiples: widths of the stages.
+        blocks: only so many blocks, the first ones; all by default.
         stem: `"small"`: a 3x3 convolution; `"imagenet"`: a 7x7 convolution and 3x3 max pooling, each of stride 2.
         initialise: draws the weights of a layer.
     """
@@ -80,6 +81,7 @@ class ResNeXt(nn.Module):
         branch_width: int = 4,
         chunks: int = 1,
         multiples: Sequence[int] = (1, 2, 4),
+        blocks: int | None = None,
         stem: Literal["small", "imagenet"] = "small",
         initialise: Callable[[nn.Module], None] = fan_out,
     ) -> None:
@@ -97,11 +99,16 @@ class ResNeXt(nn.Module):
             self.maxpool = nn.MaxPool2d(3, 2, padding=1)
         else:
             raise ValueError(f"stem={stem!r}: expected 'small' or 'imagenet'")
+        if blocks is not None and not 1 <= blocks <= repeats * len(multiples):
+            raise ValueError(f"blocks={blocks}: expected 1 to {repeats * len(multiples)}, which depth={depth} has")
+        left = repeats * len(multiples) if blocks is None else blocks
         self.stages: list[str] = []
         inputs = width
         for number, multiple in enumerate(multiples, 1):
+            if left < 1:
+                break
             outputs, middle = width * multiple, branches * branch_width * multiple
-            blocks = [
+            stage = [
                 Block(
                     inputs if index == 0 else outputs,
                     outputs,
@@ -110,9 +117,10 @@ class ResNeXt(nn.Module):
                     halve=number > 1 and index == 0,
                     chunks=chunks,
                 )
-                for index in range(repeats)
+                for index in range(min(repeats, left))
             ]
-            self.add_module(f"layer{number}", nn.Sequential(*blocks))
+            left -= repeats
+            self.add_module(f"layer{number}", nn.Sequential(*stage))
             self.stages.append(f"layer{number}")
             inputs = outputs
         self.bn = nn.BatchNorm2d(inputs)

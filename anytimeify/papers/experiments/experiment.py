@@ -1,0 +1,60 @@
+"""An experiment, ready to run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from anytimeify.errors import ArgumentValueError
+from anytimeify.papers.experiments.report import Report, write
+from anytimeify.papers.experiments.running import run
+from anytimeify.papers.experiments.setting import Setting
+from anytimeify.papers.experiments.study import Contender, Study
+
+__all__ = ["Experiment"]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A study in a setting, ready to run."""
+
+    study: Study
+    setting: Setting
+
+    @property
+    def contenders(self) -> tuple[Contender, ...]:
+        """The networks, in the order of the table."""
+        return tuple(self.study.contenders(self.setting))
+
+    def run(
+        self,
+        out: str | os.PathLike[str],
+        seeds: int | Sequence[int] = 5,
+        *,
+        limit_batches: int | None = None,
+        said: Callable[[str], Any] | None = None,
+    ) -> Report:
+        """Trains every network with every seed, and writes table, figure and finding into the folder `out`.
+
+        What is in the folder already is not done again, so that a run that was stopped goes on, and one with more seeds
+        adds these.
+
+        Parameters
+            seeds: how many, from 0 on, or which.
+            limit_batches: at most so many in an epoch.
+            said: called with a line of text before each training.
+
+        Raises `ArtifactError` where the folder holds results of another experiment or setting; `MissingExtraError`
+        without matplotlib.
+        """
+        chosen = range(seeds) if isinstance(seeds, int) else seeds
+        if not chosen:
+            raise ArgumentValueError(f"seeds is {seeds!r}: expected one or more")
+        results = run(self.study, self.setting, out, chosen, limit_batches, said or _silent)
+        return write(self.study, self.setting, results, out)
+
+
+def _silent(line: str) -> None:
+    """Says nothing."""

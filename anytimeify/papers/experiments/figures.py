@@ -1,0 +1,117 @@
+"""The figures: accuracy against cost, or bars. Networks that are trained alone are black lines."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from anytimeify.errors import MissingExtraError
+from anytimeify.papers.experiments.results import Results, Row
+
+__all__ = ["draw"]
+
+_MARKERS = "os^Dv<>Phx"
+_ALONE = "black"
+_LINES = ("--", ":", "-.")
+
+
+def draw(
+    results: Results,
+    form: Literal["curves", "bars", "values"],
+    title: str,
+    measured: str,
+    path: str | os.PathLike[str],
+) -> None:
+    """Writes a PNG: means over seeds, with their standard deviations as error bars."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtraError("matplotlib", "plot", "The figure of an experiment") from error
+    figure = Figure(figsize=(7.5, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.set_title(title, fontsize=10)
+    axes.grid(alpha=0.3)
+    if form == "curves":
+        _curves(axes, results)
+    else:
+        _bars(axes, list(results.measured() if form == "values" else results.rows()), results.networks)
+        axes.set_ylabel(measured if form == "values" else "accuracy, %")
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    figure.savefig(path, dpi=120, format="png")
+
+
+def _curves(axes: Any, results: Results) -> None:
+    """One line a network, over the multiply-accumulates of its levels; networks that are trained alone share a line,
+    unless they have several levels."""
+    alone: list[Row] = []
+    for place, network in enumerate(results.networks):
+        rows = results.levels(network)
+        if rows[0].alone and len(rows) == 1:
+            alone += rows
+            continue
+        # A level has a line for each granularity.
+        for count, part in enumerate(dict.fromkeys(_granularity(row) for row in rows)):
+            own = [row for row in rows if _granularity(row) == part]
+            label = f"{network}, {part}" if part else network
+            colour = _ALONE if rows[0].alone else f"C{place % 10}"
+            style = _LINES[count % len(_LINES)] if count or rows[0].alone else "-"
+            _line(axes, own, label, colour, _MARKERS[place % len(_MARKERS)], style)
+    if alone:
+        _line(axes, sorted(alone, key=lambda row: row.macs or 0), "trained alone", _ALONE, "*", _LINES[0])
+    axes.set_xscale("log")
+    axes.set_xlabel("multiply-accumulates of a sample")
+    axes.set_ylabel("accuracy, %")
+
+
+def _line(axes: Any, rows: Sequence[Row], label: str, colour: str, marker: str, style: str) -> None:
+    axes.errorbar(
+        [row.macs for row in rows],
+        [row.mean for row in rows],
+        yerr=[_spread(row) for row in rows],
+        label=label,
+        color=colour,
+        marker=marker,
+        markersize=5,
+        capsize=2,
+        linewidth=1.2,
+        linestyle=style,
+    )
+
+
+def _granularity(row: Row) -> str:
+    return row.level.rpartition("/")[2] if "/" in row.level and not row.level.startswith(("first", "second")) else ""
+
+
+def _bars(axes: Any, rows: Sequence[Row], networks: Sequence[str]) -> None:
+    """Groups of bars, a group for every level or value, a bar in it for each network. Of networks with branches the
+    backbones alone; networks that are trained alone are lines across."""
+    bars = [row for row in rows if not row.alone]
+    bars = [row for row in bars if row.level.rpartition("/")[2] == "full"] or bars
+    groups = list(dict.fromkeys(row.level for row in bars))
+    drawn = [network for network in networks if any(row.network == network for row in bars)]
+    width = 0.8 / max(1, len(drawn))
+    for place, network in enumerate(drawn):
+        own = [row for row in bars if row.network == network]
+        axes.bar(
+            [groups.index(row.level) + (place + 0.5) * width - 0.4 for row in own],
+            [row.mean for row in own],
+            width,
+            yerr=[_spread(row) for row in own],
+            label=network,
+            color=f"C{place % 10}",
+            capsize=2,
+        )
+    for place, row in enumerate(row for row in rows if row.alone):
+        axes.axhline(row.mean, label=row.network, color=_ALONE, linestyle=_LINES[place % len(_LINES)], linewidth=1.2)
+    axes.set_xticks(range(len(groups)), groups, rotation=20 if len(groups) > 3 else 0, fontsize=7)
+    means = [row.mean for row in (*bars, *(row for row in rows if row.alone))]
+    room = max(max(means) - min(means), 0.02 * abs(max(means)))
+    axes.set_ylim(bottom=min(means) - 0.3 * room if min(means) > 0 else None)
+
+
+def _spread(row: Row) -> float:
+    return 0.0 if math.isnan(row.deviation) else row.deviation

@@ -1,0 +1,132 @@
+"""Runs an experiment: trains what is not in the folder yet, and adds a line for it."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anytimeify.errors import ArtifactError
+from anytimeify.papers.experiments.results import Results, append, read
+from anytimeify.papers.experiments.setting import Setting
+from anytimeify.papers.experiments.study import Contender, Study
+from anytimeify.runtime.model import AnytimeModel
+from anytimeify.train import fit
+from anytimeify.train.data import Data
+from anytimeify.train.evaluation import accuracies
+from anytimeify.train.loading import Loader
+from anytimeify.train.preparation import Preparation
+from anytimeify.train.training import Training
+
+__all__ = ["run"]
+
+_MEASURED = 512  # test samples that other measures than accuracy look at
+
+
+def run(
+    study: Study,
+    setting: Setting,
+    out: str | os.PathLike[str],
+    seeds: Sequence[int],
+    limit: int | None,
+    said: Callable[[str], Any],
+) -> Results:
+    """The results of these seeds, from the folder and from what is trained now."""
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "results.jsonl"
+    described = _described(study, setting, limit)
+    lines = read(path)
+    _check(path, lines, described)
+    done = {(line["network"], line["seed"]) for line in lines}
+    contenders = study.contenders(setting)
+    wanted = [(seed, one) for seed in seeds for one in contenders if (one.name, seed) not in done]
+    for place, (seed, contender) in enumerate(wanted, 1):
+        said(f"{study.name}, {place} of {len(wanted)}: {contender.name}, seed {seed}")
+        line = {**described, **_trained(setting, contender, seed, folder, limit)}
+        append(path, line)
+        lines.append(line)
+    order = {one.name: place for place, one in enumerate(contenders)}
+    chosen = [line for line in lines if line["seed"] in seeds and line["network"] in order]
+    return Results(tuple(sorted(chosen, key=lambda line: (order[line["network"]], line["seed"]))))
+
+
+def _described(study: Study, setting: Setting, limit: int | None) -> dict[str, Any]:
+    """What has to be the same for lines to stand in one table."""
+    return {
+        "experiment": study.name,
+        "data": setting.data,
+        "scale": "small" if setting.small else "paper",
+        "epochs": setting.epochs,
+        "limit_batches": limit,
+    }
+
+
+def _check(path: Path, lines: Sequence[dict[str, Any]], described: dict[str, Any]) -> None:
+    for line in lines:
+        for name, value in described.items():
+            if line.get(name) != value:
+                raise ArtifactError(
+                    f"{path} holds other results: their {name} is {line.get(name)!r}, and now it is {value!r}. Choose "
+                    "another folder."
+                )
+
+
+def _trained(setting: Setting, contender: Contender, seed: int, folder: Path, limit: int | None) -> dict[str, Any]:
+    """Trains one network, and what is known of it then."""
+    started = time.perf_counter()
+    torch.manual_seed(seed)
+    recipe = contender.make()
+    net = recipe.build(verify=False)
+    training = replace(recipe.training, seed=seed)
+    data = setting.loaded
+    if contender.data is not None:
+        data = contender.data(data, seed)
+    # A network that takes hours goes on where it was stopped.
+    own = None if setting.small else folder / "runs" / f"{_slug(contender.name)}-{seed}"
+    net = fit(net, data, training, out=own, limit_batches=limit).net
+    return {
+        "network": contender.name,
+        "seed": seed,
+        "alone": contender.alone,
+        "levels": list(_levels(net, data, training, limit)),
+        "values": dict(contender.measures(net, *_samples(net, data, training))) if contender.measures else {},
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+
+
+def _levels(net: AnytimeModel, data: Data, training: Training, limit: int | None) -> list[dict[str, Any]]:
+    """The accuracy of every level in percent, of several granularities each, and its cost."""
+    prepare = Preparation(data, _shape(net), training)
+    loader = Loader(data.test, training.batch, 0, limit=limit)
+    device = next(net.parameters()).device
+    found = accuracies(net, loader.evaluation(prepare.evaluation), device=device)
+    costs = {level.name: level.cost for level in net.levels}
+    named = [(name, costs.get(name) or costs[name.rpartition("/")[0]]) for name in found]
+    return [
+        {"level": name, "macs": cost.macs, "params": cost.params, "accuracy": 100 * found[name]} for name, cost in named
+    ]
+
+
+def _samples(net: AnytimeModel, data: Data, training: Training) -> tuple[Tensor, Tensor]:
+    """Test images as the network takes them, and their labels."""
+    places = torch.arange(min(_MEASURED, len(data.test)))
+    inputs, labels = Preparation(data, _shape(net), training).evaluation(data.test.take(places))
+    device = next(net.parameters()).device
+    return inputs.to(device), labels.to(device)
+
+
+def _shape(net: AnytimeModel) -> tuple[int, ...]:
+    (example,) = net.captured.example_inputs
+    return tuple(example.shape[1:])
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
