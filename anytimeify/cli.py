@@ -1,5 +1,5 @@
 """The command line: `convert`, `inspect`, `extract`, `export`, `levels`, `bench`, `report`,
-`train`, `papers`.
+`train`, `compare`, `papers`.
 
 Each command is a few calls of the library.
 
@@ -58,6 +58,8 @@ from anytimeify.storage.compressed import save_compressed
 from anytimeify.storage.export import FORMATS, quiet, require
 from anytimeify.taxonomy import Taxonomy
 from anytimeify.train import fit, open_data
+from anytimeify.train.comparing import SCHEMES
+from anytimeify.train.comparing import compare as compared
 from anytimeify.train.data import data_kinds
 from anytimeify.train.fitting import accelerate_on
 from anytimeify.train.folder import RunFolder
@@ -148,6 +150,34 @@ AccuraciesOption = Annotated[
 Plot = Annotated[Path | None, typer.Option(metavar="FILE", help="Draw accuracy against milliseconds, or milliseconds.")]
 Cache = Annotated[bool, typer.Option("--cache/--no-cache", help="Keep measurements on the disk for later.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+DataOption = Annotated[
+    str,
+    typer.Option(
+        "--data", metavar="SPEC", help=f"What to train on: {', '.join(kind.example for kind in data_kinds())}."
+    ),
+]
+RecipeOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--recipe", metavar="FILE", help="The recipe, as JSON, or config.json of a run. By default the paper's."
+    ),
+]
+Epochs = Annotated[
+    int | None, typer.Option("--epochs", metavar="N", help="Epochs; milestones and the like keep their share.")
+]
+LearningRate = Annotated[float | None, typer.Option("--lr", metavar="RATE", help="The learning rate.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="FIELD=VALUE", help="Any field of the recipe, such as optimiser.momentum=0.8. Repeatable."
+    ),
+]
+LimitBatches = Annotated[
+    int | None,
+    typer.Option(
+        "--limit-batches", metavar="N", min=1, help="At most so many batches in an epoch, and in an evaluation."
+    ),
+]
 
 
 @app.command()
@@ -513,36 +543,21 @@ def train(
             f"any model: {', '.join(kind.example for kind in kinds())}.",
         ),
     ],
-    data: Annotated[
-        str,
-        typer.Option(metavar="SPEC", help=f"What to train on: {', '.join(kind.example for kind in data_kinds())}."),
-    ],
+    data: DataOption,
     out: Annotated[Path, typer.Option(metavar="DIR", help="The folder of the run.")],
     scheme: Annotated[
         str | None, typer.Option(metavar="SPEC", help="The scheme, such as 'nested-channels{widths=0.25,0.5,1}'.")
     ] = None,
-    recipe: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="The recipe, as JSON, or config.json of a run. By default the paper's."),
-    ] = None,
-    epochs: Annotated[
-        int | None, typer.Option(metavar="N", help="Epochs; milestones and the like keep their share.")
-    ] = None,
+    recipe: RecipeOption = None,
+    epochs: Epochs = None,
     batch: Annotated[int | None, typer.Option(metavar="N", help="Samples in a step.")] = None,
-    learning_rate: Annotated[float | None, typer.Option("--lr", metavar="RATE", help="The learning rate.")] = None,
+    learning_rate: LearningRate = None,
     warm_up: Annotated[
         float | None, typer.Option(metavar="EPOCHS", help="In which the learning rate rises at the start.")
     ] = None,
     seed: Annotated[int | None, typer.Option(metavar="N", help="Of weights and of all that is drawn.")] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="FIELD=VALUE", help="Any field of the recipe, such as optimiser.momentum=0.8. Repeatable."
-        ),
-    ] = None,
-    limit_batches: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="At most so many batches in an epoch, and in an evaluation.")
-    ] = None,
+    settings: Settings = None,
+    limit_batches: LimitBatches = None,
     taxonomy: Annotated[
         str | None,
         typer.Option(metavar="FILE|data", help="Coarser classes: a file, .json or .csv, or those that the data have."),
@@ -604,6 +619,83 @@ def train(
             table.add_row(name, f"{accuracy:.4f}")
         _print(table)
         _print(f"written to {out}")
+
+
+@app.command()
+def compare(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE", help=f"The backbone: paper:NAME, {', '.join(kind.example for kind in kinds())}."
+        ),
+    ],
+    data: DataOption,
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="The folder for results, table and figure; what is there goes on.")
+    ],
+    schemes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--scheme", metavar="SPEC", help=f"Repeatable. By default those that apply of {', '.join(SCHEMES)}."
+        ),
+    ] = None,
+    alone: Annotated[
+        str,
+        typer.Option(metavar="first|none|SPEC", help="The scheme whose levels are also trained by themselves."),
+    ] = "first",
+    recipe: RecipeOption = None,
+    epochs: Epochs = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(metavar="macs=N", help="Train each network for so many multiply-accumulates, not equal epochs."),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="How many times every network is trained.")] = 3,
+    learning_rate: LearningRate = None,
+    settings: Settings = None,
+    limit_batches: LimitBatches = None,
+    input_shape: InputShapes = None,
+    runtime: RuntimeOption = "torch",
+    threads: Threads = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples per batch when milliseconds are measured.")] = 1,
+    trust_pickle: TrustPickle = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compare schemes on one backbone, trained alike, with networks that are trained by themselves.
+
+    Writes to DIR a line for every network and seed (results.jsonl), a table (table.md) and the accuracy of all levels
+    against multiply-accumulates and milliseconds (figure.png).
+    """
+    limit = _budget(budget) if budget is not None else None
+    training = read_training(recipe) if recipe is not None else Start(source).recipe()
+    training = changed(with_changes(training, epochs=epochs, learning_rate=learning_rate), settings or ())
+
+    def say(line: str) -> None:
+        _print(line, sys.stderr)
+
+    made = compared(
+        source,
+        data,
+        schemes,
+        out=out,
+        alone=alone,
+        training=training,
+        budget=limit,
+        seeds=seeds,
+        examples=_inputs(input_shape),
+        runtime=runtime,
+        threads=threads,
+        batch_size=batch_size,
+        limit_batches=limit_batches,
+        trust_pickle=trust_pickle,
+        said=say,
+    )
+    if as_json:
+        findings = [{"what": str(one), "shows": one.shows} for one in made.findings]
+        typer.echo(json.dumps({"finding": made.sentence, "levels": findings, "out": str(out)}))
+        return
+    _print(made.table)
+    _print(made.sentence)
+    _print(f"written to {out}")
 
 
 @app.command()

@@ -4,7 +4,9 @@ their experiments."""
 from anytimeify.papers.catalogue import entries, names, recipe
 from anytimeify.papers.experiments import experiment, experiment_names, experiments
 from anytimeify.papers.recipe import Entry, Recipe, alone
-from anytimeify.train import Optimiser, Schedule, Training
+from anytimeify.train.optimiser import Optimiser
+from anytimeify.train.schedule import Schedule
+from anytimeify.train.training import Training
 
 __all__ = [
     "Entry",

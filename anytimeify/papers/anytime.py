@@ -32,7 +32,10 @@ from anytimeify.papers.networks import ResNeXt
 from anytimeify.papers.recipe import ALONE, Entry
 from anytimeify.papers.taxonomies import cifar100, cub
 from anytimeify.passes.schemes.nested_channels import NestedChannels
-from anytimeify.train import OneAfterTheOther, Optimiser, Schedule, Training
+from anytimeify.train.optimiser import Optimiser
+from anytimeify.train.orders import OneAfterTheOther
+from anytimeify.train.schedule import Schedule
+from anytimeify.train.training import Training
 
 __all__ = ["ENTRIES", "large", "levels", "small"]
 

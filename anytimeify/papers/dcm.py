@@ -31,7 +31,9 @@ from anytimeify.papers.networks.initialisers import fan_in
 from anytimeify.papers.recipe import Entry
 from anytimeify.passes.rewrites.branch import Branch
 from anytimeify.passes.schemes.mutual_distillation import MutualDistillation
-from anytimeify.train import Optimiser, Schedule, Training
+from anytimeify.train.optimiser import Optimiser
+from anytimeify.train.schedule import Schedule
+from anytimeify.train.training import Training
 
 __all__ = ["ENTRIES", "after_the_stem", "mobile_v2", "pooled"]
 

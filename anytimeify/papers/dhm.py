@@ -21,7 +21,9 @@ from anytimeify.papers.networks.initialisers import fan_out
 from anytimeify.papers.recipe import Entry
 from anytimeify.passes.rewrites.branch import Branch
 from anytimeify.passes.schemes.auxiliary_branches import AuxiliaryBranches
-from anytimeify.train import Optimiser, Schedule, Training
+from anytimeify.train.optimiser import Optimiser
+from anytimeify.train.schedule import Schedule
+from anytimeify.train.training import Training
 
 __all__ = ["ENTRIES", "dense", "first_stage", "mobile", "residual", "residual_imagenet"]
 

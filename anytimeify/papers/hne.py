@@ -24,7 +24,9 @@ from torch import Tensor, nn
 
 from anytimeify.losses import HierarchicalCoDistillation
 from anytimeify.papers.recipe import Entry
-from anytimeify.train import Optimiser, Schedule, Training
+from anytimeify.train.optimiser import Optimiser
+from anytimeify.train.schedule import Schedule
+from anytimeify.train.training import Training
 
 __all__ = ["ENTRIES", "Bottleneck", "InvertedResidual", "MobileNetV2", "ResNet50"]
 

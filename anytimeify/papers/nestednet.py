@@ -31,7 +31,11 @@ from anytimeify.passes.schemes.nested_channels import NestedChannels
 from anytimeify.passes.schemes.nested_depth import NestedDepth
 from anytimeify.passes.schemes.nested_weights import NestedWeights
 from anytimeify.taxonomy import Taxonomy
-from anytimeify.train import OneAfterTheOther, Optimiser, Phase, Schedule, Training
+from anytimeify.train.optimiser import Optimiser
+from anytimeify.train.orders import OneAfterTheOther
+from anytimeify.train.phases import Phase
+from anytimeify.train.schedule import Schedule
+from anytimeify.train.training import Training
 
 __all__ = ["CONSENSUS", "DEMO_WEIGHTS", "DENSITIES", "DEPTHS", "ENTRIES", "WIDTHS", "hierarchy", "subtree"]
 

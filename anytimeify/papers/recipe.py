@@ -20,7 +20,8 @@ from anytimeify.passes.scheme import Scheme
 from anytimeify.passes.schemes.nested_channels import NestedChannels
 from anytimeify.runtime.model import AnytimeModel
 from anytimeify.taxonomy import Taxonomy
-from anytimeify.train import Together, Training
+from anytimeify.train.orders import Together
+from anytimeify.train.training import Training
 
 __all__ = ["ALONE", "Backbone", "Entry", "Recipe", "alone"]
 

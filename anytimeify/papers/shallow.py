@@ -19,7 +19,9 @@ from anytimeify.papers.networks import MultiScaleDenseNet, ResNeXt
 from anytimeify.papers.recipe import ALONE, Entry
 from anytimeify.passes.rewrites.branch import Branch
 from anytimeify.passes.schemes.auxiliary_branches import AuxiliaryBranches
-from anytimeify.train import Optimiser, Schedule, Training
+from anytimeify.train.optimiser import Optimiser
+from anytimeify.train.schedule import Schedule
+from anytimeify.train.training import Training
 
 __all__ = ["CIFAR", "ENTRIES", "exits", "multi_scale_exits"]
 

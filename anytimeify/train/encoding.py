@@ -13,7 +13,7 @@ from anytimeify.train.phases import Phase, Teacher
 from anytimeify.train.schedule import Schedule
 from anytimeify.train.training import Training
 
-__all__ = ["as_json", "training_of"]
+__all__ = ["as_json", "flat", "training_of"]
 
 _ORDERS: dict[str, type[Order]] = {"together": Together, "one after the other": OneAfterTheOther, "sandwich": Sandwich}
 
@@ -66,3 +66,11 @@ def _order(value: Any) -> Order:
         raise ArgumentValueError(f"the order is {name!r}: expected one of {', '.join(_ORDERS)}")
     order: Order = _built(_ORDERS[name], f"the order {name!r}", given)
     return order
+
+
+def flat(value: Mapping[str, Any], name: str = "") -> dict[str, Any]:
+    """Nested dicts as one, with names such as `training.batch`."""
+    found: dict[str, Any] = {}
+    for key, one in value.items():
+        found |= flat(one, f"{name}{key}.") if isinstance(one, dict) else {f"{name}{key}": one}
+    return found

@@ -27,7 +27,7 @@ from anytimeify.runtime.model import AnytimeModel
 from anytimeify.train import distribution
 from anytimeify.train.averaging import Average
 from anytimeify.train.data import Data, open_data
-from anytimeify.train.encoding import as_json
+from anytimeify.train.encoding import as_json, flat
 from anytimeify.train.evaluation import accuracies, require_metrics
 from anytimeify.train.folder import RunFolder
 from anytimeify.train.loading import Loader, mixed_seed
@@ -299,8 +299,8 @@ class _Fitting:
 
     def _compare(self, path: Path, before: dict[str, Any]) -> None:
         """Raises `ArtifactError` unless the run is the one that was started."""
-        then = _flat(before)
-        for name, now in _flat(json.loads(json.dumps(self._config()))).items():
+        then = flat(before)
+        for name, now in flat(json.loads(json.dumps(self._config()))).items():
             if name != "training.workers" and then.get(name) != now:  # how samples are loaded changes nothing
                 raise ArtifactError(
                     f"'{path}' holds another run: its {name} is {then.get(name)!r}, and now it is {now!r}. Choose "
@@ -484,11 +484,3 @@ def _check_classes(net: AnytimeModel, data: Data) -> None:
         raise ArgumentValueError(
             f"the network's taxonomy has {net.taxonomy.sizes[0]} classes, and {data.name} has {len(data.classes)}"
         )
-
-
-def _flat(value: dict[str, Any], name: str = "") -> dict[str, Any]:
-    """Nested dicts as one, with names such as `training.batch`."""
-    found: dict[str, Any] = {}
-    for key, one in value.items():
-        found |= _flat(one, f"{name}{key}.") if isinstance(one, dict) else {f"{name}{key}": one}
-    return found

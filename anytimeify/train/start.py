@@ -42,7 +42,8 @@ DEFAULT = Training(
 
 @dataclass(frozen=True)
 class Start:
-    """Where a training starts: `source` as the command line has it, and what `transform` is told besides."""
+    """Where a training starts: `source` as the command line has it, and what `transform` is told besides. A network of
+    the papers has the paper's scheme, unless another is given."""
 
     source: str
     scheme: str | None = None
@@ -57,15 +58,23 @@ class Start:
             return recipe(self.source.removeprefix(PAPER)).training
         return DEFAULT
 
-    def build(self, data: Data, seed: int, say: Callable[[str], object] = lambda _: None) -> AnytimeModel:
-        """The network, with fresh weights by the seed where it is not a saved one, and with the classes of the data:
-        `say` is told where it was given new heads for these. Raises what `transform` and `load` raise."""
-        torch.manual_seed(seed)
+    def build(
+        self, data: Data, seed: int | None, say: Callable[[str], object] = lambda _: None, *, verify: bool = True
+    ) -> AnytimeModel:
+        """The network, with fresh weights where it is not a saved one, and with the classes of the data: `say` is told
+        where it was given new heads for these. None in place of a seed leaves the global generator as it is. Raises
+        what `transform` and `load` raise."""
+        if seed is not None:
+            torch.manual_seed(seed)
         path = Path(self.source)
         saved = path / "net.safetensors" if path.is_dir() else path
         options = {"taxonomy": self.taxonomy, "consensus": self.consensus}
         if self.source.startswith(PAPER):
-            return recipe(self.source.removeprefix(PAPER), len(data.classes)).build(verify=False, **options)
+            printed = recipe(self.source.removeprefix(PAPER), len(data.classes))
+            if self.scheme is None:
+                return printed.build(verify=False, **options)
+            scheme = parse_scheme(self.scheme)
+            return transform(printed.backbone, scheme, printed.example_inputs, verify=verify, **options)  # type: ignore[arg-type]
         if path.is_dir() or path.suffix == ".safetensors":
             if self.scheme is not None or any(value is not None for value in options.values()):
                 raise ArgumentValueError(
@@ -77,7 +86,7 @@ class Start:
                 raise SchemeError(f"'{self.source}' has no levels yet: give a --scheme, such as nested-channels")
             found = resolve(self.source, trust_pickle=self.trust_pickle)
             examples = found.example_inputs if self.examples is None else self.examples
-            net = transform(found.model, parse_scheme(self.scheme), examples, **options)  # type: ignore[arg-type]
+            net = transform(found.model, parse_scheme(self.scheme), examples, verify=verify, **options)  # type: ignore[arg-type]
         return _with_classes(net, len(data.classes), say)
 
 

@@ -108,12 +108,13 @@ def test_what_is_missing_is_added(copied: Path, monkeypatch: pytest.MonkeyPatch)
     path.write_bytes(path.read_bytes()[:-7])
     trained: list[str] = []
 
-    def fake(_: Any, contender: Contender, seed: int, *rest: Any) -> dict[str, Any]:
+    def fake(contender: Contender, _: Any, seed: int, *rest: Any) -> dict[str, Any]:
         trained.append(f"{contender.name} {seed}")
         return {**whole[1], "network": contender.name, "seed": seed}
 
     monkeypatch.setattr(running, "_trained", fake)
-    found = running.run(TINY.study, TINY.setting, copied, (0, 1), 1, trained.append)
+    described = {name: whole[0][name] for name in ("experiment", "data", "scale", "epochs", "limit_batches")}
+    found = running.run(TINY.contenders, TINY.setting.loaded, described, copied, (0, 1), trained.append, limit=1)
     assert [one for one in trained if "," not in one] == ["core alone 0", "nested 1", "core alone 1"]
     assert [(line["network"], line["seed"]) for line in found.lines] == [
         ("nested", 0),

@@ -52,9 +52,23 @@ class Experiment:
         chosen = range(seeds) if isinstance(seeds, int) else seeds
         if not chosen:
             raise ArgumentValueError(f"seeds is {seeds!r}: expected one or more")
-        results = run(self.study, self.setting, out, chosen, limit_batches, said or _silent)
+        results = run(
+            self.contenders,
+            self.setting.loaded,
+            self._described(limit_batches),
+            out,
+            chosen,
+            said or (lambda _: None),
+            limit=limit_batches,
+            resumed=not self.setting.small,  # a network that takes hours
+        )
         return write(self.study, self.setting, results, out)
 
-
-def _silent(line: str) -> None:
-    """Says nothing."""
+    def _described(self, limit: int | None) -> dict[str, Any]:
+        return {
+            "experiment": self.study.name,
+            "data": self.setting.data,
+            "scale": "small" if self.setting.small else "paper",
+            "epochs": self.setting.epochs,
+            "limit_batches": limit,
+        }

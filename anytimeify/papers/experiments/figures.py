@@ -1,16 +1,20 @@
-"""The figures: accuracy against cost, or bars. Networks that are trained alone are black lines."""
+"""The figures: accuracy against one cost or two, or bars. Networks that are trained alone are black lines."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeAlias
 
 from anytimeify.errors import MissingExtraError
 from anytimeify.papers.experiments.results import Results, Row
+from anytimeify.report.tables import shortened
 
-__all__ = ["draw"]
+__all__ = ["Form", "draw"]
+
+Form: TypeAlias = Literal["curves", "bars", "values", "costs"]
+"""`"costs"`: curves twice, over multiply-accumulates and over what was measured of each level."""
 
 _MARKERS = "os^Dv<>Phx"
 _ALONE = "black"
@@ -19,7 +23,7 @@ _LINES = ("--", ":", "-.")
 
 def draw(
     results: Results,
-    form: Literal["curves", "bars", "values"],
+    form: Form,
     title: str,
     measured: str,
     path: str | os.PathLike[str],
@@ -30,23 +34,50 @@ def draw(
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingExtraError("matplotlib", "plot", "The figure of an experiment") from error
-    figure = Figure(figsize=(7.5, 4.5), layout="constrained")
+    panels = 2 if form == "costs" else 1
+    figure = Figure(figsize=(3.0 + 4.5 * panels, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    axes.set_title(title, fontsize=10)
-    axes.grid(alpha=0.3)
-    if form == "curves":
-        _curves(axes, results)
+    axes = figure.subplots(1, panels, sharey=True, squeeze=False)[0]
+    figure.suptitle(title, fontsize=10)
+    for one in axes:
+        one.grid(alpha=0.3)
+    if form in ("curves", "costs"):
+        _curves(axes[0], results, {_key(row): row.macs for row in results.rows()})
+        axes[0].set_xlabel("multiply-accumulates of a sample")
+        axes[0].set_ylabel("accuracy, %")
+        if form == "costs":
+            _curves(axes[1], results, {_key(row): row.mean for row in results.measured()})
+            axes[1].set_xlabel(measured)
     else:
-        _bars(axes, list(results.measured() if form == "values" else results.rows()), results.networks)
-        axes.set_ylabel(measured if form == "values" else "accuracy, %")
-    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        _bars(axes[0], list(results.measured() if form == "values" else results.rows()), results.networks)
+        axes[0].set_ylabel(measured if form == "values" else "accuracy, %")
+    axes[-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.savefig(path, dpi=120, format="png")
 
 
-def _curves(axes: Any, results: Results) -> None:
-    """One line a network, over the multiply-accumulates of its levels; networks that are trained alone share a line,
-    unless they have several levels."""
+def _key(row: Row) -> tuple[str, str]:
+    return row.network, row.level
+
+
+def _curves(axes: Any, results: Results, costs: Mapping[tuple[str, str], float | None]) -> None:
+    """One line a network, over what its levels cost; networks that are trained alone share a line, unless they have
+    several levels."""
+
+    def line(rows: Sequence[Row], label: str, colour: str, marker: str, style: str) -> None:
+        points = [(cost, row) for row in rows if (cost := costs.get(_key(row))) is not None]
+        axes.errorbar(
+            [cost for cost, _ in points],
+            [row.mean for _, row in points],
+            yerr=[_spread(row) for _, row in points],
+            label=label,
+            color=colour,
+            marker=marker,
+            markersize=5,
+            capsize=2,
+            linewidth=1.2,
+            linestyle=style,
+        )
+
     alone: list[Row] = []
     for place, network in enumerate(results.networks):
         rows = results.levels(network)
@@ -59,27 +90,21 @@ def _curves(axes: Any, results: Results) -> None:
             label = f"{network}, {part}" if part else network
             colour = _ALONE if rows[0].alone else f"C{place % 10}"
             style = _LINES[count % len(_LINES)] if count or rows[0].alone else "-"
-            _line(axes, own, label, colour, _MARKERS[place % len(_MARKERS)], style)
+            line(own, label, colour, _MARKERS[place % len(_MARKERS)], style)
     if alone:
-        _line(axes, sorted(alone, key=lambda row: row.macs or 0), "trained alone", _ALONE, "*", _LINES[0])
+        line(sorted(alone, key=lambda row: costs.get(_key(row)) or 0), "trained alone", _ALONE, "*", _LINES[0])
+    _scale(axes, [cost for cost in costs.values() if cost is not None])
+
+
+def _scale(axes: Any, costs: Sequence[float]) -> None:
+    """A logarithmic axis with as many numbers as it has room for."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    near = max(costs) < 5 * min(costs)
     axes.set_xscale("log")
-    axes.set_xlabel("multiply-accumulates of a sample")
-    axes.set_ylabel("accuracy, %")
-
-
-def _line(axes: Any, rows: Sequence[Row], label: str, colour: str, marker: str, style: str) -> None:
-    axes.errorbar(
-        [row.macs for row in rows],
-        [row.mean for row in rows],
-        yerr=[_spread(row) for row in rows],
-        label=label,
-        color=colour,
-        marker=marker,
-        markersize=5,
-        capsize=2,
-        linewidth=1.2,
-        linestyle=style,
-    )
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7) if near else (1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda cost, _: shortened(int(cost)) if cost > 1000 else f"{cost:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _granularity(row: Row) -> str:

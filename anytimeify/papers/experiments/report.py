@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from anytimeify.io.files import replaced_file
-from anytimeify.papers.experiments.figures import draw
+from anytimeify.papers.experiments.figures import Form, draw
 from anytimeify.papers.experiments.findings import Finding, find
 from anytimeify.papers.experiments.results import Results, Row
 from anytimeify.papers.experiments.setting import Setting
 from anytimeify.papers.experiments.study import Study
 
-__all__ = ["Report", "write"]
+__all__ = ["Report", "name_of", "number", "write", "write_files"]
 
 
 @dataclass(frozen=True)
@@ -41,15 +41,20 @@ class Report:
 
 def write(study: Study, setting: Setting, results: Results, out: str | os.PathLike[str]) -> Report:
     """Writes table, figure and finding into the folder."""
-    folder = Path(out)
     shows, sentence, findings = find(results, study.comparisons(results))
     table = _table(results, study.measured)
-    _text(folder / "table.md", _page(study, setting, results, table, sentence))
+    page = _page(study, setting, results, table, sentence)
+    write_files(results, page, study.form, study.name, study.measured, Path(out))
+    return Report(results, shows, sentence, tuple(findings), table, Path(out))
+
+
+def write_files(results: Results, page: str, form: Form, title: str, measured: str, folder: Path) -> None:
+    """`table.md`, which is the page, `table.jsonl` and `figure.png`."""
+    _text(folder / "table.md", page)
     rows = [*((row, "accuracy") for row in results.rows()), *((row, "measured") for row in results.measured())]
     _text(folder / "table.jsonl", "".join(json.dumps(_as_json(row, what)) + "\n" for row, what in rows))
     with replaced_file(folder / "figure.png") as file:
-        draw(results, study.form, study.name, study.measured, file)
-    return Report(results, shows, sentence, tuple(findings), table, folder)
+        draw(results, form, title, measured, file)
 
 
 def _page(study: Study, setting: Setting, results: Results, table: str, sentence: str) -> str:
@@ -68,19 +73,21 @@ def _table(results: Results, measured: str) -> str:
     """Accuracies in percent, and under them what was measured besides."""
     lines = ["| network | level | MACs | parameters | accuracy, % |", "|---|---|--:|--:|--:|"]
     for row in results.rows():
-        lines.append(f"| {_name(row)} | {row.level} | {row.macs:,} | {row.params:,} | {_number(row)} |")
+        lines.append(f"| {name_of(row)} | {row.level} | {row.macs:,} | {row.params:,} | {number(row)} |")
     others = list(results.measured())
     if others:
         lines += ["", f"| network | {measured} | mean |", "|---|---|--:|"]
-        lines += [f"| {_name(row)} | {row.level} | {_number(row, 3)} |" for row in others]
+        lines += [f"| {name_of(row)} | {row.level} | {number(row, 3)} |" for row in others]
     return "\n".join(lines)
 
 
-def _name(row: Row) -> str:
+def name_of(row: Row) -> str:
+    """The network, and whether it is trained alone."""
     return f"{row.network} (alone)" if row.alone and "alone" not in row.network else row.network
 
 
-def _number(row: Row, digits: int = 2) -> str:
+def number(row: Row, digits: int = 2) -> str:
+    """The mean, with the standard deviation over seeds where there are several."""
     spread = "" if math.isnan(row.deviation) else f" ± {row.deviation:.{digits}f}"
     return f"{row.mean:.{digits}f}{spread}"
 

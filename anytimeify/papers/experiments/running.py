@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,12 @@ from torch import Tensor
 
 from anytimeify.errors import ArtifactError
 from anytimeify.papers.experiments.results import Results, append, read
-from anytimeify.papers.experiments.setting import Setting
-from anytimeify.papers.experiments.study import Contender, Study
+from anytimeify.papers.experiments.study import Contender
 from anytimeify.runtime.model import AnytimeModel
-from anytimeify.train import fit
 from anytimeify.train.data import Data
+from anytimeify.train.encoding import flat
 from anytimeify.train.evaluation import accuracies
+from anytimeify.train.fitting import fit
 from anytimeify.train.loading import Loader
 from anytimeify.train.preparation import Preparation
 from anytimeify.train.training import Training
@@ -31,26 +32,34 @@ _MEASURED = 512  # test samples that other measures than accuracy look at
 
 
 def run(
-    study: Study,
-    setting: Setting,
+    contenders: Sequence[Contender],
+    data: Data,
+    described: Mapping[str, Any],
     out: str | os.PathLike[str],
     seeds: Sequence[int],
-    limit: int | None,
     said: Callable[[str], Any],
+    *,
+    limit: int | None = None,
+    resumed: bool = False,
 ) -> Results:
-    """The results of these seeds, from the folder and from what is trained now."""
+    """The results of these seeds, from the folder and from what is trained now.
+
+    Parameters
+        described: what has to be the same for lines to stand in one table; `"experiment"` is the name.
+        limit: at most so many batches in an epoch.
+        resumed: whether a training goes on where it was stopped, in a folder of its own.
+    """
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "results.jsonl"
-    described = _described(study, setting, limit)
     lines = read(path)
     _check(path, lines, described)
     done = {(line["network"], line["seed"]) for line in lines}
-    contenders = study.contenders(setting)
     wanted = [(seed, one) for seed in seeds for one in contenders if (one.name, seed) not in done]
     for place, (seed, contender) in enumerate(wanted, 1):
-        said(f"{study.name}, {place} of {len(wanted)}: {contender.name}, seed {seed}")
-        line = {**described, **_trained(setting, contender, seed, folder, limit)}
+        said(f"{described['experiment']}, {place} of {len(wanted)}: {contender.name}, seed {seed}")
+        own = folder / "runs" / f"{_slug(contender.name)}-{seed}" if resumed else None
+        line = {**described, **_trained(contender, data, seed, own, limit)}
         append(path, line)
         lines.append(line)
     order = {one.name: place for place, one in enumerate(contenders)}
@@ -58,39 +67,27 @@ def run(
     return Results(tuple(sorted(chosen, key=lambda line: (order[line["network"]], line["seed"]))))
 
 
-def _described(study: Study, setting: Setting, limit: int | None) -> dict[str, Any]:
-    """What has to be the same for lines to stand in one table."""
-    return {
-        "experiment": study.name,
-        "data": setting.data,
-        "scale": "small" if setting.small else "paper",
-        "epochs": setting.epochs,
-        "limit_batches": limit,
-    }
-
-
-def _check(path: Path, lines: Sequence[dict[str, Any]], described: dict[str, Any]) -> None:
+def _check(path: Path, lines: Sequence[dict[str, Any]], described: Mapping[str, Any]) -> None:
+    wanted = flat(json.loads(json.dumps(described)))
     for line in lines:
-        for name, value in described.items():
-            if line.get(name) != value:
+        known = flat(line)
+        for name, value in wanted.items():
+            if known.get(name) != value:
                 raise ArtifactError(
-                    f"{path} holds other results: their {name} is {line.get(name)!r}, and now it is {value!r}. Choose "
+                    f"{path} holds other results: their {name} is {known.get(name)!r}, and now it is {value!r}. Choose "
                     "another folder."
                 )
 
 
-def _trained(setting: Setting, contender: Contender, seed: int, folder: Path, limit: int | None) -> dict[str, Any]:
+def _trained(contender: Contender, data: Data, seed: int, own: Path | None, limit: int | None) -> dict[str, Any]:
     """Trains one network, and what is known of it then."""
     started = time.perf_counter()
     torch.manual_seed(seed)
     recipe = contender.make()
     net = recipe.build(verify=False)
     training = replace(recipe.training, seed=seed)
-    data = setting.loaded
     if contender.data is not None:
         data = contender.data(data, seed)
-    # A network that takes hours goes on where it was stopped.
-    own = None if setting.small else folder / "runs" / f"{_slug(contender.name)}-{seed}"
     net = fit(net, data, training, out=own, limit_batches=limit).net
     return {
         "network": contender.name,

@@ -8,8 +8,8 @@ from typing import Literal, TypeAlias
 
 from anytimeify.errors import ArgumentError, ArgumentValueError
 from anytimeify.taxonomy import Taxonomy
-from anytimeify.train import Training
 from anytimeify.train.data import Data, open_data
+from anytimeify.train.training import Training
 
 __all__ = ["Scale", "Setting"]
 

@@ -4,20 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Protocol
 
 from torch import Tensor
 
+from anytimeify.papers.experiments.figures import Form
 from anytimeify.papers.experiments.findings import Comparison
 from anytimeify.papers.experiments.results import Results
 from anytimeify.papers.experiments.setting import Setting
-from anytimeify.papers.recipe import Recipe
 from anytimeify.runtime.model import AnytimeModel
 from anytimeify.train.data import Data
+from anytimeify.train.training import Training
 
-__all__ = ["Contender", "Measure", "Study"]
+__all__ = ["Contender", "Measure", "Study", "Trainable"]
 
 Measure = Callable[[AnytimeModel, Tensor, Tensor], Mapping[str, float]]
+
+
+class Trainable(Protocol):
+    """What a contender makes: a `Recipe`, or what has as much of one."""
+
+    @property
+    def training(self) -> Training:
+        """How the network is trained."""
+
+    def build(self, *, verify: bool) -> AnytimeModel:
+        """The network."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +45,7 @@ class Contender:
     """
 
     name: str
-    make: Callable[[], Recipe]
+    make: Callable[[], Trainable]
     alone: bool = False
     data: Callable[[Data, int], Data] | None = None
     measures: Measure | None = None
@@ -61,5 +73,5 @@ class Study:
     claim: str
     contenders: Callable[[Setting], Sequence[Contender]]
     comparisons: Callable[[Results], Iterable[Comparison]]
-    form: Literal["curves", "bars", "values"] = "curves"
+    form: Form = "curves"
     measured: str = ""
