@@ -45,9 +45,9 @@ format: venv ## rewrite the sources in the house format, with the safe fixes of 
 	.venv/bin/ruff format
 	.venv/bin/ruff check --fix
 
-demo: ## train, convert, compare, extract and export on real data, in a fresh environment
+demo: ## train, convert, compare with networks alone, extract and export on real data, in a fresh environment
 	$(PYTHON) -m venv --clear .venv-demo
-	.venv-demo/bin/python $(INSTALL) '.[onnx,plot]' scikit-learn
+	.venv-demo/bin/python $(INSTALL) '.[onnx,plot]' mlxtend
 	.venv-demo/bin/python examples/demo.py
 
 docs: .venv-docs/installed ## the site, in site/; fails on every warning

@@ -35,7 +35,7 @@ REFERENCE = {
 """Modules whose `__all__` is documented; those that are not there are left out."""
 
 CAPTIONS = {
-    "digits": "Accuracy against cost of four widths trained together (`make demo`)",
+    "digits": "Accuracy against cost of four widths, trained together and alone (`make demo`)",
     "increments": "What levels add: [levels](diagnostics_levels.md)",
     "kernels": "Kernels of two branches: [do they learn the same?](diagnostics.md)",
     "norms": "Where the weights are: [levels](diagnostics_levels.md)",

@@ -40,13 +40,19 @@ class Report(Tables):
     held: tuple[HeldRow, ...] = ()  # where the cheapest level costs its width or more
     blocks: tuple[BlockPicture, ...] = ()  # the graph of the backbone
 
-    def plot(self, path: str | os.PathLike[str], scores: Mapping[str, float] | None = None) -> None:
-        """Draws the cost of every level and, with `scores` (accuracy from 0 to 1 by level name), accuracy against MACs.
+    def plot(
+        self,
+        path: str | os.PathLike[str],
+        scores: Mapping[str, float] | None = None,
+        alone: Mapping[str, float] | None = None,
+    ) -> None:
+        """Draws the cost of every level and, with `scores` (accuracy from 0 to 1 by level name), accuracy against MACs;
+        with `alone`, beside that of levels which were trained as networks of their own.
 
         The suffix of `path` chooses the format. Raises `MissingExtraError` without the extra `plot`, `ArtifactError`
         where the picture cannot be written, `ValueError` for a score of what is no level.
         """
-        plot(path, {row.name: (row.macs, row.params) for row in self.levels}, scores or {})
+        plot(path, {row.name: (row.macs, row.params) for row in self.levels}, scores or {}, alone or {})
 
     def to_html(self, path: str | os.PathLike[str], measured: Measured | None = None) -> None:
         """Writes all of it into one HTML file, with the graph as blocks, and latencies that were `measured`

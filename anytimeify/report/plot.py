@@ -13,20 +13,25 @@ from anytimeify.report.tables import shortened
 __all__ = ["plot"]
 
 
-def plot(path: str | os.PathLike[str], costs: Mapping[str, tuple[int, int]], scores: Mapping[str, float]) -> None:
+def plot(
+    path: str | os.PathLike[str],
+    costs: Mapping[str, tuple[int, int]],
+    scores: Mapping[str, float],
+    alone: Mapping[str, float],
+) -> None:
     """Draws MACs and parameters of every level; with `scores`, accuracy against MACs beside them.
 
-    `costs`: (MACs, parameters) by level name, cheapest first. `scores`: accuracy from 0 to 1 by level name.
-    `ArtifactError` where the picture cannot be written.
+    `costs`: (MACs, parameters) by level name, cheapest first. `scores`: accuracy from 0 to 1 by level name; `alone`:
+    the same of levels that are networks of their own. `ArtifactError` where the picture cannot be written.
     """
-    unknown = [name for name in scores if name not in costs]
+    unknown = [name for name in (*scores, *alone) if name not in costs]
     if unknown:
         raise ArgumentValueError(f"scores: '{unknown[0]}' is not the name of a level; there are: {', '.join(costs)}")
     panels = 2 if scores else 1
     with figure(path, panels) as drawn:
         _draw_costs(drawn.add_subplot(1, panels, panels), costs)
         if scores:
-            _draw_scores(drawn.add_subplot(1, panels, 1), costs, scores)
+            _draw_scores(drawn.add_subplot(1, panels, 1), costs, scores, alone)
 
 
 def _draw_costs(axes: Any, costs: Mapping[str, tuple[int, int]]) -> None:
@@ -40,13 +45,21 @@ def _draw_costs(axes: Any, costs: Mapping[str, tuple[int, int]]) -> None:
     axes.legend(frameon=False, loc="upper left")
 
 
-def _draw_scores(axes: Any, costs: Mapping[str, tuple[int, int]], scores: Mapping[str, float]) -> None:
-    points = [(costs[name][0], 100 * scores[name], name) for name in costs if name in scores]
-    axes.plot([macs for macs, _, _ in points], [score for _, score, _ in points], "o-")
-    for macs, score, name in points:
-        axes.annotate(name, (macs, score), xytext=(0, 6), textcoords="offset points", ha="center", fontsize=8)
+def _draw_scores(
+    axes: Any, costs: Mapping[str, tuple[int, int]], scores: Mapping[str, float], alone: Mapping[str, float]
+) -> None:
+    names = [name for name in costs if name in scores]
+    macs = [costs[name][0] for name in names]
+    axes.plot(macs, [100 * scores[name] for name in names], "o-", label="one network")
+    if alone:
+        own = [name for name in costs if name in alone]
+        axes.plot([costs[name][0] for name in own], [100 * alone[name] for name in own], "k*--", label="trained alone")
+        axes.legend(frameon=False, loc="lower right")
     axes.set_xscale("log")
-    axes.set_xticks([macs for macs, _, _ in points], [shortened(macs) for macs, _, _ in points])
+    # Names stand at the axis, where no curve is.
+    turned = {"rotation": 30, "ha": "right"} if max(map(len, names), default=0) > 12 else {}
+    axes.set_xticks(macs, [f"{name}\n{shortened(cost)}" for name, cost in zip(names, macs, strict=True)], **turned)
+    axes.tick_params(axis="x", labelsize=8)
     axes.minorticks_off()
     axes.margins(0.12, 0.15)
     axes.set_xlabel("MACs of one sample")
