@@ -191,12 +191,13 @@ def test_the_examples_of_the_readme_run() -> None:
 
 @pytest.mark.usefixtures("small_timm")
 def test_the_commands_of_the_readme_run() -> None:
-    (commands,) = re.findall(r"```\n((?:anytimeify .*\n)+)```", (ROOT / "README.md").read_text())
+    commands, training = re.findall(r"```\n((?:anytimeify .*\n)+)```", (ROOT / "README.md").read_text())
     for command in commands.splitlines():
         with pytest.raises(SystemExit) as ended:
             cli.main(shlex.split(command)[1:])
         assert not ended.value.code
     assert Path("small.onnx").is_file()
+    assert "anytimeify train paper:" in training  # tests/train runs such commands
 
 
 def test_the_first_example_prints_what_the_readme_shows(capsys: pytest.CaptureFixture[str]) -> None:

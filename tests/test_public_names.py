@@ -50,10 +50,16 @@ def test_no_name_is_that_of_a_module(package: object) -> None:
 @pytest.mark.parametrize(
     "code",
     [
-        "import anytimeify.compiler; from anytimeify import transform; assert transform.__name__ == 'transform'",
+        pytest.param(
+            "import anytimeify.compiler; from anytimeify import transform; assert transform.__name__ == 'transform'",
+            marks=pytest.mark.slow,
+        ),
         "from anytimeify import transform; import anytimeify.compiler; assert anytimeify.transform is transform",
         "from anytimeify import *; assert transform.__name__ == 'transform' and source.__name__ == 'resolve'",
-        "import anytimeify; assert callable(anytimeify.transform) and anytimeify.losses.JointLoss",
+        pytest.param(
+            "import anytimeify; assert callable(anytimeify.transform) and anytimeify.losses.JointLoss",
+            marks=pytest.mark.slow,
+        ),
         "import anytimeify.runtime.model; import anytimeify; assert anytimeify.load.__name__ == 'load'",
         "from anytimeify import AnytimeError; import sys; assert 'torch' not in sys.modules",
         "from anytimeify import level_names, runtime; import sys; assert 'torch' not in sys.modules",

@@ -226,6 +226,7 @@ class AnytimeModel(Described):
         (`anytimeify.measure.cache`). `cached=False` measures now, and keeps nothing.
         """
         index = self._index(level)
+        refuse_without_values(self.tensors(), "measured")
         place = self._place(device, runtime, threads, batch_size)
         structure = hash(tuple((name, tensor.shape, tensor.dtype) for name, tensor in self.tensors().items()))
         key = (index, place, torch.get_num_threads(), structure)

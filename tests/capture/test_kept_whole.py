@@ -180,6 +180,7 @@ class _Checked(nn.Module):
         return result
 
 
+@pytest.mark.zoo
 def test_blocks_of_timm() -> None:
     """The second one of a class that is found brings all of its class."""
     import timm

@@ -83,12 +83,12 @@ def results(net: AnytimeModel, inputs: Any) -> tuple[Tensor, ...]:
     [
         (resnet, IMAGES, DENSE),
         (resnet, IMAGES, "nested-channels{widths=0.5,1 connectivity=triangular}"),
-        (resnet, IMAGES, "hierarchical-ensemble{depth=2 init=copy}"),
-        (densenet, IMAGES, DENSE),
-        (swin, IMAGES, DENSE),
+        pytest.param(resnet, IMAGES, "hierarchical-ensemble{depth=2 init=copy}", marks=pytest.mark.slow),
+        pytest.param(densenet, IMAGES, DENSE, marks=pytest.mark.slow),
+        pytest.param(swin, IMAGES, DENSE, marks=pytest.mark.slow),
         (llama, TOKENS, DENSE),
-        (llama, TOKENS, "nested-depth{depths=0.5,1}"),
-        (llama, TOKENS, "hierarchical-ensemble{depth=1 init=copy}"),
+        pytest.param(llama, TOKENS, "nested-depth{depths=0.5,1}", marks=pytest.mark.slow),
+        pytest.param(llama, TOKENS, "hierarchical-ensemble{depth=1 init=copy}", marks=pytest.mark.slow),
     ],
 )
 def test_a_network_whose_weights_come_later(

@@ -32,7 +32,13 @@ from tests.results import MultiTask
 MOST = dict(zip(SCHEMES, (1.08, 1.05, 1.08, 1.15, 1.08, 1.08, 1.05, 1.6), strict=True))
 
 
-@pytest.fixture(scope="module", params=SCHEMES)
+@pytest.fixture(
+    scope="module",
+    params=[
+        one if place in (0, 2, 4, 6, 7) else pytest.param(one, marks=pytest.mark.slow)
+        for place, one in enumerate(SCHEMES)
+    ],
+)
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[AnytimeModel, Path]:
     """A model of some scheme, and its file."""
     return exported(request.param, tmp_path_factory)

@@ -58,9 +58,16 @@ def _fresh() -> Iterator[None]:
 
 
 CASES = [(convolutional, name) for name in SCHEMES] + [(attentive, name) for name in ("triangular", "dense")]
+QUICK = {(convolutional, "triangular"), (convolutional, "ensemble"), (convolutional, "branches"), (attentive, "dense")}
 
 
-@pytest.mark.parametrize(("network", "scheme"), CASES, ids=[f"{one.__name__} {name}" for one, name in CASES])
+@pytest.mark.parametrize(
+    ("network", "scheme"),
+    [
+        pytest.param(one, name, id=f"{one.__name__} {name}", marks=() if (one, name) in QUICK else pytest.mark.slow)
+        for one, name in CASES
+    ],
+)
 def test_a_step_is_one_graph(network: Callable[[], nn.Module], scheme: str) -> None:
     x, target = torch.randn(2, 3, 32, 32), torch.tensor([1, 4])
     model: Any = network().double() if scheme != "distillation" else (network().double(), network().double())

@@ -158,7 +158,7 @@ def killed_and_resumed(net: AnytimeModel, data: Data, training: Training, out: P
     return result
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", ["plain", pytest.param("everything", marks=pytest.mark.slow)])
 def test_a_run_that_is_killed_ends_with_the_same_weights(
     net: AnytimeModel, digits: Data, tmp_path: Path, variant: str
 ) -> None:
