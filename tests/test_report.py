@@ -117,7 +117,7 @@ def test_alike_axes_share_a_line_on_the_screen_and_not_in_the_rest() -> None:
 def test_plots(tmp_path: Path) -> None:
     report = residual_net().report()
     report.plot(tmp_path / "costs.png")
-    report.plot(tmp_path / "both.png", {"width 0.25": 0.5, "width 1": 0.9})
+    report.plot(tmp_path / "both.png", {"width 0.25": 0.5, "width 1": 0.9}, alone={"width 1": 0.8})
     for name in ("costs.png", "both.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     with pytest.raises(
