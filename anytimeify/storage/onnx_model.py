@@ -100,7 +100,8 @@ def _forget_origins(model: ir.Model) -> None:
     graph = model.graph
     nodes = list(RecursiveGraphIterator(graph))
     values = [*graph.inputs, *graph.initializers.values(), *(value for node in nodes for value in node.outputs)]
-    for one in (model, graph, *nodes, *values):
+    holders: list[Any] = [model, graph, *nodes, *values]
+    for one in holders:
         one.metadata_props.clear()
         one.doc_string = None
 
