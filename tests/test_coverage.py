@@ -179,6 +179,7 @@ def test_a_backbone_is_measured_step_by_step() -> None:
     assert all(row[f"{name}_seconds"] >= 0 for name in ("export", "analysis", "rest"))
 
 
+@pytest.mark.slow
 def test_an_ensemble_is_compared_with_its_unrolled_form() -> None:
     row: dict[str, Any] = {}
     steps: list[str] = []

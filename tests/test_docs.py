@@ -146,6 +146,7 @@ def test_the_first_op_rule_fuses() -> None:
 
 
 @pytest.mark.usefixtures("rule")
+@pytest.mark.slow
 def test_a_model_with_the_first_op_is_saved_and_loaded(tmp_path: Path, target: OpOverload) -> None:
     net, path = transform(Gated(), NestedChannels((0.5, 1.0)), INPUTS).eval(), tmp_path / "net.safetensors"
     net.save(path)

@@ -28,6 +28,7 @@ def test_what_was_made_by_hand_does_nothing() -> None:
     assert done.stdout.count("made by hand") + done.stdout.count("{") >= len(loaders())
 
 
+@pytest.mark.slow
 def test_the_harness_notices() -> None:
     done = fuzz("misbehaving", "--crafted")
     assert re.findall(r"^\d+ (\w+):", done.stdout, re.MULTILINE) == EXPECTED, done.stdout + done.stderr

@@ -274,7 +274,7 @@ def test_automatic_branches_fork_behind_stages(kind: type[Staged]) -> None:
     assert [level.name for level in net_of(kind()).levels] == ["branch at stage1", "branch at stage2", "full"]
 
 
-@settings(max_examples=10, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+@settings(max_examples=6, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
 @given(backbones(3, 2))
 def test_generated_backbones_have_exact_branches(backbone: Backbone) -> None:
     model, inputs = backbone.build().eval(), backbone.example_inputs()

@@ -102,7 +102,7 @@ def test_replicas_are_one_operation(net: AnytimeModel) -> None:
     assert 2 * calls[0] < calls[1]
 
 
-few = settings(max_examples=10, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+few = settings(max_examples=6, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
 
 
 @few

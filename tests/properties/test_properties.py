@@ -50,7 +50,7 @@ from anytimeify.verification import difference
 TOLERANCE = 1e-10
 BATCH = 7
 
-few = settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+few = settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
 fewer = settings(few, max_examples=6)
 many = settings(few, max_examples=700, derandomize=False)
 

@@ -63,6 +63,7 @@ def test_1202_layers() -> None:
     assert sum(parameter.numel() for parameter in small.parameters()) == net.levels[0].cost.params
 
 
+@pytest.mark.slow
 def test_the_analysis_takes_no_more_time_a_node_in_a_deep_network() -> None:
     """Five times the depth, ten times the time at most: a quadratic step would take twenty-five times."""
     image = IMAGES[:, :, :8, :8]

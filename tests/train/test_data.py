@@ -192,8 +192,8 @@ def test_samples_are_made_to_fit(given: tuple[int, ...], wanted: tuple[int, ...]
 def test_batches_do_not_depend_on_how_they_are_loaded() -> None:
     held = Held(torch.arange(20)[:, None], torch.arange(20))
 
-    def prepare(batch: object) -> tuple[Tensor, Tensor]:
-        inputs, labels = batch  # type: ignore[misc]  # a pair
+    def prepare(batch: Any) -> tuple[Tensor, Tensor]:
+        inputs, labels = batch
         return inputs + torch.rand(len(labels), 1), labels
 
     plain = list(Loader(held, 4, 7).training(3, prepare))
