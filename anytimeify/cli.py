@@ -58,10 +58,10 @@ from anytimeify.storage.compressed import save_compressed
 from anytimeify.storage.export import FORMATS, quiet, require
 from anytimeify.taxonomy import Taxonomy
 from anytimeify.train import fit, open_data
+from anytimeify.train.accelerator import accelerator_for
 from anytimeify.train.comparing import SCHEMES
 from anytimeify.train.comparing import compare as compared
 from anytimeify.train.data import data_kinds
-from anytimeify.train.fitting import accelerate_on
 from anytimeify.train.folder import RunFolder
 from anytimeify.train.start import Start, changed, read_training, run_folder, with_changes
 from anytimeify.version import __version__
@@ -600,8 +600,7 @@ def train(
         _print(note, sys.stderr)
     if force and not resume and folder.exists:
         shutil.rmtree(out)
-    accelerator = accelerate_on(device, training.precision)
-    with _watching(f"training {source}"):
+    with accelerator_for(training, device=device) as accelerator, _watching(f"training {source}"):
         run = fit(
             net,
             samples,

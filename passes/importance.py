@@ -133,7 +133,9 @@ def _evidence(captured: Captured, criterion: str) -> Evidence:
 def _batches(captured: Captured, evidence: Evidence) -> Iterator[tuple[tuple[Tensor, ...], Any]]:
     """Where the weights are."""
     device = next((one.device for one in captured.program.tensors.values()), torch.device("cpu"))
+    found = False
     for inputs, target in evidence.read():
+        found = True
         wanted = len(captured.example_inputs)
         if len(inputs) != wanted:
             raise SchemeError(f"batches: {len(inputs)} inputs in a batch; the backbone takes {wanted}")
@@ -144,3 +146,5 @@ def _batches(captured: Captured, evidence: Evidence) -> Iterator[tuple[tuple[Ten
                     f"{tuple(example.shape)}, {example.dtype}, of which the first is the batch"
                 )
         yield tuple(one.to(device) for one in inputs), target.to(device) if isinstance(target, Tensor) else target
+    if not found:
+        raise SchemeError("batches: there is none to look at")

@@ -21,11 +21,14 @@ import torch
 from torch import Tensor, nn
 
 from anytimeify import progress
-from anytimeify.errors import ArgumentError, ArgumentValueError, ArtifactError, MissingExtraError
+from anytimeify.errors import ArgumentError, ArgumentValueError, ArtifactError
 from anytimeify.runtime.load import load
 from anytimeify.runtime.model import AnytimeModel
 from anytimeify.train import distribution
+from anytimeify.train.accelerator import accelerator_for
 from anytimeify.train.averaging import Average
+from anytimeify.train.classes import check_classes
+from anytimeify.train.clock import Clock
 from anytimeify.train.data import Data, open_data
 from anytimeify.train.encoding import as_json, flat
 from anytimeify.train.evaluation import accuracies, require_metrics
@@ -36,10 +39,9 @@ from anytimeify.train.random_state import random_state, restore_random_state, se
 from anytimeify.train.stage import Modes, Stage, gradients_kept
 from anytimeify.train.training import Training
 
-__all__ = ["Run", "accelerate_on", "fit"]
+__all__ = ["Run", "fit"]
 
 _CALIBRATION = 32  # batches, where statistics have to be estimated anew
-_SHOWN_EVERY = 0.5  # seconds
 
 
 @dataclass(frozen=True)
@@ -110,8 +112,7 @@ def fit(
     require_metrics()
     if isinstance(data, str):
         data = open_data(data)
-    accelerator = _accelerator(accelerator, training)
-    with gradients_kept(net) as restore:
+    with accelerator_for(training, accelerator) as accelerator, gradients_kept(net) as restore:
         fitting = _Fitting(net, data, training, accelerator, out, limit_batches, checkpoint_every, restore)
         return fitting.run(resume, teacher)
 
@@ -134,7 +135,7 @@ class _Fitting:
         self.data = data.held_out(training.holdout, training.seed)
         self.folder = RunFolder(out) if out is not None else None
         self.limit, self.every, self.restore = limit, every, restore
-        _check_classes(net, self.data)
+        check_classes(net, self.data)
         self.prepare = Preparation(self.data, _sample_shape(net), training)
         self.stages = list(training.stages())
         self.modes = Modes(net)
@@ -156,7 +157,7 @@ class _Fitting:
         taught = self._teacher(teacher)
         if self.training.channels_last:
             self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # of torch
-        self._clock = _Clock(self._total())
+        self._clock = Clock(self._total())
         try:
             for place, training in enumerate(self.stages):
                 if checkpoint is not None and place < checkpoint["stage"]:
@@ -409,64 +410,6 @@ class _Fitting:
         return copy.deepcopy(teacher).to(self.accelerator.device).eval().requires_grad_(False)
 
 
-class _Clock:
-    """How fast a run is, and how long it will take."""
-
-    def __init__(self, total: int) -> None:
-        self.total, self.done = total, 0
-        self._samples, self._steps = 0, 0
-        self._start = self._shown = time.monotonic()
-
-    def tick(self, samples: int) -> bool:
-        """A step is done; whether somebody is shown progress, and it is time to tell."""
-        self.done += 1
-        self._steps += 1
-        self._samples += samples
-        due = progress.is_shown() and time.monotonic() - self._shown > _SHOWN_EVERY
-        if due:
-            self._shown = time.monotonic()
-        return due
-
-    @property
-    def share(self) -> float:
-        return self.done / max(1, self.total)
-
-    @property
-    def rate(self) -> float:
-        return self._samples / max(1e-9, time.monotonic() - self._start)
-
-    @property
-    def left(self) -> str:
-        seconds = (time.monotonic() - self._start) / max(1, self._steps) * (self.total - self.done)
-        minutes, seconds = divmod(round(seconds), 60)
-        return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
-
-
-def accelerate_on(device: str | None, precision: str) -> Any:
-    """An accelerator on a device, by default the best there is. `MissingExtraError` without accelerate."""
-    try:
-        from accelerate import Accelerator
-    except ImportError as error:
-        raise MissingExtraError("accelerate", "train", "training") from error
-    try:
-        return Accelerator(mixed_precision=precision, cpu=device == "cpu")
-    except ValueError as error:  # the state of accelerate is that of the process
-        raise ArgumentValueError(f"precision={precision!r}: {error}") from error
-
-
-def _accelerator(given: Any, training: Training) -> Any:
-    """The accelerator that was given, or one of the recipe's precision."""
-    if given is None:
-        given = accelerate_on(None, training.precision)
-    if given.gradient_accumulation_steps != 1:
-        raise ArgumentValueError("the accelerator accumulates gradients: take Training(accumulate=...) instead")
-    if given.mixed_precision != training.precision:
-        raise ArgumentValueError(
-            f"the accelerator has the precision {given.mixed_precision!r}, and the recipe {training.precision!r}"
-        )
-    return given
-
-
 def _sample_shape(net: AnytimeModel) -> tuple[int, ...]:
     inputs = net.captured.example_inputs
     if len(inputs) != 1 or not inputs[0].is_floating_point():
@@ -475,12 +418,3 @@ def _sample_shape(net: AnytimeModel) -> tuple[int, ...]:
             "for others write a loop with anytimeify.train.Together().step(...)"
         )
     return tuple(inputs[0].shape[1:])
-
-
-def _check_classes(net: AnytimeModel, data: Data) -> None:
-    if net.taxonomy is None:
-        return
-    if net.taxonomy.sizes[0] != len(data.classes):
-        raise ArgumentValueError(
-            f"the network's taxonomy has {net.taxonomy.sizes[0]} classes, and {data.name} has {len(data.classes)}"
-        )

@@ -19,6 +19,7 @@ from anytimeify.passes.scheme import parse_scheme
 from anytimeify.runtime.load import load
 from anytimeify.runtime.model import AnytimeModel
 from anytimeify.taxonomy import Taxonomy
+from anytimeify.train.classes import classes_of
 from anytimeify.train.data import Data
 from anytimeify.train.encoding import as_json, training_of
 from anytimeify.train.folder import RunFolder
@@ -93,11 +94,7 @@ class Start:
 def _with_classes(net: AnytimeModel, classes: int, say: Callable[[str], object]) -> AnytimeModel:
     if net.taxonomy is not None:
         return net
-    captured, training = net.captured, net.training
-    args, kwargs = net.call_signature.arguments(captured.example_inputs, captured.signature)
-    with torch.no_grad():
-        own = net.eval()(*args, level=0, **kwargs).shape[1]
-    net.train(training)
+    own = classes_of(net)
     if own != classes:
         net.reset_classifier(classes)
         say(f"the network predicts {own} classes, and the data have {classes}: every level gets a new head")

@@ -156,6 +156,7 @@ def test_several_inputs_and_heads_of_attention() -> None:
 @pytest.mark.parametrize(
     ("data", "error", "says"),
     [
+        ([], SchemeError, "batches: there is none to look at"),
         (None, SchemeError, r"order='taylor' looks at the network on data: give transform\(..., batches=loader\)"),
         ([torch.randn(2, 3, 6, 6)], ArgumentError, "expected pairs"),
         ([("a", 1)], ArgumentError, "the inputs of a batch are a tensor"),

@@ -267,6 +267,21 @@ def test_a_teacher_teaches(net: AnytimeModel, digits: Data) -> None:
         fit(own, digits, replace(training, order=Sandwich()), limit_batches=1)
 
 
+def test_trainings_of_several_precisions_follow_each_other(net: AnytimeModel, digits: Data) -> None:
+    for precision in ("no", "bf16", "no"):
+        training = replace(TRAINING, epochs=1, precision=precision)
+        assert fit(copy.deepcopy(net), digits, training, limit_batches=1).history
+
+
+def test_labels_that_the_network_does_not_predict(net: AnytimeModel, digits: Data) -> None:
+    own = copy.deepcopy(net)
+    own.reset_classifier(5)
+    with pytest.raises(AnytimeError, match=r"predicts 5 classes, and digits has 10: net.reset_classifier\(10\)"):
+        fit(own, digits, TRAINING)
+    own.reset_classifier(12)
+    assert fit(own, digits, replace(TRAINING, epochs=1), limit_batches=1).history
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

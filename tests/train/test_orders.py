@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import FrozenInstanceError, asdict
 from functools import partial
 from pathlib import Path
@@ -368,7 +368,18 @@ def test_orders_are_data(order: Any) -> None:
         order.name = "another"
 
 
+@pytest.fixture
+def alone() -> Iterator[None]:
+    """Accelerate keeps one precision for the whole process: the tests that follow may want another."""
+    yield
+    from accelerate.state import AcceleratorState, GradientState
+
+    AcceleratorState._reset_state()
+    GradientState._reset_state()
+
+
 @pytest.mark.parametrize("order", ORDERS, ids=str)
+@pytest.mark.usefixtures("alone")
 def test_accelerate(made: AnytimeModel, order: Order) -> None:
     """Its gradient accumulation, clipping and lower precision, around a step as it is."""
     accelerate: Any = pytest.importorskip("accelerate")
