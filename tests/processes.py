@@ -33,5 +33,5 @@ def run_in_two_processes(script: str, folder: Path) -> None:
         for rank in range(2)
     ]
     for process in processes:
-        _, errors = process.communicate(timeout=400)
+        _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors

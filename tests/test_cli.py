@@ -20,6 +20,8 @@ from rich.console import Console
 
 import anytimeify
 from anytimeify import cli, progress
+from anytimeify.cli.commands import papers
+from anytimeify.cli.models import MODEL
 from anytimeify.storage.export import FORMATS
 from tests.backbones import Residual, images
 
@@ -289,7 +291,7 @@ def test_a_taxonomy_and_a_consensus(shell: Shell, exported: Path) -> None:
     assert status == 0, err
     assert "consensus" in out
     assert "coarse" in out
-    net = anytimeify.load(shell.folder / "net" / cli.MODEL)
+    net = anytimeify.load(shell.folder / "net" / MODEL)
     assert net.taxonomy is not None
     assert net.taxonomy.sizes == (5, 2)
     extracting = ["extract", "net", "--level", "0", "--granularity", "coarse", "--out", "small.pt2"]
@@ -310,7 +312,7 @@ def test_all_that_a_backbone_returns_and_its_constants(shell: Shell) -> None:
     small = torch.export.load(shell.folder / "net" / "level-0.pt2").module()
     assert {name: found.shape for name, found in small(torch.randn(2, 4)).items()} == {"scores": (2, 3), "side": (2, 2)}
     assert shell("convert", "models:two", "--out", "side", "--output", "side", *options[:2]).status == 0
-    assert anytimeify.load(shell.folder / "side" / cli.MODEL)(torch.randn(2, 4), level=0).shape == (2, 2)
+    assert anytimeify.load(shell.folder / "side" / MODEL)(torch.randn(2, 4), level=0).shape == (2, 2)
     assert "has no 'other'" in shell.refuses("convert", "models:two", "--out", "no", "--output", "other", *options[:2])
     assert shell("convert", "models:two", "--out", "no", "--constants", "grow", *options[:2]).status == 2
 
@@ -516,7 +518,7 @@ def test_a_fault_is_one_message_too(shell: Shell, monkeypatch: pytest.MonkeyPatc
     def fail(*_: object) -> None:
         raise OverflowError("too much\nof it")
 
-    monkeypatch.setattr(cli, "entries", fail)
+    monkeypatch.setattr(papers, "entries", fail)
     message = shell.refuses("papers")
     assert message.startswith("error: internal error in anytimeify, OverflowError in test_cli.py:")
     assert message.endswith(": too much")

@@ -52,6 +52,8 @@ class Start:
     taxonomy: Taxonomy | None = None
     consensus: str | None = None
     trust_pickle: bool = False
+    pretrained: bool = False  # with the weights that the source's library has for the name
+    checkpoint: Path | None = None  # with the weights of a file
 
     def recipe(self) -> Training:
         """That of the paper; the default one for all others."""
@@ -70,13 +72,18 @@ class Start:
         path = Path(self.source)
         saved = path / "net.safetensors" if path.is_dir() else path
         options = {"taxonomy": self.taxonomy, "consensus": self.consensus}
+        is_saved = path.is_dir() or path.suffix == ".safetensors"
+        if (self.pretrained or self.checkpoint is not None) and (is_saved or self.source.startswith(PAPER)):
+            raise ArgumentValueError(
+                f"'{self.source}' has no weights to choose: --pretrained and --checkpoint are for the other sources"
+            )
         if self.source.startswith(PAPER):
             printed = recipe(self.source.removeprefix(PAPER), len(data.classes))
             if self.scheme is None:
                 return printed.build(verify=False, **options)
             scheme = parse_scheme(self.scheme)
             return transform(printed.backbone, scheme, printed.example_inputs, verify=verify, **options)  # type: ignore[arg-type]
-        if path.is_dir() or path.suffix == ".safetensors":
+        if is_saved:
             if self.scheme is not None or any(value is not None for value in options.values()):
                 raise ArgumentValueError(
                     f"'{self.source}' is a saved model, which has a scheme, and its classes, already"
@@ -85,7 +92,9 @@ class Start:
         else:
             if self.scheme is None:
                 raise SchemeError(f"'{self.source}' has no levels yet: give a --scheme, such as nested-channels")
-            found = resolve(self.source, trust_pickle=self.trust_pickle)
+            found = resolve(
+                self.source, trust_pickle=self.trust_pickle, pretrained=self.pretrained, checkpoint=self.checkpoint
+            )
             examples = found.example_inputs if self.examples is None else self.examples
             net = transform(found.model, parse_scheme(self.scheme), examples, verify=verify, **options)  # type: ignore[arg-type]
         return _with_classes(net, len(data.classes), say)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from anytimeify import AnytimeError, cli
+from anytimeify.cli.commands import papers as papers_command
 from anytimeify.errors import ArgumentValueError, ArtifactError
 from anytimeify.ir import Outputs
 from anytimeify.papers import experiment, experiment_names, experiments, recipe
@@ -324,7 +325,7 @@ def test_the_command_refuses(capsys: pytest.CaptureFixture[str], tmp_path: Path)
 def test_the_command_goes_on_with_a_run(
     capsys: pytest.CaptureFixture[str], copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli, "experiment", lambda *_, **__: TINY)
+    monkeypatch.setattr(papers_command, "experiment", lambda *_, **__: TINY)
     with pytest.raises(SystemExit) as caught:
         cli.main(["papers", "tests/figure", "--out", str(copied), "--seeds", "1", "--limit-batches", "1"])
     out, _ = capsys.readouterr()

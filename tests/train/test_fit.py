@@ -318,6 +318,7 @@ def test_the_command(made: AnytimeModel, tmp_path: Path, capsys: pytest.CaptureF
         (("--data", "cifar11"), "'cifar11' names no data; there are cifar10:DIR"),
         (("--set", "speed=3"), "the training has no field 'speed'"),
         (("--set", "optimiser"), "'optimiser' changes no field"),
+        (("--checkpoint", tmp_path / "net.safetensors"), "has no weights to choose"),
         (("--scheme", "nested-channels"), "is a saved model, which has a scheme"),
         (("--recipe", tmp_path / "none.json"), "does not exist"),
     ):
@@ -325,6 +326,16 @@ def test_the_command(made: AnytimeModel, tmp_path: Path, capsys: pytest.CaptureF
         assert code == 1
         assert message in err
         assert not (tmp_path / "other").exists()
+
+
+def test_it_starts_from_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(Small().state_dict(), tmp_path / "small.pt")
+    source = ("tests.train.test_fit:Small", "--scheme", "nested-channels{widths=0.5,1}", "--input-shape", "2,1,8,8")
+    run = (*source, "--data", "digits", "--limit-batches", 1, "--epochs", 1, "--lr", 0)
+    code, _, err = command(capsys, *run, "--checkpoint", tmp_path / "small.pt", "--out", tmp_path / "run")
+    assert code == 0, err
+    trained = load(tmp_path / "run" / "net.safetensors")
+    assert torch.equal(trained.get_parameter("fc.weight"), torch.load(tmp_path / "small.pt")["fc.weight"])
 
 
 @pytest.mark.slow

@@ -1,0 +1,50 @@
+"""`anytimeify export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from anytimeify.cli.models import load_model
+from anytimeify.cli.options import Force, SavedModel
+from anytimeify.cli.showing import doing, show
+from anytimeify.deploy.export import FORMATS as FILES
+from anytimeify.deploy.export import STAGED
+from anytimeify.io.files import refuse_existing
+from anytimeify.level_names import parse_level
+from anytimeify.storage.export import require
+
+__all__ = ["export"]
+
+
+CONTAINERS = (*FILES, STAGED)
+
+
+def export(
+    folder: SavedModel,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The file, or folder of stages, to write.")],
+    format: Annotated[str, typer.Option(metavar="NAME", help=f"The container: {', '.join(CONTAINERS)}.")] = "onnx",
+    chosen: Annotated[
+        str, typer.Option("--levels", metavar="all|LEVELS", help="Which levels, such as 0,2; names and numbers too.")
+    ] = "all",
+    granularity: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Which prediction of levels, if the model has a taxonomy.")
+    ] = None,
+    force: Force = False,
+) -> None:
+    """Write several levels to one file, over one set of weights."""
+    if format not in CONTAINERS:
+        raise typer.BadParameter(
+            f"'{format}' is not a container; expected one of: {', '.join(CONTAINERS)}", param_hint="--format"
+        )
+    if not force:
+        refuse_existing(out)
+    require("onnx" if format == STAGED else format)
+    net = load_model(folder)
+    named = "all" if chosen == "all" else [parse_level(one.strip()) for one in chosen.split(",")]
+    with doing(f"writing {'all levels' if named == 'all' else f'levels {chosen}'} as {format}"):
+        net.export(out, format, named, granularity=granularity, force=force)
+    size = sum(file.stat().st_size for file in out.iterdir()) if out.is_dir() else out.stat().st_size
+    show(f"written to {out}, {size:,} bytes")

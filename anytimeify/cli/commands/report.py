@@ -1,0 +1,62 @@
+"""`anytimeify report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from anytimeify.cli.models import load_model
+from anytimeify.cli.options import AccuraciesOption, Force, RuntimeOption, SavedModel, Threads
+from anytimeify.cli.reading import device_of
+from anytimeify.cli.showing import doing, show
+from anytimeify.io.files import refuse_existing, replaced_file
+from anytimeify.report import Report
+from anytimeify.runtime.evaluation import read_scores
+from anytimeify.serving.benchmark import bench as measured
+
+__all__ = ["report"]
+
+
+def report(
+    folder: SavedModel,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="FILE.html, FILE.json or FILE.md. It must not exist.")],
+    measure: Annotated[
+        str | None, typer.Option(metavar="cpu|cuda", help="Measure what the levels take on this device, for HTML.")
+    ] = None,
+    runtime: RuntimeOption = "torch",
+    threads: Threads = None,
+    accuracies: AccuraciesOption = None,
+    model_explorer: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Also write the graph and its numbers for Google's Model Explorer."),
+    ] = None,
+    force: Force = False,
+) -> None:
+    """Write the report of an anytime model: levels, the graph as blocks, widths, and what is pinned and why."""
+    if out.suffix not in (".html", ".json", ".md"):
+        raise typer.BadParameter(f"'{out}': expected FILE.html, FILE.json or FILE.md", param_hint="--out")
+    if measure is not None:
+        device_of(measure)
+    scores = read_scores(accuracies) if accuracies is not None else None
+    if not force:
+        for path in filter(None, (out, model_explorer)):
+            refuse_existing(path)
+    net = load_model(folder)
+    found = None
+    if measure is not None:
+        with doing("measuring the levels"):
+            found = measured(
+                net.to(measure), runtime=runtime, device=measure, threads=threads, against=False, accuracies=scores
+            )
+    summary: Report = net.report()
+    if out.suffix == ".html":
+        summary.to_html(out, found)
+    else:
+        text = summary.to_json() + "\n" if out.suffix == ".json" else summary.to_markdown()
+        with replaced_file(out) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    if model_explorer is not None:
+        summary.to_model_explorer(model_explorer, force=force)
+    show(f"written to {out}")
