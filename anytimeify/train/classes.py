@@ -16,7 +16,8 @@ def classes_of(net: AnytimeModel) -> int:
         return net.taxonomy.sizes[0]
     program, signature = net.captured.program, net.captured.signature
     place = signature.prediction if len(program.outputs) > 1 else 0
-    return type_of(program.outputs[place]).shape[1].coefficient
+    count: int = type_of(program.outputs[place]).shape[1].coefficient
+    return count
 
 
 def check_classes(net: AnytimeModel, data: Data) -> None:

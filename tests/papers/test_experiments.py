@@ -31,6 +31,7 @@ from anytimeify.papers.networks import PreActivationResNet
 from anytimeify.passes.schemes.nested_channels import NestedChannels
 from anytimeify.train import OneAfterTheOther, Training
 from tests.papers.tiny_data import images
+from tests.result_lines import begun, lines
 
 pytest.importorskip("matplotlib")
 
@@ -66,12 +67,7 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copied(once: Path, tmp_path: Path) -> Path:
-    (tmp_path / "results.jsonl").write_bytes((once / "results.jsonl").read_bytes())
-    return tmp_path
-
-
-def lines(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    return begun(tmp_path, as_in=once)
 
 
 def test_what_is_written(once: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, reject, settings
+from hypothesis import given, reject
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -14,6 +14,7 @@ from anytimeify import AnytimeModel, AuxiliaryBranches, Branch, Budget, SchemeEr
 from anytimeify.losses import JointLoss
 from anytimeify.passes.rewrites.project import project
 from anytimeify.testing import Backbone, assert_costs_increase, assert_levels_equal_extracts, backbones, check
+from tests.examples import examples
 from tests.passes.branches import KINDS, Dense, Padded, PreActivation, Projected, Staged, images
 from tests.rounding import close
 
@@ -274,7 +275,7 @@ def test_automatic_branches_fork_behind_stages(kind: type[Staged]) -> None:
     assert [level.name for level in net_of(kind()).levels] == ["branch at stage1", "branch at stage2", "full"]
 
 
-@settings(max_examples=6, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+@examples(15)
 @given(backbones(3, 2))
 def test_generated_backbones_have_exact_branches(backbone: Backbone) -> None:
     model, inputs = backbone.build().eval(), backbone.example_inputs()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, reject, settings
+from hypothesis import given, reject
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -12,6 +12,7 @@ from anytimeify import AnytimeModel, HierarchicalEnsemble, SchemeError, transfor
 from anytimeify.operators.modules import BatchNormCall
 from anytimeify.passes.rewrites.replicate import Tree
 from anytimeify.testing import Backbone, assert_costs_increase, assert_levels_equal_extracts, backbones, check
+from tests.examples import examples
 from tests.passes.ensembles import CUTS, Chain, differences, images, members, net_of, part
 
 
@@ -102,7 +103,7 @@ def test_replicas_are_one_operation(net: AnytimeModel) -> None:
     assert 2 * calls[0] < calls[1]
 
 
-few = settings(max_examples=6, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+few = examples(15)
 
 
 @few

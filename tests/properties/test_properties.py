@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from hypothesis import HealthCheck, example, given, reject, settings
+from hypothesis import example, given, reject
 from torch import Tensor, nn
 
 from anytimeify.compiler import transform
@@ -45,14 +45,15 @@ from anytimeify.testing import (
     schemes,
 )
 from anytimeify.verification import difference
+from tests.examples import examples
 
 # Double precision, so that a difference is a mistake and never rounding that a small norm blew up.
 TOLERANCE = 1e-10
 BATCH = 7
 
-few = settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
-fewer = settings(few, max_examples=6)
-many = settings(few, max_examples=700, derandomize=False)
+few = examples(40)
+fewer = examples(10)
+many = examples(700, 700, derandomize=False)
 
 
 def double(backbone: Backbone) -> nn.Module:

@@ -174,7 +174,7 @@ def test_the_check_finds_rules_that_hide_mixing() -> None:
 
 
 @given(backbone=backbones())
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_no_node_of_a_backbone_leaks(backbone: Backbone) -> None:
     """The same of every node of whole networks, where axes are products and sums: shuffles, concatenations, heads."""
     program, axes, values = run_nodes(backbone)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -18,6 +17,7 @@ from anytimeify.papers.experiments import running
 from anytimeify.papers.experiments.results import Results
 from anytimeify.train import comparing
 from anytimeify.train.comparing import compare
+from tests.result_lines import begun, lines
 
 pytest.importorskip("accelerate")
 pytest.importorskip("matplotlib")
@@ -71,12 +71,7 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copied(once: Path, tmp_path: Path) -> Path:
-    (tmp_path / "results.jsonl").write_bytes((once / "results.jsonl").read_bytes())
-    return tmp_path
-
-
-def lines(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    return begun(tmp_path, as_in=once)
 
 
 def test_what_is_trained_and_written(once: Path) -> None:
