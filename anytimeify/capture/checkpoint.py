@@ -84,13 +84,13 @@ def read_checkpoint(path: str | os.PathLike[str], *, trust_pickle: bool = False)
     return _state_dict(read_saved(file, trust_pickle=trust_pickle), file)
 
 
-def read_saved(file: Path, *, trust_pickle: bool = False) -> Any:
-    """What `torch.save` wrote, of tensors and plain containers; anything with `trust_pickle`. `ArtifactError` for
-    another file."""
+def read_saved(file: Path, *, trust_pickle: bool = False, checksums: bool = False) -> Any:
+    """What `torch.save` wrote, of tensors and plain containers; anything with `trust_pickle`. With `checksums`, those of
+    the archive are compared, which torch does not do, and not everybody writes. `ArtifactError` for another file."""
     try:
         with ONE_AT_A_TIME, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            source = file if trust_pickle else _checked(file)
+            source = file if trust_pickle else _checked(file, checksums)
             return torch.load(source, map_location="cpu", weights_only=not trust_pickle)
     except Exception as error:
         if trust_pickle or "weights_only" not in str(error).lower():
@@ -103,13 +103,15 @@ def read_saved(file: Path, *, trust_pickle: bool = False) -> Any:
         ) from error
 
 
-def _checked(file: Path) -> Path | io.BytesIO:
+def _checked(file: Path, checksums: bool) -> Path | io.BytesIO:
     """What torch may read: an archive whose members are no larger than the file, or the form before torch 1.6 from
     memory, for on a file each length in it is memory that Python asks for. Refuses tar files, the form before torch
     0.1.10, which torch would unpack into a folder."""
     if zipfile.is_zipfile(file):
-        with file.open("rb") as opened, Archive(opened, ANY):
-            return file
+        with file.open("rb") as opened, Archive(opened, ANY) as archive:
+            for name in archive.names if checksums else ():
+                archive.read(name)
+        return file
     if tarfile.is_tarfile(file):
         raise RefusedError("", "is a tar file, as torch wrote them before 0.1.10: save it again")
     return io.BytesIO(file.read_bytes())

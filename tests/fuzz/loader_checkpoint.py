@@ -29,7 +29,7 @@ from tests.fuzz.mutations import (
     write_archive,
 )
 
-__all__ = ["LOADER"]
+__all__ = ["LOADER", "plain"]
 
 
 class Network(nn.Module):
@@ -116,7 +116,7 @@ def _in_members(random: Random, original: Path, target: Path) -> str:
 
 def _in_object(random: Random, original: Path, target: Path) -> str:
     """What is pickled: names and values."""
-    found = _plain(torch.load(original, weights_only=True))
+    found = plain(torch.load(original, weights_only=True))
     what = "; ".join(mutate_json(random, found) for _ in range(random.choice((1, 1, 2))))
     _save(found, original, target)
     return what
@@ -124,7 +124,7 @@ def _in_object(random: Random, original: Path, target: Path) -> str:
 
 def _in_tensor(random: Random, original: Path, target: Path) -> str:
     """A tensor of another kind, or shape."""
-    found = _plain(torch.load(original, weights_only=True))
+    found = plain(torch.load(original, weights_only=True))
     state = found.get("state_dict", found)
     name = random.choice(sorted(state))
     way = random.choice(sorted(KINDS))
@@ -151,10 +151,10 @@ KINDS: dict[str, Callable[[Tensor], Any]] = {
 }
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Dicts that can be changed."""
     if isinstance(value, dict):
-        return {key: _plain(one) for key, one in value.items()}
+        return {key: plain(one) for key, one in value.items()}
     return value
 
 
