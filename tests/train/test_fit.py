@@ -201,6 +201,30 @@ def test_a_full_disk_loses_no_checkpoint(net: AnytimeModel, digits: Data, tmp_pa
     assert first.read_bytes() == before[first.name]
 
 
+def test_a_damaged_checkpoint_is_refused(net: AnytimeModel, digits: Data, tmp_path: Path) -> None:
+    out, start = tmp_path / "run", copy.deepcopy(net)
+    fit(net, digits, TRAINING, out=out, limit_batches=2)
+    last = max((out / "checkpoints").iterdir())
+    data, state = last.read_bytes(), torch.load(last, weights_only=True)
+    weight = state["net"]["fc.weight"].numpy().tobytes()
+    assert weight in data
+    last.write_bytes(data.replace(weight, bytes([weight[0] ^ 1]) + weight[1:]))  # torch would read it
+    with pytest.raises(ArtifactError, match=r"000004\.pt' is damaged.*CRC.*goes on from the checkpoint before"):
+        fit(copy.deepcopy(start), digits, TRAINING, out=out, limit_batches=2)
+    for change, message in (
+        ({"stage": 3}, "of a phase that there is not"),
+        ({"epoch": 9}, "at step 0 of epoch 9, which there is not"),
+        ({"steps": -1}, "its steps is -1"),
+        ({"net": {}}, "checkpoints is damaged"),
+    ):
+        torch.save({**state, **change}, last)
+        with pytest.raises(ArtifactError, match=message):
+            fit(copy.deepcopy(start), digits, TRAINING, out=out, limit_batches=2)
+    last.unlink()
+    fit(start, digits, TRAINING, out=out, limit_batches=2)
+    assert torch.equal(start.get_parameter("fc.weight"), net.get_parameter("fc.weight"))
+
+
 def test_phases_and_parts(net: AnytimeModel, digits: Data) -> None:
     training = replace(TRAINING, epochs=1, parts=("conv*", "bn*"), phases=(Phase(epochs=1, parts=("fc.*", "any*")),))
     first = copy.deepcopy(net)
