@@ -3,8 +3,8 @@
     python -m benchmarks.bench_by_hand
 
 By hand: the extract is exported by `torch.onnx.export` and run in a session of its own, or called in torch; the model
-is exported and its file run in a session, or called with `level=`. Rounds of both take turns; the table has medians over
-rounds of the medians in a round.
+is exported and its file run in a session, or called with `level=`. Rounds of both take turns; the table has medians
+over rounds of the medians in a round.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from anytimeify.runtime import bench
 from anytimeify.runtime.model import AnytimeModel
 
 Call = Callable[[], object]
+FILE = "net.onnx"
 SCHEME = "nested-channels{widths=0.25,0.5,1}"
 
 
@@ -43,23 +44,28 @@ def main() -> None:
     torch.manual_seed(0)
     example = torch.randn(2, 3, options.size, options.size)
     net = anytimeify.transform(anytimeify.source(options.network), SCHEME, (example,), verify=False).eval()
-    print("| runtime | level | alone: `bench` | by hand | ratio | served: `bench` | by hand | ratio: `bench` | by hand |")
+    print(
+        "| runtime | level | alone: `bench` | by hand | ratio | served: `bench` | by hand | ratio: `bench` | by hand |"
+    )
     print("|---|---|" + "--:|" * 7)
     with tempfile.TemporaryDirectory() as folder:
         for runtime in ("onnxruntime", "torch"):
             calls = (_in_onnxruntime if runtime == "onnxruntime" else _in_torch)(net, example[:1], Path(folder))
-            _rows(net, runtime, calls, options.rounds, options.seconds)
+            served = Path(folder, FILE) if runtime == "onnxruntime" else net
+            _rows(net, served, runtime, calls, options.rounds, options.seconds)
 
 
-def _rows(net: AnytimeModel, runtime: Any, calls: Sequence[tuple[Call, Call]], rounds: int, seconds: float) -> None:
-    """A line for every level. `calls`: of each the level as it is served, and its extract."""
+def _rows(
+    net: AnytimeModel, served: Any, runtime: Any, calls: Sequence[tuple[Call, Call]], rounds: int, seconds: float
+) -> None:
+    """A line for every level. `served`: what `bench` is given; `calls`: of each level as it is served, and alone."""
     found: list[list[tuple[float, float, float, float]]] = [[] for _ in calls]
     for _ in range(rounds):
-        measured = bench(net, runtime=runtime, threads=1, seconds=seconds, cached=False).rows
+        measured = bench(served, runtime=runtime, threads=1, against=net, seconds=seconds, cached=False).rows
         for place, (row, pair) in enumerate(zip(measured, calls, strict=True)):
             assert row.extract is not None
-            served, alone = timed(pair, seconds=seconds)
-            found[place].append((row.timing.median_ms, row.extract.median_ms, served.median_ms, alone.median_ms))
+            own, alone = timed(pair, seconds=seconds)
+            found[place].append((row.timing.median_ms, row.extract.median_ms, own.median_ms, alone.median_ms))
     for level, numbers in zip(net.levels, found, strict=True):
         own, alone, own_by_hand, alone_by_hand = (median(column) for column in zip(*numbers, strict=True))
         ratios = [median(one[0] / one[1] for one in numbers), median(one[2] / one[3] for one in numbers)]
@@ -78,8 +84,8 @@ def _in_torch(net: AnytimeModel, example: torch.Tensor, folder: Path) -> list[tu
 
 
 def _in_onnxruntime(net: AnytimeModel, example: torch.Tensor, folder: Path) -> list[tuple[Call, Call]]:
-    net.export(folder / "net.onnx")
-    together = _session(folder / "net.onnx")
+    net.export(folder / FILE)
+    together = _session(folder / FILE)
     name, level = (entry.name for entry in together.get_inputs())
     result: list[tuple[Call, Call]] = []
     for place, one in enumerate(net.levels):

@@ -85,8 +85,8 @@ def read_checkpoint(path: str | os.PathLike[str], *, trust_pickle: bool = False)
 
 
 def read_saved(file: Path, *, trust_pickle: bool = False, checksums: bool = False) -> Any:
-    """What `torch.save` wrote, of tensors and plain containers; anything with `trust_pickle`. With `checksums`, those of
-    the archive are compared, which torch does not do, and not everybody writes. `ArtifactError` for another file."""
+    """What `torch.save` wrote, of tensors and plain containers; anything with `trust_pickle`. With `checksums`, those
+    of the archive are compared, which torch does not do, and not everybody writes. `ArtifactError` for another file."""
     try:
         with ONE_AT_A_TIME, warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -153,7 +153,9 @@ def test_numbers_that_would_lose_something(tmp_path: Path) -> None:
     state = values(Tied())
     state["head.bias"], state["norm.num_batches_tracked"] = torch.ones(5) * 1j, torch.tensor(0.5)
     torch.save(state, tmp_path / "a.pth")
-    with pytest.raises(ArtifactError, match=r"of other types: norm\.num\S+ torch\.float32 for torch\.int64, head\.bias torch"):
+    with pytest.raises(
+        ArtifactError, match=r"of other types: norm\.num\S+ torch\.float32 for torch\.int64, head\.bias torch"
+    ):
         load_checkpoint(Tied(), tmp_path / "a.pth")
     half = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in values(Tied()).items()}
     torch.save(half, tmp_path / "half.pth")
