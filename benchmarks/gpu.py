@@ -174,11 +174,14 @@ def forward(network: str, made: Networks, setting: Setting) -> list[Row]:
     """Levels alone, in eval mode."""
     rows = [Row(network, "plain, forward", lambda: evaluator(made.plain, network, setting))]
     for level, width in enumerate(WIDTHS):
-        both = (("thin", made.thin[level]), ("dense, extract", made.dense.extract(level)))
-        both = (*both, ("triangular, extract", made.triangular.extract(level)))
+        alike = {
+            "thin": made.thin[level],
+            "dense, extract": made.dense.extract(level),
+            "triangular, dense extract": made.triangular.extract(level, dense=True),
+        }
         rows += [
             Row(network, f"{name} {width:g}", lambda one=one: evaluator(one, network, setting))  # type: ignore[misc]
-            for name, one in both
+            for name, one in alike.items()
         ]
     return rows
 
