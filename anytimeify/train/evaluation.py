@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -34,7 +34,7 @@ def accuracies(
     taxonomy = net.taxonomy
     lift = TaxonomyLoss(nn.Identity(), taxonomy) if taxonomy is not None else None
     found: dict[str, Any] = {}
-    with torch.inference_mode(False), torch.no_grad():
+    with _eval_mode(net), torch.inference_mode(False), torch.no_grad():
         for inputs, labels in batches:
             labels = labels.to(device)
             with autocast():
@@ -47,6 +47,17 @@ def accuracies(
                         found[name] = metric.to(device)
                     found[name].update(logits, targets[place])
     return {name: float(metric.compute()) for name, metric in found.items()}
+
+
+@contextmanager
+def _eval_mode(net: nn.Module) -> Iterator[None]:
+    before = [(module, module.training) for module in net.modules()]
+    net.eval()
+    try:
+        yield
+    finally:
+        for module, training in before:
+            module.training = training
 
 
 def _named(net: AnytimeModel, index: int, prediction: Any) -> list[tuple[str, int, Tensor]]:
