@@ -98,6 +98,24 @@ def test_what_is_there_is_not_trained_again(copied: Path, monkeypatch: pytest.Mo
     assert lines(copied) == before
 
 
+def test_experiments_share_what_they_both_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another experiment with the same networks trains none of them."""
+    shared = tmp_path / "networks"
+    first = TINY.run(tmp_path / "one", 1, limit_batches=1, shared=shared)
+    assert len(list(shared.iterdir())) == 2
+    monkeypatch.setattr(running, "fit", None)
+    again = Experiment(replace(STUDY, name="tests/again"), TINY.setting).run(
+        tmp_path / "two", 1, limit_batches=1, shared=shared
+    )
+    assert [line["levels"] for line in again.results.lines] == [line["levels"] for line in first.results.lines]
+    with pytest.raises(TypeError):  # the other seed is trained
+        TINY.run(tmp_path / "one", 2, limit_batches=1, shared=shared)
+    changed = replace(TINY.contenders[0], data=lambda data, seed: data)
+    other = replace(STUDY, contenders=lambda setting: [changed, *contenders(setting)[1:]])
+    with pytest.raises(TypeError):  # nor are networks shared whose data are changed
+        Experiment(other, TINY.setting).run(tmp_path / "three", 1, limit_batches=1, shared=shared)
+
+
 def test_what_is_missing_is_added(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that was stopped while it wrote a line loses this line alone, and a seed more adds its own."""
     whole = lines(copied)
