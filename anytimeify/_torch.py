@@ -17,6 +17,9 @@ What is used, and why nothing public does it:
 * `torch.utils._python_dispatch.TorchDispatchMode`: to see operations below autograd;
 * `torch.utils._python_dispatch._disable_current_modes`: to compute something while an export records;
 * `torch.autograd.function._SingleLevelFunction`: the one place that every call of an autograd function comes to;
+* `torch._C._autograd._top_saved_tensors_default_hooks`: whether somebody looks at what is saved for the backward pass;
+* `torch.autograd.forward_ad._current_level`: whether forward-mode derivatives are taken;
+* `torch._foreach_mul`, `torch._foreach_copy_`: what is done to many tensors in a few kernels;
 * the tables of nodes and names of an `fx.Graph`: to add a node without looking through its arguments;
 * the hooks that modules and tensors keep for the backward pass: only adding and removing them is public.
 
@@ -41,7 +44,7 @@ from torch import Tensor, fx, nn
 from torch._ops import HigherOrderOperator, OpOverload
 from torch._subclasses import FakeTensorMode
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, is_fake
-from torch.autograd import function
+from torch.autograd import forward_ad, function
 from torch.export import ExportedProgram
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from torch.utils import _pytree as pytree
@@ -62,6 +65,7 @@ __all__ = [
     "assert_holds",
     "autograd_calls",
     "backward_hooks",
+    "copy_all",
     "copy_node",
     "expression",
     "flatten",
@@ -72,12 +76,14 @@ __all__ = [
     "is_plain",
     "is_watched",
     "load_pt2",
+    "multiply_all",
     "new_node",
     "operator",
     "package_pt2",
     "prepare_torchvision",
     "program_of_parts",
     "quiet_exporter",
+    "saves_as_it_likes",
     "schema",
     "size_functions",
     "text_arguments",
@@ -91,6 +97,8 @@ __all__ = [
 
 TreeSpec = pytree.TreeSpec
 assert_holds = torch._assert  # a call that graphs, exporters and compilers know
+multiply_all = torch._foreach_mul
+copy_all = torch._foreach_copy_
 
 
 def flatten(tree: Any) -> tuple[list[Any], TreeSpec]:
@@ -343,6 +351,13 @@ def has_values(tensor: Tensor) -> bool:
 def is_watched() -> bool:
     """Whether a dispatch mode sees every operation, such as one that counts them."""
     return torch._C._len_torch_dispatch_stack() > 0
+
+
+def saves_as_it_likes() -> bool:
+    """Whether a call in this thread may save for the backward pass what it saves at no other call: no hooks that look
+    at it (checkpointing compares), and no forward-mode derivatives beside."""
+    level: int = getattr(forward_ad, "_current_level")  # noqa: B009  # which is annotated as the number it begins with
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is None and level < 0
 
 
 @contextmanager

@@ -5,10 +5,11 @@
 
 ResNet-50 (channels-last) and ViT-B/16 under bfloat16 autocast, batch 64, 224 pixels, and fused ensembles of 16 leaves
 at batch 128. Norms: forward and backward of a layer norm of the ViT, beside that of all levels by operations of torch
-(masked) and by Triton (kernel). Every row is the median of several turns between two events of the device, after a
-warm-up. Host: until Python is done with a step, the device still running; where that is near the time of the step, the
-device waits for Python. Busy: the time of all kernels by the profiler. Memory: the most that a turn has at once beside
-weights and gradients. Share: of the time of the row `plain` of the same network and kind of step.
+(masked) and by Triton (kernel). Rows of a network and kind of step are measured in turns, between two events of the
+device, after a warm-up; each has its median. Share: of the row `plain` in the same turn, the median. Host: until Python
+is done with a step, the device still running; where that is near the time of the step, the device waits for Python.
+Busy: the time of all kernels by the profiler. Memory: the most that a turn has at once beside weights and gradients.
+`thin`: the network of timm with that share of its channels, built so by hand.
 
 What has not begun after `--budget` seconds is left out and named.
 """
@@ -31,7 +32,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from anytimeify import HierarchicalEnsemble, NestedChannels, kernels, transform
+from anytimeify import AnytimeModel, HierarchicalEnsemble, NestedChannels, kernels, transform
 from anytimeify.papers import recipe
 
 WIDTHS = (0.25, 0.5, 0.75, 1.0)
@@ -55,7 +56,6 @@ class Row:
     name: str
     make: Callable[[], Callable[[], object]]
     form: Callable[[], AbstractContextManager[None]] = nullcontext
-    kind: str = "training"  # rows of a kind are compared with the plain one
 
 
 @dataclass(frozen=True)
@@ -96,19 +96,15 @@ def main() -> None:
         "|" + "---|" * 7,
     ]
     print("\n".join(lines), flush=True)
-    began, plain, left_out = time.monotonic(), {}, []
-    for row in rows(setting):
+    began, left_out = time.monotonic(), []
+    for group in groups(setting):
         if time.monotonic() - began > options.budget:
-            left_out.append(f"{row.network}, {row.name}")
+            left_out += [f"{row.network}, {row.name}" for row in group]
             continue
-        times = measured(row, setting, rounds)
-        if row.name.startswith("plain"):
-            plain[row.network, row.kind] = times.step
-        against = plain.get((row.network, row.kind))
-        share = f"{times.step / against:.2f}" if against else ""
-        numbers = f"{times.step:.1f} | {share} | {times.host:.1f} | {times.busy:.1f} | {times.memory:.0f}"
-        lines.append(f"| {row.network} | {row.name} | {numbers} |")
-        print(lines[-1], flush=True)
+        for row, times, share in measured(group, setting, rounds):
+            numbers = f"{times.step:.1f} | {share:.2f} | {times.host:.1f} | {times.busy:.1f} | {times.memory:.0f}"
+            lines.append(f"| {row.network} | {row.name} | {numbers} |")
+            print(lines[-1], flush=True)
     lines += [f"\nNot measured within {options.budget:.0f} s: {'; '.join(left_out)}."] if left_out else []
     print(f"\n{time.monotonic() - began:.0f} s")
     if options.out:
@@ -127,47 +123,88 @@ def description(setting: Setting) -> str:
 # -- what is measured --------------------------------------------------------------------------------------------------
 
 
-def rows(setting: Setting) -> Iterator[Row]:
-    """Everything, what compiles last."""
-    compiled: list[Row] = []
-    for network in ("ResNet-50", "ViT-B/16"):
-        own = list(widths(network, setting))
-        yield from (row for row in own if "compiled" not in row.name)
-        compiled += [row for row in own if "compiled" in row.name]
-    yield from norms(setting)
+def groups(setting: Setting) -> Iterator[list[Row]]:
+    """Everything, the first of a group being what the others are compared with; what compiles last."""
+    networks = ("ResNet-50", "ViT-B/16")
+    made = {network: Networks.of(network, setting) for network in networks}
+    for network in networks:
+        yield training(network, made[network], setting)
+        yield forward(network, made[network], setting)
+    yield norms(setting)
     yield from ensembles(setting)
-    if not setting.small:
-        yield from compiled
+    for mode in (None, "reduce-overhead") if not setting.small else ():
+        for network in networks:
+            yield compiled(network, made[network], setting, mode)
 
 
-def widths(network: str, setting: Setting) -> Iterator[Row]:
+class Networks(NamedTuple):
+    """A backbone and what becomes of it."""
+
+    plain: nn.Module
+    triangular: AnytimeModel
+    dense: AnytimeModel
+    thin: list[nn.Module]
+
+    @staticmethod
+    def of(network: str, setting: Setting) -> Networks:
+        model = backbone(network, setting)
+        example = (torch.randn(2, 3, setting.side, setting.side),)
+        triangular = transform(model, NestedChannels(WIDTHS, connectivity="triangular"), example, verify=False)
+        dense = transform(copy.deepcopy(model), NestedChannels(WIDTHS), example, verify=False)
+        return Networks(model, triangular, dense, [backbone(network, setting, width) for width in WIDTHS])
+
+
+def training(network: str, made: Networks, setting: Setting) -> list[Row]:
     """Four widths of a network, in one pass and as networks of their own."""
-    model = backbone(network, setting)
-    example = (torch.randn(2, 3, setting.side, setting.side),)
-    triangular = transform(model, NestedChannels(WIDTHS, connectivity="triangular"), example, verify=False)
-    dense = transform(copy.deepcopy(model), NestedChannels(WIDTHS), example, verify=False)
 
-    def training(net: nn.Module, *, compiled: bool = False) -> Callable[[], Callable[[], object]]:
-        return lambda: trainer(net, network, setting, compiled=compiled)
+    def by_hand() -> Callable[[], object]:
+        turns = [trainer(one, network, setting) for one in made.thin]
+        return lambda: [turn() for turn in turns]
 
-    yield Row(network, "plain", training(model))
-    yield Row(network, "triangular, masked", training(triangular), lambda: kernels.form("masked"))
-    yield Row(network, "triangular, measured", training(triangular), lambda: kernels.form("measured"))
-    yield Row(network, "dense, four widths", training(dense))
-    yield Row(network, "plain, forward", lambda: evaluator(model, network, setting), kind="forward")
-    for level in range(len(WIDTHS)):
-        small = triangular.extract(level)
-        yield Row(
+    return [
+        Row(network, "plain", lambda: trainer(made.plain, network, setting)),
+        Row(network, "triangular, masked", lambda: trainer(made.triangular, network, setting), masked),
+        Row(network, "triangular, measured", lambda: trainer(made.triangular, network, setting)),
+        Row(network, "dense, four widths", lambda: trainer(made.dense, network, setting)),
+        Row(network, "four thin ones", by_hand),
+    ]
+
+
+def forward(network: str, made: Networks, setting: Setting) -> list[Row]:
+    """Levels alone, in eval mode."""
+    rows = [Row(network, "plain, forward", lambda: evaluator(made.plain, network, setting))]
+    for level, width in enumerate(WIDTHS):
+        alike = {
+            "thin": made.thin[level],
+            "dense, extract": made.dense.extract(level),
+            "triangular, dense extract": made.triangular.extract(level, dense=True),
+        }
+        rows += [
+            Row(network, f"{name} {width:g}", lambda one=one: evaluator(one, network, setting))  # type: ignore[misc]
+            for name, one in alike.items()
+        ]
+    return rows
+
+
+def compiled(network: str, made: Networks, setting: Setting, mode: str | None) -> list[Row]:
+    """A step that `torch.compile` has turned into kernels, in the last mode replayed without Python."""
+    more = "compiled" if mode is None else f"compiled, {mode}"
+    return [
+        Row(network, f"plain, {more}", lambda: trainer(made.plain, network, setting, compiled=mode or "default")),
+        Row(
             network,
-            f"extract of width {WIDTHS[level]:g}",
-            lambda small=small: evaluator(small, network, setting),  # type: ignore[misc]
-            kind="forward",
-        )
-    yield Row(network, "plain, compiled", training(model, compiled=True), kind="compiled")
-    yield Row(network, "triangular, compiled", training(triangular, compiled=True), kind="compiled")
+            f"triangular, {more}",
+            lambda: trainer(made.triangular, network, setting, compiled=mode or "default"),
+        ),
+    ]
 
 
-def norms(setting: Setting) -> Iterator[Row]:
+def masked() -> AbstractContextManager[None]:
+    """Triangular layers as dense ones with masked weights."""
+    return kernels.form("masked")
+
+
+def norms(setting: Setting) -> list[Row]:
     """A layer norm, and that of all levels in both forms."""
     tokens, channels = (8, 64) if setting.small else (64 * 197, 768)
     ends = [channels * (level + 1) // len(WIDTHS) for level in range(len(WIDTHS))]
@@ -186,48 +223,54 @@ def norms(setting: Setting) -> Iterator[Row]:
         return step
 
     network = f"norm of {tokens} x {channels}"
-    yield Row(network, "plain", lambda: turn(False), kind="norm")
-    yield Row(network, "triangular, masked", lambda: turn(True), lambda: kernels.form("masked"), kind="norm")
-    yield Row(network, "triangular, kernel", lambda: turn(True), lambda: kernels.form("blocks"), kind="norm")
-    yield Row(network, "triangular, measured", lambda: turn(True), lambda: kernels.form("measured"), kind="norm")
+    return [
+        Row(network, "plain", lambda: turn(False)),
+        Row(network, "triangular, masked", lambda: turn(True), masked),
+        Row(network, "triangular, kernel", lambda: turn(True), lambda: kernels.form("blocks")),
+        Row(network, "triangular, measured", lambda: turn(True)),
+    ]
 
 
-def ensembles(setting: Setting) -> Iterator[Row]:
+def ensembles(setting: Setting) -> Iterator[list[Row]]:
     """A fused ensemble of 16 leaves of a network for 32 pixels, beside the network itself."""
     chosen = recipe("hne/resnet50-cifar")
     cuts = ("blocks.0", "blocks.1", "blocks.2", "blocks.3")
     net = transform(chosen.backbone, HierarchicalEnsemble(cuts=cuts), chosen.example_inputs, verify=False)
     network, batch = "resnet50-cifar", 2 if setting.small else 128
-    plain = chosen.backbone
-    for name, one in (("plain", plain), ("ensemble of 16, fused", net)):
-        for kind in ("forward", "training"):
-            make = evaluator if kind == "forward" else trainer
-            yield Row(
+    for kind, make in (("forward", evaluator), ("training", trainer)):
+        yield [
+            Row(
                 network,
                 f"{name}, {kind}",
                 lambda make=make, one=one: make(one, network, setting, batch=batch, side=32),  # type: ignore[misc]
-                kind=kind,
             )
+            for name, one in (("plain", chosen.backbone), ("ensemble of 16, fused", net))
+        ]
 
 
-def backbone(network: str, setting: Setting) -> nn.Module:
-    """A network of timm."""
+def backbone(network: str, setting: Setting, width: float = 1.0) -> nn.Module:
+    """A network of timm, with a share of its channels."""
     import timm
 
     if network == "ResNet-50":
         layers = (1, 1, 1, 1) if setting.small else (3, 4, 6, 3)
-        model: nn.Module = timm.create_model("resnet50", layers=layers)
+        channels = tuple(int(width * one) for one in (64, 128, 256, 512))
+        model: nn.Module = timm.create_model("resnet50", layers=layers, channels=channels)
+        if width < 1:
+            model = timm.create_model("resnet50", layers=layers, channels=channels, stem_width=int(64 * width))
     else:
-        model = timm.create_model("vit_base_patch16_224", **(SMALL_VIT if setting.small else {}))
+        sizes = SMALL_VIT if setting.small else {"embed_dim": 768, "num_heads": 12}
+        thin = {name: int(width * sizes[name]) for name in ("embed_dim", "num_heads")}
+        model = timm.create_model("vit_base_patch16_224", **{**sizes, **thin})
     return model
 
 
 def trainer(
-    net: nn.Module, network: str, setting: Setting, *, compiled: bool = False, batch: int = 0, side: int = 0
+    net: nn.Module, network: str, setting: Setting, *, compiled: str | None = None, batch: int = 0, side: int = 0
 ) -> Callable[[], object]:
     """A step of training without the optimiser: all levels, their mean loss, backward."""
     x, target = inputs(net, network, setting, batch, side)
-    run: Any = torch.compile(net.train()) if compiled else net.train()
+    run: Any = torch.compile(net.train(), mode=compiled) if compiled else net.train()
 
     def turn() -> None:
         for parameter in net.parameters():
@@ -267,22 +310,38 @@ def inputs(net: nn.Module, network: str, setting: Setting, batch: int, side: int
 # -- measuring ---------------------------------------------------------------------------------------------------------
 
 
-def measured(row: Row, setting: Setting, rounds: int) -> Times:
-    """The medians of a row; what it keeps on the device is gone afterwards."""
+def measured(group: list[Row], setting: Setting, rounds: int) -> Iterator[tuple[Row, Times, float]]:
+    """The medians of each row, and its share of the first one's; what they keep on the device is gone afterwards."""
+    on_gpu = setting.device == "cuda"
+    turns = [row.make() for row in group]
+    memory = [warmed_up(row, turn, setting) for row, turn in zip(group, turns, strict=True)]
+    found: list[list[tuple[float, float]]] = [[] for _ in group]
+    for _ in range(rounds):
+        for row, turn, times in zip(group, turns, found, strict=True):
+            with row.form():
+                times.append(timed(turn, on_gpu))
+    for place, row in enumerate(group):
+        step, host = (statistics.median(one) for one in zip(*found[place], strict=True))
+        share = statistics.median(own[0] / first[0] for own, first in zip(found[place], found[0], strict=True))
+        with row.form():
+            spent = busy(turns[place], on_gpu)
+        yield row, Times(step, host, spent, memory[place]), share
+
+
+def warmed_up(row: Row, turn: Callable[[], object], setting: Setting) -> float:
+    """The MiB that a turn has at once, after some turns."""
     on_gpu = setting.device == "cuda"
     with row.form():
-        turn = row.make()
         for _ in range(1 if setting.small else 5):
             turn()
         wait(on_gpu)
-        if on_gpu:
-            torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated() if on_gpu else 0
-        times = [timed(turn, on_gpu) for _ in range(rounds)]
-        memory = (torch.cuda.max_memory_allocated() - before) / 2**20 if on_gpu else 0.0
-        spent = busy(turn, on_gpu)
-    step, host = (statistics.median(one) for one in zip(*times, strict=True))
-    return Times(step, host, spent, memory)
+        if not on_gpu:
+            return 0.0
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        turn()
+        wait(on_gpu)
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
 def timed(turn: Callable[[], object], on_gpu: bool) -> tuple[float, float]:

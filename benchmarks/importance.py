@@ -170,25 +170,48 @@ def render(rows: list[dict], seeds: int) -> str:
         f"the same for all criteria. The backbone itself has {_text(alone)}.",
         "",
         f"Fine-tuning: {TUNING} epochs in which every level learns from the backbone's answers.",
+        "",
+        "## What it shows",
+        "",
+        "Only differences are named that are larger than two standard errors, seed by seed.",
+        "",
     ]
     for stage in STAGES:
-        lines += [
-            "",
-            f"## {stage.capitalize()}",
-            "",
-            "| order | " + " | ".join(f"width {one:g}" for one in WIDTHS) + " |",
-        ]
-        lines += ["|---" * (len(WIDTHS) + 1) + "|"]
+        lines += [f"* {stage.capitalize()}, against index order: {'; '.join(_shown(rows, stage))}."]
+    for stage in STAGES:
+        widths = " | ".join(f"width {one:g}" for one in WIDTHS)
+        lines += ["", f"## {stage.capitalize()}", "", f"| order | {widths} |", "|---" * (len(WIDTHS) + 1) + "|"]
         for criterion in CRITERIA:
-            of = [row[stage] for row in rows if row["criterion"] == criterion]
-            cells = [_text([100 * one[level] for one in of]) for level in range(len(WIDTHS))]
+            cells = [_text([100 * one[level] for one in _of(rows, criterion, stage)]) for level in range(len(WIDTHS))]
             lines.append(f"| {criterion} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
+def _shown(rows: list[dict], stage: str) -> Iterator[str]:
+    """Of every criterion, at which widths it is above or below the order that channels have anyway, and by how much."""
+    before = _of(rows, "index", stage)
+    for criterion in CRITERIA[1:]:
+        found = []
+        for level, width in enumerate(WIDTHS):
+            pairs = zip(_of(rows, criterion, stage), before, strict=True)
+            points = [100 * (one[level] - other[level]) for one, other in pairs]
+            mean, error = statistics.mean(points), 2 * _deviation(points) / len(points) ** 0.5
+            if len(points) > 1 and abs(mean) > max(error, 0.05):
+                found.append(f"{mean:+.1f} points at width {width:g}")
+        yield f"`{criterion}` {', '.join(found) or 'no difference'}"
+
+
+def _of(rows: list[dict], criterion: str, stage: str) -> list[list[float]]:
+    """The accuracies of all levels, seed by seed."""
+    return [row[stage] for row in sorted(rows, key=lambda row: row["seed"]) if row["criterion"] == criterion]
+
+
 def _text(values: list[float]) -> str:
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.1f} ± {spread:.1f}"
+    return f"{statistics.mean(values):.1f} ± {_deviation(values):.1f}"
+
+
+def _deviation(values: list[float]) -> float:
+    return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 if __name__ == "__main__":

@@ -237,9 +237,10 @@ def stream(bench: Bench, levels: int, batch: int, notes: list[str]) -> str | Non
         return None
     net.eval()
     x = bench.images(batch)
-    full = net.extract(-1)
+    full, blocks = net.extract(-1, dense=True), net.extract(-1)
     turns: dict[str, Callable[[], object]] = {
         "full": lambda: full(x),
+        "blocks": lambda: blocks(x),
         "inside": lambda: net(x, level=-1),
         "all": lambda: net(x),
         "stream": lambda: list(net.stream(x)),
@@ -249,7 +250,7 @@ def stream(bench: Bench, levels: int, batch: int, notes: list[str]) -> str | Non
     flops = counted(lambda: list(net.stream(x)))
     kept = 2 * net.levels[-1].cost.macs * batch  # multiplications and additions, of the weights that masks keep
     cells = [f"{flops / kept:.4f}", f"{flops / counted(lambda: full(x)):.3f}"]
-    cells += [share(found, name, "full") for name in ("inside", "all", "stream")]
+    cells += [share(found, name, "full") for name in ("blocks", "inside", "all", "stream")]
     return f"| {levels} | {batch} | {1000 * statistics.median(found['full']):.1f} | {' | '.join(cells)} |"
 
 
@@ -350,11 +351,12 @@ product that is fastest for each layer. Shares of the plain backbone's step, but
     "stream": """## Streaming all levels of a triangular network
 
 Operations: of the stream by torch's counter, beside those of the full level, where masked weights do not count, and
-beside those that the counter finds in the full level's extract, which multiplies zeros too. Times are shares of the
-extract's: of the full level inside the model, of all levels in one pass, of the stream.
+beside those that the counter finds in the full level's extract with `dense=True`, which multiplies zeros too. Times are
+shares of that extract's: of the extract in blocks, of the full level inside the model, of all levels in one pass, of
+the stream.
 
-| levels | batch | extract, ms | stream / full, FLOPs | beside the extract | full, inside | all levels | stream |
-|---|---|---|---|---|---|---|---|
+| levels | batch | dense, ms | stream / full, FLOPs | beside dense | in blocks | full, inside | all levels | stream |
+|---|---|---|---|---|---|---|---|---|
 {rows}
 """,
     "latency": """## Each level beside the network of that width

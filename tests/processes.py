@@ -8,6 +8,8 @@ from pathlib import Path
 
 __all__ = ["run_in_two_processes"]
 
+HANGS = 600  # seconds: many times what a script takes on a busy machine
+
 GROUP = """
 import sys, torch
 from torch import distributed
@@ -32,6 +34,11 @@ def run_in_two_processes(script: str, folder: Path) -> None:
         subprocess.Popen([*command, str(rank), str(folder / "meeting")], stderr=subprocess.PIPE, text=True)
         for rank in range(2)
     ]
-    for process in processes:
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors
+    try:
+        for process in processes:
+            _, errors = process.communicate(timeout=HANGS)
+            assert process.returncode == 0, errors
+    finally:  # the other one waits for it
+        for process in processes:
+            process.kill()
+            process.communicate()

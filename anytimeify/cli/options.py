@@ -11,6 +11,7 @@ from anytimeify.capture.sources.registry import kinds
 from anytimeify.train.data import data_kinds
 
 __all__ = [
+    "OR_FORCE",
     "AccuraciesOption",
     "AsJson",
     "Cache",
@@ -88,6 +89,7 @@ Checkpoint = Annotated[
 SavedModel = Annotated[
     Path, typer.Argument(metavar="DIR", help="A folder written by `convert`, or a file written by net.save(path).")
 ]
+OR_FORCE = "choose another name, or replace it with --force"
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 RuntimeOption = Annotated[
     Literal["torch", "onnxruntime"],

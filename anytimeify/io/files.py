@@ -125,13 +125,14 @@ def new_folder(path: str | os.PathLike[str], *, replace: bool = False) -> Iterat
         os.rename(whole, target)
 
 
-def refuse_existing(path: str | os.PathLike[str]) -> None:
-    """Raises `ArtifactError` where `path` exists or its folder does not: nothing is ever overwritten."""
+def refuse_existing(path: str | os.PathLike[str], otherwise: str = "remove it or choose another name") -> None:
+    """Raises `ArtifactError`, which says what to do `otherwise`, where `path` exists or its folder does not: nothing is
+    overwritten unless it is asked for."""
     target = Path(path)
     if "\0" in str(target):
         raise ArtifactError(f"{str(target)!r} is no name of a file")
     if os.path.lexists(target):
-        raise ArtifactError(f"'{target}' exists already. Nothing was written; remove it or choose another name.")
+        raise ArtifactError(f"'{target}' exists already. Nothing was written; {otherwise}.")
     _refuse_without_folder(target)
 
 

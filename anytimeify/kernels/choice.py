@@ -26,7 +26,20 @@ from anytimeify._torch import is_plain, is_watched
 from anytimeify.errors import ArgumentValueError
 from anytimeify.kernels.clock import seconds, wait
 
-__all__ = ["WORTH", "Case", "Form", "Kind", "Layer", "choices", "choose", "forget", "form", "kernel_pays", "pays"]
+__all__ = [
+    "WORTH",
+    "Case",
+    "Form",
+    "Kind",
+    "Layer",
+    "choices",
+    "choose",
+    "forget",
+    "form",
+    "kernel_pays",
+    "kind",
+    "pays",
+]
 
 Kind: TypeAlias = Literal["masked", "prefixes", "blocks", "measured"]
 Layer: TypeAlias = Callable[..., Tensor]
@@ -100,6 +113,11 @@ def _lasting(settings: tuple[_Setting, ...]) -> tuple[_Setting, ...]:
     """Without those that nothing ends any more and that a later one of this kind hides for good."""
     final = [one for one in settings if one.owner() is None][-1:]
     return tuple(one for one in settings if one.owner() is not None or one in final)
+
+
+def kind() -> Kind:
+    """What the settings ask for."""
+    return _settings[-1].kind
 
 
 def choices() -> Mapping[Hashable, Form]:

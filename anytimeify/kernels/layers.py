@@ -6,14 +6,56 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from anytimeify.kernels.operators import triangular_conv, triangular_linear
-from anytimeify.kernels.staircase import staircase
+from anytimeify._torch import is_plain
+from anytimeify.kernels import choice, masked, operators
+from anytimeify.kernels.staircase import Staircase, staircase
+from anytimeify.kernels.together import Weight, masked_weight
 
-__all__ = ["TriangularConv", "TriangularLinear"]
+__all__ = ["TriangularConv", "TriangularLayer", "TriangularLinear"]
 
 
-class TriangularLinear(nn.Module):
+class TriangularLayer(nn.Module):
+    """What the layers below have in common."""
+
+    weight: Tensor
+    bias: Tensor | None
+    rows: list[int]
+    columns: list[int]
+    levels: int
+    _masked_at: object = None  # what kind of input it last masked its weight for
+
+    @property
+    def shape(self) -> Staircase:
+        """The elements that the weight has."""
+        outputs, inputs = self.weight.shape[:2]
+        return staircase(outputs, inputs, tuple(self.rows), tuple(self.columns), self.levels)
+
+    def to_mask(self) -> Weight | None:
+        """The weight, where the layer would mask it for an input like the last."""
+        kind = choice.kind()
+        if kind == "masked" or (kind == "measured" and self._masked_at is not None):
+            return Weight(self, self.weight, self.shape)
+        return None
+
+    def _from_masked(self, x: Tensor) -> Tensor | None:
+        """The weight that was masked for this step, where it fits the input."""
+        made = masked_weight(self)
+        if made is None or choice.kind() == "masked" or self._masked_at == _kind_of(x):
+            return made
+        return None
+
+    def _note(self, x: Tensor, masked: bool) -> None:
+        if is_plain(x):
+            self.__dict__["_masked_at"] = _kind_of(x) if masked else None
+
+
+def _kind_of(x: Tensor) -> object:
+    return x.shape, x.dtype
+
+
+class TriangularLinear(TriangularLayer):
     """A linear layer whose rows of a level read the columns of that level and of those before it.
 
     `rows` and `columns` are the ends of the levels, as `triangular_linear` takes them. Entries that the layer does not
@@ -33,11 +75,16 @@ class TriangularLinear(nn.Module):
         super().__init__()
         self.rows, self.columns, self.levels = list(rows), list(columns), levels
         plain = nn.Linear(in_features, out_features, bias, device)
-        self.weight = plain.weight
-        self.bias: nn.Parameter | None = plain.bias
+        self.weight, self.bias = plain.weight, plain.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = triangular_linear(x, self.weight, self.bias, self.rows, self.columns, self.levels)
+        given = (x, self.weight, self.bias, self.rows, self.columns, self.levels)
+        if torch.compiler.is_dynamo_compiling():
+            return operators.triangular_linear(*given)
+        if (made := self._from_masked(x)) is not None:
+            return F.linear(x, made, self.bias)
+        result, noted = operators.linear_layer(*given)
+        self._note(x, noted)
         return result
 
     def extra_repr(self) -> str:
@@ -46,7 +93,7 @@ class TriangularLinear(nn.Module):
         return f"{inputs}, {outputs}, {_levels_text(self)}{bias}"
 
 
-class TriangularConv(nn.Module):
+class TriangularConv(TriangularLayer):
     """A convolution of one to three dimensions whose output channels of a level read the input channels of that level
     and of those before it. `rows` and `columns` are the ends of the levels, as `triangular_conv` takes them.
     """
@@ -73,12 +120,17 @@ class TriangularConv(nn.Module):
         kind = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[rank - 1]
         plain = kind(in_channels, out_channels, tuple(kernel_size), bias=bias, device=device)  # type: ignore[arg-type]
         self.weight = plain.weight
-        self.bias: nn.Parameter | None = plain.bias  # type: ignore[assignment]  # torch annotates it as a plain tensor
+        self.bias = plain.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        levels = (self.rows, self.columns, self.levels)
         window = (self.stride, self.padding, self.dilation)
-        result: Tensor = triangular_conv(x, self.weight, self.bias, *levels, *window)
+        given = (x, self.weight, self.bias, self.rows, self.columns, self.levels, *window)
+        if torch.compiler.is_dynamo_compiling():
+            return operators.triangular_conv(*given)
+        if (made := self._from_masked(x)) is not None:
+            return masked.dense_conv(x, made, self.bias, *window)
+        result, noted = operators.conv_layer(*given)
+        self._note(x, noted)
         return result
 
     def extra_repr(self) -> str:
@@ -90,7 +142,6 @@ class TriangularConv(nn.Module):
         return text if self.bias is not None else f"{text}, bias=False"
 
 
-def _levels_text(layer: TriangularLinear | TriangularConv) -> str:
-    outputs, inputs = layer.weight.shape[:2]
-    kept = staircase(outputs, inputs, tuple(layer.rows), tuple(layer.columns), layer.levels).kept
-    return f"levels={layer.levels}, kept={kept / max(1, outputs * inputs):.2f}"
+def _levels_text(layer: TriangularLayer) -> str:
+    shape = layer.shape
+    return f"levels={layer.levels}, kept={shape.kept / max(1, shape.height * shape.width):.2f}"

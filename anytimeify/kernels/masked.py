@@ -7,7 +7,7 @@ of what the weight has not zero.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from itertools import pairwise
 
@@ -19,13 +19,27 @@ from anytimeify._torch import is_plain
 from anytimeify.kernels.products import Window
 from anytimeify.kernels.staircase import Interval, Staircase
 
-__all__ = ["conv", "linear", "mask"]
+__all__ = ["computed_in", "conv", "dense_conv", "linear", "mask"]
+
+_CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
 
 
 def conv(x: Tensor, weight: Tensor, bias: Tensor | None, shape: Staircase, window: Window) -> Tensor:
     """The convolution with the masked weight, differentiable."""
-    layer = (F.conv1d, F.conv2d, F.conv3d)[len(window.stride) - 1]
-    return layer(x, _masked(weight, shape, x.device.type), bias, window.stride, window.padding, window.dilation)
+    made = _masked(weight, shape, x.device.type)
+    return dense_conv(x, made, bias, window.stride, window.padding, window.dilation)
+
+
+def dense_conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    """The convolution of torch of as many dimensions."""
+    return _CONVOLUTIONS[len(stride) - 1](x, weight, bias, stride, padding, dilation)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, shape: Staircase) -> Tensor:
@@ -36,9 +50,15 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, shape: Staircase) -> 
 def _masked(weight: Tensor, shape: Staircase, device: str) -> Tensor:
     if not shape.holes:
         return weight
-    if device != "meta" and torch.is_autocast_enabled(device) and weight.dtype is torch.float32:
-        weight = weight.to(torch.get_autocast_dtype(device))  # as the layer would; what is short is masked faster
+    weight = weight.to(computed_in(weight, device))  # as the layer would; what is short is masked faster
     return weight * mask(shape, weight)
+
+
+def computed_in(weight: Tensor, device: str) -> torch.dtype:
+    """The type of numbers that a layer on a device computes with."""
+    if device != "meta" and torch.is_autocast_enabled(device) and weight.dtype is torch.float32:
+        return torch.get_autocast_dtype(device)
+    return weight.dtype
 
 
 def mask(shape: Staircase, weight: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ from anytimeify.kernels.choice import Case, Layer, pays
 from anytimeify.kernels.products import Gradients, Window
 from anytimeify.kernels.staircase import Staircase, staircase
 
-__all__ = ["triangular_conv", "triangular_linear"]
+__all__ = ["conv_layer", "linear_layer", "triangular_conv", "triangular_linear"]
 
 # By hand, and not by `torch.library.custom_op`, whose layers of Python take longer than a small layer's work.
 _LIBRARY = torch.library.Library("anytimeify", "FRAGMENT")
@@ -93,7 +93,7 @@ def triangular_conv(
             input, weight, bias, rows, columns, levels, stride, padding, dilation
         )
         return traced
-    return _conv_layer(input, weight, bias, rows, columns, levels, stride, padding, dilation)
+    return conv_layer(input, weight, bias, rows, columns, levels, stride, padding, dilation)[0]
 
 
 def triangular_linear(
@@ -108,19 +108,21 @@ def triangular_linear(
     if torch.compiler.is_dynamo_compiling():
         traced: Tensor = _OPERATORS.triangular_linear(input, weight, bias, rows, columns, levels)
         return traced
-    return _linear_layer(input, weight, bias, rows, columns, levels)
+    return linear_layer(input, weight, bias, rows, columns, levels)[0]
 
 
 # -- masked, or in blocks ----------------------------------------------------------------------------------------------
 
 
-def _conv_layer(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
+def conv_layer(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> tuple[Tensor, bool]:
+    """As `triangular_conv`, and whether with a masked weight."""
     shape, window = _shape(weight, *rest[:3]), _window(*rest[3:])
     plain = partial(masked.conv, shape=shape, window=window)
     return _either(_CONV, plain, x, weight, bias, rest, lambda: run.conv_case(x, weight, shape, window))
 
 
-def _linear_layer(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
+def linear_layer(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> tuple[Tensor, bool]:
+    """As `triangular_linear`, and whether with a masked weight."""
     shape = _shape(weight, *rest)
     plain = partial(masked.linear, shape=shape)
     return _either(_LINEAR, plain, x, weight, bias, rest, lambda: run.linear_case(x, weight, shape))
@@ -128,13 +130,15 @@ def _linear_layer(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) ->
 
 def _either(
     kind: _Kind, plain: Layer, x: Tensor, weight: Tensor, bias: Tensor | None, rest: Any, case: Callable[[], Case]
-) -> Tensor:
+) -> tuple[Tensor, bool]:
     def in_blocks(*tensors: Tensor | None) -> Tensor:
         result: Tensor = kind.operator(*tensors, *rest)
         return result
 
     tensors = (x, weight, bias)
-    return in_blocks(*tensors) if pays(case, plain, in_blocks, tensors) else plain(*tensors)
+    if pays(case, plain, in_blocks, tensors):
+        return in_blocks(*tensors), False
+    return plain(*tensors), True
 
 
 # -- what they compute -------------------------------------------------------------------------------------------------
@@ -298,8 +302,8 @@ _register(_CONV, _CONV.operator, _conv, _conv_fake, _Layer)
 _register(_CONV, _CONV.backward, _conv_backward, _conv_backward_fake, _Backward)
 _register(_LINEAR, _LINEAR.operator, _linear, _linear_fake, _Layer)
 _register(_LINEAR, _LINEAR.backward, _linear_backward, _linear_backward_fake, _Backward)
-_LIBRARY.impl("triangular_conv", _conv_layer, "CompositeImplicitAutograd")
-_LIBRARY.impl("triangular_linear", _linear_layer, "CompositeImplicitAutograd")
+_LIBRARY.impl("triangular_conv", lambda *inputs: conv_layer(*inputs)[0], "CompositeImplicitAutograd")
+_LIBRARY.impl("triangular_linear", lambda *inputs: linear_layer(*inputs)[0], "CompositeImplicitAutograd")
 for _device, _key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
     _autocast(_CONV.operator, _device, _key)
     _autocast(_LINEAR.operator, _device, _key)

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anytimeify._torch import is_plain
+from anytimeify._torch import is_plain, is_watched
 from anytimeify.kernels import norm_operators
 from anytimeify.kernels.norm_operators import Levels
 from anytimeify.kernels.norms_together import ALIKE, is_regular, scaled
@@ -123,10 +123,11 @@ class _Norm(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, levels: Levels, eps: float) -> Tensor:
         kernel = norm_operators.takes_kernel(x, weight, bias, levels, eps, trains=any(ctx.needs_input_grad))
         ends, rows, centred = levels
-        y, means, variances = norm_operators.FORWARD(x, weight, bias, ends, rows, eps, centred, kernel)
+        run = norm_operators.forward if kernel and not is_watched() else norm_operators.FORWARD  # less of Python
+        y, means, variances = run(x, weight, bias, ends, rows, eps, centred, kernel)
         ctx.save_for_backward(x, weight, bias, means, variances)
         ctx.rest = (levels, eps, kernel)
-        return y  # type: ignore[no-any-return]  # an operator has no types
+        return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
@@ -140,5 +141,6 @@ class _Norm(torch.autograd.Function):
             return (*(next(found) if needed else None for needed in wanted), None, None)
         ends, rows, centred = levels
         statistics = (means, variances, ends, rows, centred)
-        given = norm_operators.BACKWARD(grad, x, weight, bias, *statistics, list(wanted), kernel)
+        run = norm_operators.backward if kernel and not is_watched() else norm_operators.BACKWARD
+        given = run(grad, x, weight, bias, *statistics, list(wanted), kernel)
         return (*(one if needed else None for one, needed in zip(given, wanted, strict=True)), None, None)

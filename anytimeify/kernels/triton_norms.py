@@ -125,7 +125,7 @@ def norm(
     rows, y = x.numel() // width, torch.empty_like(x)
     means, variances = x.new_empty(2, rows, levels, dtype=torch.float32).unbind()
     tile_r, tile_c = _tile(width)
-    _norm[(triton.cdiv(rows, tile_r),)](
+    _norm[(_ceil(rows, tile_r),)](
         x, x if weight is None else weight, x if bias is None else bias, y, means, variances,
         _table(ends, x.device), rows, width, eps,
         levels=levels, tile_r=tile_r, tile_c=tile_c, centred=centred,
@@ -142,9 +142,9 @@ def gradients(
     width, levels = ends[-1], len(ends)
     rows = x.numel() // width
     tile_r, tile_c = _tile(width)
-    tiles = triton.cdiv(rows, tile_r)
-    steps = triton.cdiv(tiles, _PROGRAMS)
-    programs = triton.cdiv(tiles, steps)
+    tiles = _ceil(rows, tile_r)
+    steps = _ceil(tiles, _PROGRAMS)
+    programs = _ceil(tiles, steps)
     dx = torch.empty_like(x) if wanted[0] else None
     partial = x.new_empty(programs, 2, width, dtype=torch.float32) if any(wanted[1:]) else None
     _gradients[(programs,)](
@@ -159,6 +159,11 @@ def gradients(
     return dx, to_weight, None if bias is None else to_bias
 
 
+def _ceil(count: int, size: int) -> int:
+    return -(-count // size)
+
+
+@cache
 def _tile(width: int) -> tuple[int, int]:
     """Rows and channels of a program."""
     channels = triton.next_power_of_2(width)

@@ -18,7 +18,7 @@ from typing import TypeAlias
 
 from anytimeify.errors import ArtifactError
 from anytimeify.io import checksums
-from anytimeify.io.files import replaced_file
+from anytimeify.io.files import regular_file, replaced_file
 from anytimeify.measure.timing import Timing
 
 __all__ = ["Key", "folder", "read", "write"]
@@ -44,13 +44,13 @@ def read(key: Key) -> Timing | None:
     if file is None:
         return None
     try:
-        document = json.loads(file.read_text(encoding="utf-8"))
+        document = json.loads(regular_file(file).read_text(encoding="utf-8"))
         if document["key"] != json.loads(json.dumps(key)):
             return None
         found = Timing(float(document["median_ms"]), float(document["p99_ms"]), int(document["runs"]))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (ArtifactError, OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
-    return found if 0 < found.median_ms < float("inf") else None
+    return found if 0 < found.median_ms <= found.p99_ms < float("inf") and found.runs > 0 else None
 
 
 def write(key: Key, timing: Timing) -> None:

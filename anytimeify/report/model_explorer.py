@@ -63,7 +63,7 @@ def _node(row: OperationRow, block: BlockPicture) -> dict[str, Any]:
     return {
         "id": row.name,
         "label": row.operation,
-        "namespace": block.name.replace(".", "/"),
+        "namespace": block.name.replace(".", "/").replace("…", " - "),  # it has no sign for dots
         "attrs": [{"key": key, "value": value} for key, value in attributes.items()],
         "incomingEdges": [
             {"sourceNodeId": name, "sourceNodeOutputId": "0", "targetNodeInputId": str(place)}

@@ -23,6 +23,7 @@ from anytimeify.graph.traversal import ancestors
 from anytimeify.ir import AllOutputs, Captured, Level, Program, Structure, names
 from anytimeify.ir.node_meta import renamed_of
 from anytimeify.ir.rewritten import Output, Rewritten
+from anytimeify.kernels.layers import TriangularLayer
 from anytimeify.passes.options import Options
 from anytimeify.passes.rewrites.evaluate import evaluate
 from anytimeify.passes.rewrites.resume import steps
@@ -109,6 +110,15 @@ class Compiled:
         known: dict[str, Any] = dict(zip(_inputs(self.network.graph), inputs, strict=True))
         levels = [level for level in self.levels if not level.training_only]
         yield from zip(levels, run(*self._steps, known), strict=True)
+
+    @cached_property
+    def triangular(self) -> tuple[tuple[str, ...], ...]:
+        """The paths of triangular layers, in order; none where layers run again in the backward pass."""
+        if self.definition.options.checkpoint:
+            return ()
+        called = [str(node.target) for node in self.network.graph.find_nodes(op="call_module")]
+        layers = [path for path in called if isinstance(self.network.get_submodule(path), TriangularLayer)]
+        return tuple(tuple(path.split(".")) for path in dict.fromkeys(layers))
 
     @cached_property
     def _others(self) -> dict[int, fx.GraphModule]:

@@ -22,7 +22,9 @@ from anytimeify.deploy.levels import Levels
 from anytimeify.early_exit.build import build
 from anytimeify.early_exit.network import Staged
 from anytimeify.errors import ArgumentError, BudgetError
-from anytimeify.ir import Level, Outputs, names
+from anytimeify.ir import AllOutputs, Level, Outputs, names
+from anytimeify.kernels.layers import TriangularLayer
+from anytimeify.kernels.together import Weight, masked_weights
 from anytimeify.level_names import LevelName, find_level
 from anytimeify.operators.modules import Added, BatchNormCall, Watch, Watched
 from anytimeify.report import Report
@@ -155,16 +157,32 @@ class AnytimeModel(Described):
         if level is None:
             if granularity is not None:
                 raise ArgumentError("granularity is given without level: all levels give all that they have")
-            if self._forms is not None:
-                return self._forms[self.training].outputs(inputs)
-            given = self._graphs[0](*inputs)
-            return Outputs(*(tuple(_at(given, place) for place in places) for places in self._layout))
+            if torch.compiler.is_compiling():
+                return self._all(inputs)
+            with masked_weights(self._to_mask()):
+                return self._all(inputs)
         index = self._index(level)
         if self._forms is not None and granularity is None:
             return self._forms[self.training].result(index, inputs)
         if granularity == "all":
             return tuple(self.graph(index, name)(*inputs) for name in self.granularities[index])
         return self.graph(index, granularity)(*inputs)
+
+    def _all(self, inputs: Sequence[Tensor]) -> Outputs | AllOutputs:
+        if self._forms is not None:
+            return self._forms[self.training].outputs(inputs)
+        given = self._graphs[0](*inputs)
+        return Outputs(*(tuple(_at(given, place) for place in places) for places in self._layout))
+
+    def _to_mask(self) -> Iterator[Weight]:
+        """The weights of triangular layers that would mask them one by one."""
+        for path in self._compiled.triangular:
+            module: nn.Module | None = self
+            for name in path:
+                module = None if module is None else module._modules.get(name)
+            weight = module.to_mask() if isinstance(module, TriangularLayer) else None
+            if weight is not None:
+                yield weight
 
     def graph(self, level: LevelName, granularity: int | str | None = None) -> fx.GraphModule:
         """The graph of one level as it runs, as modules, with flat inputs: the granularity that it serves, or

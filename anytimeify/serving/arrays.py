@@ -14,10 +14,11 @@ import numpy as np
 from anytimeify.errors import ArgumentError, ArgumentValueError, MissingExtraError, first_line
 from anytimeify.serving.backend import Input
 
-__all__ = ["Arrays", "compute", "keep_for_ever", "open_session", "provider_of"]
+__all__ = ["Arrays", "compute", "input_of", "keep_for_ever", "open_session", "provider_of"]
 
 Provider: TypeAlias = tuple[str, dict[str, str]]
 
+_TYPES = {"float": "float32", "double": "float64"}  # the others have one name
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
@@ -65,6 +66,13 @@ def open_session(file: Path, provider: Provider, threads: int | None) -> Any:
     options.intra_op_num_threads = threads or 0  # 0: as it likes
     options.log_severity_level = 4  # fatal errors alone: what it raises is enough
     return onnxruntime.InferenceSession(str(file), options, providers=[provider])
+
+
+def input_of(entry: Any) -> Input:
+    """An input of a session, as it describes it."""
+    kind = entry.type.removeprefix("tensor(").removesuffix(")")
+    sizes = tuple(one if isinstance(one, int) else None for one in entry.shape)
+    return Input(entry.name, _TYPES.get(kind, kind), sizes)
 
 
 def compute(session: Any, wanted: Sequence[str] | None, inputs: dict[str, Any], path: Path) -> list[Any]:

@@ -18,7 +18,7 @@ from typing import Any
 
 from anytimeify.errors import ArtifactError
 
-__all__ = ["FORMAT", "KEY", "Description", "ServedLevel", "read_description"]
+__all__ = ["FORMAT", "KEY", "Description", "ServedLevel", "read_batch", "read_description", "read_level"]
 
 FORMAT = 1
 KEY = "anytimeify"
@@ -51,21 +51,29 @@ def read_description(text: str, path: object) -> Description:
         version = document["format"]
         if type(version) is int and version > FORMAT:
             raise ArtifactError(f"{path} was written by a newer version of anytimeify, in format {version}: update it")
-        levels = tuple(_level(place, row) for place, row in enumerate(document["levels"]))
-        batch = document["batch"]
-        if batch is not None:
-            least, most = batch
-            batch = (int(least), None if most is None else int(most))
+        levels = tuple(read_level(place, row) for place, row in enumerate(document["levels"]))
         if not levels:
             raise ValueError("no levels")
-        return Description(str(document["scheme"]), levels, batch)
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        return Description(str(document["scheme"]), levels, read_batch(document["batch"]))
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise ArtifactError(
             f"{path} is damaged: what it says of its levels cannot be read ({type(error).__name__}: {error}). Write it "
             "again with net.export"
         ) from error
 
 
-def _level(place: int, row: Any) -> ServedLevel:
-    number = row["number"]
+def read_level(place: int, row: Any) -> ServedLevel:
+    """A level as a document describes it; one that was written before there were numbers has none."""
+    number = row.get("number")
     return ServedLevel(place, str(row["name"]), None if number is None else float(number), int(row["macs"]))
+
+
+def read_batch(sizes: Any) -> tuple[int, int | None] | None:
+    """The smallest and the largest batch, as a document has them. `ValueError` where no batch is like that."""
+    if sizes is None:
+        return None
+    least, most = sizes
+    found = int(least), None if most is None else int(most)
+    if found[0] < 1 or (found[1] is not None and found[1] < found[0]):
+        raise ValueError(f"no batch has {least} to {most} samples")
+    return found

@@ -11,13 +11,11 @@ import numpy as np
 
 from anytimeify.errors import ArtifactError
 from anytimeify.io.files import reading, regular_file
-from anytimeify.serving.arrays import Arrays, compute, keep_for_ever, open_session, provider_of
+from anytimeify.serving.arrays import Arrays, compute, input_of, keep_for_ever, open_session, provider_of
 from anytimeify.serving.backend import Input
 from anytimeify.serving.description import KEY, Description, read_description
 
 __all__ = ["OnnxLevels"]
-
-_TYPES = {"float": "float32", "double": "float64"}  # the others have one name
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,7 @@ class OnnxLevels(Arrays):
         if text is None:
             raise ArtifactError(f"{file} says nothing of levels: expected an ONNX file that net.export has written")
         *inputs, _ = session.get_inputs()  # the last is the level
-        return cls(file, device, threads, session, read_description(text, file), tuple(map(_input, inputs)))
+        return cls(file, device, threads, session, read_description(text, file), tuple(map(input_of, inputs)))
 
     def reopened(self) -> OnnxLevels:
         keep_for_ever(self.session)
@@ -61,10 +59,3 @@ class OnnxLevels(Arrays):
     def stream(self, inputs: Sequence[Any]) -> Iterator[Any]:
         for level in range(len(self.description.levels)):
             yield self.run(level, inputs)
-
-
-def _input(entry: Any) -> Input:
-    kind = entry.type.removeprefix("tensor(").removesuffix(")")
-    return Input(
-        entry.name, _TYPES.get(kind, kind), tuple(one if isinstance(one, int) else None for one in entry.shape)
-    )

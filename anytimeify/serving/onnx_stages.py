@@ -14,9 +14,17 @@ from typing import Any
 from anytimeify.early_exit.document import MANIFEST, check_file, parse
 from anytimeify.errors import ArtifactError
 from anytimeify.io.files import reading, regular_file
-from anytimeify.serving.arrays import Arrays, Provider, compute, keep_for_ever, open_session, provider_of
+from anytimeify.serving.arrays import (
+    Arrays,
+    Provider,
+    compute,
+    input_of,
+    keep_for_ever,
+    open_session,
+    provider_of,
+)
 from anytimeify.serving.backend import Input
-from anytimeify.serving.description import Description, ServedLevel
+from anytimeify.serving.description import Description, read_batch, read_level
 
 __all__ = ["OnnxStages"]
 
@@ -62,7 +70,7 @@ class OnnxStages(Arrays):
                 raise ArtifactError(f"{folder} holds no ONNX stages: write it with net.export(path, 'staged')")
             checksums = document.get("checksums")
             steps = tuple(_step(folder, stage, checksums, provider, threads) for stage in document["stages"])
-            inputs = tuple(_input(str(name), document["values"][name]) for name in document["inputs"])
+            inputs = tuple(_input(str(name), document["values"][name], steps) for name in document["inputs"])
             needed = _needed(steps, [one.name for one in inputs])
             return cls(folder, device, threads, _description(document), inputs, steps, needed)
 
@@ -111,23 +119,31 @@ def _needed(steps: Sequence[Step], inputs: Sequence[str]) -> tuple[tuple[int, ..
         own = frozenset({place}).union(*(made_of[name] for name in step.reads))
         made_of.update(dict.fromkeys(step.gives, own))
         result.append(tuple(sorted(own)))
+        _check_names(step)
     return tuple(result)
 
 
+def _check_names(step: Step) -> None:
+    """`ValueError` where the file of a stage takes or gives other values than the manifest says."""
+    if set(step.reads) != {entry.name for entry in step.session.get_inputs()}:
+        raise ValueError(f"{step.file.name} reads other values than {', '.join(step.reads)}")
+    if not set(step.gives) <= {entry.name for entry in step.session.get_outputs()}:
+        raise ValueError(f"{step.file.name} gives other values than {', '.join(step.gives)}")
+
+
 def _description(document: Mapping[str, Any]) -> Description:
-    least, most = document.get("batch_range", (1, None))
-    batch = None if document["batch"] is None else (int(least), None if most is None else int(most))
-    levels = tuple(_level(place, stage["level"]) for place, stage in enumerate(document["stages"]))
+    batch = None if document["batch"] is None else read_batch(document.get("batch_range", (1, None)))
+    levels = tuple(read_level(place, stage["level"]) for place, stage in enumerate(document["stages"]))
     if not levels:
         raise ValueError("there are no stages")
     return Description(str(document.get("scheme", "")), levels, batch)
 
 
-def _level(place: int, row: Mapping[str, Any]) -> ServedLevel:
-    number = row.get("number")
-    return ServedLevel(place, str(row["name"]), None if number is None else float(number), int(row["macs"]))
-
-
-def _input(name: str, value: Mapping[str, Any]) -> Input:
+def _input(name: str, value: Mapping[str, Any], steps: Sequence[Step]) -> Input:
+    """As the file says that reads it; one that no stage reads as the manifest does."""
+    for step in steps:
+        for entry in step.session.get_inputs():
+            if entry.name == name:
+                return input_of(entry)
     sizes = tuple(int(size) if str(size).isdigit() else None for size in value["shape"])
     return Input(name, str(value["dtype"]), sizes)

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from anytimeify.early_exit.document import MANIFEST
-from anytimeify.errors import ArgumentError
+from anytimeify.errors import ArgumentError, ArgumentValueError
 from anytimeify.level_names import LevelName, find_level
 from anytimeify.serving.backend import Backend, Input, check
 from anytimeify.serving.description import ServedLevel
@@ -238,10 +238,14 @@ def smallest_batch(backend: Backend) -> int:
 
 
 def made_up(input: Input, batch: int) -> Any:
-    """Values of an input: noise, or zeros where it takes whole numbers; one of what may be any, but for the batch."""
+    """Values of an input: noise, or zeros where it takes whole numbers; one of what may be any, but for the batch.
+    `ArgumentValueError` where that is more than memory holds."""
     first, *rest = input.sizes or (1,)
     shape = (batch if first is None else first, *(size or 1 for size in rest)) if input.sizes else ()
-    noise = np.random.default_rng(0).standard_normal(shape)
+    try:
+        noise = np.random.default_rng(0).standard_normal(shape)
+    except (MemoryError, ValueError) as error:
+        raise ArgumentValueError(f"input '{input.name}' of the shape {list(shape)} is too large to try") from error
     if input.dtype in ("float16", "float32", "float64"):
         return noise.astype(input.dtype)
     if "float" in input.dtype:  # of torch alone

@@ -30,6 +30,8 @@ def accelerator_for(training: Training, given: Any = None, *, device: str | None
                 f"the accelerator has the precision {accelerator.mixed_precision!r}, and the recipe "
                 f"{training.precision!r}"
             )
+        if training.precision == "fp16" and accelerator.device.type == "cpu":  # accelerate would leave it out
+            raise ArgumentValueError("precision='fp16' is for GPUs: take 'bf16' on a CPU")
         yield accelerator
     finally:
         if given is None and not before:

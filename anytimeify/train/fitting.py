@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from anytimeify import progress
 from anytimeify.errors import ArgumentError, ArgumentValueError, ArtifactError
+from anytimeify.io.files import reading
 from anytimeify.runtime.load import load
 from anytimeify.runtime.model import AnytimeModel
 from anytimeify.train import distribution
@@ -173,19 +174,25 @@ class _Fitting:
         return Run(self.net, self.training, tuple(self.history), out)
 
     def _run_stage(self, place: int, training: Training, teacher: Any, checkpoint: dict[str, Any] | None) -> None:
-        self.restore()
-        stage = Stage(self.net, training, self.accelerator, teacher)
-        if training.ema is not None:
-            self.average = Average(self.net, training.ema)
-        self.stage, self.epoch, self.step = place, 0, 0
+        stage = self.begin(place, training, teacher)
         if checkpoint is not None:
-            self._restore(stage, checkpoint)
+            self.go_on(stage, checkpoint)
+            self._clock.done = self.steps
         loader = self._loader(training.batch)
         while self.epoch < training.epochs:
             self._run_epoch(stage, loader)
         if self.average is not None:
             self.average.swap()  # what was evaluated is kept
             self.average = None
+
+    def begin(self, place: int, training: Training, teacher: nn.Module | None) -> Stage:
+        """A stage at its first step."""
+        self.restore()
+        stage = Stage(self.net, training, self.accelerator, teacher)
+        if training.ema is not None:
+            self.average = Average(self.net, training.ema)
+        self.stage, self.epoch, self.step = place, 0, 0
+        return stage
 
     def _run_epoch(self, stage: Stage, loader: Loader) -> None:
         training, started, device = stage.training, time.perf_counter(), self.accelerator.device
@@ -271,8 +278,7 @@ class _Fitting:
         if exists:
             if resume is False:
                 raise ArtifactError(f"'{self.folder.path}' holds a run already. Resume it, or choose another name.")
-            self._compare(self.folder.path, self.folder.config())
-            checkpoint = self.folder.last()
+            checkpoint = self.found(self.folder)
         elif resume is True:
             raise ArtifactError(f"'{self.folder.path}' holds no run that could be resumed.")
         else:
@@ -289,6 +295,14 @@ class _Fitting:
             self.folder.open(self.history)
         return checkpoint
 
+    def found(self, folder: RunFolder) -> dict[str, Any] | None:
+        """The last checkpoint of this run; `ArtifactError` where the folder holds another, or it is damaged."""
+        self._compare(folder.path, folder.config())
+        checkpoint = folder.last()
+        if checkpoint is not None and checkpoint["stage"] >= len(self.stages):
+            raise ArtifactError(f"'{folder.path}' is damaged: its last checkpoint is of a phase that there is not")
+        return checkpoint
+
     def _config(self) -> dict[str, Any]:
         return {
             "data": self.data.name,
@@ -298,9 +312,9 @@ class _Fitting:
             "training": as_json(self.training),
         }
 
-    def _compare(self, path: Path, before: dict[str, Any]) -> None:
+    def _compare(self, path: Path, before: Any) -> None:
         """Raises `ArtifactError` unless the run is the one that was started."""
-        then = flat(before)
+        then = flat(before) if isinstance(before, dict) else {}
         for name, now in flat(json.loads(json.dumps(self._config()))).items():
             if name != "training.workers" and then.get(name) != now:  # how samples are loaded changes nothing
                 raise ArtifactError(
@@ -324,7 +338,14 @@ class _Fitting:
         if self.leads:
             self.folder.save(state, self.steps)
 
+    def go_on(self, stage: Stage, state: dict[str, Any]) -> None:
+        """Goes on where a checkpoint was written. `ArtifactError` where it is of another network, or of none."""
+        with reading(self.folder.checkpoints if self.folder is not None else "the checkpoint"):
+            self._restore(stage, state)
+
     def _restore(self, stage: Stage, state: dict[str, Any]) -> None:
+        if state["epoch"] > stage.training.epochs or state["step"] >= self._loader(stage.training.batch).steps:
+            raise ValueError(f"it is at step {state['step']} of epoch {state['epoch']}, which there is not")
         distribution.load(self.net, state["net"])
         stage.load_state_dict(state)
         if self.average is not None:
@@ -332,7 +353,6 @@ class _Fitting:
         for name in ("stage", "epoch", "step", "steps"):
             setattr(self, name, state[name])
         self.losses.copy_(state["losses"])
-        self._clock.done = self.steps
         if len(state["random"]) == self.accelerator.num_processes:
             restore_random_state(state["random"][self.accelerator.process_index])
 

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from anytimeify.capture.checkpoint import read_saved
 from anytimeify.errors import ArtifactError, MissingExtraError
 from anytimeify.io.files import reading, regular_file, replaced_file
 from anytimeify.train.curves import draw, require_drawing
@@ -80,13 +81,16 @@ class RunFolder:
             old.unlink(missing_ok=True)
 
     def last(self) -> dict[str, Any] | None:
-        """The last checkpoint; nothing where there is none yet. Reading it runs no code."""
+        """The last checkpoint; nothing where there is none yet. Reading it runs no code. `ArtifactError` where it is
+        damaged."""
         saved = self._saved()
         if not saved:
             return None
-        with reading(saved[-1]):
-            found: dict[str, Any] = torch.load(saved[-1], map_location="cpu", weights_only=True)
-        return found
+        try:
+            with reading(saved[-1]):
+                return _checked(read_saved(regular_file(saved[-1]), checksums=True))
+        except ArtifactError as error:
+            raise ArtifactError(f"{error}. Remove it, and the run goes on from the checkpoint before.") from error
 
     def _saved(self) -> list[Path]:
         return sorted(self.checkpoints.glob("step-*.pt"))
@@ -128,3 +132,16 @@ class RunFolder:
     def close(self) -> None:
         if self._board is not None:
             self._board.close()
+
+
+def _checked(found: Any) -> dict[str, Any]:
+    """A checkpoint that says where the run is, and has a history that can be written again."""
+    for name in ("stage", "epoch", "step", "steps"):
+        if type(found[name]) is not int or found[name] < 0:
+            raise ValueError(f"its {name} is {found[name]!r}")
+    for line in found["history"]:
+        if type(line["epoch"]) is not int or not isinstance(line["accuracy"], dict):
+            raise ValueError("its history has a line that is none")
+    json.dumps(found["history"])
+    result: dict[str, Any] = found
+    return result

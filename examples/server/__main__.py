@@ -10,6 +10,7 @@ http://127.0.0.1:8000/ while it does. SIGTERM and Ctrl-C end it after all who wa
 from __future__ import annotations
 
 import argparse
+import gc
 from collections.abc import Sequence
 
 import uvicorn
@@ -41,6 +42,8 @@ def main() -> None:
     images = images_of(runner.backend.inputs, options.image_size, options.mean, options.std)
     bounds = Bounds(options.max_body, max_in_flight=options.max_in_flight)
     app = create_app(Adaptive(runner, options.slo_ms, options.max_batch), images, bounds)
+    gc.collect()
+    gc.freeze()  # the search for garbage stops all threads, and leaves out what is there by now
     uvicorn.run(app, host=options.host, port=options.port, access_log=False, timeout_graceful_shutdown=30)
 
 

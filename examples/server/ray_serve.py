@@ -10,6 +10,7 @@ Needs `pip install 'ray[serve]'`, and on all machines the file at the same path.
 from __future__ import annotations
 
 import argparse
+import gc
 import signal
 import threading
 
@@ -35,6 +36,8 @@ class Levels:
         self.service = Service(self.adaptive, images_of(runner.backend.inputs))
         self.answers = Counter("anytime_answers", "Answers by level", ("level",))
         self.replica = serve.get_replica_context().replica_id.unique_id
+        gc.collect()
+        gc.freeze()
 
     async def __call__(self, request: Request) -> Response:
         """Ray takes its metrics itself, so that `/metrics` is not here."""

@@ -20,11 +20,9 @@ from anytimeify.capture import capture, load_exported
 from anytimeify.errors import AnytimeError
 from tests.capture.pt2.crafted import CRAFTED, EXAMPLES, Network, Parts, genuine, write
 from tests.fuzz.loader import Case, Loader, Results
-from tests.fuzz.mutations import mutate_bytes, mutate_json, mutate_text
+from tests.fuzz.mutations import members_of, mutate_bytes, mutate_json, mutate_text, write_archive
 
 __all__ = ["LOADER"]
-
-Members = dict[str, bytes]
 
 
 class Shapes(nn.Module):
@@ -49,17 +47,6 @@ def _make(folder: Path) -> None:
     torch.export.save(structure, folder / "structure.pt2")
 
 
-def _members(path: Path) -> Members:
-    with zipfile.ZipFile(path) as archive:
-        return {name.partition("/")[2]: archive.read(name) for name in archive.namelist()}
-
-
-def _archive(members: Members, path: Path, root: str = "model") -> None:
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, data in members.items():
-            archive.writestr(f"{root}/{name}", data)
-
-
 def _mutate(random: Random, originals: Path, folder: Path) -> Case:
     names = sorted(path.name for path in originals.iterdir())
     name, target = random.choice(names), folder / "case.pt2"
@@ -71,25 +58,25 @@ def _mutate(random: Random, originals: Path, folder: Path) -> Case:
 
 def _in_document(random: Random, paths: list[Path], target: Path) -> str:
     """A field of a document, or two."""
-    members, other = (_members(path) for path in paths)
+    members, other = (members_of(path) for path in paths)
     documents = sorted(name for name in members if name.endswith(".json"))
     name = random.choice((*documents, "models/model.json", "models/model.json"))
     document = json.loads(members[name])
     others = [json.loads(other[name])]
     what = "; ".join(mutate_json(random, document, others) for _ in range(random.choice((1, 1, 2))))
     members[name] = json.dumps(document).encode("utf-8", "surrogatepass")
-    _archive(members, target)
+    write_archive(members, target)
     return f"{name}: {what}"
 
 
 def _in_tree(random: Random, paths: list[Path], target: Path) -> str:
     """A text that is parsed: a size, a guard, how values are nested, a target."""
-    members = _members(paths[0])
+    members = members_of(paths[0])
     document = json.loads(members["models/model.json"])
     container, key = random.choice(list(_texts(document)))
     container[key] = mutate_text(random, container[key], TOKENS)
     members["models/model.json"] = json.dumps(document).encode("utf-8", "surrogatepass")
-    _archive(members, target)
+    write_archive(members, target)
     return f"text of {key!r}: {container[key][:80]!a}"
 
 
@@ -123,32 +110,32 @@ def _texts(document: Any) -> list[tuple[Any, Any]]:
 
 def _in_inputs(random: Random, paths: list[Path], target: Path) -> str:
     """The pickle of example inputs, or the archive that it lies in."""
-    members = _members(paths[0])
+    members = members_of(paths[0])
     name = "data/sample_inputs/model.pt"
     with zipfile.ZipFile(io.BytesIO(members[name])) as archive:
         inner = {entry.partition("/")[2]: archive.read(entry) for entry in archive.namelist()}
     part = random.choice(("data.pkl", "data.pkl", *inner))
     inner[part], what = mutate_bytes(random, inner[part])
     file = target.with_suffix(".inputs")
-    _archive(inner, file, "archive")
+    write_archive(inner, file, "archive")
     members[name] = file.read_bytes()
     file.unlink()
-    _archive(members, target)
+    write_archive(members, target)
     return f"example inputs, {part}: {what}"
 
 
 def _in_member(random: Random, paths: list[Path], target: Path) -> str:
     """The bytes of a member, under a checksum that fits."""
-    members, other = (_members(path) for path in paths)
+    members, other = (members_of(path) for path in paths)
     name = random.choice(sorted(members))
     members[name], what = mutate_bytes(random, members[name], list(other.values()))
-    _archive(members, target)
+    write_archive(members, target)
     return f"member {name}: {what}"
 
 
 def _in_members(random: Random, paths: list[Path], target: Path) -> str:
     """Members exchanged, left out, renamed, taken from another archive."""
-    members, other = (_members(path) for path in paths)
+    members, other = (members_of(path) for path in paths)
     one, two = random.choice(sorted(members)), random.choice(sorted(members))
     way = random.choice(("exchange", "drop", "rename", "take"))
     if way == "exchange":
@@ -159,7 +146,7 @@ def _in_members(random: Random, paths: list[Path], target: Path) -> str:
         members[mutate_text(random, one).encode("utf-8", "replace").decode().replace("\0", "")] = members.pop(one)
     else:
         members[one] = other.get(one, b"")
-    _archive(members, target)
+    write_archive(members, target)
     return f"{way} members {one}, {two}"
 
 

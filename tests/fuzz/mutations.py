@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterator, Sequence
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
 
-__all__ = ["CANARY", "in_order", "mutate_bytes", "mutate_header", "mutate_json", "mutate_text", "split_header"]
+__all__ = [
+    "CANARY",
+    "in_order",
+    "members_of",
+    "mutate_bytes",
+    "mutate_header",
+    "mutate_json",
+    "mutate_text",
+    "split_header",
+    "write_archive",
+]
 
 CANARY = "__import__('os').system('true')"  # what must never run
 
@@ -174,3 +185,19 @@ def mutate_header(random: Random, data: bytes) -> tuple[bytes, str]:
         len(text) if random.random() < 0.9 else random.choice((0, 1, len(text) - 1, len(text) + 1, 2**40, 2**64 - 1))
     )
     return length.to_bytes(8, "little") + text + rest, f"header: {what}"
+
+
+# The zip archives that torch writes: a folder that holds all members.
+
+
+def members_of(path: Path) -> dict[str, bytes]:
+    """The members of an archive, without the folder in their names."""
+    with zipfile.ZipFile(path) as archive:
+        return {name.partition("/")[2]: archive.read(name) for name in archive.namelist()}
+
+
+def write_archive(members: Mapping[str, bytes], path: Path, root: str = "model") -> None:
+    """An archive whose checksums fit its members."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(f"{root}/{name}", data)

@@ -149,10 +149,10 @@ def killed_and_resumed(net: AnytimeModel, data: Data, training: Training, out: P
         process.start()
         while process.is_alive() and set(out.glob("checkpoints/*.pt")) <= before:
             time.sleep(0.005)
-        time.sleep(draw.random() * 0.3)
-        if process.pid is not None and process.is_alive():
-            os.kill(process.pid, signal.SIGKILL)
+        time.sleep(draw.random() * 0.1)
+        process.kill()
         process.join()
+        assert process.exitcode == -signal.SIGKILL  # and had not ended before
     result = copy.deepcopy(net)
     fit(result, data, training, **options)
     return result
@@ -171,7 +171,7 @@ def test_a_run_that_is_killed_ends_with_the_same_weights(
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_twenty_kills(net: AnytimeModel, digits: Data, tmp_path: Path, variant: str) -> None:
-    training = replace(VARIANTS[variant], epochs=8)
+    training = replace(VARIANTS[variant], epochs=16)
     resumed = killed_and_resumed(net, digits, training, tmp_path / "run", 20)
     fit(net, digits, training)
     assert same(weights(resumed), weights(net))

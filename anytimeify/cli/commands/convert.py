@@ -11,6 +11,7 @@ from anytimeify import report
 from anytimeify.capture import resolve
 from anytimeify.cli.models import MODEL, write_level
 from anytimeify.cli.options import (
+    OR_FORCE,
     Checkpoint,
     DynamicShapes,
     Force,
@@ -142,7 +143,7 @@ def convert(
 def _refuse_other_folders(path: Path, force: bool) -> None:
     """`--force` removes what `convert` wrote, and no other folder."""
     if not force or not path.is_dir():
-        refuse_existing(path)
+        refuse_existing(path, OR_FORCE)
     elif any(path.iterdir()) and not (path / MODEL).is_file():
         raise ArtifactError(
             f"'{path}' holds no {MODEL}: --force replaces only what `convert` wrote. Remove it yourself."

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from anytimeify.cli.models import load_model
-from anytimeify.cli.options import Force, SavedModel
+from anytimeify.cli.options import OR_FORCE, Force, SavedModel
 from anytimeify.cli.showing import doing, show
 from anytimeify.deploy.export import FORMATS as FILES
 from anytimeify.deploy.export import STAGED
@@ -40,7 +40,7 @@ def export(
             f"'{format}' is not a container; expected one of: {', '.join(CONTAINERS)}", param_hint="--format"
         )
     if not force:
-        refuse_existing(out)
+        refuse_existing(out, OR_FORCE)
     require("onnx" if format == STAGED else format)
     net = load_model(folder)
     named = "all" if chosen == "all" else [parse_level(one.strip()) for one in chosen.split(",")]

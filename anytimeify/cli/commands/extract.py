@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from anytimeify.cli.models import load_model, write_level
-from anytimeify.cli.options import Force, SavedModel
+from anytimeify.cli.options import OR_FORCE, Force, SavedModel
 from anytimeify.cli.reading import budget_of, format_of
 from anytimeify.cli.showing import show
 from anytimeify.io.files import refuse_existing
@@ -52,7 +52,7 @@ def extract(
     if compressed and kind != "safetensors":
         raise typer.BadParameter("--compressed writes weights only: give a FILE.safetensors", param_hint="--out")
     if not force:
-        refuse_existing(out)
+        refuse_existing(out, OR_FORCE)
     require(kind)
     net = load_model(folder)
     chosen = net.select(limits)

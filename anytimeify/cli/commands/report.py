@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from anytimeify.cli.models import load_model
-from anytimeify.cli.options import AccuraciesOption, Force, RuntimeOption, SavedModel, Threads
+from anytimeify.cli.options import OR_FORCE, AccuraciesOption, Force, RuntimeOption, SavedModel, Threads
 from anytimeify.cli.reading import device_of
 from anytimeify.cli.showing import doing, show
 from anytimeify.io.files import refuse_existing, replaced_file
@@ -42,7 +42,7 @@ def report(
     scores = read_scores(accuracies) if accuracies is not None else None
     if not force:
         for path in filter(None, (out, model_explorer)):
-            refuse_existing(path)
+            refuse_existing(path, OR_FORCE)
     net = load_model(folder)
     found = None
     if measure is not None:

@@ -1,0 +1,1 @@
+"""One file for all levels against one file each."""
