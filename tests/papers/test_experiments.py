@@ -27,7 +27,8 @@ from anytimeify.papers.experiments.findings import Comparison, Finding, find
 from anytimeify.papers.experiments.nestednet import _coarse
 from anytimeify.papers.experiments.recipes import levels_alone, printed
 from anytimeify.papers.experiments.results import Results
-from anytimeify.papers.networks import PreActivationResNet
+from anytimeify.papers.experiments.shared import Shared
+from anytimeify.papers.networks import PreActivationResNet, WideResNet
 from anytimeify.passes.schemes.nested_channels import NestedChannels
 from anytimeify.train import OneAfterTheOther, Training
 from tests.papers.tiny_data import images
@@ -114,6 +115,28 @@ def test_experiments_share_what_they_both_train(tmp_path: Path, monkeypatch: pyt
     other = replace(STUDY, contenders=lambda setting: [changed, *contenders(setting)[1:]])
     with pytest.raises(TypeError):  # nor are networks shared whose data are changed
         Experiment(other, TINY.setting).run(tmp_path / "three", 1, limit_batches=1, shared=shared)
+
+
+def test_what_makes_a_network_another_one() -> None:
+    """Each of what it was trained from, dropout too, which no weight tells."""
+    setting, shared = Setting(DATA, epochs=1), Shared(Path("networks"))
+    made = contenders(setting)[0].make()
+
+    def path(changed: Any = made, training: Training = made.training, data: str = "images", seed: int = 0) -> Path:
+        torch.manual_seed(seed)
+        wide = WideResNet(4, depth=10, widening=1, dropout=0.3 if changed == "dropout" else 0.0)
+        recipe = made if changed is made else replace(made, backbone=wide)
+        return shared.path(recipe.build(verify=False), training, data, None)
+
+    others = [
+        path(data="others"),
+        path(training=replace(made.training, seed=1)),
+        path("plain"),
+        path("plain", seed=1),
+        path("dropout"),
+    ]
+    assert path() == path()
+    assert len({path(), *others}) == 6
 
 
 def test_what_is_missing_is_added(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,15 +20,15 @@ __all__ = ["Shared"]
 
 @dataclass(frozen=True)
 class Shared:
-    """A folder with the weights of trained networks, by what they were trained from: the network with its first
-    weights, its objective, the recipe with its seed, the data. Training is the same bit for bit where these are."""
+    """A folder with the weights of trained networks, by what they were trained from: the program and its
+    first weights, its objective, the recipe with its seed, the data. Training is the same bit for bit where these are."""
 
     folder: Path
 
     def path(self, net: AnytimeModel, training: Training, data: str, limit: int | None) -> Path:
         """Where the weights of this network are, or will be; before it is trained."""
-        costs = [(level.name, level.cost.macs, level.cost.params) for level in net.levels]
-        said = json.dumps([str(net.scheme), repr(net.loss), costs, as_json(training), data, limit], default=str)
+        program = str(net.rewritten.program.graph)  # dropout is in no weight
+        said = json.dumps([program, str(net.scheme), repr(net.loss), as_json(training), data, limit], default=str)
         found = hashlib.sha256(said.encode())
         for name, value in net.state_dict().items():
             found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
