@@ -56,9 +56,7 @@ def main() -> None:
     parser.add_argument("--schemes", nargs="+", default=SCHEMES)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="keep the rows here, and measure only what is missing"
-    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="keep the rows here, and measure only what is missing")
     parser.add_argument("--out", type=Path, help="the page to write")
     options = parser.parse_args()
     rows: list[Row] = json.loads(options.json.read_text()) if options.json and options.json.exists() else []
@@ -151,17 +149,7 @@ def _page(rows: Sequence[Row], networks: Sequence[str]) -> str:
         "",
         *(__doc__ or "").split("\n\n", 2)[2].strip().splitlines(),
     ]
-    head = (
-        "scheme",
-        "form",
-        "disk, MiB",
-        "of the largest",
-        "resident, MiB",
-        "ms",
-        "times that",
-        "switching, ms",
-        "error",
-    )
+    head = ("scheme", "form", "disk, MiB", "of the largest", "resident, MiB", "ms", "times that", "switching, ms", "error")
     for network in networks:
         own = [row for row in rows if row["network"] == network]
         lines += ["", f"## {network}", "", "| " + " | ".join(head) + " |", "|---|---" + "|--:" * (len(head) - 2) + "|"]

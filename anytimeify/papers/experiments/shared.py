@@ -20,8 +20,8 @@ __all__ = ["Shared"]
 
 @dataclass(frozen=True)
 class Shared:
-    """A folder with the weights of trained networks, by what they were trained from: the program and its
-    first weights, its objective, the recipe with its seed, the data. Training is the same bit for bit where these are."""
+    """A folder with the weights of trained networks, by what they were trained from: program, first weights, objective,
+    recipe with its seed, data. Training is the same bit for bit where these are."""
 
     folder: Path
 
