@@ -30,7 +30,7 @@ from anytimeify.papers.experiments.results import Results
 from anytimeify.papers.experiments.shared import Shared
 from anytimeify.papers.networks import PreActivationResNet, WideResNet
 from anytimeify.passes.schemes.nested_channels import NestedChannels
-from anytimeify.train import OneAfterTheOther, Training
+from anytimeify.train import Held, OneAfterTheOther, Training
 from tests.papers.tiny_data import images
 from tests.result_lines import begun, lines
 
@@ -332,6 +332,16 @@ class Twice(nn.Module):
     def forward(self, x: Tensor) -> Outputs:
         top, bottom = x[:, :, :4].flatten(1)[:, :4], x[:, :, 4:].flatten(1)[:, :4]
         return Outputs((top, top, bottom))
+
+
+def test_measures_see_all_classes() -> None:
+    """Test samples that are sorted by class, more than are looked at."""
+    made = contenders(TINY.setting)[0].make()
+    labels = torch.arange(4).repeat_interleave(600)
+    data = replace(images(), test=Held(torch.zeros(2400, 1, 8, 8, dtype=torch.uint8), labels))
+    inputs, seen = running._samples(made.build(verify=False), data, made.training)
+    assert inputs.shape == (800, 3, 8, 8)
+    assert seen.bincount().tolist() == [200] * 4
 
 
 def test_correlation_of_gradients() -> None:

@@ -30,7 +30,7 @@ from anytimeify.train.training import Training
 
 __all__ = ["run"]
 
-_MEASURED = 512  # test samples that other measures than accuracy look at
+_MEASURED = 1000  # test samples, at most, that other measures than accuracy look at
 
 
 def run(
@@ -131,8 +131,9 @@ def _levels(net: AnytimeModel, data: Data, training: Training, limit: int | None
 
 
 def _samples(net: AnytimeModel, data: Data, training: Training) -> tuple[Tensor, Tensor]:
-    """Test images as the network takes them, and their labels."""
-    places = torch.arange(min(_MEASURED, len(data.test)))
+    """Test images as the network takes them, and their labels: spread over all, which may be sorted by class."""
+    count = len(data.test)
+    places = torch.arange(0, count, -(-count // _MEASURED))
     inputs, labels = Preparation(data, _shape(net), training).evaluation(data.test.take(places))
     device = next(net.parameters()).device
     return inputs.to(device), labels.to(device)
