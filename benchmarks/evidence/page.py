@@ -109,7 +109,8 @@ def _summary(entries: Sequence[_Entry]) -> str:
     lines = ["| experiment | claim | here | seeds |", "|---|---|---|--:|"]
     for entry in entries:
         link = f"[{entry.name}](#{_anchor(entry)})"
-        lines.append(f"| {link} | {entry.experiment.study.claim} | {_VERDICTS[entry.report.shows]} | {entry.seeds} |")
+        verdict = _VERDICTS[entry.report.shows] + (", with a remark" if entry.name in REMARKS else "")
+        lines.append(f"| {link} | {entry.experiment.study.claim} | {verdict} | {entry.seeds} |")
     return "\n".join(lines)
 
 
@@ -117,9 +118,9 @@ def _counted(entries: Sequence[_Entry]) -> str:
     claims = Counter(entry.report.shows for entry in entries)
     parts = Counter(finding.shows for entry in entries for finding in entry.report.findings)
     return (
-        f"Of {len(entries)} claims {claims[True]} show, {claims[False]} do not, {claims[None]} are not decided. Of "
-        f"{parts.total()} comparisons, which these consist of, {parts[True]} show, {parts[False]} do not, "
-        f"{parts[None]} are not decided."
+        f"Claims: {claims[True]} of {len(entries)} show, {claims[False]} do not show, {claims[None]} not decided. "
+        f"Comparisons, which these consist of: {parts[True]} of {parts.total()} show, {parts[False]} do not show, "
+        f"{parts[None]} not decided."
     )
 
 
@@ -152,8 +153,10 @@ def _said(entry: _Entry) -> str:
     findings = entry.report.findings
     count = Counter(finding.shows for finding in findings)
     verdict = {True: "the claim shows", False: "the claim does not show", None: "the claim is not decided"}
-    said = f"{verdict[entry.report.shows]}; of {len(findings)} comparisons {count[True]} show, {count[False]} do not, "
-    said += f"{count[None]} are not decided."
+    said = (
+        f"{verdict[entry.report.shows]}. What it says shows in {count[True]} of {len(findings)} comparisons, does not "
+    )
+    said += f"show in {count[False]}, and is not decided in {count[None]}."
     low = [row for row in entry.report.results.rows() if row.mean < 2 * entry.chance]
     if low:
         names = ", ".join(f"{row.network} ({row.level})" for row in low)

@@ -20,7 +20,8 @@ _ON_SHAPES = (
 
 _EXITS = (
     "Exits of the shallow and of the MSDNet-like network read pooled features, without a norm before. The MSDNet-like "
-    "network learns slowly in so few steps, its full level most of all: that others are better than it says little."
+    "network learns slowly in so few steps, its full level most of all: that others are better than it says little. "
+    "Costs of the cheapest levels differ between networks."
 )
 
 # What a reader has to know besides the numbers.

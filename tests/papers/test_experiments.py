@@ -119,14 +119,15 @@ def test_experiments_share_what_they_both_train(tmp_path: Path, monkeypatch: pyt
 
 def test_what_makes_a_network_another_one() -> None:
     """Each of what it was trained from, dropout too, which no weight tells."""
-    setting, shared = Setting(DATA, epochs=1), Shared(Path("networks"))
-    made = contenders(setting)[0].make()
+    shared = Shared(Path("networks"))
+    made = recipe("nestednet/wrn-14-4")
+    made = replace(made, example_inputs=(torch.randn(2, 3, 8, 8),), backbone=PreActivationResNet(4, depth=8))
 
     def path(changed: Any = made, training: Training = made.training, data: str = "images", seed: int = 0) -> Path:
         torch.manual_seed(seed)
         wide = WideResNet(4, depth=10, widening=1, dropout=0.3 if changed == "dropout" else 0.0)
-        recipe = made if changed is made else replace(made, backbone=wide)
-        return shared.path(recipe.build(verify=False), training, data, None)
+        chosen = made if changed is made else replace(made, backbone=wide)
+        return shared.path(chosen.build(verify=False), training, data, None)
 
     others = [
         path(data="others"),
