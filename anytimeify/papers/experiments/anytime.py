@@ -97,8 +97,8 @@ def _over_dearer(results: Results, name: str, others: list[str]) -> Iterator[Com
     """The cheapest level over the others' cheapest, and the best over their best."""
     for other in others:
         yield Comparison(f"cheapest level, {name} over {other}", (name, 0), (other, 0))
-        best = [(one, _best(results, one)) for one in (name, other)]
-        yield Comparison(f"best level, {name} over {other}", *best)
+        best, theirs = _best(results, name), _best(results, other)
+        yield Comparison(f"best level, {name} over {other}", (name, best), (other, theirs))
 
 
 def _best(results: Results, network: str) -> int:
