@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -78,7 +77,7 @@ def _entry(made: Experiment, out: Path) -> _Entry | None:
     chosen = [
         line for name in names for seed in seeds for line in lines if (line["network"], line["seed"]) == (name, seed)
     ]
-    times = [json.loads(line)["processor"] for line in (folder / "times.jsonl").read_text().splitlines()]
+    times = [line["processor"] for line in read(folder / "times.jsonl")]
     written = report.write(made.study, made.setting, Results(tuple(chosen)), folder)
     return _Entry(made, written, sum(times), 100 / made.setting.classes)
 
@@ -100,7 +99,7 @@ def _measured(entries: Sequence[_Entry]) -> str:
     minutes = sum(entry.seconds for entry in entries) / 60
     count = "1 experiment" if len(entries) == 1 else f"{len(entries)} experiments"
     return (
-        f"{count} with {said} seeds took {minutes:.0f} minutes of processor time, half of it on each of two cores; "
+        f"{count} with {said} seeds took {minutes:.0f} minutes of processor time, on two cores half as long; "
         f"torch {metadata.version('torch')}, Python {platform.python_version()}."
     )
 
@@ -183,8 +182,8 @@ here is said of these alone, and what does not show may be there in networks of 
 speaks. All networks of an experiment, those that are trained alone too, have the same learning rate."""
 
 _READING = """**How to read it.** Accuracies are those of test images in percent, means and standard deviations over
-seeds. Networks in black are trained alone: the line to beat. A comparison is made seed by seed. It shows if the mean
-difference is more than two standard errors above its margin (0, or "at most so much worse" where the claim is that two
-are equal), does not show if as far below, and is otherwise not decided. A claim shows if all of its comparisons do, and
-does not if one does not. This is a rough measure: of two networks that are alike, one is found to be better by chance
-in 18 % of comparisons of three seeds, and in 12 % of five."""
+seeds. Networks in black are trained alone: the line to beat. Bars do not begin at zero. A comparison is made seed by
+seed. It shows if the mean difference is more than two standard errors above its margin (0, or "at most so much worse"
+where the claim is that two are equal), does not show if as far below, and is otherwise not decided. A claim shows if
+all of its comparisons do, and does not if one does not. This is a rough measure: of two networks that are alike, one is
+found to be better by chance in 18 % of comparisons of three seeds, and in 12 % of five."""
