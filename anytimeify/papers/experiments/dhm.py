@@ -32,7 +32,7 @@ __all__ = ["STUDIES"]
 
 _SMALL = partial(CifarResNet, depth=8)
 _TWO = AuxiliaryBranches(residual((1, 1)))
-_RATE = 0.03  # of small trainings: the sum of three cross-entropies and six divergences
+_RATE = 0.1  # of small trainings, of sums and of networks alone: warmed up, all of them learn at it
 _WRONG = (0.2, 0.5)
 _FULL = -1
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from anytimeify.errors import ArgumentValueError
 from anytimeify.papers.experiments.report import Report, write
 from anytimeify.papers.experiments.running import run
 from anytimeify.papers.experiments.setting import Setting
+from anytimeify.papers.experiments.shared import Shared
 from anytimeify.papers.experiments.study import Contender, Study
 
 __all__ = ["Experiment"]
@@ -35,6 +37,7 @@ class Experiment:
         *,
         limit_batches: int | None = None,
         said: Callable[[str], Any] | None = None,
+        shared: str | os.PathLike[str] | None = None,
     ) -> Report:
         """Trains every network with every seed, and writes table, figure and finding into the folder `out`.
 
@@ -45,6 +48,8 @@ class Experiment:
             seeds: how many, from 0 on, or which.
             limit_batches: at most so many in an epoch.
             said: called with a line of text before each training.
+            shared: a folder where trained networks are kept. An experiment that is given the same one does not train
+                again what another has trained; results are the same.
 
         Raises `ArtifactError` where the folder holds results of another experiment or setting; `MissingExtraError`
         without matplotlib.
@@ -61,6 +66,7 @@ class Experiment:
             said or (lambda _: None),
             limit=limit_batches,
             resumed=not self.setting.small,  # a network that takes hours
+            shared=None if shared is None else Shared(Path(shared)),
         )
         return write(self.study, self.setting, results, out)
 

@@ -133,9 +133,11 @@ def _bars(axes: Any, rows: Sequence[Row], networks: Sequence[str]) -> None:
     for place, row in enumerate(row for row in rows if row.alone):
         axes.axhline(row.mean, label=row.network, color=_ALONE, linestyle=_LINES[place % len(_LINES)], linewidth=1.2)
     axes.set_xticks(range(len(groups)), groups, rotation=20 if len(groups) > 3 else 0, fontsize=7)
-    means = [row.mean for row in (*bars, *(row for row in rows if row.alone))]
-    room = max(max(means) - min(means), 0.02 * abs(max(means)))
-    axes.set_ylim(bottom=min(means) - 0.3 * room if min(means) > 0 else None)
+    shown = [*bars, *(row for row in rows if row.alone)]
+    low = min(row.mean - _spread(row) for row in shown)
+    high = max(row.mean + _spread(row) for row in shown)
+    room = max(high - low, 0.02 * abs(high))
+    axes.set_ylim(low - 0.3 * room if low > 0 else None, high + 0.1 * room)
 
 
 def _spread(row: Row) -> float:

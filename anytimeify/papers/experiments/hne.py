@@ -29,20 +29,19 @@ from anytimeify.runtime.model import AnytimeModel
 __all__ = ["STUDIES"]
 
 _SMALL = partial(ResNet50, width=0.25, layers=(1, 1, 1, 1))
-_RATE = 0.3  # of small trainings, whose objectives are means over sixteen leaves
+_RATE = 0.1  # of small trainings
 _WIDER = (1.0, 1.5, 2.0, 3.0)  # single networks, whose costs cover those of the levels
 
 
 def _hne(setting: Setting, loss: Callable[..., nn.Module], architecture: str = "", **options: float) -> Recipe:
-    """Sums as printed at the paper's scale, means at the small one."""
-    reduction = "mean" if setting.small else "sum"
+    """Sums over leaves, as printed."""
     name = f"hne/resnet50-cifar{architecture}"
-    return printed(setting, name, _SMALL, loss=partial(loss, reduction=reduction, **options), rate=_RATE)
+    return printed(setting, name, _SMALL, loss=partial(loss, reduction="sum", **options), rate=_RATE)
 
 
 def _alone(setting: Setting) -> Contender:
     """The backbone, what one leaf is."""
-    return plain(partial(printed, setting, "hne/resnet50-cifar", _SMALL), "one leaf alone")
+    return plain(partial(printed, setting, "hne/resnet50-cifar", _SMALL, rate=_RATE), "one leaf alone")
 
 
 _OBJECTIVES: dict[str, Callable[[Setting], Recipe]] = {
@@ -123,7 +122,7 @@ def _against_networks(setting: Setting) -> list[Contender]:
 
 
 def _single(setting: Setting, backbone: Callable[[int], nn.Module]) -> Recipe:
-    made = printed(setting, "hne/resnet50-cifar", _SMALL)
+    made = printed(setting, "hne/resnet50-cifar", _SMALL, rate=_RATE)
     return replace(made, backbone=backbone(setting.classes))
 
 

@@ -32,11 +32,12 @@ _TWO = NestedChannels((WIDTHS[0], 1.0))
 _SMALL = partial(PreActivationResNet, depth=8)
 _NAMES = ("core", "middle", "full")
 _EQUAL = -1.0  # points: as good as, where a claim says so
+_RATE = 0.2  # of small trainings: the best for levels together, and for networks alone
 _REFRESH = 50  # steps between two estimates of masks, which the paper does not print
 
 
 def _nested(setting: Setting, classes: int | None = None) -> Recipe:
-    return printed(setting, "nestednet/wrn-32-4", _SMALL, _CHANNELS, classes=classes)
+    return printed(setting, "nestednet/wrn-32-4", _SMALL, _CHANNELS, rate=_RATE, classes=classes)
 
 
 def _distillation(setting: Setting) -> list[Contender]:
@@ -61,7 +62,7 @@ def _taxonomy(setting: Setting, *, fine_head: bool) -> Taxonomy:
 
 
 def _hierarchical(setting: Setting, consensus: str | None = None) -> Recipe:
-    made = printed(setting, "nestednet/wrn-14-4-hierarchy", _SMALL, _TWO)
+    made = printed(setting, "nestednet/wrn-14-4-hierarchy", _SMALL, _TWO, rate=_RATE)
     training = made.training
     if consensus == "learned":
         share = training.epochs / 205  # of the epochs that the levels have in print
@@ -73,12 +74,14 @@ def _hierarchical(setting: Setting, consensus: str | None = None) -> Recipe:
 
 def _core_alone(setting: Setting) -> Recipe:
     """The core by itself, for the coarse classes."""
-    made = printed(setting, "nestednet/wrn-14-4-hierarchy", _SMALL, _TWO, classes=setting.taxonomy.sizes[-1])
+    made = printed(
+        setting, "nestednet/wrn-14-4-hierarchy", _SMALL, _TWO, rate=_RATE, classes=setting.taxonomy.sizes[-1]
+    )
     return alone(made, 0)
 
 
 def _full_alone(setting: Setting) -> Recipe:
-    return alone(printed(setting, "nestednet/wrn-14-4-hierarchy", _SMALL, _TWO), 1)
+    return alone(printed(setting, "nestednet/wrn-14-4-hierarchy", _SMALL, _TWO, rate=_RATE), 1)
 
 
 def _coarse(setting: Setting, data: Data, seed: int) -> Data:
@@ -149,14 +152,15 @@ def _consensus_is_better(results: Results) -> Iterator[Comparison]:
 
 def _compressed(setting: Setting, scheme: Scheme, name: str) -> Recipe:
     backbone = partial(PreActivationResNet, depth=20) if isinstance(scheme, NestedDepth) else _SMALL
-    made = printed(setting, name, backbone, scheme=scheme)
+    made = printed(setting, name, backbone, scheme=scheme, rate=_RATE)
     if not isinstance(scheme, NestedWeights):
         return made
     return replace(made, training=replace(made.training, refresh_masks=_REFRESH))
 
 
 def _compression(setting: Setting) -> list[Contender]:
-    weights = NestedWeights(DENSITIES, gradients="straight-through")
+    # Pruned entries are estimated again in a network that was trained dense; small trainings begin with sparse levels.
+    weights = NestedWeights(DENSITIES, gradients="masked" if setting.small else "straight-through")
     channels = partial(_compressed, setting, _CHANNELS, "nestednet/resnet-56")
     depth = partial(_compressed, setting, NestedDepth(DEPTHS), "nestednet/resnet-56-depth")
     return [

@@ -16,9 +16,11 @@ from torch import Tensor
 
 from anytimeify.errors import ArtifactError
 from anytimeify.papers.experiments.results import Results, append, read
+from anytimeify.papers.experiments.shared import Shared
 from anytimeify.papers.experiments.study import Contender
 from anytimeify.runtime.model import AnytimeModel
 from anytimeify.train.data import Data
+from anytimeify.train.data.samples import Some
 from anytimeify.train.encoding import flat
 from anytimeify.train.evaluation import accuracies
 from anytimeify.train.fitting import fit
@@ -28,7 +30,7 @@ from anytimeify.train.training import Training
 
 __all__ = ["run"]
 
-_MEASURED = 512  # test samples that other measures than accuracy look at
+_MEASURED = 1000  # test samples, at most, that other measures than accuracy look at
 
 
 def run(
@@ -41,6 +43,7 @@ def run(
     *,
     limit: int | None = None,
     resumed: bool = False,
+    shared: Shared | None = None,
 ) -> Results:
     """The results of these seeds, from the folder and from what is trained now.
 
@@ -48,6 +51,7 @@ def run(
         described: what has to be the same for lines to stand in one table; `"experiment"` is the name.
         limit: at most so many batches in an epoch.
         resumed: whether a training goes on where it was stopped, in a folder of its own.
+        shared: trained networks of other experiments, which are not trained again.
     """
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -59,7 +63,7 @@ def run(
     for place, (seed, contender) in enumerate(wanted, 1):
         said(f"{described['experiment']}, {place} of {len(wanted)}: {contender.name}, seed {seed}")
         own = folder / "runs" / f"{_slug(contender.name)}-{seed}" if resumed else None
-        line = {**described, **_trained(contender, data, seed, own, limit)}
+        line = {**described, **_trained(contender, data, seed, own, limit, shared)}
         append(path, line)
         lines.append(line)
     order = {one.name: place for place, one in enumerate(contenders)}
@@ -79,7 +83,9 @@ def _check(path: Path, lines: Sequence[dict[str, Any]], described: Mapping[str, 
                 )
 
 
-def _trained(contender: Contender, data: Data, seed: int, own: Path | None, limit: int | None) -> dict[str, Any]:
+def _trained(
+    contender: Contender, data: Data, seed: int, own: Path | None, limit: int | None, shared: Shared | None = None
+) -> dict[str, Any]:
     """Trains one network, and what is known of it then."""
     started = time.perf_counter()
     torch.manual_seed(seed)
@@ -88,7 +94,12 @@ def _trained(contender: Contender, data: Data, seed: int, own: Path | None, limi
     training = replace(recipe.training, seed=seed)
     if contender.data is not None:
         data = contender.data(data, seed)
-    net = fit(net, data, training, out=own, limit_batches=limit).net
+    # Data that are changed have the name of those that are not.
+    kept = shared.path(net, training, data.name, limit) if shared is not None and contender.data is None else None
+    if kept is None or not Shared.load(kept, net):
+        _fit(net, data, training, own, limit)
+        if kept is not None:
+            Shared.save(kept, net)
     return {
         "network": contender.name,
         "seed": seed,
@@ -97,6 +108,13 @@ def _trained(contender: Contender, data: Data, seed: int, own: Path | None, limi
         "values": dict(contender.measures(net, *_samples(net, data, training))) if contender.measures else {},
         "seconds": round(time.perf_counter() - started, 1),
     }
+
+
+def _fit(net: AnytimeModel, data: Data, training: Training, own: Path | None, limit: int | None) -> None:
+    """Trains the network. Without a folder nobody reads what its levels reach after every epoch: one sample will do."""
+    if own is None:
+        data = replace(data, test=Some(data.test, torch.arange(1)))
+    fit(net, data, training, out=own, limit_batches=limit)
 
 
 def _levels(net: AnytimeModel, data: Data, training: Training, limit: int | None) -> list[dict[str, Any]]:
@@ -113,8 +131,9 @@ def _levels(net: AnytimeModel, data: Data, training: Training, limit: int | None
 
 
 def _samples(net: AnytimeModel, data: Data, training: Training) -> tuple[Tensor, Tensor]:
-    """Test images as the network takes them, and their labels."""
-    places = torch.arange(min(_MEASURED, len(data.test)))
+    """Test images as the network takes them, and their labels: spread over all, which may be sorted by class."""
+    count = len(data.test)
+    places = torch.arange(0, count, -(-count // _MEASURED))
     inputs, labels = Preparation(data, _shape(net), training).evaluation(data.test.take(places))
     device = next(net.parameters()).device
     return inputs.to(device), labels.to(device)

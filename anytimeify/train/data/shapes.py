@@ -1,6 +1,7 @@
 """`shapes`: generated images, 32x32, in colour, with classes of two granularities.
 
-`shapes:train=4000,test=1000,difficulty=0.5,seed=0`, each optional.
+`shapes:train=4000,test=1000,difficulty=0.5,seed=0,size=32`, each optional. Images of another size are the same ones, of
+means over areas.
 
 A fine class is one of four outlines (disc, square, triangle, cross) with one of three fillings (plain, striped,
 chequered): 12 classes; the outline is the coarse class, of which there are 4. Colour, place, size, angle and background
@@ -14,6 +15,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from anytimeify.errors import ArgumentValueError
@@ -30,28 +32,32 @@ SIZE = 32
 
 def load(rest: str) -> Data:
     """The data by their options."""
-    given = parse_options(f"shapes:{rest}", rest, ("train", "test", "difficulty", "seed"))
+    given = parse_options(f"shapes:{rest}", rest, ("train", "test", "difficulty", "seed", "size"))
     return shapes(
         int(given.get("train", 4000)),
         int(given.get("test", 1000)),
         difficulty=given.get("difficulty", 0.5),
         seed=int(given.get("seed", 0)),
+        size=int(given.get("size", SIZE)),
     )
 
 
-def shapes(train: int = 4000, test: int = 1000, *, difficulty: float = 0.5, seed: int = 0) -> Data:
-    """So many samples to train on and to test with; `ArgumentValueError` for none, or a difficulty that is none."""
+def shapes(train: int = 4000, test: int = 1000, *, difficulty: float = 0.5, seed: int = 0, size: int = SIZE) -> Data:
+    """So many samples to train on and to test with; `ArgumentValueError` for none, or a difficulty or size that is
+    none."""
     if not 0 <= difficulty <= 1:
         raise ArgumentValueError(f"difficulty is {difficulty}: expected a number from 0 to 1")
     if train < 1 or test < 1:
         raise ArgumentValueError(f"train={train}, test={test}: expected numbers of samples, 1 or more")
+    if not 8 <= size <= SIZE:
+        raise ArgumentValueError(f"size is {size}: expected a number from 8 to {SIZE}")
     coarse = [place // len(FILLINGS) for place in range(len(CLASSES))]
     taxonomy = Taxonomy.from_parents(coarse, granularities=("fine", "coarse"), classes=(CLASSES, OUTLINES))
-    parts = [_drawn(count, difficulty, 2 * seed + place) for place, count in enumerate((train, test))]
+    parts = [_drawn(count, difficulty, 2 * seed + place, size) for place, count in enumerate((train, test))]
     return Data(f"shapes, difficulty {difficulty}", parts[0], parts[1], CLASSES, taxonomy)
 
 
-def _drawn(count: int, difficulty: float, seed: int) -> Held:
+def _drawn(count: int, difficulty: float, seed: int, size: int) -> Held:
     generator = torch.Generator().manual_seed(seed)
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
@@ -78,6 +84,8 @@ def _drawn(count: int, difficulty: float, seed: int) -> Held:
     image = torch.where(dark[:, None], shade, bright)
     image = torch.where(inside[:, None], image, behind)
     image = image + 0.2 * difficulty * torch.randn(count, 3, SIZE, SIZE, generator=generator)
+    if size != SIZE:
+        image = F.adaptive_avg_pool2d(image, size)
     return Held((image.clamp(0, 1) * 255).round().to(torch.uint8), labels)
 
 

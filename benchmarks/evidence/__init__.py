@@ -1,0 +1,1 @@
+"""docs/evidence.md: every experiment of the papers, over several seeds."""
