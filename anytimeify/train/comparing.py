@@ -36,7 +36,7 @@ from anytimeify.runtime.model import AnytimeModel
 from anytimeify.train.data import Data, open_data
 from anytimeify.train.encoding import as_json
 from anytimeify.train.loading import Loader
-from anytimeify.train.start import Start
+from anytimeify.train.start import Start, changes
 from anytimeify.train.training import Training
 
 __all__ = ["SCHEMES", "Compared", "compare"]
@@ -139,18 +139,23 @@ def compare(
         "training": {name: value for name, value in as_json(recipe).items() if name not in ("seed", "workers")},
     }
     results = run(contenders, samples, described, out, chosen, say, limit=limit_batches)
-    shown = [one.name for one in contenders if not one.alone]
-    command = [
-        "anytimeify",
-        "compare",
-        source,
-        "--data",
-        data,
-        *(word for name in shown for word in ("--scheme", name)),
+    options: list[tuple[str, object]] = [
+        ("data", data),
+        *(("scheme", one.name) for one in contenders if not one.alone),
+        ("alone", alone),
+        ("budget", budget),
+        *(("set", text) for text in changes(start.recipe(), recipe)),
+        ("seeds", len(chosen)),
+        ("limit-batches", limit_batches),
+        *(("input-shape", ",".join(map(str, one.shape))) for one in examples or () if isinstance(one, Tensor)),
+        ("runtime", runtime),
+        ("threads", threads),
+        ("batch-size", batch_size),
+        ("out", "DIR"),
     ]
-    command += ["--alone", alone, "--epochs", str(recipe.epochs), *(["--budget", str(budget)] if budget else [])]
-    command += ["--seeds", str(len(chosen)), "--out", "DIR"]
-    return _write(results, planned.epochs, shlex.join(command), measured, recipe, Path(out))
+    words = [word for name, value in options if value is not None for word in (f"--{name}", str(value))]
+    command = shlex.join(["anytimeify", "compare", source, *words, *(["--trust-pickle"] if trust_pickle else [])])
+    return _write(results, planned.epochs, command, measured, recipe, Path(out))
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from anytimeify.train.optimiser import Optimiser
 from anytimeify.train.schedule import Schedule
 from anytimeify.train.training import Training
 
-__all__ = ["DEFAULT", "Start", "changed", "read_training", "run_folder", "with_changes"]
+__all__ = ["DEFAULT", "Start", "changed", "changes", "read_training", "run_folder", "with_changes"]
 
 PAPER = "paper:"
 # Sums over levels make gradients several times as large as those of one network: hence the low rate and the warm-up.
@@ -137,6 +137,21 @@ def changed(training: Training, settings: Sequence[str]) -> Training:
         return training_of(value)
     except AnytimeError as error:
         raise ArgumentValueError(f"{', '.join(settings)}: {error}") from error
+
+
+def changes(before: Training, after: Training) -> list[str]:
+    """The texts with which `changed` makes one recipe of another, but for its seed."""
+    was, now = as_json(before), as_json(after)
+    found = {name: value for name, value in now.items() if was.get(name) != value and name != "seed"}
+    parts = {name: value for name, value in found.items() if isinstance(value, dict) and isinstance(was[name], dict)}
+    inside = {
+        f"{name}.{field}": one
+        for name, value in parts.items()
+        for field, one in value.items()
+        if was[name].get(field) != one
+    }
+    whole = {name: value for name, value in found.items() if name not in parts}
+    return [f"{name}={json.dumps(value)}" for name, value in {**whole, **inside}.items()]
 
 
 def run_folder(path: Path, resume: bool, force: bool) -> RunFolder:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from anytimeify.papers.experiments import running
 from anytimeify.papers.experiments.results import Results
 from anytimeify.train import comparing
 from anytimeify.train.comparing import compare
+from anytimeify.train.start import DEFAULT, changed, changes
 from tests.result_lines import begun, lines
 
 pytest.importorskip("accelerate")
@@ -90,7 +93,7 @@ def test_what_is_trained_and_written(once: Path) -> None:
     assert all(took > 0 for line in found for took in line["values"].values())
     page = (once / "table.md").read_text()
     assert "| MACs | milliseconds, batch of 1, torch | parameters | epochs |" in page
-    assert f"--scheme '{CHANNELS}' --scheme '{WEIGHTS}' --alone first --epochs 1 --seeds 1 --out DIR`" in page
+    assert f"--scheme '{CHANNELS}' --scheme '{WEIGHTS}' --alone first" in page
     assert f"{CHANNELS}: 0 of 2 levels are above" in page  # one seed decides nothing
     assert (once / "figure.png").read_bytes().startswith(b"\x89PNG")
 
@@ -170,6 +173,19 @@ def test_the_command_goes_on(copied: Path, monkeypatch: pytest.MonkeyPatch, caps
     with pytest.raises(SystemExit) as caught:
         cli.main(["compare", SOURCE, "--data", DATA, "--budget", "speed=1", *options])
     assert caught.value.code == 2
+
+
+def test_the_command_of_the_page_is_the_whole_of_it(
+    once: Path, copied: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a recipe of its own, too: what is there fits, and nothing is trained."""
+    _, words, _ = (once / "table.md").read_text().split("`", 2)
+    monkeypatch.setattr(running, "fit", None)
+    with pytest.raises(SystemExit) as caught:
+        cli.main([str(copied) if word == "DIR" else word for word in shlex.split(words)[1:]])
+    assert caught.value.code == 0, capsys.readouterr().err
+    recipe = replace(DEFAULT, batch=7, optimiser=replace(DEFAULT.optimiser, learning_rate=0.2), ema=0.9)
+    assert changed(DEFAULT, changes(DEFAULT, recipe)) == recipe
 
 
 @pytest.mark.slow
