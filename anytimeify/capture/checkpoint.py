@@ -7,7 +7,6 @@ import os
 import re
 import tarfile
 import warnings
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ _WRAPPED = ("state_dict", "model_state_dict", "model")  # where training scripts
 _PARALLEL = "module."  # what DistributedDataParallel puts before every name
 _SHOWN = 4
 ANY = re.compile(".*")  # names of members of an archive
+ZIP = b"PK\x03\x04"  # how one begins
 
 
 def load_checkpoint(model: nn.Module, path: str | os.PathLike[str], *, trust_pickle: bool = False) -> None:
@@ -85,8 +85,8 @@ def read_checkpoint(path: str | os.PathLike[str], *, trust_pickle: bool = False)
 
 
 def read_saved(file: Path, *, trust_pickle: bool = False, checksums: bool = False) -> Any:
-    """What `torch.save` wrote, of tensors and plain containers; anything with `trust_pickle`. With `checksums`, those of
-    the archive are compared, which torch does not do, and not everybody writes. `ArtifactError` for another file."""
+    """What `torch.save` wrote, of tensors and plain containers; anything with `trust_pickle`. With `checksums`, those
+    of the archive are compared, which torch does not do, and not everybody writes. `ArtifactError` for another file."""
     try:
         with ONE_AT_A_TIME, warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -107,11 +107,12 @@ def _checked(file: Path, checksums: bool) -> Path | io.BytesIO:
     """What torch may read: an archive whose members are no larger than the file, or the form before torch 1.6 from
     memory, for on a file each length in it is memory that Python asks for. Refuses tar files, the form before torch
     0.1.10, which torch would unpack into a folder."""
-    if zipfile.is_zipfile(file):
-        with file.open("rb") as opened, Archive(opened, ANY) as archive:
-            for name in archive.names if checksums else ():
-                archive.read(name)
-        return file
+    with file.open("rb") as opened:
+        if opened.read(len(ZIP)) == ZIP:  # what torch goes by
+            with Archive(opened, ANY) as archive:
+                for name in archive.names if checksums else ():
+                    archive.read(name)
+            return file
     if tarfile.is_tarfile(file):
         raise RefusedError("", "is a tar file, as torch wrote them before 0.1.10: save it again")
     return io.BytesIO(file.read_bytes())

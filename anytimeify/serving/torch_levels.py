@@ -18,6 +18,7 @@ from anytimeify.capture.sources.pt2 import load_exported
 from anytimeify.early_exit.document import MANIFEST
 from anytimeify.errors import ArgumentError, ArtifactError
 from anytimeify.io.files import reading, regular_file
+from anytimeify.ir import Signature
 from anytimeify.ir.node_meta import tensor_type, value_of
 from anytimeify.runtime.load import load
 from anytimeify.runtime.model import AnytimeModel
@@ -79,6 +80,7 @@ class NetLevels(TorchLevels):
     description: Description
     inputs: tuple[Input, ...]
     indices: tuple[int, ...]
+    signature: Signature  # kept, for the model describes its backbone anew whenever it is asked
 
     @classmethod
     def of(cls, net: AnytimeModel, device: torch.device) -> NetLevels:
@@ -97,7 +99,8 @@ class NetLevels(TorchLevels):
             sizes = tuple(size.coefficient if size.static else None for size in kind.shape)
             inputs.append(Input(node.name, str(kind.dtype).removeprefix("torch."), sizes))
         described = Description(str(net.scheme), levels, batch)
-        return cls(net, where, described, tuple(inputs), tuple(level.index for level in kept))
+        indices = tuple(level.index for level in kept)
+        return cls(net, where, described, tuple(inputs), indices, net.captured.signature)
 
     @property
     def resumable(self) -> bool:
@@ -116,7 +119,7 @@ class NetLevels(TorchLevels):
     def _arguments(self, inputs: Sequence[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if self.net.training:
             raise ArgumentError("the model is in train mode: call net.eval() before it serves")
-        return self.net.call_signature.arguments(tuple(inputs), self.net.captured.signature)
+        return self.net.call_signature.arguments(tuple(inputs), self.signature)
 
 
 @dataclass(frozen=True)

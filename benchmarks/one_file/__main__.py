@@ -6,12 +6,12 @@
 **Resident**: how far a process grows that loads what is written and runs every level once; files of single levels are
 loaded by one process together. Memory that was freed is given back before it is looked at.
 
-**Milliseconds**: the median of the time that the computing thread takes for one sample, with one thread. **Times that**:
-each level against the level's own file of the same format. Both are run in turns, and this is the median of the ratios of
-neighbours. Stages compute a level from the start.
+**Milliseconds**: the median of the time that the computing thread takes for one sample, with one thread. **Times
+that**: each level against the level's own file of the same format. Both are run in turns, and this is the median of
+the ratios of neighbours. Stages compute a level from the start.
 
-**Switching**: the median of what a run takes longer after another level than after the same one, of the level where that
-is largest. **Error**: the largest difference to the files of single levels, over the largest value.
+**Switching**: the median of what a run takes longer after another level than after the same one, of the level where
+that is largest. **Error**: the largest difference to the files of single levels, over the largest value.
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ def main() -> None:
     parser.add_argument("--schemes", nargs="+", default=SCHEMES)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="keep the rows here, and measure only what is missing")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="keep the rows here, and measure only what is missing"
+    )
     parser.add_argument("--out", type=Path, help="the page to write")
     options = parser.parse_args()
     rows: list[Row] = json.loads(options.json.read_text()) if options.json and options.json.exists() else []
@@ -149,9 +151,21 @@ def _page(rows: Sequence[Row], networks: Sequence[str]) -> str:
         "",
         *(__doc__ or "").split("\n\n", 2)[2].strip().splitlines(),
     ]
-    head = ("scheme", "form", "disk, MiB", "of the largest", "resident, MiB", "ms", "times that", "switching, ms", "error")
+    head = (
+        "scheme",
+        "form",
+        "disk, MiB",
+        "of the largest",
+        "resident, MiB",
+        "ms",
+        "times that",
+        "switching, ms",
+        "error",
+    )
     for network in networks:
         own = [row for row in rows if row["network"] == network]
+        if not own:
+            continue
         lines += ["", f"## {network}", "", "| " + " | ".join(head) + " |", "|---|---" + "|--:" * (len(head) - 2) + "|"]
         lines += [line for row in own for line in _lines(row)]
     return "\n".join(lines) + "\n"

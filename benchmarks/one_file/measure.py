@@ -1,7 +1,7 @@
 """What a process of its own finds out about the files in a folder; prints JSON.
 
-    python -m benchmarks.one_file.measure resident FOLDER FORM ROUNDS
-    python -m benchmarks.one_file.measure times FOLDER FORMAT ROUNDS
+python -m benchmarks.one_file.measure resident FOLDER FORM ROUNDS
+python -m benchmarks.one_file.measure times FOLDER FORMAT ROUNDS
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -131,6 +133,54 @@ def test_other_contents(tmp_path: Path, found: object) -> None:
     torch.save(found, tmp_path / "a.pth")
     with pytest.raises(ArtifactError, match="no state dict: expected names with tensors"):
         read_checkpoint(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor"),
+    [
+        ("head.bias", torch.ones(5, device="meta")),
+        ("head.bias", torch.ones(5).to_sparse()),
+        (7, torch.ones(5)),
+    ],
+)
+def test_tensors_that_no_network_is_given(tmp_path: Path, name: Any, tensor: Tensor) -> None:
+    torch.save({**values(Tied()), name: tensor}, tmp_path / "a.pth")
+    with pytest.raises(ArtifactError, match=f"holds tensors that no network is given.*: {name}"):
+        load_checkpoint(Tied(), tmp_path / "a.pth")
+
+
+def test_numbers_that_would_lose_something(tmp_path: Path) -> None:
+    state = values(Tied())
+    state["head.bias"], state["norm.num_batches_tracked"] = torch.ones(5) * 1j, torch.tensor(0.5)
+    torch.save(state, tmp_path / "a.pth")
+    with pytest.raises(
+        ArtifactError, match=r"of other types: norm\.num\S+ torch\.float32 for torch\.int64, head\.bias torch"
+    ):
+        load_checkpoint(Tied(), tmp_path / "a.pth")
+    half = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in values(Tied()).items()}
+    torch.save(half, tmp_path / "half.pth")
+    load_checkpoint(Tied(), tmp_path / "half.pth")
+
+
+def test_the_form_before_torch_1_6(tmp_path: Path) -> None:
+    state = values(Tied())
+    torch.save(state, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    model = Tied()
+    load_checkpoint(model, tmp_path / "old.pth")
+    assert same(model, state)
+
+
+def test_what_grows_when_it_is_read(tmp_path: Path) -> None:
+    torch.save(values(Tied()), tmp_path / "a.pth")
+    with zipfile.ZipFile(tmp_path / "a.pth") as plain, zipfile.ZipFile(tmp_path / "b.pth", "w", 8) as compressed:
+        for name in plain.namelist():
+            compressed.writestr(name, plain.read(name))
+    with pytest.raises(ArtifactError, match="is compressed, which torch never writes"):
+        read_checkpoint(tmp_path / "b.pth")
+    with tarfile.open(tmp_path / "c.pth", "w") as archive:
+        archive.add(tmp_path / "a.pth", "pickle")
+    with pytest.raises(ArtifactError, match=r"is a tar file, as torch wrote them before 0\.1\.10"):
+        read_checkpoint(tmp_path / "c.pth")
 
 
 @pytest.fixture

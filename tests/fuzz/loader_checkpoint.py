@@ -213,6 +213,15 @@ def _tar(target: Path) -> None:
             archive.addfile(entry, io.BytesIO(data))
 
 
+def _tar_of_zip(target: Path) -> None:
+    """One that ends as a zip archive does."""
+    inner = target.with_name("pickle")
+    torch.save({}, inner)
+    with tarfile.open(target, "w") as archive:
+        archive.add(inner, "pickle")
+    inner.unlink()
+
+
 def _script(target: Path) -> None:
     """A program, which is no state dict."""
     with zipfile.ZipFile(target, "w") as archive:
@@ -247,6 +256,7 @@ LOADER = Loader(
         "broken numbers for a counter": _crafted(_with("norm.num_batches_tracked", torch.tensor(0.5))),
         "members that grow": _crafted(_compressed),
         "a tar file": _crafted(_tar),
+        "a tar file that ends as a zip archive does": _crafted(_tar_of_zip),
         "a program": _crafted(_script),
         "terabytes": _crafted(_enormous, ".safetensors"),
         "nothing": _crafted(lambda target: target.touch()),

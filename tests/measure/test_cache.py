@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 
 import pytest
@@ -38,6 +40,25 @@ def test_what_is_damaged_is_not_there(folder: Path, text: str) -> None:
     assert cache.read(KEY) is None
     cache.write(KEY, TIMING)
     assert cache.read(KEY) == TIMING
+
+
+@pytest.mark.parametrize("field", ["median_ms", "p99_ms", "runs"])
+def test_numbers_beyond_all_are_not_there(folder: Path, field: str) -> None:
+    cache.write(KEY, TIMING)
+    (file,) = folder.iterdir()
+    written = json.loads(file.read_text())
+    for wrong in ("1" + "0" * 400, "Infinity", "NaN", "-1", "0"):
+        file.write_text(json.dumps({**written, field: "wrong"}).replace('"wrong"', wrong))
+        if (field, wrong) != ("runs", "1" + "0" * 400):  # so many, then
+            assert cache.read(KEY) is None
+
+
+def test_a_pipe_is_not_waited_for(folder: Path) -> None:
+    cache.write(KEY, TIMING)
+    (file,) = folder.iterdir()
+    file.unlink()
+    os.mkfifo(file)
+    assert cache.read(KEY) is None
 
 
 def test_values_that_no_run_takes_are_not_there(folder: Path) -> None:

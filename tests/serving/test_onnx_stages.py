@@ -179,7 +179,10 @@ def changed(path: Path, target: Path, change: Callable[[Any], object]) -> Path:
     ("change", "message"),
     [
         (lambda all: all["stages"][1]["reads"].append("nothing"), "a stage reads 'nothing', which nothing gives"),
+        (lambda all: all["stages"][1]["reads"].append("x"), "stage-1.onnx reads other values than"),
+        (lambda all: all["stages"][1]["gives"].insert(0, "more"), "stage-1.onnx gives other values than more"),
         (lambda all: all["stages"][1]["gives"].clear(), "it gives nothing"),
+        (lambda all: all.update(batch_range=[3, 2]), "no batch has 3 to 2 samples"),
         (lambda all: all["stages"].clear(), "there are no stages"),
         (lambda all: all["stages"][0]["files"].update(onnx="../stage-0.onnx"), "is no file of the folder"),
         (lambda all: all.update(formats=["pt2"]), "holds no ONNX stages"),

@@ -213,6 +213,7 @@ def test_samples_are_made_to_fit(given: tuple[int, ...], wanted: tuple[int, ...]
         assert abs(float(inputs.mean()) - float(values.float().mean()) / 255) < 0.02
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker processes")  # more than there are cores
 def test_batches_do_not_depend_on_how_they_are_loaded() -> None:
     held = Held(torch.arange(20)[:, None], torch.arange(20))
 

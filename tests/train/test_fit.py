@@ -10,6 +10,7 @@ import random
 import resource
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,10 @@ def net(made: AnytimeModel) -> AnytimeModel:
 
 @pytest.fixture(scope="module")
 def digits() -> Data:
+    return some_digits()
+
+
+def some_digits() -> Data:
     whole = open_data("digits")
     parts = [samples.take(torch.arange(count)) for samples, count in ((whole.train, 640), (whole.test, 100))]
     train, test = (Held(torch.as_tensor(inputs), labels) for inputs, labels in parts)
@@ -138,15 +143,28 @@ VARIANTS = {
 }
 
 
+def started(what: Callable[..., None], *arguments: Any) -> Any:
+    """A process of its own, and not a copy of this one: autograd cannot be copied once it has threads."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    process = context.Process(target=what, args=arguments)
+    process.start()
+    return process
+
+
+def train(net: Path, training: Training, options: dict[str, Any]) -> None:
+    torch.set_num_threads(1)
+    fit(load(net), some_digits(), training, **options)
+
+
 def killed_and_resumed(net: AnytimeModel, data: Data, training: Training, out: Path, kills: int) -> AnytimeModel:
     """Trains in processes of their own, each killed at some point after another checkpoint."""
     draw = random.Random(kills)
-    context = multiprocessing.get_context("fork")
     options: dict[str, Any] = {"out": out, "checkpoint_every": 7}
+    net.save(out.parent / "net.safetensors")
     for _ in range(kills):
         before = set(out.glob("checkpoints/*.pt"))
-        process = context.Process(target=fit, args=(copy.deepcopy(net), data, training), kwargs=options)
-        process.start()
+        process = started(train, out.parent / "net.safetensors", training, options)
         while process.is_alive() and set(out.glob("checkpoints/*.pt")) <= before:
             time.sleep(0.005)
         time.sleep(draw.random() * 0.1)
@@ -177,28 +195,51 @@ def test_twenty_kills(net: AnytimeModel, digits: Data, tmp_path: Path, variant: 
     assert same(weights(resumed), weights(net))
 
 
+def train_without_room(net: Path, out: Path) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+    try:
+        train(net, TRAINING, {"out": out, "limit_batches": 2})
+    except ArtifactError:
+        os._exit(7)
+
+
 def test_a_full_disk_loses_no_checkpoint(net: AnytimeModel, digits: Data, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    start = copy.deepcopy(net)
+    net.save(tmp_path / "net.safetensors")
     fit(net, digits, TRAINING, out=out, limit_batches=2)
     before = {path.name: path.read_bytes() for path in (out / "checkpoints").iterdir()}
-
-    def without_room() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-        state = torch.load(sorted((out / "checkpoints").iterdir())[0], weights_only=True)
-        (out / "checkpoints" / sorted(before)[-1]).unlink()  # as if killed in the last epoch
-        assert state["epoch"] == 1
-        try:
-            fit(start, digits, TRAINING, out=out, limit_batches=2)
-        except ArtifactError:
-            os._exit(7)
-
-    process = multiprocessing.get_context("fork").Process(target=without_room)
-    process.start()
+    first, last = sorted(before)
+    (out / "checkpoints" / last).unlink()  # as if killed in the last epoch
+    assert torch.load(out / "checkpoints" / first, weights_only=True)["epoch"] == 1
+    process = started(train_without_room, tmp_path / "net.safetensors", out)
     process.join()
     assert process.exitcode == 7
-    (first,) = (out / "checkpoints").iterdir()
-    assert first.read_bytes() == before[first.name]
+    assert [path.name for path in (out / "checkpoints").iterdir()] == [first]
+    assert (out / "checkpoints" / first).read_bytes() == before[first]
+
+
+def test_a_damaged_checkpoint_is_refused(net: AnytimeModel, digits: Data, tmp_path: Path) -> None:
+    out, start = tmp_path / "run", copy.deepcopy(net)
+    fit(net, digits, TRAINING, out=out, limit_batches=2)
+    last = max((out / "checkpoints").iterdir())
+    data, state = last.read_bytes(), torch.load(last, weights_only=True)
+    weight = state["net"]["fc.weight"].numpy().tobytes()
+    assert weight in data
+    last.write_bytes(data.replace(weight, bytes([weight[0] ^ 1]) + weight[1:]))  # torch would read it
+    with pytest.raises(ArtifactError, match=r"000004\.pt' is damaged.*CRC.*goes on from the checkpoint before"):
+        fit(copy.deepcopy(start), digits, TRAINING, out=out, limit_batches=2)
+    for change, message in (
+        ({"stage": 3}, "of a phase that there is not"),
+        ({"epoch": 9}, "at step 0 of epoch 9, which there is not"),
+        ({"steps": -1}, "its steps is -1"),
+        ({"net": {}}, "checkpoints is damaged"),
+    ):
+        torch.save({**state, **change}, last)
+        with pytest.raises(ArtifactError, match=message):
+            fit(copy.deepcopy(start), digits, TRAINING, out=out, limit_batches=2)
+    last.unlink()
+    fit(start, digits, TRAINING, out=out, limit_batches=2)
+    assert torch.equal(start.get_parameter("fc.weight"), net.get_parameter("fc.weight"))
 
 
 def test_phases_and_parts(net: AnytimeModel, digits: Data) -> None:

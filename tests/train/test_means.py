@@ -83,9 +83,7 @@ def trained(net: AnytimeModel, data: Data, training: Training, steps: int | None
 def assert_alike(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
     assert one.keys() == other.keys()
     for name, tensor in one.items():
-        torch.testing.assert_close(
-            other[name], tensor, rtol=1e-5, atol=1e-5, msg=lambda said, name=name: f"{name}: {said}"
-        )
+        torch.testing.assert_close(other[name], tensor, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("order", [Together(), OneAfterTheOther(), Sandwich(random=1)], ids=str)

@@ -64,8 +64,9 @@ def test_a_backbone_trains(scheme: str, tmp_path: Path, capsys: pytest.CaptureFi
 def test_two_backbones_train(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """They are no source of the command line, but a saved model is."""
     torch.manual_seed(0)
-    both = tuple(source(NAME).model for _ in range(2))
-    net = transform(both, MutualDistillation(branches=1), torch.randn(2, 3, 32, 32), verify=False)
+    net = transform(
+        (source(NAME), source(NAME)), MutualDistillation(branches=1), torch.randn(2, 3, 32, 32), verify=False
+    )
     net.save(tmp_path / "net.safetensors")
     options = [one for one in OPTIONS if one not in ("--input-shape", "2,3,32,32")]
     train(capsys, tmp_path / "net.safetensors", *options, "--out", tmp_path / "run")
