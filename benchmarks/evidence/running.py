@@ -18,7 +18,6 @@ def run_paper(paper: str, seeds: int, out: Path, until: float) -> None:
     torch.set_num_threads(1)
     for made in experiments_of(paper):
         folder = out / made.study.name.replace("/", "-")
-        folder.mkdir(parents=True, exist_ok=True)
         if time.time() > until:
             return
         before = _lines(folder)
