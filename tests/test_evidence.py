@@ -39,6 +39,11 @@ def test_every_experiment_is_in_the_plan() -> None:
     assert all(one.setting.small for one in found)
 
 
+def test_no_page_of_nothing(tmp_path: Path) -> None:
+    page.write(tmp_path / "out", tmp_path / "docs" / "evidence.md")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_page(tmp_path: Path) -> None:
     """A seed that one network lacks is left out."""
     mimicking = [line("mimicking", seed, (60.0, 70.0, 80.0 + seed)) for seed in range(3)]

@@ -16,11 +16,9 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-import torch
-
-from anytimeify.papers.experiments.results import append
 from benchmarks.evidence.page import write
-from benchmarks.evidence.plan import experiments_of, papers
+from benchmarks.evidence.plan import papers
+from benchmarks.evidence.running import run_paper
 
 
 def main() -> None:
@@ -49,27 +47,6 @@ def _run(chosen: Iterable[str], seeds: int, out: Path, until: float, processes: 
         tasks = [pool.submit(run_paper, paper, seeds, out, until) for paper in chosen]
         for task in tasks:
             task.result()
-
-
-def run_paper(paper: str, seeds: int, out: Path, until: float) -> None:
-    """The experiments of a paper with so many seeds, and how long they took."""
-    torch.set_num_threads(1)
-    for made in experiments_of(paper):
-        folder = out / made.study.name.replace("/", "-")
-        folder.mkdir(parents=True, exist_ok=True)
-        if time.time() > until:
-            return
-        before = _lines(folder)
-        started, used = time.perf_counter(), time.process_time()
-        made.run(folder, seeds, said=lambda text: print(text, flush=True), shared=out / "networks")
-        took = {"wall": time.perf_counter() - started, "processor": time.process_time() - used}
-        if _lines(folder) > before:
-            append(folder / "times.jsonl", {"seeds": seeds, **took})
-
-
-def _lines(folder: Path) -> int:
-    path = folder / "results.jsonl"
-    return len(path.read_bytes().splitlines()) if path.exists() else 0
 
 
 if __name__ == "__main__":

@@ -52,11 +52,13 @@ class _Entry:
 
 def write(out: Path, page: Path) -> None:
     """The page, with figures in a folder `images/evidence` beside it. Only seeds that all networks of an experiment
-    have been trained with are in it."""
-    images = page.parent / "images" / "evidence"
-    images.mkdir(parents=True, exist_ok=True)
+    have been trained with are in it; where there is none, nothing is written."""
     by_paper = {paper: [found for one in experiments_of(paper) if (found := _entry(one, out))] for paper in papers()}
     entries = [entry for group in by_paper.values() for entry in group]
+    if not entries:
+        return
+    images = page.parent / "images" / "evidence"
+    images.mkdir(parents=True, exist_ok=True)
     for entry in entries:
         _copy_figure(entry.report.out / "figure.png", images / f"{entry.slug}.png")
     parts = [_HEAD, _measured(entries), "## Summary", _summary(entries), _counted(entries), _READING]
