@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from anytimeify.kernels import choice, masked, operators
 from anytimeify.kernels.staircase import Staircase, staircase
 from anytimeify.kernels.together import Weight, masked_weight
 
-__all__ = ["TriangularConv", "TriangularLayer", "TriangularLinear"]
+__all__ = ["TriangularConv", "TriangularLayer", "TriangularLinear", "to_mask"]
 
 
 class TriangularLayer(nn.Module):
@@ -49,6 +49,18 @@ class TriangularLayer(nn.Module):
     def _note(self, x: Tensor, masked: bool) -> None:
         if is_plain(x):
             self.__dict__["_masked_at"] = _kind_of(x) if masked else None
+
+
+def to_mask(root: nn.Module, paths: Iterable[Sequence[str]]) -> Iterator[Weight]:
+    """The weights that the triangular layers at these paths would mask one by one; what has been put in the place of a
+    layer has none."""
+    for path in paths:
+        module: nn.Module | None = root
+        for name in path:
+            module = None if module is None else module._modules.get(name)
+        weight = module.to_mask() if isinstance(module, TriangularLayer) else None
+        if weight is not None:
+            yield weight
 
 
 def _kind_of(x: Tensor) -> object:

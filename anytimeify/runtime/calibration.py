@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from anytimeify.capture.modes import in_mode
 from anytimeify.errors import ArgumentValueError
 from anytimeify.operators.modules import BatchNormCall
 
@@ -23,14 +24,12 @@ def calibrate(module: nn.Module, batches: Iterable[Any], forward: Callable[[Any]
     Training flags and momenta are afterwards as before. Returns the number of batches; `ValueError` if there are none.
     """
     norms = [norm for norm in module.modules() if isinstance(norm, _BATCH_NORMS)]
-    modes = [(part, part.training) for part in module.modules()]
     momenta = [(norm, norm.momentum) for norm in norms]
     count = 0
     try:
-        module.eval()
-        for norm in norms:
-            norm.train()
-        with torch.no_grad():
+        with in_mode(module, training=False), torch.no_grad():
+            for norm in norms:
+                norm.train()
             for batch in batches:
                 count += 1
                 for norm in norms:
@@ -39,8 +38,6 @@ def calibrate(module: nn.Module, batches: Iterable[Any], forward: Callable[[Any]
     finally:
         for norm, momentum in momenta:
             norm.momentum = momentum
-        for part, training in modes:
-            part.training = training
     if not count:
         raise ArgumentValueError(
             "calibrate was given no batches: nothing was re-estimated. Pass a few batches of training inputs"

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from anytimeify.capture.modes import in_mode
 from anytimeify.codegen.call_signature import batch_arguments
 from anytimeify.errors import ArgumentError, ArgumentValueError, ArtifactError
 from anytimeify.io.files import reading, regular_file
@@ -100,21 +101,15 @@ def accuracy(net: AnytimeModel, batches: Iterable[Any]) -> Accuracies:
     prediction. The target has the finest labels, or is a tuple of those of every granularity. Negative labels do not
     count.
     """
-    modes = [(module, module.training) for module in net.modules()]
     right: dict[tuple[int, str, str], int] = {}
     samples = 0
-    try:
-        net.eval()
-        with torch.no_grad():
-            for batch in batches:
-                outputs, target = _run(net, batch)
-                labels = _labels(net, target)
-                samples += int((labels[0] >= 0).sum())
-                for key, found in _found(net, outputs.levels, labels):
-                    right[key] = right.get(key, 0) + found
-    finally:
-        for module, training in modes:
-            module.training = training
+    with in_mode(net, training=False), torch.no_grad():
+        for batch in batches:
+            outputs, target = _run(net, batch)
+            labels = _labels(net, target)
+            samples += int((labels[0] >= 0).sum())
+            for key, found in _found(net, outputs.levels, labels):
+                right[key] = right.get(key, 0) + found
     if not samples:
         raise ArgumentValueError("accuracy was given no labels: pass batches of inputs and a target")
     levels = net.levels

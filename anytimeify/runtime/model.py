@@ -23,8 +23,8 @@ from anytimeify.early_exit.build import build
 from anytimeify.early_exit.network import Staged
 from anytimeify.errors import ArgumentError, BudgetError
 from anytimeify.ir import AllOutputs, Level, Outputs, names
-from anytimeify.kernels.layers import TriangularLayer
-from anytimeify.kernels.together import Weight, masked_weights
+from anytimeify.kernels.layers import to_mask
+from anytimeify.kernels.together import masked_weights
 from anytimeify.level_names import LevelName, find_level
 from anytimeify.operators.modules import Added, BatchNormCall, Watch, Watched
 from anytimeify.report import Report
@@ -159,7 +159,7 @@ class AnytimeModel(Described):
                 raise ArgumentError("granularity is given without level: all levels give all that they have")
             if torch.compiler.is_compiling():
                 return self._all(inputs)
-            with masked_weights(self._to_mask()):
+            with masked_weights(to_mask(self, self._compiled.triangular)):
                 return self._all(inputs)
         index = self._index(level)
         if self._forms is not None and granularity is None:
@@ -173,16 +173,6 @@ class AnytimeModel(Described):
             return self._forms[self.training].outputs(inputs)
         given = self._graphs[0](*inputs)
         return Outputs(*(tuple(_at(given, place) for place in places) for places in self._layout))
-
-    def _to_mask(self) -> Iterator[Weight]:
-        """The weights of triangular layers that would mask them one by one."""
-        for path in self._compiled.triangular:
-            module: nn.Module | None = self
-            for name in path:
-                module = None if module is None else module._modules.get(name)
-            weight = module.to_mask() if isinstance(module, TriangularLayer) else None
-            if weight is not None:
-                yield weight
 
     def graph(self, level: LevelName, granularity: int | str | None = None) -> fx.GraphModule:
         """The graph of one level as it runs, as modules, with flat inputs: the granularity that it serves, or

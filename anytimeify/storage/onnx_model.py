@@ -40,8 +40,6 @@ def onnx_model(
             dynamo=True,
             verbose=False,
             optimize=not keep_weights,
-            input_names=inputs,
-            output_names=outputs,
         )
         assert written is not None
         model: ir.Model = written.model
@@ -49,8 +47,9 @@ def onnx_model(
             _simplify_around_weights(model)
     except Exception as error:
         raise CaptureError(f"torch.onnx.export cannot write {name}: {first_line(error)}") from error
-    for value, called in zip(model.graph.outputs, outputs, strict=True):
-        _name(model.graph, value, called)
+    if inputs is not None:
+        _name(model.graph, model.graph.inputs, inputs)
+    _name(model.graph, model.graph.outputs, outputs)
     _name_batch(model)
     _forget_origins(model)
     return model
@@ -106,14 +105,19 @@ def _forget_origins(model: ir.Model) -> None:
         one.doc_string = None
 
 
-def _name(graph: ir.Graph, value: ir.Value, name: str) -> None:
-    """Gives a result its name, which a weight may have: that one is a value inside of the file."""
-    if value.name == name:
-        return
-    for other in list(graph.initializers.values()):
-        if other.name == name:
-            other.name = f"{name}_value"
-    value.name = name
+def _name(graph: ir.Graph, values: Sequence[ir.Value], names: Sequence[str]) -> None:
+    """Gives inputs or results their names. What else has one of these, a value inside of the file, gets another."""
+    everything = [*graph.initializers.values(), *graph.inputs, *(value for node in graph for value in node.outputs)]
+    own, taken = set(map(id, values)), {value.name for value in everything}
+    for other in everything:
+        if id(other) not in own and other.name in names:
+            free = f"{other.name}_value"
+            while free in taken or free in names:
+                free += "_"
+            taken.add(free)
+            other.name = free
+    for value, name in zip(values, names, strict=True):
+        value.name = name
 
 
 def _name_batch(model: ir.Model) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from anytimeify.capture.modes import in_mode
 from anytimeify.errors import MissingExtraError
 from anytimeify.losses.taxonomy import TaxonomyLoss
 from anytimeify.runtime.model import AnytimeModel
@@ -34,7 +35,7 @@ def accuracies(
     taxonomy = net.taxonomy
     lift = TaxonomyLoss(nn.Identity(), taxonomy) if taxonomy is not None else None
     found: dict[str, Any] = {}
-    with _eval_mode(net), torch.inference_mode(False), torch.no_grad():
+    with in_mode(net, training=False), torch.inference_mode(False), torch.no_grad():
         for inputs, labels in batches:
             labels = labels.to(device)
             with autocast():
@@ -47,17 +48,6 @@ def accuracies(
                         found[name] = metric.to(device)
                     found[name].update(logits, targets[place])
     return {name: float(metric.compute()) for name, metric in found.items()}
-
-
-@contextmanager
-def _eval_mode(net: nn.Module) -> Iterator[None]:
-    before = [(module, module.training) for module in net.modules()]
-    net.eval()
-    try:
-        yield
-    finally:
-        for module, training in before:
-            module.training = training
 
 
 def _named(net: AnytimeModel, index: int, prediction: Any) -> list[tuple[str, int, Tensor]]:

@@ -46,6 +46,7 @@ FORMS = {
     "pt2 alone": "PT2, a file each",
     "pt2": "PT2 of all",
 }
+ROUNDS = 15
 Row = dict[str, Any]
 
 
@@ -55,7 +56,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", default=NETWORKS)
     parser.add_argument("--schemes", nargs="+", default=SCHEMES)
     parser.add_argument("--size", type=int, default=224)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="keep the rows here, and measure only what is missing"
     )
@@ -78,7 +79,7 @@ def main() -> None:
 
 
 def _row(network: str, scheme: str, size: int, rounds: int) -> Row:
-    row: Row = {"network": network, "scheme": scheme, "forms": {}}
+    row: Row = {"network": network, "scheme": scheme, "rounds": rounds, "forms": {}}
     with tempfile.TemporaryDirectory() as name:
         try:
             row |= _write(network, scheme, size, Path(name))
@@ -98,6 +99,7 @@ def _write(network: str, scheme: str, size: int, folder: Path) -> Row:
     import torch
 
     import anytimeify
+    from anytimeify.errors import first_line
     from anytimeify.storage.export import export_onnx, export_pt2
 
     warnings.simplefilter("ignore")
@@ -117,12 +119,13 @@ def _write(network: str, scheme: str, size: int, folder: Path) -> Row:
     for format in ("onnx", "pt2"):
         disk[f"{format} alone"] = _mib(folder, f"level_*.{format}*")
         largest[format] = max(_mib(folder, f"level_{place}.{format}*") for place in range(len(levels)))
+    found = {"levels": [level.name for level in levels], "disk": disk, "largest": largest}
     try:
         net.export(folder / "stages", "staged")
         disk["stages"] = _mib(folder / "stages", "*")
     except anytimeify.AnytimeError as error:
-        print(f"{network} {scheme}: no stages: {error}", file=sys.stderr)
-    return {"levels": [level.name for level in levels], "disk": disk, "largest": largest}
+        found["no stages"] = first_line(error)
+    return found
 
 
 def _mib(folder: Path, pattern: str) -> float:
@@ -147,7 +150,7 @@ def _page(rows: Sequence[Row], networks: Sequence[str]) -> str:
         "# One file for all levels, measured",
         "",
         f"`python -m benchmarks.one_file --out docs/one_file_time.md`, torch {torch.__version__}, onnxruntime "
-        f"{onnxruntime.__version__}, one thread, one sample.",
+        f"{onnxruntime.__version__}, one thread, one sample; {_rounds(rows)} rounds.",
         "",
         *(__doc__ or "").split("\n\n", 2)[2].strip().splitlines(),
     ]
@@ -171,10 +174,18 @@ def _page(rows: Sequence[Row], networks: Sequence[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _rounds(rows: Sequence[Row]) -> str:
+    least, most = (found({row.get("rounds", ROUNDS) for row in rows}) for found in (min, max))
+    return f"{least}" if least == most else f"{least} to {most}"
+
+
 def _lines(row: Row) -> list[str]:
     if "refused" in row:
         return [f"| `{row['scheme']}` | {row['refused']} |" + " |" * 7]
-    return [_line(row, form, found) for form, found in row["forms"].items()]
+    lines = [_line(row, form, found) for form, found in row["forms"].items()]
+    if "no stages" in row:
+        lines.append(f"|  | {FORMS['stages']}: {row['no stages']} |" + " |" * 7)
+    return lines
 
 
 def _line(row: Row, form: str, found: Mapping[str, Any]) -> str:

@@ -13,18 +13,16 @@ import numpy as np
 import onnx
 import torch
 
-from anytimeify.early_exit.document import MANIFEST, seal
-from anytimeify.io.checksums import of_file
 from anytimeify.serving.backend import Backend
 from anytimeify.serving.description import KEY
 from anytimeify.serving.runner import made_up, open_levels, smallest_batch
 from tests.fuzz.loader import Case, Loader, Results
-from tests.fuzz.mutations import CANARY, mutate_bytes, mutate_json, mutate_text
+from tests.fuzz.mutations import CANARY, mutate_json, mutate_text
+from tests.fuzz.stages import Document, damage, edited
 from tests.staged.nets import net_with_exits
 
 __all__ = ["LOADER"]
 
-Document = dict[str, Any]
 STAGES, LEVELS = "stages", "levels.onnx"
 LARGE = 1000  # samples in a batch
 
@@ -42,48 +40,10 @@ def _mutate(random: Random, originals: Path, folder: Path) -> Case:
 # Stages.
 
 
-def _copied(originals: Path, folder: Path) -> tuple[Path, Document]:
-    target = Path(shutil.copytree(originals / STAGES, folder / STAGES))
-    document: Document = json.loads((target / MANIFEST).read_text())
-    return target, document
-
-
-def _sealed(folder: Path, document: Any) -> bool:
-    """Writes a manifest whose checksums fit what is there; False where no file can hold it."""
-    try:
-        present = {name: of_file(folder / name) for name in document["checksums"] if (folder / name).is_file()}
-        document["checksums"].update(present)
-        (folder / MANIFEST).write_text(seal(document), encoding="utf-8")
-    except (TypeError, ValueError, KeyError, OSError, AttributeError, RecursionError):
-        return False
-    return True
-
-
 def _in_stages(random: Random, originals: Path, folder: Path) -> Case:
-    target, document = _copied(originals, folder)
-    way = random.choice(("manifest", "manifest", "manifest", "text", "unsealed", "bytes", "sealed swap", "drop"))
-    files, what, sealed = sorted(path for path in target.iterdir() if path.name != MANIFEST), way, False
-    one, other = random.choice(files), random.choice(files)
-    if way in ("manifest", "unsealed"):
-        what = "; ".join(mutate_json(random, document) for _ in range(random.choice((1, 1, 2))))
-        if way == "manifest":
-            sealed = _sealed(target, document)
-        else:
-            (target / MANIFEST).write_text(json.dumps(document), encoding="utf-8", errors="surrogatepass")
-    elif way == "text":
-        text = mutate_text(random, (target / MANIFEST).read_text())
-        (target / MANIFEST).write_bytes(text.encode("utf-8", "surrogatepass"))
-    elif way == "bytes":
-        data, what = mutate_bytes(random, one.read_bytes(), [other.read_bytes()])
-        one.write_bytes(data)
-    elif way == "drop":
-        one.unlink()
-    else:
-        data = one.read_bytes()
-        one.write_bytes(other.read_bytes())
-        other.write_bytes(data)
-        sealed = _sealed(target, document)
-    return Case(target, STAGES, f"{way}: {what}", sealed)
+    target = Path(shutil.copytree(originals / STAGES, folder / STAGES))
+    what, sealed = damage(random, target)
+    return Case(target, STAGES, what, sealed)
 
 
 # Levels: the document in the metadata. What else stands in the file is onnxruntime's to read.
@@ -136,14 +96,7 @@ def _results(backend: Backend) -> Results:
 
 
 def _stages(change: Callable[[Document], object], *, sealed: bool = True) -> Callable[[Path, Path], Case]:
-    def craft(originals: Path, folder: Path) -> Case:
-        target, document = _copied(originals, folder)
-        change(document)
-        if not sealed or not _sealed(target, document):
-            (target / MANIFEST).write_text(json.dumps(document))
-        return Case(target, STAGES, "made by hand", sealed)
-
-    return craft
+    return edited(change, STAGES, sealed=sealed)
 
 
 def _levels(change: Callable[[Document], object]) -> Callable[[Path, Path], Case]:

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from anytimeify import AnytimeModel, NestedChannels, kernels, transform
 from anytimeify.kernels import together
+from anytimeify.kernels.layers import to_mask
 from tests.kernels.test_waiting import Seen
 
 timm = pytest.importorskip("timm")
@@ -40,6 +41,10 @@ def gradients(net: nn.Module, x: Tensor, run: Callable[[Tensor], Any] | None = N
     levels = (run or net)(x).levels
     sum(level.float().square().sum() for level in levels).backward()
     return [one.grad for one in net.parameters() if one.grad is not None]
+
+
+def weights(net: AnytimeModel) -> list[together.Weight]:
+    return list(to_mask(net, net._compiled.triangular))
 
 
 def one_by_one(net: AnytimeModel, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
@@ -78,9 +83,9 @@ def test_groups_are_of_limited_size(monkeypatch: pytest.MonkeyPatch) -> None:
     net.eval()
     with kernels.form("masked"):
         expected = one_by_one(net, x, monkeypatch)
-        largest = max(layer.tensor.nbytes for layer in net._to_mask())
+        largest = max(layer.tensor.nbytes for layer in weights(net))
         monkeypatch.setattr(together, "_GROUP", largest)
-        groups = list(together._groups(net._to_mask()))
+        groups = list(together._groups(weights(net)))
         assert len(groups) > 2
         assert all(sum(one.tensor.nbytes for one in group) <= largest for group in groups)
         assert all(map(torch.equal, gradients(net, x), expected))
@@ -88,18 +93,18 @@ def test_groups_are_of_limited_size(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_layers_that_were_measured_say_so_and_another_size_measures_again() -> None:
     net, x = network("ResNet")
-    assert not list(net._to_mask())  # nothing is known yet
+    assert not weights(net)  # nothing is known yet
     gradients(net, x)
-    known = len(list(net._to_mask()))
+    known = len(weights(net))
     assert known > 0  # small layers are masked
     gradients(net, torch.randn(3, 3, 32, 32))
     with kernels.form("blocks", 2):
-        assert not list(net._to_mask())
+        assert not weights(net)
 
 
 def test_without_gradients_nothing_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     net, x = network("ResNet")
-    monkeypatch.setattr(together, "_made", lambda weights: pytest.fail("made"))
+    monkeypatch.setattr(together, "_made", lambda given: pytest.fail("made"))
     with kernels.form("masked"), torch.no_grad():
         net(x)
     with kernels.form("masked"), pytest.raises(pytest.fail.Exception, match="made"):

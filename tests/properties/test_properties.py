@@ -51,7 +51,7 @@ from tests.examples import examples
 TOLERANCE = 1e-10
 BATCH = 7
 
-few = examples(30)
+few = examples(40)
 fewer = examples(10)
 many = examples(700, 700, derandomize=False)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from anytimeify import (
     AnytimeModel,
@@ -25,6 +25,7 @@ from anytimeify import (
 from anytimeify.passes.scheme import Scheme
 from anytimeify.train import Data, Held, OneAfterTheOther, Optimiser, Order, Sandwich, Schedule, Together, Training, fit
 from tests.processes import run_in_two_processes
+from tests.train.residual import Residual
 
 CASES: dict[str, tuple[Scheme, Order]] = {
     "channels": (NestedChannels((0.5, 1.0)), Together()),
@@ -48,28 +49,6 @@ TRAINING = Training(
 )
 
 
-class Block(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.bn, self.back = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = x + self.back(self.bn(self.conv(x)).relu())
-        return result
-
-
-class Residual(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 8, 3, padding=1)
-        self.blocks = nn.Sequential(*(Block() for _ in range(4)))
-        self.fc = nn.Linear(8, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = self.fc(self.blocks(self.stem(x).relu()).mean((2, 3)))
-        return result
-
-
 def data() -> Data:
     generator = torch.Generator().manual_seed(3)
     held = Held(torch.randn(12, 3, 8, 8, generator=generator), torch.arange(12) % 4)
@@ -79,7 +58,7 @@ def data() -> Data:
 def network(name: str) -> AnytimeModel:
     torch.manual_seed(0)
     scheme = CASES[name][0]
-    model: Any = (Residual(), Residual()) if isinstance(scheme, MutualDistillation) else Residual()
+    model: Any = (Residual(4), Residual(4)) if isinstance(scheme, MutualDistillation) else Residual(4)
     return transform(model, scheme, torch.randn(2, 3, 8, 8), verify=False)
 
 

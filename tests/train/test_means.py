@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from anytimeify import AnytimeModel, NestedChannels, transform
 from anytimeify.errors import AnytimeError
 from anytimeify.train import Data, Held, OneAfterTheOther, Optimiser, Order, Sandwich, Schedule, Together, Training, fit
+from tests.train.residual import Residual
 
 pytest.importorskip("accelerate")
 pytest.importorskip("torchmetrics")
@@ -28,30 +29,6 @@ TRAINING = Training(
     batch=16,
     epochs=1,
 )
-
-
-class Block(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.bn, self.back = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = x + self.back(self.bn(self.conv(x)).relu())
-        return result
-
-
-class Residual(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.blocks, self.fc = (
-            nn.Conv2d(3, 8, 3, padding=1),
-            nn.Sequential(Block(), Block()),
-            nn.Linear(8, 4),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = self.fc(self.blocks(self.stem(x).relu()).mean((2, 3)))
-        return result
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from anytimeify.io.files import replaced_file
+from anytimeify.capture.checkpoint import read_saved
+from anytimeify.io.files import reading, replaced_file
 from anytimeify.runtime.model import AnytimeModel
 from anytimeify.train.encoding import as_json
 from anytimeify.train.training import Training
@@ -37,10 +38,11 @@ class Shared:
 
     @staticmethod
     def load(path: Path, net: AnytimeModel) -> bool:
-        """Gives the network its trained weights, where they are there."""
+        """Gives the network its trained weights, where they are there. `ArtifactError` where the file is damaged."""
         if not path.exists():
             return False
-        net.load_state_dict(torch.load(path, weights_only=True))
+        with reading(path):
+            net.load_state_dict(read_saved(path, checksums=True))
         return True
 
     @staticmethod

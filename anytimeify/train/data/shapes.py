@@ -54,7 +54,8 @@ def shapes(train: int = 4000, test: int = 1000, *, difficulty: float = 0.5, seed
     coarse = [place // len(FILLINGS) for place in range(len(CLASSES))]
     taxonomy = Taxonomy.from_parents(coarse, granularities=("fine", "coarse"), classes=(CLASSES, OUTLINES))
     parts = [_drawn(count, difficulty, 2 * seed + place, size) for place, count in enumerate((train, test))]
-    return Data(f"shapes, difficulty {difficulty}", parts[0], parts[1], CLASSES, taxonomy)
+    name = f"shapes:train={train},test={test},difficulty={difficulty:g},seed={seed},size={size}"
+    return Data(name, parts[0], parts[1], CLASSES, taxonomy)
 
 
 def _drawn(count: int, difficulty: float, seed: int, size: int) -> Held:
