@@ -75,7 +75,7 @@ def main() -> int:
 
 def compared(name: str, options: tuple[str, ...], folder: Path, kills: int, draw: random.Random) -> bool:
     """Trains in both ways, prints a line of the table, and tells whether all is the same."""
-    epochs = 2 * kills + 8
+    epochs = 3 * kills + 8
     command = [
         "train",
         *options,
@@ -121,7 +121,7 @@ def killed(command: list[str], folder: Path, draw: random.Random, epoch: float) 
     else:
         while process.is_alive() and checkpoints(out) <= before:
             time.sleep(0.005)
-        time.sleep(draw.random() * 1.5 * epoch)
+        time.sleep(draw.random() * epoch)
     process.kill()
     process.join()
     if process.exitcode != -signal.SIGKILL:
