@@ -55,7 +55,8 @@ def export(model: nn.Module, inputs: tuple[Tensor, ...], way: Export, file: Path
         _torchscript(_with_attention_written_out(model) if written_out else model, inputs, way, file, dynamic=dynamic)
     except torch.onnx.errors.UnsupportedOperatorError as error:
         raise NotExportedError(f"TorchScript's exporter: {first_line(error)}") from error
-    return ATTENTION if written_out else ""
+    converted = _in_version(way.opset, file)
+    return ATTENTION if written_out else converted
 
 
 def _torchscript(model: nn.Module, inputs: tuple[Tensor, ...], way: Export, file: Path, *, dynamic: bool) -> None:

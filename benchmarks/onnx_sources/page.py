@@ -56,13 +56,14 @@ with, and those in which what it computes, or how it is written, changes.
 
 Every file is read, and its outputs are compared with onnxruntime's, those of a network also with the network's own
 (*difference*: the largest, relative to the largest element, of probabilities absolute). Then it is transformed under
-{schemes}, each verified. *MACs*: of the cheapest
-level of the first scheme, as a multiple of those of the torch network transformed directly. Torch {torch}, onnx {onnx},
-onnxruntime {onnxruntime}.
+{schemes}, each verified. *MACs*: of the cheapest level
+of the first scheme, as a multiple of those of the torch network transformed directly.
+Torch {torch}, onnx {onnx}, onnxruntime {onnxruntime}.
 
 ### Networks through the exporters of torch
 
-Random weights, small images. {summary}
+Random weights, small images.
+{summary}
 
 * *{attention}*: TorchScript's exporter knows `scaled_dot_product_attention` from version 14 on; below, the
   network multiplies queries, keys and values itself (`attn_implementation="eager"` of transformers, `fused_attn=False`

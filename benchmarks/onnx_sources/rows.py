@@ -19,6 +19,7 @@ __all__ = ["SCHEMES", "VERIFIED", "Row", "append", "file_row", "network_rows", "
 
 SCHEMES = {"channels": "nested-channels{widths=0.25,0.5,1}", "ensemble": "hierarchical-ensemble"}
 VERIFIED = "verified"
+ONE_BATCH = "verified, for batches of one size"
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,10 @@ class Row:
 
     @property
     def holds(self) -> bool:
-        """Whether the file, where there is one, is as good a source as the network."""
-        verified = self.channels == self.ensemble == VERIFIED
+        """Whether the file, where there is one, is as good a source as the network. Files of packages may be for
+        batches of one size; those of networks are written for any."""
+        good = {VERIFIED} if self.native else {VERIFIED, ONE_BATCH}
+        verified = {self.channels, self.ensemble} <= good
         return bool(self.not_exported) or (verified and self.difference <= 1e-5 and self.ratio <= 1.02)
 
 
@@ -85,7 +88,7 @@ def _tried(file: Path, inputs: Mapping[str, Any], model: nn.Module | None = None
         except Exception as error:
             found[field] = _said(error)
         else:
-            found[field] = VERIFIED if net.captured.batch is not None else f"{VERIFIED}, for batches of one size"
+            found[field] = VERIFIED if net.captured.batch is not None else ONE_BATCH
             if field == "channels":
                 found["macs"] = [level.cost.macs for level in net.levels]
     return found
