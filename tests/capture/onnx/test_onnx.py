@@ -122,6 +122,25 @@ def test_sizes_are_folded_or_follow_the_batch(tmp_path: Path) -> None:
     assert "linear" in listed
 
 
+@pytest.mark.parametrize(
+    ("starts", "ends", "size"),
+    [
+        ([-(2**63)], [-2], 4),
+        ([-(2**63)], [2**63 - 1], 6),
+        ([-(2**63) + 1], [3], 3),
+        ([1], [-(2**63)], 0),
+        ([2**63 - 1], [2**63 - 1], 0),
+    ],
+)
+def test_slices_from_the_smallest_integer(tmp_path: Path, starts: list[int], ends: list[int], size: int) -> None:
+    nodes = [node("Slice", ["x", "starts", "ends", "axes"], ["y"])]
+    model = made(nodes, {"x": ["n", 6]}, ["y"], {"starts": starts, "ends": ends, "axes": [1]})
+    source = written(model, tmp_path)
+    x = torch.arange(12.0).reshape(2, 6)
+    first = max(starts[0], 0)
+    assert torch.equal(network(source)(x), x[:, first : first + size])
+
+
 def test_what_tensors_become(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     mask = np.where(np.eye(4, dtype=bool), 0, -100).astype(np.float32)
