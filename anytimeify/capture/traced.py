@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -24,9 +25,11 @@ from torch.export import ExportedProgram
 from anytimeify._torch import (
     OpOverload,
     TorchDispatchMode,
+    TreeSpec,
     flatten,
     functional_overload,
     schema,
+    unflatten,
     without_dispatch_modes,
 )
 from anytimeify.capture.inputs import CallInputs
@@ -75,6 +78,7 @@ class Numbering:
         self._numbers: dict[Hashable, int] = {}
         self._shapes: dict[int, torch.Size] = {}
         self._roots: dict[int, int] = {}  # of what has another shape: of which value
+        self.results = _Results()
 
     def of(self, run: Callable[[], Any]) -> tuple[Any, list[Any]]:
         """What `run` gives, without data, and the number of every tensor among its leaves (other leaves are as they
@@ -159,7 +163,8 @@ class _Recorder(TorchDispatchMode):
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if "device" in kwargs:
             kwargs = {**kwargs, "device": torch.device("meta")}
-        return func(*map(self.empty, args), **{name: self.empty(value) for name, value in kwargs.items()})
+        args, kwargs = tuple(map(self.empty, args)), {name: self.empty(value) for name, value in kwargs.items()}
+        return self.numbering.results.of(func, args, kwargs)
 
     def empty(self, value: Any) -> Any:
         """An argument, tensors without their data."""
@@ -218,6 +223,48 @@ class _Recorder(TorchDispatchMode):
         if isinstance(value, list | tuple):
             return tuple(map(self.of_argument, value))
         return type(value), value  # 1, 1.0 and True are equal, and mean different things
+
+
+class _Results:
+    """Results of operations on tensors without data. Most calls of a network have been made before with tensors of the
+    same forms, and torch finds the form of a result in Python: that is done once."""
+
+    def __init__(self) -> None:
+        self._known: dict[Hashable, tuple[list[_Form], TreeSpec]] = {}
+
+    def of(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if _may_share_memory(func):
+            return func(*args, **kwargs)
+        key = func, _hashable(args), tuple((name, _hashable(value)) for name, value in kwargs.items())
+        if key not in self._known:
+            result = func(*args, **kwargs)
+            leaves, spec = flatten(result)
+            if all(isinstance(leaf, Tensor) and leaf.layout is torch.strided for leaf in leaves):
+                self._known[key] = list(map(_form, leaves)), spec
+            return result
+        forms, spec = self._known[key]
+        empty = [torch.empty_strided(size, stride, dtype=dtype, device="meta") for size, stride, dtype in forms]
+        return unflatten(empty, spec)
+
+
+_Form = tuple[torch.Size, tuple[int, ...], torch.dtype]
+
+
+def _form(tensor: Tensor) -> _Form:
+    return tensor.shape, tensor.stride(), tensor.dtype
+
+
+@cache
+def _may_share_memory(func: OpOverload) -> bool:
+    return any(one.alias_info is not None for one in (*schema(func).arguments, *schema(func).returns))
+
+
+def _hashable(value: Any) -> Hashable:
+    if isinstance(value, Tensor):
+        return value.layout, *(_form(value) if value.layout is torch.strided else (id(value),))
+    if isinstance(value, list | tuple):
+        return tuple(map(_hashable, value))
+    return type(value), value  # 1, 1.0 and True are equal, and mean different things
 
 
 def _memory(tensor: Tensor) -> tuple[Hashable, ...] | None:

@@ -32,6 +32,7 @@ class Builder:
     notes: list[str] = field(default_factory=list)  # what was decided on the way, for the report
     _attributes: dict[str, fx.Node] = field(default_factory=dict)
     _constants: dict[bytes, str] = field(default_factory=dict)
+    _masks: dict[tuple[int, torch.dtype], tuple[npt.NDArray[np.bool_], str]] = field(default_factory=dict)
     _names: dict[str, int] = field(default_factory=dict)  # names given so far, and how often each was asked for
 
     @staticmethod
@@ -107,8 +108,11 @@ class Builder:
 
     def mask(self, keep: npt.NDArray[np.bool_], dtype: torch.dtype, like: fx.Node) -> fx.Node:
         """What a tensor of this type is multiplied with to keep some elements; equal masks are one constant."""
-        key = b"mask" + str((dtype, keep.shape)).encode() + np.packbits(keep).tobytes()
-        name = self._constants.setdefault(key, f"{names.CONSTANTS}mask_{len(self._constants)}")
+        known, name = self._masks.get((id(keep), dtype), (None, ""))
+        if known is None:
+            key = b"mask" + str((dtype, keep.shape)).encode() + np.packbits(keep).tobytes()
+            name = self._constants.setdefault(key, f"{names.CONSTANTS}mask_{len(self._constants)}")
+            self._masks[id(keep), dtype] = keep, name  # as long as it is here, no other array has its number
         if name in self._attributes:
             return self._attributes[name]
         device = next((t.device for t in self.tensors.values()), torch.device("cpu"))

@@ -19,6 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from anytimeify.analysis.cost import cost, sizes
+from anytimeify.capture.inputs import call_inputs
 from anytimeify.compiler import transform
 from anytimeify.errors import ArgumentValueError, SchemeError
 from anytimeify.losses.joint import JointLoss
@@ -128,9 +129,11 @@ def compare(
 
     planned = _Planned(start, samples, recipe, budget, limit_batches, measures)
     contenders = planned.contenders(schemes, alone, say)
+    shapes = [",".join(map(str, one.shape)) for one in call_inputs(examples).tensors] if examples is not None else []
     described = {
         "experiment": "compare",
         "source": source,
+        "input_shapes": shapes or None,
         "data": data,
         "levels_alone": planned.levels_of,
         "budget": str(budget) if budget is not None else None,
@@ -138,7 +141,6 @@ def compare(
         "measured": measured,
         "training": {name: value for name, value in as_json(recipe).items() if name not in ("seed", "workers")},
     }
-    results = run(contenders, samples, described, out, chosen, say, limit=limit_batches)
     options: list[tuple[str, object]] = [
         ("data", data),
         *(("scheme", one.name) for one in contenders if not one.alone),
@@ -147,7 +149,7 @@ def compare(
         *(("set", text) for text in changes(start.recipe(), recipe)),
         ("seeds", len(chosen)),
         ("limit-batches", limit_batches),
-        *(("input-shape", ",".join(map(str, one.shape))) for one in examples or () if isinstance(one, Tensor)),
+        *(("input-shape", shape) for shape in shapes),
         ("runtime", runtime),
         ("threads", threads),
         ("batch-size", batch_size),
@@ -155,6 +157,7 @@ def compare(
     ]
     words = [word for name, value in options if value is not None for word in (f"--{name}", str(value))]
     command = shlex.join(["anytimeify", "compare", source, *words, *(["--trust-pickle"] if trust_pickle else [])])
+    results = run(contenders, samples, described, out, chosen, say, limit=limit_batches)
     return _write(results, planned.epochs, command, measured, recipe, Path(out))
 
 

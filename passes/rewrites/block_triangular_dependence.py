@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +33,7 @@ from torch import fx
 from anytimeify.analysis.axes import Axes, Widths
 from anytimeify.ir import Program, Size, TensorType
 from anytimeify.ir.node_meta import type_of
-from anytimeify.passes.rewrites.narrow import reached
+from anytimeify.passes.rewrites.narrow import reached_by, types_at
 from anytimeify.passes.rewrites.operands import Blocks, blocks_of
 from anytimeify.rules import Layers, contractions, notation_of, traits
 from anytimeify.rules.factors import Expr, Factor, Sum, leaves, resolve
@@ -66,6 +66,17 @@ class Layer:
     dims: tuple[int, ...]
 
 
+class Mask(NamedTuple):
+    """Which weights of a layer are read, and how many these are. Layers that are alike have one mask."""
+
+    keep: npt.NDArray[np.bool_]
+    count: int
+
+    @property
+    def is_whole(self) -> bool:
+        return self.count == self.keep.size
+
+
 class BlockTriangularDependence:
     """What is known of a program whose axes are cut into chunks: of every node, how its value differs between levels.
 
@@ -78,7 +89,7 @@ class BlockTriangularDependence:
     ) -> None:
         self.program, self.axes, self.widths = program, axes, widths
         self.layers: dict[fx.Node, Layer] = {}
-        self._masks: dict[tuple[tuple[bytes, bytes], ...], npt.NDArray[np.bool_]] = {}
+        self._masks: dict[tuple[tuple[bytes, bytes], ...], Mask] = {}
         self.kinds: dict[fx.Node, Kind] = {}
         narrowed = {factor for one in widths for factor in one}
         self.chunk_of = {factor: self._chunks(factor) for factor in narrowed}
@@ -86,7 +97,8 @@ class BlockTriangularDependence:
             {factor: int((chunks == level).sum()) for factor, chunks in self.chunk_of.items()}
             for level in range(len(widths))
         ]
-        differs = {node for one in widths[:-1] for node in reached(program, axes, one)}
+        self.types = [types_at(program, axes, one) for one in widths]  # of all values, at each level
+        differs = {node for types in self.types[:-1] for node in reached_by(program, types)}
         self.parameters = Layers(program).constant.keys()  # what depends on tensors of the program alone
         for node in program.graph.nodes:
             if node.op == "get_attr":
@@ -154,6 +166,11 @@ class BlockTriangularDependence:
         return dims if isinstance(type_of(node), tuple) else (dims,)
 
     @cached_property
+    def chunk_types(self) -> list[dict[fx.Node, Any]]:
+        """The types of what each level adds to all values."""
+        return [types_at(self.program, self.axes, one) for one in self.chunk_widths]
+
+    @cached_property
     def separate(self) -> frozenset[fx.Node]:
         """The nodes that have a separate value for every level."""
         return frozenset(node for node, kind in self.kinds.items() if kind is Kind.SEPARATE)
@@ -217,7 +234,7 @@ class BlockTriangularDependence:
             and all(self.is_flat(one) for one in others)
         )
 
-    def mask(self, node: fx.Node, level: int) -> npt.NDArray[np.bool_]:
+    def mask(self, node: fx.Node, level: int) -> Mask:
         """Which weights of a layer a level reads, by whether they read no later chunk than they write; dimensions
         without chunks have size 1."""
         layer, mixed = self.layers[node], self.axes.mixed[node]
@@ -231,7 +248,8 @@ class BlockTriangularDependence:
             chunks.append((read, write))
         key = tuple((read.tobytes(), write.tobytes()) for read, write in chunks)
         if key not in self._masks:  # many layers are alike
-            self._masks[key] = _mask(chunks)
+            keep = _mask(chunks)
+            self._masks[key] = Mask(keep, int(keep.sum()))
         return self._masks[key]
 
     def blocks(self, node: fx.Node, level: int) -> Blocks:

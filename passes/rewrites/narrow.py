@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Mapping, Set
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -33,7 +34,17 @@ from anytimeify.ir.node_meta import counts_of, type_of
 from anytimeify.ir.schema import bound, rebind
 from anytimeify.rules import Call, Resize, has_kind, rule_of
 
-__all__ = ["Clone", "Private", "clone_narrowed", "clone_region", "narrow", "narrow_tensor", "reached"]
+__all__ = [
+    "Clone",
+    "Private",
+    "clone_narrowed",
+    "clone_region",
+    "narrow",
+    "narrow_tensor",
+    "reached",
+    "reached_by",
+    "types_at",
+]
 
 aten = torch.ops.aten
 Private: TypeAlias = Callable[[fx.Node, fx.Node, Set[fx.Node]], str | None]
@@ -59,7 +70,7 @@ def narrow_tensor(tensor: Tensor, axes: tuple[Any, ...], analysis: Axes, widths:
 
 def reached(program: Program, axes: Axes, widths: Widths) -> Set[fx.Node]:
     """The calls whose result differs from the full graph's, at some widths."""
-    return _reached(program, _types(program, axes, widths))
+    return reached_by(program, types_at(program, axes, widths))
 
 
 def clone_narrowed(
@@ -79,7 +90,7 @@ def clone_narrowed(
     `reached` are the nodes whose values differ from the full ones.
     """
     clone = Clone(builder, program, axes, widths, prefix, private)
-    clone.reached = _reached(program, clone.types, also)
+    clone.reached = reached_by(program, clone.types, also)
     return clone.run()
 
 
@@ -102,19 +113,33 @@ def clone_region(
 
 
 class Clone:
-    """One narrowed clone, while it is appended. Subclasses may read operands from elsewhere."""
+    """One narrowed clone, while it is appended. Subclasses may read operands from elsewhere.
+
+    `types`: those at these widths (`types_at`), where they are known already."""
 
     def __init__(
-        self, builder: Builder, program: Program, axes: Axes, widths: Widths, prefix: str, private: Private | None
+        self,
+        builder: Builder,
+        program: Program,
+        axes: Axes,
+        widths: Widths,
+        prefix: str,
+        private: Private | None,
+        *,
+        types: Mapping[fx.Node, Any] | None = None,
     ) -> None:
         self.builder, self.program, self.axes, self.widths = builder, program, axes, widths
         self.prefix, self.private = prefix, private
-        self.types = _types(program, axes, widths)
-        self.reached: Set[fx.Node] = _reached(program, self.types)
+        self.types = types_at(program, axes, widths) if types is None else types
         self.instead: Mapping[fx.Node, fx.Node] = {}
         self.given: Mapping[fx.Node, fx.Node] = {}  # nodes whose copies are there already
         self.env: dict[fx.Node, fx.Node] = {}
         self.views: dict[fx.Node, fx.Node] = {}
+
+    @cached_property
+    def reached(self) -> Set[fx.Node]:
+        """The calls that the clone has of its own."""
+        return reached_by(self.program, self.types)
 
     def run(self) -> dict[fx.Node, fx.Node]:
         for node in self.program.graph.nodes:
@@ -228,7 +253,8 @@ class Clone:
         return node
 
 
-def _types(program: Program, axes: Axes, widths: Widths) -> dict[fx.Node, Any]:
+def types_at(program: Program, axes: Axes, widths: Widths) -> dict[fx.Node, Any]:
+    """The types of all values at some widths."""
     types = {node: _type_at(node, axes, widths) for node in program.graph.nodes if node.op != "output"}
     _refresh_sizes(program, types)
     return types
@@ -245,7 +271,7 @@ def _type_at(node: fx.Node, axes: Axes, widths: Widths) -> Any:
     return kind
 
 
-def _reached(program: Program, types: Mapping[fx.Node, Any], also: Set[fx.Node] = frozenset()) -> Set[fx.Node]:
+def reached_by(program: Program, types: Mapping[fx.Node, Any], also: Set[fx.Node] = frozenset()) -> Set[fx.Node]:
     """The calls whose result differs from the full graph's: in shape, because something that they read does, or
     because they are in `also`."""
     changed = (

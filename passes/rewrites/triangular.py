@@ -323,18 +323,18 @@ class TriangularLevels:
     def masked(self, node: fx.Node, level: int, value: fx.Node) -> fx.Node:
         """The weights of a masked layer at a level, `value` being those without the mask. They say what is left of them
         where nothing but that is multiplied: where they have blocks."""
-        keep = self.dependence.mask(node, level)
-        if keep.all():
+        kept = self.dependence.mask(node, level)
+        if kept.is_whole:
             return value
-        mask, blocks = self.builder.mask(keep, type_of(value).dtype, node), self.dependence.blocks(node, level)
+        mask, blocks = self.builder.mask(kept.keep, type_of(value).dtype, node), self.dependence.blocks(node, level)
         key = value, mask, _way(contraction_of(node, self.dependence.layers[node].weight))
         if key in self.weights:  # a layer that is called twice
             return self.weights[key]
         meta = {**value.meta}
         meta.pop("part", None)
         if blocks:
-            shares = type_of(value).size.coefficient // keep.size
-            meta |= {"mask_nonzeros": int(keep.sum()) * shares, "blocks": blocks}
+            shares = type_of(value).size.coefficient // kept.keep.size
+            meta |= {"mask_nonzeros": kept.count * shares, "blocks": blocks}
         name = f"{self.prefix}{node.name}_weight"
         self.weights[key] = self.builder.call(torch.ops.aten.mul.Tensor, (value, mask), {}, name, meta)
         return self.weights[key]
@@ -358,8 +358,9 @@ class _AtLevel(Clone):
 
     def __init__(self, levels: TriangularLevels, level: int, private: Private | None) -> None:
         dependence = levels.dependence
-        widths = dependence.widths[level]
-        super().__init__(levels.builder, dependence.program, dependence.axes, widths, levels.prefix, private)
+        widths, types = dependence.widths[level], dependence.types[level]
+        program, axes = dependence.program, dependence.axes
+        super().__init__(levels.builder, program, axes, widths, levels.prefix, private, types=types)
         self.levels, self.level = levels, level
         self.reached = dependence.separate
 
@@ -395,8 +396,9 @@ class _Chunk(Clone):
 
     def __init__(self, levels: TriangularLevels, level: int) -> None:
         dependence = levels.dependence
-        widths = dependence.chunk_widths[level]
-        super().__init__(levels.builder, dependence.program, dependence.axes, widths, levels.prefix, None)
+        widths, types = dependence.chunk_widths[level], dependence.chunk_types[level]
+        program, axes = dependence.program, dependence.axes
+        super().__init__(levels.builder, program, axes, widths, levels.prefix, None, types=types)
         self.levels, self.level = levels, level
 
     def read(self, user: fx.Node, source: fx.Node) -> fx.Node:

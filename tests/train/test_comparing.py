@@ -188,6 +188,19 @@ def test_the_command_of_the_page_is_the_whole_of_it(
     assert changed(DEFAULT, changes(DEFAULT, recipe)) == recipe
 
 
+def test_a_size_of_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is written down; results of another size are other results."""
+    options = ("--alone", "none", "--epochs", "1", "--seeds", "1", "--limit-batches", "1", "--out", str(tmp_path))
+    command = ["compare", SOURCE, "--data", DATA, "--scheme", CHANNELS, *options, "--input-shape"]
+    with pytest.raises(SystemExit) as caught:
+        cli.main([*command, "2,1,12,12"])
+    assert caught.value.code == 0
+    assert "--input-shape 2,1,12,12 " in (tmp_path / "table.md").read_text()
+    with pytest.raises(SystemExit) as caught:
+        cli.main([*command, "2,1,10,10"])
+    assert caught.value.code == 1
+
+
 @pytest.mark.slow
 def test_a_network_of_the_papers(tmp_path: Path) -> None:
     """Its backbone and its recipe, under schemes that are not the paper's."""
