@@ -305,6 +305,18 @@ def test_sizes_that_are_open_are_asked_for(tmp_path: Path) -> None:
             resolve(tmp_path / "model.onnx", inputs={name: sizes})
 
 
+def test_sizes_that_no_memory_has_are_asked_for(tmp_path: Path) -> None:
+    mean = node("ReduceMean", ["x"], ["y"], axes=[1])
+    source = written(made([mean], {"x": ["n", 1 << 33]}, ["y"]), tmp_path)
+    with pytest.raises(CaptureError, match=r"more than 67,108,864 elements: x \[n, 8589934592\].*x=2x8589934592 "):
+        transform(source, "nested-channels")
+    batch = made([node("Relu", ["x"], ["y"])], {"x": [1 << 33, 2]}, ["y"])
+    with pytest.raises(CaptureError, match=r"elements: x \[8589934592, 2\].*give them: --input x=8589934592x2"):
+        written(batch, tmp_path, x=(2, 2))
+    given = written(made([mean], {"x": ["n", (1 << 26) + 1]}, ["y"]), tmp_path, x=(1, (1 << 26) + 1))
+    assert given.example_inputs.args[0].shape == (1, (1 << 26) + 1)
+
+
 def test_the_command_line_takes_sizes_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from anytimeify.cli import main
 
