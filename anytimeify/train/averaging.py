@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from anytimeify.train.distribution import spread
+from anytimeify.train.shapes import check_average
 
 __all__ = ["Average"]
 
@@ -50,6 +52,10 @@ class Average:
 
     def state_dict(self) -> dict[str, object]:
         return {"steps": self.steps, "average": list(self._average)}
+
+    def check(self, state: Mapping[str, Any]) -> None:
+        """`ValueError` where a state is not of these tensors."""
+        check_average(self._average, state["average"])
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, object]) -> None:

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from anytimeify import progress
 from anytimeify.errors import ArgumentError, ArgumentValueError, ArtifactError
-from anytimeify.io.files import reading
 from anytimeify.runtime.load import load
 from anytimeify.runtime.model import AnytimeModel
 from anytimeify.train import distribution
@@ -37,6 +36,7 @@ from anytimeify.train.folder import RunFolder
 from anytimeify.train.loading import Loader, mixed_seed
 from anytimeify.train.preparation import Preparation
 from anytimeify.train.random_state import random_state, restore_random_state, seed_everything
+from anytimeify.train.shapes import check_optimiser
 from anytimeify.train.stage import Modes, Stage, gradients_kept
 from anytimeify.train.training import Training
 
@@ -340,12 +340,16 @@ class _Fitting:
 
     def go_on(self, stage: Stage, state: dict[str, Any]) -> None:
         """Goes on where a checkpoint was written. `ArtifactError` where it is of another network, or of none."""
-        with reading(self.folder.checkpoints if self.folder is not None else "the checkpoint"):
+        assert self.folder is not None, "checkpoints lie in folders of runs"
+        with self.folder.reading_last():
             self._restore(stage, state)
 
     def _restore(self, stage: Stage, state: dict[str, Any]) -> None:
         if state["epoch"] > stage.training.epochs or state["step"] >= self._loader(stage.training.batch).steps:
             raise ValueError(f"it is at step {state['step']} of epoch {state['epoch']}, which there is not")
+        check_optimiser(stage.optimiser, state["optimiser"], self.net)
+        if self.average is not None:
+            self.average.check(state["average"])
         distribution.load(self.net, state["net"])
         stage.load_state_dict(state)
         if self.average is not None:

@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -86,11 +87,19 @@ class RunFolder:
         saved = self._saved()
         if not saved:
             return None
+        with self.reading_last():
+            return _checked(read_saved(regular_file(saved[-1]), checksums=True))
+
+    @contextmanager
+    def reading_last(self) -> Iterator[None]:
+        """Around all that is made of the last checkpoint: an `ArtifactError` names it, and says what to do."""
+        last = self._saved()[-1]
         try:
-            with reading(saved[-1]):
-                return _checked(read_saved(regular_file(saved[-1]), checksums=True))
+            with reading(last):
+                yield
         except ArtifactError as error:
-            raise ArtifactError(f"{error}. Remove it, and the run goes on from the checkpoint before.") from error
+            text = str(error).rstrip(".")
+            raise ArtifactError(f"{text}. Remove it, and the run goes on from the checkpoint before.") from error
 
     def _saved(self) -> list[Path]:
         return sorted(self.checkpoints.glob("step-*.pt"))

@@ -1,6 +1,10 @@
 """ONNX files as sources: networks through both exporters of torch, and files of other people's packages.
 
-python -m benchmarks.onnx_sources --out docs/onnx.md
+    python -m benchmarks.onnx_sources --rows out/onnx_sources.jsonl --out docs/onnx.md
+
+Rows are appended to the file of JSON lines as soon as they are known, and what is there is not tried again: a run can
+be stopped, or done in parts (`--only`). The page is written from all of them. Exit status 1 where a file that was
+written is not read, transformed and verified as it should be.
 """
 
 from __future__ import annotations
@@ -9,104 +13,45 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import torch
 import typer
 
-import anytimeify
-from anytimeify import transform
-from anytimeify.capture.sources.onnx.read import OPSETS
-from anytimeify.errors import AnytimeError
-from anytimeify.runtime.model import AnytimeModel
-from benchmarks.onnx_sources.networks import (
-    EXPORTS,
-    FILES,
-    NETWORKS,
-    TRANSFORMED,
-    Export,
-    Positional,
-    Wheel,
-    compare,
-    download,
-    export,
-    network,
-)
-from benchmarks.onnx_sources.page import PAGE, operators
+from benchmarks.onnx_sources.exports import EXPORTS
+from benchmarks.onnx_sources.networks import FILES, NETWORKS
+from benchmarks.onnx_sources.page import page
+from benchmarks.onnx_sources.rows import Row, append, file_row, network_rows, read_rows
 
-SCHEMES = ("nested-channels{widths=0.25,0.5,1}", "hierarchical-ensemble")
+ROOT = Path(__file__).parents[2]
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="The page to write.")],
-    networks: Annotated[str, typer.Option(help="Only networks with this in their name.")] = "",
+    rows: Annotated[Path, typer.Option(help="JSON lines, one for each file.")] = ROOT / "out" / "onnx_sources.jsonl",
+    only: Annotated[str, typer.Option(help="Only networks and packages with this in their name.")] = "",
     files: Annotated[bool, typer.Option(help="Also the files of packages, which pip downloads.")] = True,
+    out: Annotated[Path | None, typer.Option(help="The page to write.")] = None,
 ) -> None:
-    """Tries everything and writes the page."""
+    """Tries what has no row yet, prints every row, and writes the page."""
     warnings.simplefilter("ignore")
+    rows.parent.mkdir(parents=True, exist_ok=True)
+    known = {(row.source, row.file): row for row in read_rows(rows)}
     with tempfile.TemporaryDirectory() as folder:
-        found = [row for name in NETWORKS if networks in name for row in _network_rows(name, Path(folder))]
-        own = [_file_row(wheel, Path(folder)) for wheel in FILES] if files else []
-    schemes = " and ".join(f"`{scheme}`" for scheme in SCHEMES)
-    filled = PAGE.format(
-        schemes=schemes,
-        torch=torch.__version__,
-        first=OPSETS[0],
-        last=OPSETS[-1],
-        operators=operators(),
-        networks="\n".join(found),
-        files="\n".join(own),
-    )
-    out.write_text(filled)
+        for row in _missing(known, only, Path(folder), files=files):
+            known[row.source, row.file] = row
+            append(rows, row)
+            print(row, flush=True)
+    if out is not None:
+        out.write_text(page(known))
+    raise typer.Exit(not all(row.holds for row in known.values()))
 
 
-def _network_rows(name: str, folder: Path) -> Iterator[str]:
-    model, inputs = network(name)
-    native = transform(Positional(model), SCHEMES[0], inputs).levels[0].cost.macs
-    for way in EXPORTS:
-        file = folder / f"{name.replace(' ', '_')}.onnx"
-        try:
-            export(model, inputs, way, file)
-        except Exception as error:
-            row = f"| {name} | {way} | not exported: {type(error).__name__} | | | |"
-        else:
-            sizes = {f"input_{index}": tuple(one.shape) for index, one in enumerate(inputs)}
-            row = f"| {name} | {way} | {_tried(file, way, native, sizes)} |"
-        print(row, flush=True)
-        yield row
-
-
-def _tried(file: Path, way: Export, native: int, inputs: Mapping[str, Any]) -> str:
-    try:
-        source, gap = compare(file, inputs)
-    except AnytimeError as error:
-        return f"{error} | | |"
-    if way not in TRANSFORMED:
-        return f"{gap:.0e} | | |"
-    nets = [_transformed(source, scheme) for scheme in SCHEMES]
-    ratio = f"{nets[0].levels[0].cost.macs / native:.3f}" if isinstance(nets[0], AnytimeModel) else ""
-    return " | ".join([f"{gap:.0e}", ratio, *("verified" if isinstance(net, AnytimeModel) else net for net in nets)])
-
-
-def _transformed(source: anytimeify.Source, scheme: str) -> AnytimeModel | str:
-    try:
-        return transform(source, scheme)
-    except AnytimeError as error:
-        return f"refused: {error}".replace("\n", " ")
-
-
-def _file_row(wheel: Wheel, folder: Path) -> str:
-    source, gap = compare(download(wheel, folder), wheel.inputs)
-    channels, ensemble = (_transformed(source, scheme) for scheme in SCHEMES)
-    shown = (
-        ", ".join(f"{level.cost.macs / 1e6:.2f} M" for level in channels.levels)
-        if isinstance(channels, AnytimeModel)
-        else channels
-    )
-    verified = "verified" if isinstance(ensemble, AnytimeModel) else ensemble
-    row = f"| {wheel.package.replace('==', ' ')} | {wheel.member} | {gap:.0e} | {shown} | {verified} |"
-    print(row, flush=True)
-    return row
+def _missing(known: Mapping[tuple[str, str], Row], only: str, folder: Path, *, files: bool) -> Iterator[Row]:
+    for name in NETWORKS:
+        if only in name:
+            yield from network_rows(name, [way for way in EXPORTS if (name, str(way)) not in known], folder)
+    for wheel in FILES:
+        if files and only in wheel.package and (wheel.package, wheel.member) not in known:
+            yield file_row(wheel, folder)
 
 
 if __name__ == "__main__":

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import subprocess
 import sys
-import warnings
 import zipfile
 from collections.abc import Callable, Mapping
-from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -19,36 +16,17 @@ from torch import Tensor, nn
 
 import anytimeify
 
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+
 __all__ = [
-    "EXPORTS",
     "FILES",
     "NETWORKS",
-    "TRANSFORMED",
-    "Export",
     "Positional",
     "Wheel",
     "compare",
     "download",
-    "export",
     "network",
 ]
-
-
-@dataclass(frozen=True)
-class Export:
-    """A way to write a file: which of torch's exporters, and the version of the operators."""
-
-    dynamo: bool
-    opset: int
-
-    def __str__(self) -> str:
-        return f"{'dynamo' if self.dynamo else 'TorchScript'} {self.opset}"
-
-
-EXPORTS = (*(Export(False, opset) for opset in (11, 17, 18, 20)), *(Export(True, opset) for opset in (18, 20)))
-
-TRANSFORMED = (Export(False, 17), Export(True, 18))
-"""Those whose files are transformed, too."""
 
 
 def _torchvision(name: str, **options: Any) -> nn.Module:
@@ -155,19 +133,6 @@ def network(name: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
     return model.eval(), examples
 
 
-def export(model: nn.Module, inputs: tuple[Tensor, ...], way: Export, file: Path, *, dynamic: bool = True) -> None:
-    """Writes a file, with a dynamic batch or that of the inputs."""
-    names = [f"input_{index}" for index in range(len(inputs))]
-    options: dict[str, Any] = {"input_names": names, "output_names": ["output"], "opset_version": way.opset}
-    if dynamic and way.dynamo:
-        options["dynamic_shapes"] = {"inputs": tuple({0: torch.export.Dim("batch")} for _ in inputs)}
-    elif dynamic:
-        options["dynamic_axes"] = {name: {0: "batch"} for name in names}
-    with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-        warnings.simplefilter("ignore")
-        torch.onnx.export(Positional(model).eval(), inputs, str(file), dynamo=way.dynamo, **options)
-
-
 class Positional(nn.Module):
     """A network called by position, that returns its prediction."""
 
@@ -180,9 +145,11 @@ class Positional(nn.Module):
         return found if isinstance(found, Tensor) else found.logits
 
 
-def compare(file: Path, inputs: Mapping[str, Any] | None = None) -> tuple[anytimeify.Source, float]:
+def compare(
+    file: Path, inputs: Mapping[str, Any] | None = None, model: nn.Module | None = None
+) -> tuple[anytimeify.Source, float]:
     """A file as a source, and the largest difference of its outputs to onnxruntime's, relative to the largest element;
-    of an output below 1, absolute."""
+    of an output below 1, absolute. With the network that the file was written from also to that one's."""
     import onnxruntime
 
     source = anytimeify.source(file, inputs=inputs or {})
@@ -198,18 +165,18 @@ def compare(file: Path, inputs: Mapping[str, Any] | None = None) -> tuple[anytim
     }
     with torch.no_grad():
         found = source.model.eval()(*source.example_inputs.args)
+        native = [] if model is None else [Positional(model)(*source.example_inputs.args).numpy()]
     source.model.train(training)
-    listed = list(found.values()) if isinstance(found, dict) else [found]
-    gaps = [
-        float(np.abs(one.numpy() - other).max() / max(float(np.abs(other).max()), 1.0 if _is_share(other) else 0.0))
-        for one, other in zip(listed, session.run(None, feed), strict=True)
-    ]
-    return source, max(gaps)
+    listed = [one.numpy() for one in (found.values() if isinstance(found, dict) else [found])]
+    gaps = [_gap(one, other) for one, other in zip(listed, session.run(None, feed), strict=True)]
+    return source, max(*gaps, *(_gap(listed[0], other) for other in native), 0.0)
 
 
-def _is_share(found: Any) -> bool:
-    """Probabilities: those of onnxruntime have an absolute precision."""
-    return float(found.min()) >= 0 and float(found.max()) <= 1
+def _gap(found: Array, expected: Array) -> float:
+    """The largest difference, relative to the largest element; of probabilities, which onnxruntime computes with an
+    absolute precision, absolute."""
+    share = expected.min() >= 0 and expected.max() <= 1
+    return float(np.abs(found - expected).max() / max(np.abs(expected).max(), 1.0 if share else 0.0))
 
 
 def download(wheel: Wheel, folder: Path) -> Path:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import onnx
+import onnxruntime
+import torch
 
 from anytimeify.capture.sources.onnx.read import OPSETS
-from anytimeify.capture.sources.onnx.table import rows, rows_by_operator
+from anytimeify.capture.sources.onnx.table import rows as rows_of_operators
+from anytimeify.capture.sources.onnx.table import rows_by_operator
+from benchmarks.onnx_sources.exports import ATTENTION, CONVERTED, EXPORTS
+from benchmarks.onnx_sources.networks import FILES, NETWORKS
+from benchmarks.onnx_sources.rows import SCHEMES, Row
 
-__all__ = ["PAGE", "operators"]
+__all__ = ["PAGE", "operators", "page"]
 
 PAGE = """# ONNX files
 
@@ -46,14 +54,22 @@ with, and those in which what it computes, or how it is written, changes.
 
     python -m benchmarks.onnx_sources --out docs/onnx.md
 
-Every file is read, and its outputs are compared with onnxruntime's (*difference*: the largest, relative to the largest
-element, of probabilities absolute). One of each exporter, and every file of a package, is transformed under
-{schemes}, verified. *MACs*: of the cheapest level of the first scheme, as a multiple of those of the torch network
-transformed directly. Torch {torch}.
+Every file is read, and its outputs are compared with onnxruntime's, those of a network also with the network's own
+(*difference*: the largest, relative to the largest element, of probabilities absolute). Then it is transformed under
+{schemes}, each verified. *MACs*: of the cheapest level
+of the first scheme, as a multiple of those of the torch network transformed directly.
+Torch {torch}, onnx {onnx}, onnxruntime {onnxruntime}.
 
 ### Networks through the exporters of torch
 
-Random weights, small images. *not exported*: by torch, in that version.
+Random weights, small images.
+{summary}
+
+* *{attention}*: TorchScript's exporter knows `scaled_dot_product_attention` from version 14 on; below, the
+  network multiplies queries, keys and values itself (`attn_implementation="eager"` of transformers, `fused_attn=False`
+  of timm).
+* *{converted}*: the dynamo exporter writes version 18 and has onnx convert it to 17. Where onnx refuses, it leaves
+  the file at 18; there `benchmarks/onnx_sources/older.py` converts it, and onnx's checker accepts it as 17.
 
 | network | exporter, version | difference | MACs | channels | ensemble |
 | --- | --- | --: | --: | --- | --- |
@@ -67,11 +83,55 @@ Random weights, small images. *not exported*: by torch, in that version.
 """
 
 
+def page(rows: Mapping[tuple[str, str], Row]) -> str:
+    """The whole page, with the rows that there are, in the order of the tables of networks and files."""
+    exported = [found for name in NETWORKS for way in EXPORTS if (found := rows.get((name, str(way))))]
+    own = [found for one in FILES if (found := rows.get((one.package, one.member)))]
+    return PAGE.format(
+        schemes=" and ".join(f"`{scheme}`" for scheme in SCHEMES.values()),
+        torch=torch.__version__,
+        onnx=onnx.__version__,
+        onnxruntime=onnxruntime.__version__,
+        attention=ATTENTION,
+        converted=CONVERTED,
+        first=OPSETS[0],
+        last=OPSETS[-1],
+        operators=operators(),
+        summary=_summary(exported),
+        networks="\n".join(map(_network_line, exported)),
+        files="\n".join(map(_file_line, own)),
+    )
+
+
+def _summary(rows: Sequence[Row]) -> str:
+    written = [row for row in rows if not row.not_exported]
+    good = [row for row in written if row.holds]
+    difference = max((row.difference for row in good), default=0.0)
+    ratio = max((row.ratio for row in good), default=1.0)
+    return (
+        f"{len(good)} of {len(written)} files have equal outputs and verify under both schemes: the largest difference "
+        f"is {difference:.0e}, the largest multiple of MACs {ratio:.3f}."
+    )
+
+
+def _network_line(row: Row) -> str:
+    way = f"{row.file}, {row.took}" if row.took else row.file
+    if row.not_exported:
+        return f"| {row.source} | {way} | not exported: {row.not_exported} | | | |"
+    ratio = f"{row.ratio:.3f}" if row.macs else ""
+    return f"| {row.source} | {way} | {row.difference:.0e} | {ratio} | {row.channels} | {row.ensemble} |"
+
+
+def _file_line(row: Row) -> str:
+    channels = ", ".join(f"{macs / 1e6:.2f} M" for macs in row.macs) or row.channels
+    return f"| {row.source.replace('==', ' ')} | {row.file} | {row.difference:.0e} | {channels} | {row.ensemble} |"
+
+
 def operators() -> str:
     """The rows of the table of operators, those of ours left out."""
     own = {name for name, found in rows_by_operator().items() if not onnx.defs.has(name)}
     families: dict[str, dict[str, list[int]]] = {}
-    for family, row in rows():
+    for family, row in rows_of_operators():
         if row.operator not in own:
             families.setdefault(family.replace("_", " "), {}).setdefault(row.operator, []).append(row.since)
     return "\n".join(

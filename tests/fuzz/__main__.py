@@ -1,7 +1,8 @@
 """`python -m tests.fuzz LOADER --count 10000 --seed 0`: searches, and prints the figures and everything that is wrong.
 
 `--only NUMBER` repeats one case and keeps its file. `--crafted` tries the files that were made by hand instead, of all
-loaders if none is named. Exit status 1 where something is wrong.
+loaders if none is named. After every 1,000 cases it says on the standard error how far it is; `--start NUMBER` goes on
+from there. Exit status 1 where something is wrong.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from tests.fuzz.loader import Loader, loaders
 from tests.fuzz.sandbox import FINE, Verdict, judge, search
 
 __all__ = ["main"]
+
+PROGRESS = 1000  # cases from one line of progress to the next
 
 
 def main() -> int:
@@ -63,8 +66,10 @@ def _report(loader: Loader, verdicts: Iterator[Verdict], seed: int, *, everythin
             what = f"{verdict.what} ({crafted[verdict.number]})" if "made by hand" in verdict.what else verdict.what
             text = f"{verdict.number} {verdict.kind}: {what[:300]}\n    {verdict.detail}"
             print(text.encode("utf-8", "backslashreplace").decode(), flush=True)
+        if (done := kinds.total()) % PROGRESS == 0:
+            print(f"{loader.name}: {done} cases, {dict(kinds)}", file=sys.stderr, flush=True)
     wrong = sum(count for kind, count in kinds.items() if kind not in FINE)
-    figures = {"loader": loader.name, "seed": seed, **kinds, "wrong": wrong, "slowest": slowest}
+    figures = {"loader": loader.name, "seed": seed, "cases": kinds.total(), **kinds, "wrong": wrong, "slowest": slowest}
     print(json.dumps({**figures, "seconds": round(time.perf_counter() - start, 1)}), flush=True)
     return wrong
 

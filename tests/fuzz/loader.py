@@ -51,6 +51,7 @@ class Loader:
     results: Callable[[Any], Results]
     crafted: Mapping[str, Callable[[Path, Path], Case]] = field(default_factory=dict)
     seconds: float = 20.0  # that one load may take
+    growth: int = 256 << 20  # bytes that the peak of memory may rise by while one file is read
 
 
 def loaders() -> dict[str, Loader]:

@@ -188,6 +188,11 @@ def _enormous(model: Message) -> None:
     model.graph.output.append(helper.make_tensor_value_info("large", onnx.TensorProto.FLOAT, None))
 
 
+def _enormous_input(model: Message) -> None:
+    """An input of which an example would be larger than any memory."""
+    model.graph.input[0].type.tensor_type.shape.dim[3].dim_value = 1 << 40
+
+
 def _endless(model: Message) -> None:
     """A loop that runs as often as a number can say."""
     body = helper.make_graph(
@@ -211,6 +216,21 @@ def _recursive(model: Message) -> None:
     model.graph.output.append(helper.make_tensor_value_info("f", onnx.TensorProto.FLOAT, None))
 
 
-CRAFTED = {"outside": _outside, "names": _names, "enormous": _enormous, "endless": _endless, "recursive": _recursive}
+CRAFTED = {
+    "outside": _outside,
+    "names": _names,
+    "enormous": _enormous,
+    "enormous input": _enormous_input,
+    "endless": _endless,
+    "recursive": _recursive,
+}
 
-LOADER = Loader("onnx", _make, _mutate, _load, _results, {name: _crafted(name) for name in CRAFTED})
+LOADER = Loader(
+    "onnx",
+    _make,
+    _mutate,
+    _load,
+    _results,
+    {name: _crafted(name) for name in CRAFTED},
+    growth=1 << 30,  # a network for batches of 65,536 takes that
+)

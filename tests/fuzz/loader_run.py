@@ -166,6 +166,14 @@ def _crafted(change: Callable[[dict[str, Any]], object]) -> Callable[[Path, Path
     return craft
 
 
+def _momentum(change: Callable[[Tensor], object]) -> Callable[[dict[str, Any]], object]:
+    def changed(state: dict[str, Any]) -> None:
+        kept = state["optimiser"]["state"][0]
+        kept["momentum_buffer"] = change(kept["momentum_buffer"])
+
+    return changed
+
+
 def _flipped(originals: Path, folder: Path) -> Case:
     """A bit of a weight, as a disk may lose it."""
     target = Path(shutil.copytree(originals / "run", folder / "run"))
@@ -192,6 +200,8 @@ LOADER = Loader(
         "no state of the generators": _crafted(lambda state: state.update(random=[{}])),
         "a history of numbers": _crafted(lambda state: state.update(history=[1, 2])),
         "losses that are many": _crafted(lambda state: state.update(losses=torch.zeros(3))),
+        "momentum of another shape": _crafted(_momentum(lambda one: one[:1])),
+        "momentum that is a number": _crafted(_momentum(lambda one: 1.0)),
         "an optimiser of other parameters": _crafted(lambda state: state["optimiser"]["param_groups"].pop()),
     },
 )

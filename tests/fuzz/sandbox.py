@@ -32,7 +32,6 @@ from tests.fuzz.loader import Case, Loader, Results
 __all__ = ["FINE", "Verdict", "judge", "search"]
 
 SPACE = 3 << 30  # bytes of addresses that a child may map beyond what its parent has
-GROWTH = 256 << 20  # bytes that the peak of memory may rise by while one file is read
 FINE = ("refused", "same", "another")
 
 
@@ -192,7 +191,7 @@ def _load(loader: Loader, case: Case, expected: Results, watch: Watch) -> tuple[
     if kind == "same":
         difference = _difference(loader.results(loaded), expected)
         kind, detail = ("same", "") if difference is None else ("changed", difference)
-    if (growth := _memory("VmHWM") - before) > GROWTH:
+    if (growth := _memory("VmHWM") - before) > loader.growth:
         kind, detail = "memory", f"{growth >> 20} MiB; {detail}"
     if seen:
         kind, detail = "code", "; ".join(seen)

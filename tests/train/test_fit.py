@@ -232,7 +232,7 @@ def test_a_damaged_checkpoint_is_refused(net: AnytimeModel, digits: Data, tmp_pa
         ({"stage": 3}, "of a phase that there is not"),
         ({"epoch": 9}, "at step 0 of epoch 9, which there is not"),
         ({"steps": -1}, "its steps is -1"),
-        ({"net": {}}, "checkpoints is damaged"),
+        ({"net": {}}, r"step-000000004\.pt is damaged.*goes on from the checkpoint before"),
     ):
         torch.save({**state, **change}, last)
         with pytest.raises(ArtifactError, match=message):
@@ -240,6 +240,47 @@ def test_a_damaged_checkpoint_is_refused(net: AnytimeModel, digits: Data, tmp_pa
     last.unlink()
     fit(start, digits, TRAINING, out=out, limit_batches=2)
     assert torch.equal(start.get_parameter("fc.weight"), net.get_parameter("fc.weight"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "entry", "change", "message"),
+    [
+        ("sgd", "momentum_buffer", lambda one: one[:1], r"a tensor of shape \[1, 1, 3, 3\] as momentum_buffer of"),
+        ("sgd", "momentum_buffer", lambda one: one.sum(), r"a tensor of shape \[\] as momentum_buffer of"),
+        ("sgd", "momentum_buffer", lambda one: "one", "a str as momentum_buffer of"),
+        ("adamw", "exp_avg_sq", lambda one: one.squeeze(1), r"a tensor of shape \[8, 3, 3\] as exp_avg_sq of"),
+        ("adamw", "step", lambda one: one.expand(2), r"a tensor of shape \[2\] as step of"),
+    ],
+)
+def test_the_state_of_an_optimiser_has_the_shapes_of_its_parameters(
+    net: AnytimeModel, digits: Data, tmp_path: Path, kind: Any, entry: str, change: Any, message: str
+) -> None:
+    out, start = tmp_path / "run", copy.deepcopy(net)
+    training = replace(TRAINING, optimiser=Optimiser(learning_rate=0.01, weight_decay=0.0, kind=kind))
+    fit(net, digits, training, out=out, limit_batches=2)
+    last = max((out / "checkpoints").iterdir())
+    state = torch.load(last, weights_only=True)
+    kept = state["optimiser"]["state"][0]
+    kept[entry] = change(kept[entry])
+    torch.save(state, last)
+    before = weights(start)
+    with pytest.raises(ArtifactError, match=rf"step-000000004\.pt is damaged.*{message} 'conv1.weight'.*Remove it"):
+        fit(start, digits, training, out=out, limit_batches=2)
+    assert same(weights(start), before)
+
+
+def test_averaged_weights_have_the_shapes_of_weights(net: AnytimeModel, digits: Data, tmp_path: Path) -> None:
+    out, start = tmp_path / "run", copy.deepcopy(net)
+    training = replace(TRAINING, ema=0.9)
+    fit(net, digits, training, out=out, limit_batches=2)
+    last = max((out / "checkpoints").iterdir())
+    state = torch.load(last, weights_only=True)
+    state["average"]["average"][0] = torch.zeros(1)
+    torch.save(state, last)
+    before = weights(start)
+    with pytest.raises(ArtifactError, match=r"averaged weights have a tensor of shape \[1\] in place 0.*Remove it"):
+        fit(start, digits, training, out=out, limit_batches=2)
+    assert same(weights(start), before)
 
 
 def test_phases_and_parts(net: AnytimeModel, digits: Data) -> None:

@@ -8,42 +8,17 @@ import pytest
 import torch
 
 from anytimeify import transform
-from benchmarks.onnx_sources.__main__ import SCHEMES
-from benchmarks.onnx_sources.networks import (
-    EXPORTS,
-    FILES,
-    NETWORKS,
-    TRANSFORMED,
-    Export,
-    Positional,
-    Wheel,
-    compare,
-    download,
-    export,
-    network,
-)
-
-# torch's older exporter knows `scaled_dot_product_attention` from version 14 on.
-ATTENTION = ("vit", "deit", "BERT", "DistilBERT", "ViT")
+from benchmarks.onnx_sources.exports import EXPORTS, Export, export
+from benchmarks.onnx_sources.networks import FILES, NETWORKS, Wheel, compare, download, network
+from benchmarks.onnx_sources.rows import SCHEMES, network_rows
 
 
 @pytest.mark.zoo
-@pytest.mark.parametrize("way", EXPORTS, ids=str)
 @pytest.mark.parametrize("name", NETWORKS)
-def test_exported_networks(name: str, way: Export, tmp_path: Path) -> None:
-    if way.opset < 14 and any(text in name for text in ATTENTION):
-        pytest.skip("torch does not export it in this version")
-    model, inputs = network(name)
-    export(model, inputs, way, tmp_path / "model.onnx")
-    sizes = {f"input_{index}": tuple(one.shape) for index, one in enumerate(inputs)}
-    source, gap = compare(tmp_path / "model.onnx", sizes)
-    assert gap <= 1e-5
-    if way not in TRANSFORMED:
-        return
-    native = transform(Positional(model), SCHEMES[0], inputs)
-    found = [transform(source, scheme) for scheme in SCHEMES]
-    assert found[0].levels[0].cost.macs <= 1.02 * native.levels[0].cost.macs
-    assert all(net.captured.batch is not None for net in found)
+def test_exported_networks(name: str, tmp_path: Path) -> None:
+    rows = list(network_rows(name, EXPORTS, tmp_path))
+    assert [row.file for row in rows if row.not_exported] == ["dynamo 11"]
+    assert not [row for row in rows if not row.holds]
 
 
 @pytest.mark.zoo
@@ -58,7 +33,7 @@ def test_a_batch_of_one_that_is_written_into_a_file(name: str, tmp_path: Path) -
     assert gap <= 1e-5
     with torch.no_grad():
         torch.testing.assert_close(source.model.eval()(*inputs), model(*inputs), rtol=1e-4, atol=1e-5)  # type: ignore[union-attr]  # a module
-    assert transform(source, SCHEMES[0]).captured.batch is not None
+    assert transform(source, SCHEMES["channels"]).captured.batch is not None
 
 
 @pytest.mark.libraries

@@ -122,6 +122,25 @@ def test_sizes_are_folded_or_follow_the_batch(tmp_path: Path) -> None:
     assert "linear" in listed
 
 
+@pytest.mark.parametrize(
+    ("starts", "ends", "size"),
+    [
+        ([-(2**63)], [-2], 4),
+        ([-(2**63)], [2**63 - 1], 6),
+        ([-(2**63) + 1], [3], 3),
+        ([1], [-(2**63)], 0),
+        ([2**63 - 1], [2**63 - 1], 0),
+    ],
+)
+def test_slices_from_the_smallest_integer(tmp_path: Path, starts: list[int], ends: list[int], size: int) -> None:
+    nodes = [node("Slice", ["x", "starts", "ends", "axes"], ["y"])]
+    model = made(nodes, {"x": ["n", 6]}, ["y"], {"starts": starts, "ends": ends, "axes": [1]})
+    source = written(model, tmp_path)
+    x = torch.arange(12.0).reshape(2, 6)
+    first = max(starts[0], 0)
+    assert torch.equal(network(source)(x), x[:, first : first + size])
+
+
 def test_what_tensors_become(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     mask = np.where(np.eye(4, dtype=bool), 0, -100).astype(np.float32)
@@ -284,6 +303,18 @@ def test_sizes_that_are_open_are_asked_for(tmp_path: Path) -> None:
     for name, sizes, message in refused:
         with pytest.raises(ArgumentValueError, match=message):
             resolve(tmp_path / "model.onnx", inputs={name: sizes})
+
+
+def test_sizes_that_no_memory_has_are_asked_for(tmp_path: Path) -> None:
+    mean = node("ReduceMean", ["x"], ["y"], axes=[1])
+    source = written(made([mean], {"x": ["n", 1 << 33]}, ["y"]), tmp_path)
+    with pytest.raises(CaptureError, match=r"more than 67,108,864 elements: x \[n, 8589934592\].*x=2x8589934592 "):
+        transform(source, "nested-channels")
+    batch = made([node("Relu", ["x"], ["y"])], {"x": [1 << 33, 2]}, ["y"])
+    with pytest.raises(CaptureError, match=r"elements: x \[8589934592, 2\].*give them: --input x=8589934592x2"):
+        written(batch, tmp_path, x=(2, 2))
+    given = written(made([mean], {"x": ["n", (1 << 26) + 1]}, ["y"]), tmp_path, x=(1, (1 << 26) + 1))
+    assert given.example_inputs.args[0].shape == (1, (1 << 26) + 1)
 
 
 def test_the_command_line_takes_sizes_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,9 @@ from anytimeify.capture.sources.onnx.graph import Array, Graph, Input
 from anytimeify.capture.sources.onnx.values import torch_dtype
 from anytimeify.errors import ArgumentValueError, CaptureError
 
-__all__ = ["constants", "examples", "missing_sizes", "sizes"]
+__all__ = ["LARGEST", "constants", "examples", "missing_sizes", "sizes"]
+
+LARGEST = 1 << 26  # elements of a sample of which the file alone says the sizes
 
 Given = Mapping[str, int | float | Sequence[int]]
 Shapes = dict[str, tuple[int, ...]]
@@ -39,8 +42,9 @@ def constants(graph: Graph, given: Given) -> dict[str, Array]:
 
 
 def sizes(graph: Graph, given: Given) -> Shapes | None:
-    """The shape of every input; None where the file leaves a size open and none is given. An open first size is the
-    batch, 2 or what is given, and so are others of the same name.
+    """The shape of every input; None where the file leaves a size open, or has an input of more than `LARGEST`
+    elements, and none is given. An open first size is the batch, 2 or what is given, and so are others of the same
+    name.
 
     `ArgumentValueError` for sizes that are not those of the file."""
     own = {name: _shape(_input(graph, name), value) for name, value in given.items()}
@@ -53,10 +57,14 @@ def sizes(graph: Graph, given: Given) -> Shapes | None:
     found: Shapes = {}
     for one in graph.inputs:
         shape = own.get(one.name) or _filled(one, named, batch, graph.inputs[0])
-        if shape is None:
+        if shape is None or (one.name not in own and _is_large(one)):
             return None
         found[one.name] = shape
     return found
+
+
+def _is_large(one: Input) -> bool:
+    return math.prod(size for size in one.sizes or () if isinstance(size, int)) > LARGEST
 
 
 def _filled(one: Input, named: Mapping[str, int], batch: int, first: Input) -> tuple[int, ...] | None:
@@ -107,13 +115,20 @@ def _shown(one: Input) -> str:
 
 
 def missing_sizes(inputs: Sequence[Input], path: str) -> CaptureError:
-    """The error that asks for what a file leaves open."""
+    """The error that asks for what a file leaves open, or for what is so large that it may be a mistake."""
     open_ones = [one for one in inputs if one.sizes is None or any(not isinstance(s, int) for s in one.sizes[1:])]
-    shown = ", ".join(f"{one.name} {_shown(one)}" for one in open_ones)
-    asked = " ".join(f"--input {one.name}={'x'.join(_asked(one))}" for one in open_ones)
+    asked_for = open_ones or [one for one in inputs if _is_large(one)]
+    shown = ", ".join(f"{one.name} {_shown(one)}" for one in asked_for)
+    asked = " ".join(f"--input {one.name}={'x'.join(_asked(one))}" for one in asked_for)
+    python = "(source(..., inputs={NAME: (2, ...)}), or example_inputs)"
+    if open_ones:
+        return CaptureError(
+            f"'{path}' leaves sizes of its inputs open: {shown}. Give them: {asked}, with a number for each question "
+            f"mark {python}."
+        )
     return CaptureError(
-        f"'{path}' leaves sizes of its inputs open: {shown}. Give them: {asked}, with a number for each question mark "
-        "(source(..., inputs={NAME: (2, ...)}), or example_inputs)."
+        f"'{path}' says that inputs have more than {LARGEST:,} elements: {shown}. Where that is meant, give them: "
+        f"{asked} {python}."
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +12,15 @@ from torch import Tensor, nn
 
 from anytimeify.capture.inputs import CallInputs
 from anytimeify.capture.sources.onnx.batch import agrees, for_any_batch, samples
-from anytimeify.capture.sources.onnx.examples import Given, Shapes, constants, examples, missing_sizes, sizes
+from anytimeify.capture.sources.onnx.examples import (
+    LARGEST,
+    Given,
+    Shapes,
+    constants,
+    examples,
+    missing_sizes,
+    sizes,
+)
 from anytimeify.capture.sources.onnx.fold import folded
 from anytimeify.capture.sources.onnx.graph import Graph, Node, nodes_of
 from anytimeify.capture.sources.onnx.layers import roles_of, with_layers
@@ -88,6 +97,8 @@ class _Importer:
         if shapes is None or not first or not isinstance(first[0], int):
             return network
         own = {**shapes, **{one.name: _declared(one.sizes, shapes[one.name]) for one in graph.inputs}}
+        if any(math.prod(shape) > max(LARGEST, math.prod(shapes[name])) for name, shape in own.items()):
+            raise missing_sizes(graph.inputs, self.path)
         inputs = examples(graph, own)
         general = self.general(graph, network.eval(), inputs)
         network.train()

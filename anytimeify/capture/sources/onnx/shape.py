@@ -167,13 +167,17 @@ def _slice(x: Any, starts: Array, ends: Array, axes: Array | None = None, steps:
 
 
 def _span(start: Any, end: Any, step: int, size: Any) -> slice:
-    large = 10**8  # exporters write the largest integer, or 999999999, for the end of an axis
+    large = 10**8  # exporters write the largest and smallest integers, or 999999999, for the ends of an axis
     if isinstance(end, int) and step < 0 and isinstance(size, int) and end < -size:
         end = None
     if isinstance(end, int) and end >= large:
         end = None
+    if isinstance(end, int) and step > 0:
+        end = max(end, -large)  # nothing is left; torch warns of the smallest integer
     if isinstance(start, int) and start >= large:
         start = None if step < 0 else start
+    if isinstance(start, int) and start <= -large and step > 0:
+        start = None
     return slice(None if start == 0 and step > 0 else start, end, None if step == 1 else step)
 
 
