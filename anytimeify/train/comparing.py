@@ -182,7 +182,7 @@ class _Planned:
         training: Training,
         budget: Budget | None,
         limit: int | None,
-        measures: Callable[[AnytimeModel, Tensor, Tensor], Mapping[str, float]],
+        measures: Callable[..., Mapping[str, float]],
     ) -> None:
         self.start, self.data, self.training, self.measures = start, data, training, measures
         self.budget = budget
@@ -193,7 +193,8 @@ class _Planned:
         self.levels_of: str | None = None
 
     def contenders(self, schemes: Sequence[str] | None, alone: str, say: Callable[[str], Any]) -> list[Contender]:
-        """All networks, those of schemes first. Each is built once, so that what does not apply is known at once."""
+        """All networks, those of schemes first. Each is built and run once, as it is going to be measured, so that what
+        does not apply is known before anything is trained."""
         found: dict[str, AnytimeModel] = {}
         for spec in SCHEMES if schemes is None else schemes:
             scheme = str(parse_scheme(spec))
@@ -229,6 +230,7 @@ class _Planned:
                 )
             training = training.for_epochs(epochs)
         self.epochs[name] = training.epochs
+        self.measures(net, None, None, seconds=0, cached=False)
         return Contender(name, lambda: _Network(make, training), alone=alone, measures=self.measures)
 
     def _built(self, scheme: str, verify: bool) -> AnytimeModel:
@@ -249,7 +251,7 @@ def _macs(net: AnytimeModel) -> int:
     return cost(program, captured.batch, *sizes(captured), outputs=joint).macs
 
 
-def _milliseconds(net: AnytimeModel, inputs: Tensor, labels: Tensor, **place: Any) -> dict[str, float]:
+def _milliseconds(net: AnytimeModel, inputs: Tensor | None, labels: Tensor | None, **place: Any) -> dict[str, float]:
     return {level.name: net.latency(level, **place) for level in net.levels if not level.training_only}
 
 
