@@ -13,17 +13,30 @@ from anytimeify.capture.sources.source import InputSizes
 from anytimeify.errors import BudgetError, SchemeError
 from anytimeify.passes.estimate import Limits
 from anytimeify.runtime.budget import Budget
+from anytimeify.runtime.latency import usable
 from anytimeify.storage.export import FORMATS
 
-__all__ = ["budget_of", "device_of", "dynamic_shapes_of", "format_of", "inputs_of", "limits_of", "named_inputs_of"]
+__all__ = [
+    "budget_of",
+    "device_of",
+    "dynamic_shapes_of",
+    "format_of",
+    "inputs_of",
+    "limits_of",
+    "named_inputs_of",
+    "refuse_unmeasured",
+]
 
 
 def budget_of(text: str) -> Budget:
-    """`--budget`."""
+    """`--budget`. `BudgetError` where there is no such device to measure on."""
     try:
-        return Budget.parse(text)
+        budget = Budget.parse(text)
     except BudgetError as error:
         raise typer.BadParameter(str(error), param_hint="--budget") from error
+    if budget.latency_ms is not None and budget.device is not None:
+        usable(torch.device(budget.device), budget.runtime)
+    return budget
 
 
 def limits_of(text: str | None) -> Limits | None:
@@ -85,11 +98,19 @@ def dynamic_shapes_of(text: str) -> dict[str, Any] | None:
     return {} if text == "none" else None
 
 
-def device_of(text: str) -> torch.device:
+def device_of(text: str, option: str = "--measure") -> torch.device:
     """Where something is measured; refused where there is no such device."""
     if not re.fullmatch(r"cpu|cuda(:\d+)?", text):
-        raise typer.BadParameter(f"'{text}': expected cpu or cuda", param_hint="--measure")
+        raise typer.BadParameter(f"'{text}': expected cpu or cuda", param_hint=option)
     device = torch.device(text)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise BudgetError(f"latency cannot be measured on {text}: torch sees {torch.cuda.device_count()} CUDA devices")
     return device
+
+
+def refuse_unmeasured(**options: object) -> None:
+    """Options of a measurement are wrong usage where nothing is measured."""
+    for name, value in options.items():
+        if value:
+            option = f"--{name.replace('_', '-')}"
+            raise typer.BadParameter("nothing is measured: give --measure cpu too", param_hint=option)

@@ -22,12 +22,10 @@ from anytimeify.ir import Signature
 from anytimeify.ir.node_meta import tensor_type, value_of
 from anytimeify.runtime.load import load
 from anytimeify.runtime.model import AnytimeModel
-from anytimeify.serving.backend import Input
+from anytimeify.serving.backend import SAVED, Input
 from anytimeify.serving.description import KEY, Description, ServedLevel, read_description
 
-__all__ = ["SAVED", "ArchiveLevels", "NetLevels", "torch_levels"]
-
-SAVED = "net.safetensors"  # in a folder that the command line wrote
+__all__ = ["ArchiveLevels", "NetLevels", "torch_levels"]
 
 
 def torch_levels(source: object, device: str, trust_pickle: bool) -> NetLevels | ArchiveLevels:

@@ -56,5 +56,7 @@ def _words(kind: Any) -> str:
     if origin in (Union, types.UnionType):
         return " or ".join(_words(one) for one in inside)
     if origin is tuple:
-        return "a list, each " + _words(inside[0]) if inside[-1] is ... else "a list of " + ", ".join(map(_words, inside))
+        return (
+            "a list, each " + _words(inside[0]) if inside[-1] is ... else "a list of " + ", ".join(map(_words, inside))
+        )
     return "null" if kind is types.NoneType else _WORDS.get(kind, f"{kind.__name__}(...)")

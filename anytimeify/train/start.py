@@ -185,7 +185,9 @@ def run_folder(path: Path, resume: bool, force: bool) -> RunFolder:
     folder = RunFolder(path)
     if resume and not folder.exists:
         raise ArtifactError(f"'{path}' holds no run that could be resumed.")
-    if not resume and path.exists() and not (force and folder.exists):
+    if force and not resume and path.exists() and not folder.exists:
+        raise ArtifactError(f"'{path}' holds no run: --force removes only a run. Remove it yourself.")
+    if not resume and path.exists() and not force:
         raise ArtifactError(f"'{path}' exists already. Nothing was written; resume it, or choose another name.")
     return folder
 

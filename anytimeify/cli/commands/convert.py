@@ -142,8 +142,10 @@ def convert(
 
 def _refuse_other_folders(path: Path, force: bool) -> None:
     """`--force` removes what `convert` wrote, and no other folder."""
-    if not force or not path.is_dir():
+    if not force or not path.exists():
         refuse_existing(path, OR_FORCE)
+    elif not path.is_dir():
+        raise ArtifactError(f"'{path}' is a file: --force replaces only what `convert` wrote. Remove it yourself.")
     elif any(path.iterdir()) and not (path / MODEL).is_file():
         raise ArtifactError(
             f"'{path}' holds no {MODEL}: --force replaces only what `convert` wrote. Remove it yourself."

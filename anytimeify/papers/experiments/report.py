@@ -60,9 +60,7 @@ def write_files(results: Results, page: str, form: Form, title: str, measured: s
         draw(results, form, title, measured, file)
 
 
-def _page(
-    study: Study, setting: Setting, results: Results, table: str, sentence: str, limit: int | None
-) -> str:
+def _page(study: Study, setting: Setting, results: Results, table: str, sentence: str, limit: int | None) -> str:
     options = [
         ("data", setting.data),
         ("seeds", len(results.seeds)),
