@@ -13,6 +13,7 @@ from anytimeify.capture.sources.source import InputSizes
 from anytimeify.errors import BudgetError, SchemeError
 from anytimeify.passes.estimate import Limits
 from anytimeify.runtime.budget import Budget
+from anytimeify.runtime.latency import device_of as budget_device
 from anytimeify.runtime.latency import usable
 from anytimeify.storage.export import FORMATS
 
@@ -35,7 +36,7 @@ def budget_of(text: str) -> Budget:
     except BudgetError as error:
         raise typer.BadParameter(str(error), param_hint="--budget") from error
     if budget.latency_ms is not None and budget.device is not None:
-        usable(torch.device(budget.device), budget.runtime)
+        usable(budget_device(budget.device), budget.runtime)
     return budget
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from anytimeify.errors import ArgumentValueError
 
@@ -25,13 +25,17 @@ def dominated_by(costs: Sequence[float], gains: Sequence[float] | None = None) -
     return result
 
 
-def check_scores(scores: Iterable[str] | None, levels: Sequence[str]) -> None:
-    """`ArgumentValueError` for the accuracy of what is no level, all by name."""
+def check_scores(scores: Mapping[str, float] | None, levels: Iterable[str]) -> None:
+    """`ArgumentValueError` for the accuracy of what is no level, all by name, and for one that is not from 0 to 1."""
+    levels = list(levels)
     unknown = [name for name in scores or () if name not in levels]
     if unknown:
         raise ArgumentValueError(
             f"accuracies: '{unknown[0]}' is not the name of a level; there are: {', '.join(levels)}"
         )
+    for name, score in (scores or {}).items():
+        if not 0 <= score <= 1:
+            raise ArgumentValueError(f"accuracies: that of '{name}' is {score}: expected a number from 0 to 1")
 
 
 def remark(name: str | None) -> str:

@@ -18,7 +18,7 @@ from anytimeify.measure.machine import processor
 from anytimeify.measure.timing import timed
 from anytimeify.report.measured import Measured, MeasuredRow, judged
 from anytimeify.report.pareto import check_scores
-from anytimeify.runtime.latency import Place, Runtime, example_batch, prepare_level, torch_threads, usable
+from anytimeify.runtime.latency import Place, Runtime, device_of, example_batch, prepare_level, torch_threads, usable
 from anytimeify.runtime.load import load
 from anytimeify.runtime.model import AnytimeModel
 from anytimeify.serving.arrays import Arrays
@@ -56,6 +56,7 @@ def bench(
         cached: keep what extracts take, for budgets (`anytimeify.measure.cache`). They are measured anew in any case.
 
     Raises as `AnytimeRunner` does, and `BudgetError` for a device that is not there and a batch that does not fit."""
+    known = device_of(device)
     with ExitStack() as stack:
         model = _model(source)
         whole = model if against is None else None if against is False else _model(against)
@@ -66,7 +67,7 @@ def bench(
             _check_same(backend, whole, source)
         check_scores(accuracies, [level.name for level in backend.description.levels])
         kind: Runtime = "onnxruntime" if isinstance(backend, Arrays) else "torch"
-        where = usable(torch.device(device), kind)
+        where = usable(known, kind)
         rows: list[MeasuredRow] = []
         for size in batch_sizes:
             place = Place(where, kind, threads, smallest_batch(backend) if size == 1 else size)

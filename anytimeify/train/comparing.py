@@ -16,12 +16,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from anytimeify.analysis.cost import cost, sizes
 from anytimeify.capture.inputs import call_inputs
 from anytimeify.compiler import transform
-from anytimeify.errors import ArgumentValueError, SchemeError
+from anytimeify.errors import AnytimeError, ArgumentValueError, SchemeError
 from anytimeify.losses.joint import JointLoss
 from anytimeify.papers.experiments.findings import Comparison, Finding, find
 from anytimeify.papers.experiments.report import name_of, number, write_files
@@ -35,7 +36,9 @@ from anytimeify.runtime.budget import Budget
 from anytimeify.runtime.latency import Runtime
 from anytimeify.runtime.model import AnytimeModel
 from anytimeify.train.data import Data, open_data
+from anytimeify.train.data.samples import Some
 from anytimeify.train.encoding import as_json
+from anytimeify.train.fitting import fit
 from anytimeify.train.loading import Loader
 from anytimeify.train.start import Start, changes
 from anytimeify.train.training import Training
@@ -193,8 +196,8 @@ class _Planned:
         self.levels_of: str | None = None
 
     def contenders(self, schemes: Sequence[str] | None, alone: str, say: Callable[[str], Any]) -> list[Contender]:
-        """All networks, those of schemes first. Each is built and run once, as it is going to be measured, so that what
-        does not apply is known before anything is trained."""
+        """All networks, those of schemes first. Each is built, measured and trained for a moment, so that what does not
+        apply is known before long work."""
         found: dict[str, AnytimeModel] = {}
         for spec in SCHEMES if schemes is None else schemes:
             scheme = str(parse_scheme(spec))
@@ -231,7 +234,22 @@ class _Planned:
             training = training.for_epochs(epochs)
         self.epochs[name] = training.epochs
         self.measures(net, None, None, seconds=0, cached=False)
+        self._try(name, net)
         return Contender(name, lambda: _Network(make, training), alone=alone, measures=self.measures)
+
+    def _try(self, name: str, net: AnytimeModel) -> None:
+        """`ArgumentValueError` for a network that the recipe does not train: a step of every phase on a few samples."""
+        training = self.training
+        count = min(training.batch, len(self.data.train), 2 * training.accumulate * len(net.levels))
+        few = replace(
+            self.data, train=Some(self.data.train, torch.arange(count)), test=Some(self.data.test, torch.arange(1))
+        )
+        phases = tuple(replace(phase, epochs=1, batch=count) for phase in training.phases)
+        step = replace(training, epochs=1, batch=count, phases=phases, holdout=0.0, compile=False, workers=0)
+        try:
+            fit(net, few, step)
+        except AnytimeError as error:
+            raise ArgumentValueError(f"{name} cannot be trained by this recipe: {error}") from error
 
     def _built(self, scheme: str, verify: bool) -> AnytimeModel:
         """Weights are drawn with the global generator, which is seeded before each training."""

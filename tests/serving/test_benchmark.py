@@ -77,5 +77,13 @@ def test_what_cannot_be_measured(case: tuple[AnytimeModel, Path]) -> None:
         AnytimeRunner(folder, "onnxruntime")
     with pytest.raises(ArgumentValueError, match="accuracies: 'narrow' is not the name of a level"):
         bench(net, against=False, seconds=0.0, accuracies={"narrow": 0.5})
+    with pytest.raises(ArgumentValueError, match="accuracies: that of 'width 1' is 50: expected a number from 0 to 1"):
+        bench(net, against=False, seconds=0.0, accuracies={"width 1": 50})
+    with pytest.raises(BudgetError, match="threads=0"):
+        bench(net, threads=0, seconds=0.0)
+    with pytest.raises(BudgetError, match="device='abacus'"):
+        bench(net, device="abacus", seconds=0.0)
+    with pytest.raises(ArgumentError, match="device='abacus'"):
+        AnytimeRunner(net, device="abacus")
     with pytest.raises(BudgetError, match="batch_size=0"):
         bench(net, batch_sizes=(0,))

@@ -199,6 +199,14 @@ def test_what_cannot_be_measured_is_not_trained(tmp_path: Path, monkeypatch: pyt
     assert not (tmp_path / "out").exists()
 
 
+def test_a_recipe_that_does_not_train_all_networks_trains_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "fit", None)
+    message = r"density 0.5 alone cannot be trained by this recipe: masks belong to models .*NestedWeights"
+    with pytest.raises(ArgumentValueError, match=message):
+        run(tmp_path / "out", (WEIGHTS,), training=replace(DEFAULT, refresh_masks=1))
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_network_of_the_papers_has_the_size_that_is_given() -> None:
     """Not the one that the paper has."""
     start = Start("paper:shallow/resnext-29-blocks-2", CHANNELS, torch.randn(2, 3, 16, 16))
