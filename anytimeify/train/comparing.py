@@ -114,8 +114,9 @@ def compare(
         limit_batches: at most so many in an epoch, and in an evaluation.
         said: called with a line of text before each training.
 
-    Raises `SchemeError` where a scheme that was asked for does not apply, before anything is trained; `ArtifactError`
-    where the folder holds other results; `ArgumentValueError` for a budget of less than one epoch.
+    Raises, before anything is trained, `SchemeError` where a scheme that was asked for does not apply or go with the
+    recipe; `ArtifactError` where the folder holds other results; `ArgumentValueError` for a budget of less than one
+    epoch.
     """
     chosen = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
     if not chosen:
@@ -202,7 +203,9 @@ class _Planned:
         for spec in SCHEMES if schemes is None else schemes:
             scheme = str(parse_scheme(spec))
             try:
-                found[scheme] = self._built(scheme, True)
+                net = self._built(scheme, True)
+                self._try(scheme, net)
+                found[scheme] = net
             except SchemeError as error:
                 if schemes is not None:
                     raise
@@ -216,7 +219,9 @@ class _Planned:
         net = found.get(self.levels_of) or self._built(self.levels_of, True)
         for level in net.levels:
             make = partial(self._level, level.index)
-            contenders.append(self._contender(f"{level.name} alone", make(False), make, alone=True))
+            single = make(False)
+            self._try(f"{level.name} alone", single)
+            contenders.append(self._contender(f"{level.name} alone", single, make, alone=True))
         return contenders
 
     def _contender(
@@ -234,11 +239,10 @@ class _Planned:
             training = training.for_epochs(epochs)
         self.epochs[name] = training.epochs
         self.measures(net, None, None, seconds=0, cached=False)
-        self._try(name, net)
         return Contender(name, lambda: _Network(make, training), alone=alone, measures=self.measures)
 
     def _try(self, name: str, net: AnytimeModel) -> None:
-        """`ArgumentValueError` for a network that the recipe does not train: a step of every phase on a few samples."""
+        """`SchemeError` for a network that the recipe does not train: takes a step of every phase, on a few samples."""
         training = self.training
         count = min(training.batch, len(self.data.train), 2 * training.accumulate * len(net.levels))
         few = replace(
@@ -249,7 +253,7 @@ class _Planned:
         try:
             fit(net, few, step)
         except AnytimeError as error:
-            raise ArgumentValueError(f"{name} cannot be trained by this recipe: {error}") from error
+            raise SchemeError(f"{name} cannot be trained by this recipe: {error}") from error
 
     def _built(self, scheme: str, verify: bool) -> AnytimeModel:
         """Weights are drawn with the global generator, which is seeded before each training."""
