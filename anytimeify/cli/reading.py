@@ -73,8 +73,8 @@ def inputs_of(shapes: list[str] | None) -> CallInputs | None:
     return CallInputs(tuple(tensors), {})
 
 
-def named_inputs_of(texts: list[str] | None) -> InputSizes | None:
-    """Sizes or the value of each named input."""
+def named_inputs_of(texts: list[str] | None, shapes: list[str] | None = None) -> InputSizes | None:
+    """Sizes or the value of each named input; no sizes where `--input-shape` has them."""
     found: dict[str, Any] = {}
     for text in texts or ():
         name, _, sizes = text.rpartition("=")
@@ -85,6 +85,8 @@ def named_inputs_of(texts: list[str] | None) -> InputSizes | None:
             )
         if name in found:
             raise typer.BadParameter(f"'{name}' is given twice", param_hint="--input")
+        if shapes and not number:
+            raise typer.BadParameter(f"'{text}': --input-shape gives the sizes already", param_hint="--input")
         if number:
             found[name] = float(sizes) if "." in sizes else int(sizes)
         else:

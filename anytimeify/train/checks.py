@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import types
 from collections.abc import Callable
-from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from anytimeify.errors import ArgumentValueError
@@ -22,7 +21,7 @@ _FITS: dict[Any, Callable[[Any], bool]] = {
 def check_fields(recipe: Any) -> None:
     """`ArgumentValueError` for the first field of a dataclass whose value is not of its annotation. A whole number is a
     number too, a list is as good as a tuple, and what is infinite is no number."""
-    for name, kind in _annotations(type(recipe)).items():
+    for name, kind in get_type_hints(type(recipe)).items():
         value = getattr(recipe, name)
         if not _fits(value, kind):
             raise ArgumentValueError(f"{name} is {value!r}: expected {_words(kind)}")
@@ -33,14 +32,9 @@ def check_range(recipe: Any, least: float, *names: str, most: float = math.inf) 
     for name in names:
         value = getattr(recipe, name)
         if value is not None and not least <= value <= most:
-            kind = _words(_annotations(type(recipe))[name]).partition(" or ")[0]
+            kind = _words(get_type_hints(type(recipe))[name]).partition(" or ")[0]
             upper = f"{least:g} or more" if math.isinf(most) else f"from {least:g} to {most:g}"
             raise ArgumentValueError(f"{name} is {value!r}: expected {kind}, {upper}")
-
-
-@cache
-def _annotations(recipe: type[Any]) -> dict[str, Any]:
-    return get_type_hints(recipe)
 
 
 def _fits(value: Any, kind: Any) -> bool:

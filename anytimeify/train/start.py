@@ -97,6 +97,8 @@ class Start:
                 )
             net = load(saved)
         else:
+            if ":" not in self.source and not path.exists():
+                raise ArtifactError(f"There is no file or folder '{self.source}'. Check the path.")
             if self.scheme is None:
                 raise SchemeError(f"'{self.source}' has no levels yet: give a --scheme, such as nested-channels")
             found = resolve(

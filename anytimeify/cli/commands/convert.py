@@ -103,7 +103,8 @@ def convert(
     if consensus not in (None, "average", "learned"):
         raise typer.BadParameter(f"'{consensus}': expected average or learned", param_hint="--consensus")
     classes = Taxonomy.load(taxonomy) if taxonomy is not None else None
-    inputs, named, dynamic = inputs_of(input_shape), named_inputs_of(named_inputs), dynamic_shapes_of(dynamic_shapes)
+    inputs, named = inputs_of(input_shape), named_inputs_of(named_inputs, input_shape)
+    dynamic = dynamic_shapes_of(dynamic_shapes)
     _refuse_other_folders(out, force)
     for kind in kinds:
         require(kind)

@@ -42,6 +42,8 @@ def report(
         raise typer.BadParameter(f"'{out}': expected FILE.html, FILE.json or FILE.md", param_hint="--out")
     if out.suffix != ".html" and (measure is not None or accuracies is not None):
         raise typer.BadParameter(f"'{out}': what is measured, and accuracies, go into FILE.html", param_hint="--out")
+    if out == model_explorer:
+        raise typer.BadParameter("give another name than that of --out", param_hint="--model-explorer")
     if measure is not None:
         device_of(measure)
     else:
