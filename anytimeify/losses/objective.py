@@ -55,6 +55,12 @@ class Objective(nn.Module, ABC):
         called like the arguments."""
         return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
 
+    def summed(self) -> Objective:
+        """The same with the plain sum over levels or members, where it is divided by their number: what only one of
+        them has then gets the gradients that it would get in a network of its own."""
+        options = self.options()
+        return type(self)(**{**options, "reduction": "sum"}) if options.get("reduction") == "mean" else self
+
     def forward(self, outputs: Outputs, target: Any = None) -> Tensor:
         check_call(outputs, target)
         first, *rest = self.terms(outputs, target).values()

@@ -24,6 +24,7 @@ from anytimeify.capture.inputs import call_inputs
 from anytimeify.compiler import transform
 from anytimeify.errors import AnytimeError, ArgumentValueError, SchemeError
 from anytimeify.losses.joint import JointLoss
+from anytimeify.losses.objective import Objective
 from anytimeify.papers.experiments.findings import Comparison, Finding, find
 from anytimeify.papers.experiments.report import name_of, number, write_files
 from anytimeify.papers.experiments.results import Results, Row
@@ -143,6 +144,7 @@ def compare(
         "budget": str(budget) if budget is not None else None,
         "limit_batches": limit_batches,
         "measured": measured,
+        "losses": "sums over levels or members",
         "training": {name: value for name, value in as_json(recipe).items() if name not in ("seed", "workers")},
     }
     options: list[tuple[str, object]] = [
@@ -257,7 +259,10 @@ class _Planned:
 
     def _built(self, scheme: str, verify: bool) -> AnytimeModel:
         """Weights are drawn with the global generator, which is seeded before each training."""
-        return replace(self.start, scheme=scheme).build(self.data, None, verify=verify)
+        net = replace(self.start, scheme=scheme).build(self.data, None, verify=verify)
+        if isinstance(net.loss, Objective):  # one learning rate is for all networks
+            net.loss = net.loss.summed()
+        return net
 
     def _level(self, level: int, verify: bool) -> AnytimeModel:
         """A level with parameters of its own, which start as it would."""

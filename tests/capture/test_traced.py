@@ -130,6 +130,41 @@ def test_what_differs_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert traced(Remembers(), torch.randn(2, 6), monkeypatch)
 
 
+def forms(values: list[Tensor]) -> list[object]:
+    return [(one.shape, one.stride(), one.dtype) for one in values]
+
+
+def test_results_have_the_form_that_they_had_before() -> None:
+    """The form of an operation's result is found once for operands of one form; views are made every time."""
+
+    def run(x: Tensor, y: Tensor) -> list[Tensor]:
+        joined = x.relu() + y
+        part = joined[:, 1:]
+        pair = joined.topk(2, dim=1)
+        return [
+            x.relu(),
+            joined,
+            part,
+            part.contiguous(),
+            (x * 2).add_(1),
+            *pair,
+            x.sum(),
+            x + 1,
+            x + 1.5,
+            x.to(y.dtype),
+        ]
+
+    kinds = (torch.contiguous_format, torch.channels_last)
+    tensors = [torch.randn(2, 3, 4, 4).to(memory_format=kind) for kind in kinds]
+    pairs = [(x, y.to(dtype)) for x in tensors for y in tensors for dtype in (torch.float32, torch.float64)]
+    numbering = Numbering([])
+    for x, y in pairs * 2:
+        found, _ = numbering.of(lambda: run(x, y))  # noqa: B023  # called at once
+        assert forms(found) == forms(run(x, y))
+        assert found[2].untyped_storage()._cdata == found[1].untyped_storage()._cdata
+        assert found[3].untyped_storage()._cdata != found[1].untyped_storage()._cdata
+
+
 def test_a_trace_leaves_nothing_behind() -> None:
     class Caching(nn.Module):
         table: Tensor | None = None

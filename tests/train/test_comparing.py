@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from anytimeify import Budget, cli, transform
+from anytimeify import AnytimeModel, Budget, cli, transform
 from anytimeify.errors import ArgumentValueError, ArtifactError, SchemeError
 from anytimeify.papers.experiments import running
 from anytimeify.papers.experiments.results import Results
@@ -36,6 +36,7 @@ pytestmark = [
 DATA = "tests.papers.tiny_data:images"
 SOURCE = "tests.train.test_comparing:small"
 CHANNELS, WEIGHTS = "nested-channels{widths=0.5,1}", "nested-weights{densities=0.5,1}"
+ENSEMBLE = "hierarchical-ensemble{depth=1}"
 
 
 class Small(nn.Module):
@@ -133,6 +134,20 @@ def test_every_network_has_the_budget(monkeypatch: pytest.MonkeyPatch, tmp_path:
         run(tmp_path, (CHANNELS,), budget=Budget(macs=whole))
     with pytest.raises(ArgumentValueError, match="expected macs alone"):
         run(tmp_path, (CHANNELS,), budget=Budget(params=10))
+
+
+def test_leaves_learn_at_the_rate_of_networks_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """By sums: a mean over leaves gives each of them a share of the gradients of a network alone."""
+    found: dict[str, AnytimeModel] = {}
+    monkeypatch.setattr(
+        comparing,
+        "run",
+        lambda contenders, *_, **__: found.update({c.name: c.make().build(verify=False) for c in contenders}),
+    )
+    monkeypatch.setattr(comparing, "_write", lambda *_: None)
+    run(tmp_path, (ENSEMBLE, CHANNELS), alone="none")
+    assert [found[name].loss.reduction for name in (ENSEMBLE, CHANNELS)] == ["sum", "sum"]
+    assert transform(Small(), ENSEMBLE, small()[1], verify=False).loss.reduction == "mean"
 
 
 def test_a_scheme_that_does_not_apply(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
