@@ -120,6 +120,22 @@ def test_a_budget_below_the_cheapest_level_names_it_and_its_cost() -> None:
         net.select(Budget(level=3))
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"runtime": "onnx"}, "runtime='onnx': expected torch or onnxruntime"),
+        ({"threads": 0}, "threads=0: expected a whole number from 1 on"),
+        ({"batch_size": 1.5}, "batch_size=1.5: expected a whole number"),
+        ({"device": "abacus"}, "device='abacus'"),
+    ],
+)
+def test_nothing_is_measured_where_there_is_no_such_place(options: dict[str, Any], message: str) -> None:
+    """And nothing is kept under its name."""
+    net = residual_net()
+    with pytest.raises(BudgetError, match=message):
+        net.latency(0, **options)
+
+
 def test_latency_is_measured_of_the_extracts_from_the_full_level_downwards(monkeypatch: pytest.MonkeyPatch) -> None:
     net = residual_net()
     asked: list[int] = []

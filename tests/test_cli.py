@@ -263,6 +263,12 @@ def test_convert_levels_extract(shell: Shell, exported: Path) -> None:
     assert "<svg" in Path("net.html").read_text()
     assert Path("explorer/graph.json").is_file()
     assert "exists already" in shell.refuses("report", "net", "--out", "net.html")
+    assert shell("report", "net", "--out", "net.html", "--accuracies", "accuracies.json", "--force").status == 0
+    assert "accuracy</th>" in Path("net.html").read_text()
+    Path("others.json").write_text('{"narrow": 0.5}')
+    for command in (["levels", "net"], ["bench", "net"], ["report", "net", "--out", "new.html"]):
+        refused = shell.refuses(*command, "--accuracies", "others.json")
+        assert "'narrow' is not the name of a level" in refused
     assert shell("report", "net", "--out", "net.docx").status == 2
 
     assert shell("extract", "net", "--level", "-1", "--fold", "--out", "full.pt2").status == 0
@@ -500,11 +506,24 @@ def test_no_device_to_measure_on(shell: Shell) -> None:
         ["convert", "model.pt2", "--scheme", SCHEME, "--out", "net", "--input-shape", "0,3"],
         ["convert", "model.pt2", "--scheme", SCHEME, "--out", "net", "--input-shape", "99999999999999,3,8,8"],
         ["convert", "model.pt2", "--scheme", SCHEME, "--out", "net", "--dynamic-shapes", "all"],
+        ["convert", "x.onnx", "--scheme", SCHEME, "--out", "net", "--input-shape", "2,3", "--input", "x=2x3"],
+        ["inspect", "x.onnx", "--input-shape", "2,3", "--input", "x=2x3"],
+        ["export", "net", "--out", "net.pt2"],
+        ["export", "net", "--out", "net.onnx", "--format", "pt2"],
+        ["report", "net", "--out", "net.html", "--model-explorer", "net.html"],
         ["extract", "net", "--out", "small.pt2"],
         ["extract", "net", "--out", "small.pt2", "--level", "0", "--budget", "macs=1e6"],
         ["extract", "net", "--out", "small.txt", "--level", "0"],
         ["levels", "net", "--measure", "abacus"],
+        ["levels", "net", "--runtime", "onnxruntime"],
+        ["levels", "net", "--threads", "2"],
+        ["levels", "net", "--batch-size", "2"],
         ["levels"],
+        ["bench", "net", "--device", "abacus"],
+        ["bench", "net", "--no-alone", "--against", "net"],
+        ["report", "net", "--out", "net.html", "--threads", "2"],
+        ["report", "net", "--out", "net.md", "--measure", "cpu"],
+        ["report", "net", "--out", "net.json", "--accuracies", "accuracies.json"],
     ],
 )
 def test_bad_usage(shell: Shell, arguments: list[str]) -> None:
@@ -512,6 +531,36 @@ def test_bad_usage(shell: Shell, arguments: list[str]) -> None:
     assert status == 2
     assert "Traceback" not in out + err
     assert list(shell.folder.iterdir()) == []
+
+
+def test_a_wrong_option_is_called_by_its_name(shell: Shell) -> None:
+    assert "Invalid value for --device: 'abacus'" in shell("bench", "net", "--device", "abacus").err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["levels", "net", "--measure", "cpu", "--plot", "a.txt"], "cannot draw a.txt: its suffix chooses"),
+        (["levels", "net", "--measure", "cpu", "--plot", "no/a.png"], "There is no folder"),
+        (["bench", "net", "--plot", "a.txt"], "cannot draw a.txt: its suffix chooses"),
+        (["report", "net", "--out", "net.html", "--force", "--model-explorer", "other"], "holds no graph.json"),
+        (["convert", "x.pt2", "--scheme", SCHEME, "--out", "other/file", "--force"], "'other/file' is a file: --force"),
+        (["train", "run", "--data", "digits", "--out", "new"], "There is no file or folder 'run'. Check the path."),
+        (["train", "x.pt2", "--data", "digits", "--out", "other", "--force"], "'other' holds no run: --force removes"),
+        pytest.param(
+            ["convert", "x.pt2", "--scheme", SCHEME, "--out", "net", "--budget", "latency_ms=9,device=cuda"],
+            "latency cannot be measured on cuda",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU"),
+        ),
+    ],
+)
+def test_what_cannot_be_written_or_measured_is_refused_before_any_work(
+    shell: Shell, arguments: list[str], message: str
+) -> None:
+    """Before the model is looked for, which is not there."""
+    (shell.folder / "other").mkdir()
+    (shell.folder / "other" / "file").write_text("precious")
+    assert message in shell.refuses(*arguments)
 
 
 def test_a_fault_is_one_message_too(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:

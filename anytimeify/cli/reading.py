@@ -13,17 +13,31 @@ from anytimeify.capture.sources.source import InputSizes
 from anytimeify.errors import BudgetError, SchemeError
 from anytimeify.passes.estimate import Limits
 from anytimeify.runtime.budget import Budget
+from anytimeify.runtime.latency import device_of as budget_device
+from anytimeify.runtime.latency import usable
 from anytimeify.storage.export import FORMATS
 
-__all__ = ["budget_of", "device_of", "dynamic_shapes_of", "format_of", "inputs_of", "limits_of", "named_inputs_of"]
+__all__ = [
+    "budget_of",
+    "device_of",
+    "dynamic_shapes_of",
+    "format_of",
+    "inputs_of",
+    "limits_of",
+    "named_inputs_of",
+    "refuse_unmeasured",
+]
 
 
 def budget_of(text: str) -> Budget:
-    """`--budget`."""
+    """`--budget`. `BudgetError` where there is no such device to measure on."""
     try:
-        return Budget.parse(text)
+        budget = Budget.parse(text)
     except BudgetError as error:
         raise typer.BadParameter(str(error), param_hint="--budget") from error
+    if budget.latency_ms is not None and budget.device is not None:
+        usable(budget_device(budget.device), budget.runtime)
+    return budget
 
 
 def limits_of(text: str | None) -> Limits | None:
@@ -59,8 +73,8 @@ def inputs_of(shapes: list[str] | None) -> CallInputs | None:
     return CallInputs(tuple(tensors), {})
 
 
-def named_inputs_of(texts: list[str] | None) -> InputSizes | None:
-    """Sizes or the value of each named input."""
+def named_inputs_of(texts: list[str] | None, shapes: list[str] | None = None) -> InputSizes | None:
+    """Sizes or the value of each named input; no sizes where `--input-shape` has them."""
     found: dict[str, Any] = {}
     for text in texts or ():
         name, _, sizes = text.rpartition("=")
@@ -71,6 +85,8 @@ def named_inputs_of(texts: list[str] | None) -> InputSizes | None:
             )
         if name in found:
             raise typer.BadParameter(f"'{name}' is given twice", param_hint="--input")
+        if shapes and not number:
+            raise typer.BadParameter(f"'{text}': --input-shape gives the sizes already", param_hint="--input")
         if number:
             found[name] = float(sizes) if "." in sizes else int(sizes)
         else:
@@ -85,11 +101,19 @@ def dynamic_shapes_of(text: str) -> dict[str, Any] | None:
     return {} if text == "none" else None
 
 
-def device_of(text: str) -> torch.device:
+def device_of(text: str, option: str = "--measure") -> torch.device:
     """Where something is measured; refused where there is no such device."""
     if not re.fullmatch(r"cpu|cuda(:\d+)?", text):
-        raise typer.BadParameter(f"'{text}': expected cpu or cuda", param_hint="--measure")
+        raise typer.BadParameter(f"'{text}': expected cpu or cuda", param_hint=option)
     device = torch.device(text)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise BudgetError(f"latency cannot be measured on {text}: torch sees {torch.cuda.device_count()} CUDA devices")
     return device
+
+
+def refuse_unmeasured(**options: object) -> None:
+    """Options of a measurement are wrong usage where nothing is measured."""
+    for name, value in options.items():
+        if value:
+            option = f"--{name.replace('_', '-')}"
+            raise typer.BadParameter("nothing is measured: give --measure cpu too", param_hint=option)

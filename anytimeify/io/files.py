@@ -23,7 +23,7 @@ from anytimeify.errors import AnytimeError, ArtifactError, MissingExtraError, re
 if sys.platform != "win32":  # there, what killed writers leave stays
     import fcntl
 
-__all__ = ["new_file", "new_folder", "reading", "refuse_existing", "regular_file", "replaced_file"]
+__all__ = ["new_file", "new_folder", "reading", "refuse_existing", "regular_file", "replaceable", "replaced_file"]
 
 _PREFIX, _LOCK = ".anytimeify-", "lock"
 
@@ -74,7 +74,7 @@ def new_file(path: str | os.PathLike[str], *, replace: bool = False) -> Iterator
     """
 
     def check(target: Path) -> None:
-        _replaceable(target) if replace else refuse_existing(target)
+        replaceable(target) if replace else refuse_existing(target)
 
     target = Path(path)
     check(target)
@@ -96,7 +96,7 @@ def replaced_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     Raises `ArtifactError` for a folder, a pipe, a device and a file that may not be written. Other hard links to the
     old file keep what it held.
     """
-    target = _replaceable(Path(path))
+    target = replaceable(Path(path))
     with _beside(target) as folder:
         yield folder / target.name
         _synchronise(folder / target.name)
@@ -136,8 +136,8 @@ def refuse_existing(path: str | os.PathLike[str], otherwise: str = "remove it or
     _refuse_without_folder(target)
 
 
-def _replaceable(path: Path) -> Path:
-    """The file that a path leads to through symbolic links, after checking that it may be replaced."""
+def replaceable(path: Path) -> Path:
+    """The file that a path leads to through symbolic links: `ArtifactError` unless it may be written, or replaced."""
     try:
         target = Path(os.path.realpath(path))
         mode = path.stat().st_mode  # of the path as it is given: /dev/stdout leads to a pipe that has no path

@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from anytimeify.errors import ArgumentValueError
 from anytimeify.ir import Level
 from anytimeify.report.curves import Point, draw
 from anytimeify.report.figures import figure
-from anytimeify.report.pareto import dominated_by, remark
+from anytimeify.report.pareto import check_scores, dominated_by, remark
 from anytimeify.report.tables import Table, in_percent
 
 __all__ = ["CostRow", "cost_rows", "cost_table", "plot_costs"]
@@ -42,12 +41,7 @@ def cost_rows(
 ) -> tuple[CostRow, ...]:
     """`latency`: milliseconds by index, of all levels or none. `scores`: accuracies by name, `ArgumentValueError` for
     that of what is no level."""
-    names = [level.name for level in levels]
-    unknown = [name for name in scores or () if name not in names]
-    if unknown:
-        raise ArgumentValueError(
-            f"accuracies: '{unknown[0]}' is not the name of a level; there are: {', '.join(names)}"
-        )
+    check_scores(scores, [level.name for level in levels])
     rows = [
         CostRow(
             level.index,

@@ -7,11 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from anytimeify.errors import ArgumentValueError
 from anytimeify.measure.timing import Timing
 from anytimeify.report.curves import Point, draw
 from anytimeify.report.figures import figure
-from anytimeify.report.pareto import dominated_by, remark
+from anytimeify.report.pareto import check_scores, dominated_by, remark
 from anytimeify.report.tables import Table, Tables, in_percent, shortened
 
 __all__ = ["Measured", "MeasuredRow", "judged"]
@@ -85,12 +84,7 @@ class Measured(Tables):
 def judged(rows: Sequence[MeasuredRow], accuracies: Mapping[str, float] | None) -> tuple[MeasuredRow, ...]:
     """Rows with accuracies by level name, and with what dominates them among those of their batch size.
     `ArgumentValueError` for an accuracy of what is no level; levels without one are not judged."""
-    names = list(dict.fromkeys(row.name for row in rows))
-    unknown = [name for name in accuracies or () if name not in names]
-    if unknown:
-        raise ArgumentValueError(
-            f"accuracies: '{unknown[0]}' is not the name of a level; there are: {', '.join(names)}"
-        )
+    check_scores(accuracies, list(dict.fromkeys(row.name for row in rows)))
     result = list(rows)
     for size in dict.fromkeys(row.batch_size for row in rows):
         places = [

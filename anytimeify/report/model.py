@@ -18,6 +18,7 @@ from anytimeify.report.levels import LevelRow, level_rows, level_table
 from anytimeify.report.measured import Measured
 from anytimeify.report.model_explorer import write_model_explorer
 from anytimeify.report.page import write_page
+from anytimeify.report.pareto import check_scores
 from anytimeify.report.plot import plot
 from anytimeify.report.rows import AxisRow, Place, Readers, axis_rows, axis_tables, note_tables, without_rule
 from anytimeify.report.tables import Table, Tables
@@ -54,12 +55,19 @@ class Report(Tables):
         """
         plot(path, {row.name: (row.macs, row.params) for row in self.levels}, scores or {}, alone or {})
 
-    def to_html(self, path: str | os.PathLike[str], measured: Measured | None = None) -> None:
-        """Writes all of it into one HTML file, with the graph as blocks, and latencies that were `measured`
-        (`anytimeify.runtime.bench`). Raises `MissingExtraError` without the extra `report`, `ArtifactError` where the
-        file cannot be written."""
+    def to_html(
+        self,
+        path: str | os.PathLike[str],
+        measured: Measured | None = None,
+        accuracies: Mapping[str, float] | None = None,
+    ) -> None:
+        """Writes all of it into one HTML file, with the graph as blocks, latencies that were `measured`
+        (`anytimeify.runtime.bench`), and accuracies by level name, where these have none. Raises `MissingExtraError`
+        without the extra `report`, `ArtifactError` where the file cannot be written, `ArgumentValueError` for the
+        accuracy of what is no level."""
+        check_scores(accuracies, [level.name for level in self.levels])
         rest = [table for table in self.tables(everything=False) if table.rows and table.title != "Levels"]
-        write_page(path, self.title(), self.levels, self.blocks, rest, measured)
+        write_page(path, self.title(), self.levels, self.blocks, rest, measured, accuracies)
 
     def to_model_explorer(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
         """Writes a folder for Google's Model Explorer: the graph, and files of node data to lay over it.

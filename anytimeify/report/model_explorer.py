@@ -31,16 +31,21 @@ def write_model_explorer(
     overlays = {"macs": _overlay(rows, _macs, "#2563c8"), "pins": _overlay(rows, _pins, "#b45309")}
     for level in range(levels):
         overlays[f"kept-{level}"] = _overlay(rows, partial(_kept, level), "#0f766e")
-    target = Path(path)
-    if target.is_dir() and any(target.iterdir()) and not (target / "graph.json").is_file():
-        raise ArtifactError(f"'{target}' holds no graph.json: only a folder that was written so is replaced.")
-    with new_folder(target, replace=force) as folder:
+    refuse_other_folder(path)
+    with new_folder(path, replace=force) as folder:
         graph = _graph(scheme, blocks)
         collection = {"label": scheme, "graphs": [graph], "graphsWithLevel": [{"graph": graph, "level": 0}]}
         (folder / "graph.json").write_text(json.dumps(collection), encoding="utf-8")
         for name, overlay in overlays.items():
             if overlay["results"]:
                 (folder / f"{name}.json").write_text(json.dumps({_GRAPH: overlay}), encoding="utf-8")
+
+
+def refuse_other_folder(path: str | os.PathLike[str]) -> None:
+    """`ArtifactError` for a folder with other files."""
+    target = Path(path)
+    if target.is_dir() and any(target.iterdir()) and not (target / "graph.json").is_file():
+        raise ArtifactError(f"'{target}' holds no graph.json: only a folder that was written so is replaced.")
 
 
 def _graph(scheme: str, blocks: Sequence[BlockPicture]) -> dict[str, Any]:

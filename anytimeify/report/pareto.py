@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-__all__ = ["dominated_by", "remark"]
+from anytimeify.errors import ArgumentValueError
+
+__all__ = ["check_scores", "dominated_by", "remark"]
 
 
 def dominated_by(costs: Sequence[float], gains: Sequence[float] | None = None) -> list[int | None]:
@@ -21,6 +23,19 @@ def dominated_by(costs: Sequence[float], gains: Sequence[float] | None = None) -
         ]
         result.append(max(better, key=lambda place: (points[place][1], -points[place][0]), default=None))
     return result
+
+
+def check_scores(scores: Mapping[str, float] | None, levels: Iterable[str]) -> None:
+    """`ArgumentValueError` for the accuracy of what is no level, all by name, and for one that is not from 0 to 1."""
+    levels = list(levels)
+    unknown = [name for name in scores or () if name not in levels]
+    if unknown:
+        raise ArgumentValueError(
+            f"accuracies: '{unknown[0]}' is not the name of a level; there are: {', '.join(levels)}"
+        )
+    for name, score in (scores or {}).items():
+        if not 0 <= score <= 1:
+            raise ArgumentValueError(f"accuracies: that of '{name}' is {score}: expected a number from 0 to 1")
 
 
 def remark(name: str | None) -> str:

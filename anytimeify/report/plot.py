@@ -6,8 +6,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from anytimeify.errors import ArgumentValueError
 from anytimeify.report.figures import figure
+from anytimeify.report.pareto import check_scores
 from anytimeify.report.tables import shortened
 
 __all__ = ["plot"]
@@ -24,9 +24,8 @@ def plot(
     `costs`: (MACs, parameters) by level name, cheapest first. `scores`: accuracy from 0 to 1 by level name; `alone`:
     the same of levels that are networks of their own. `ArtifactError` where the picture cannot be written.
     """
-    unknown = [name for name in (*scores, *alone) if name not in costs]
-    if unknown:
-        raise ArgumentValueError(f"scores: '{unknown[0]}' is not the name of a level; there are: {', '.join(costs)}")
+    check_scores(scores, costs)
+    check_scores(alone, costs)
     panels = 2 if scores else 1
     with figure(path, panels) as drawn:
         _draw_costs(drawn.add_subplot(1, panels, panels), costs)

@@ -7,14 +7,14 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Any, get_args
+from typing import Any
 
 import torch
 
 from anytimeify.errors import BudgetError, refusing
 from anytimeify.ir import Level
 from anytimeify.level_names import LevelName, find_level, parse_level
-from anytimeify.runtime.latency import Runtime
+from anytimeify.runtime.latency import Place, Runtime, device_of
 
 __all__ = ["Budget", "select"]
 
@@ -65,18 +65,7 @@ class Budget:
             object.__setattr__(self, "level", self.level.index)
         if isinstance(self.level, bool) or not isinstance(self.level, int | float | str | None):
             raise BudgetError(f"level={self.level!r}: expected a level's index, its name, or its number as a float")
-        if isinstance(self.batch_size, bool) or not isinstance(self.batch_size, int):
-            raise BudgetError(f"batch_size={self.batch_size!r}: expected a whole number")
-        try:
-            torch.device(self.device or "cpu")
-        except (RuntimeError, TypeError) as error:
-            raise BudgetError(f"device={str(self.device)!r}: {str(error).splitlines()[0]}") from error
-        if self.batch_size < 1:
-            raise BudgetError(f"batch_size={self.batch_size}: expected 1 or more")
-        if self.runtime not in get_args(Runtime):
-            raise BudgetError(f"runtime={self.runtime!r}: expected {' or '.join(get_args(Runtime))}")
-        if self.threads is not None and (type(self.threads) is not int or self.threads < 1):
-            raise BudgetError(f"threads={self.threads!r}: expected a whole number from 1 on, or None")
+        Place(device_of(self.device or "cpu"), self.runtime, self.threads, self.batch_size)
 
     @property
     def limits(self) -> dict[str, float]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ __all__ = [
     "Prepared",
     "Runtime",
     "call_of",
+    "device_of",
     "example_batch",
     "measure",
     "prepare",
@@ -44,12 +45,23 @@ Runtime: TypeAlias = Literal["torch", "onnxruntime"]
 
 @dataclass(frozen=True)
 class Place:
-    """Where a level runs. `threads`: of one run; None for what the runtime does by itself."""
+    """Where a level runs. `threads`: of one run; None for what the runtime does by itself. `BudgetError` for what is no
+    runtime, and no number of threads or samples."""
 
     device: torch.device
     runtime: Runtime = "torch"
     threads: int | None = None
     batch_size: int = 1
+
+    def __post_init__(self) -> None:
+        if isinstance(self.batch_size, bool) or not isinstance(self.batch_size, int):
+            raise BudgetError(f"batch_size={self.batch_size!r}: expected a whole number")
+        if self.batch_size < 1:
+            raise BudgetError(f"batch_size={self.batch_size}: expected 1 or more")
+        if self.runtime not in get_args(Runtime):
+            raise BudgetError(f"runtime={self.runtime!r}: expected {' or '.join(get_args(Runtime))}")
+        if self.threads is not None and (type(self.threads) is not int or self.threads < 1):
+            raise BudgetError(f"threads={self.threads!r}: expected a whole number from 1 on, or None")
 
 
 @dataclass(frozen=True)
@@ -180,6 +192,14 @@ def _runtime(place: Place) -> dict[str, Any]:
     import onnxruntime
 
     return {"runtime": f"onnxruntime {onnxruntime.__version__}, {place.device.type}", "threads": place.threads}
+
+
+def device_of(device: str | torch.device) -> torch.device:
+    """A device by its name; `BudgetError` for what is none."""
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise BudgetError(f"device={str(device)!r}: {str(error).splitlines()[0]}") from error
 
 
 def usable(device: torch.device, runtime: Runtime = "torch") -> torch.device:

@@ -249,7 +249,7 @@ class AnytimeModel(Described):
         where = next((tensor.device for tensor in self.tensors().values()), torch.device("cpu"))
         if device is None and runtime == "onnxruntime":
             where = torch.device("cpu")
-        chosen = latencies.usable(where if device is None else torch.device(device), runtime)
+        chosen = latencies.usable(where if device is None else latencies.device_of(device), runtime)
         return Place(chosen, runtime, threads, batch)
 
     def extract(

@@ -9,7 +9,9 @@ from typing import Any, Protocol, Self
 from anytimeify.errors import ArgumentError, ArgumentValueError
 from anytimeify.serving.description import Description
 
-__all__ = ["Backend", "Input", "check"]
+__all__ = ["SAVED", "Backend", "Input", "check"]
+
+SAVED = "net.safetensors"  # in a folder that the command line wrote
 
 
 @dataclass(frozen=True)

@@ -11,20 +11,20 @@ from typing import Any
 
 import torch
 
-from anytimeify.errors import ArgumentError
+from anytimeify.errors import ArgumentError, ArgumentValueError
 from anytimeify.level_names import find_level
 from anytimeify.measure import cache
 from anytimeify.measure.machine import processor
 from anytimeify.measure.timing import timed
 from anytimeify.report.measured import Measured, MeasuredRow, judged
-from anytimeify.runtime.latency import Place, Runtime, example_batch, prepare_level, torch_threads, usable
+from anytimeify.report.pareto import check_scores
+from anytimeify.runtime.latency import Place, Runtime, device_of, example_batch, prepare_level, torch_threads, usable
 from anytimeify.runtime.load import load
 from anytimeify.runtime.model import AnytimeModel
 from anytimeify.serving.arrays import Arrays
-from anytimeify.serving.backend import Backend, check
+from anytimeify.serving.backend import SAVED, Backend, check
 from anytimeify.serving.description import ServedLevel
 from anytimeify.serving.runner import AnytimeRunner, is_onnx, made_up, open_levels, smallest_batch
-from anytimeify.serving.torch_levels import SAVED
 
 __all__ = ["bench"]
 
@@ -56,14 +56,18 @@ def bench(
         cached: keep what extracts take, for budgets (`anytimeify.measure.cache`). They are measured anew in any case.
 
     Raises as `AnytimeRunner` does, and `BudgetError` for a device that is not there and a batch that does not fit."""
+    known = device_of(device)
     with ExitStack() as stack:
         model = _model(source)
         whole = model if against is None else None if against is False else _model(against)
         if against not in (None, False) and whole is None:
             raise ArgumentError(f"against={against!r}: expected a model, or a file or folder with a saved one")
         backend = _backend(source, model, runtime, device, threads, trust_pickle, stack)
+        if whole is not None and whole is not model:
+            _check_same(backend, whole, source)
+        check_scores(accuracies, [level.name for level in backend.description.levels])
         kind: Runtime = "onnxruntime" if isinstance(backend, Arrays) else "torch"
-        where = usable(torch.device(device), kind)
+        where = usable(known, kind)
         rows: list[MeasuredRow] = []
         for size in batch_sizes:
             place = Place(where, kind, threads, smallest_batch(backend) if size == 1 else size)
@@ -89,6 +93,17 @@ def _model(source: Any) -> AnytimeModel | None:
     if path.suffix == ".pt2" or is_onnx(path):
         return None
     return load(path / SAVED if path.is_dir() else path).eval()
+
+
+def _check_same(backend: Backend, whole: AnytimeModel, source: Any) -> None:
+    """`ArgumentValueError` unless all levels that are served are levels of the model, and cost as much there."""
+    known = {(level.name, level.cost.macs) for level in whole.levels}
+    for level in backend.description.levels:
+        if (level.name, level.macs) not in known:
+            raise ArgumentValueError(
+                f"against: level {level.index} ({level.name}, {level.macs:,} MACs) of {source} is no level of that "
+                "model: expected the saved model that it was exported from"
+            )
 
 
 def _backend(

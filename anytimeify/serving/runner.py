@@ -14,7 +14,7 @@ import numpy as np
 from anytimeify.early_exit.document import MANIFEST
 from anytimeify.errors import ArgumentError, ArgumentValueError
 from anytimeify.level_names import LevelName, find_level
-from anytimeify.serving.backend import Backend, Input, check
+from anytimeify.serving.backend import SAVED, Backend, Input, check
 from anytimeify.serving.description import ServedLevel
 from anytimeify.serving.latencies import Latencies, Latency
 from anytimeify.serving.onnx_levels import OnnxLevels
@@ -215,6 +215,8 @@ def open_levels(source: Any, backend: str | None, device: str, threads: int | No
     if backend == "onnxruntime":
         if not is_path:
             raise ArgumentError("a model is run by backend='torch'; write an ONNX file with net.export for onnxruntime")
+        if _is_torch(Path(source)):
+            raise ArgumentError(f"{source} is run by backend='torch', not by onnxruntime: write an ONNX file of it")
         kind = OnnxStages if Path(source).is_dir() else OnnxLevels
         return kind.of(source, device, threads)
     import torch
@@ -229,6 +231,13 @@ def open_levels(source: Any, backend: str | None, device: str, threads: int | No
 def is_onnx(path: str | os.PathLike[str]) -> bool:
     """Whether a path is that of an ONNX file or of a folder of stages."""
     return os.fspath(path).endswith(".onnx") or (Path(path) / MANIFEST).is_file()
+
+
+def _is_torch(path: Path) -> bool:
+    """Whether a path is that of what only torch reads."""
+    if path.is_dir():
+        return (path / SAVED).is_file() and not (path / MANIFEST).is_file()
+    return path.suffix in (".pt2", ".safetensors")
 
 
 def smallest_batch(backend: Backend) -> int:

@@ -16,30 +16,32 @@ from torch.export.graph_signature import ConstantArgument, InputKind
 from anytimeify._torch import unflatten
 from anytimeify.capture.sources.pt2 import load_exported
 from anytimeify.early_exit.document import MANIFEST
-from anytimeify.errors import ArgumentError, ArtifactError
+from anytimeify.errors import ArgumentError, ArtifactError, first_line
 from anytimeify.io.files import reading, regular_file
 from anytimeify.ir import Signature
 from anytimeify.ir.node_meta import tensor_type, value_of
 from anytimeify.runtime.load import load
 from anytimeify.runtime.model import AnytimeModel
-from anytimeify.serving.backend import Input
+from anytimeify.serving.backend import SAVED, Input
 from anytimeify.serving.description import KEY, Description, ServedLevel, read_description
 
-__all__ = ["SAVED", "ArchiveLevels", "NetLevels", "torch_levels"]
-
-SAVED = "net.safetensors"  # in a folder that the command line wrote
+__all__ = ["ArchiveLevels", "NetLevels", "torch_levels"]
 
 
 def torch_levels(source: object, device: str, trust_pickle: bool) -> NetLevels | ArchiveLevels:
     """The levels of a model, of a file or folder with a saved one, or of a PT2 archive."""
+    try:
+        where = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ArgumentError(f"device={device!r}: {first_line(error)}") from error
     if isinstance(source, AnytimeModel):
-        return NetLevels.of(source, torch.device(device))
+        return NetLevels.of(source, where)
     path = Path(str(source))
     if path.suffix == ".onnx" or (path / MANIFEST).is_file():
         raise ArgumentError(f"{path} is run by backend='onnxruntime', not by torch")
     if path.suffix == ".pt2":
-        return ArchiveLevels.of(regular_file(path), torch.device(device), trust_pickle)
-    return NetLevels.of(load(path / SAVED if path.is_dir() else path).to(device), torch.device(device))
+        return ArchiveLevels.of(regular_file(path), where, trust_pickle)
+    return NetLevels.of(load(path / SAVED if path.is_dir() else path).to(where), where)
 
 
 class TorchLevels:

@@ -16,12 +16,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from anytimeify.analysis.cost import cost, sizes
 from anytimeify.capture.inputs import call_inputs
 from anytimeify.compiler import transform
-from anytimeify.errors import ArgumentValueError, SchemeError
+from anytimeify.errors import AnytimeError, ArgumentValueError, SchemeError
 from anytimeify.losses.joint import JointLoss
 from anytimeify.losses.objective import Objective
 from anytimeify.papers.experiments.findings import Comparison, Finding, find
@@ -36,7 +37,9 @@ from anytimeify.runtime.budget import Budget
 from anytimeify.runtime.latency import Runtime
 from anytimeify.runtime.model import AnytimeModel
 from anytimeify.train.data import Data, open_data
+from anytimeify.train.data.samples import Some
 from anytimeify.train.encoding import as_json
+from anytimeify.train.fitting import fit
 from anytimeify.train.loading import Loader
 from anytimeify.train.start import Start, changes
 from anytimeify.train.training import Training
@@ -112,8 +115,9 @@ def compare(
         limit_batches: at most so many in an epoch, and in an evaluation.
         said: called with a line of text before each training.
 
-    Raises `SchemeError` where a scheme that was asked for does not apply, before anything is trained; `ArtifactError`
-    where the folder holds other results; `ArgumentValueError` for a budget of less than one epoch.
+    Raises, before anything is trained, `SchemeError` where a scheme that was asked for does not apply or go with the
+    recipe; `ArtifactError` where the folder holds other results; `ArgumentValueError` for a budget of less than one
+    epoch.
     """
     chosen = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
     if not chosen:
@@ -184,7 +188,7 @@ class _Planned:
         training: Training,
         budget: Budget | None,
         limit: int | None,
-        measures: Callable[[AnytimeModel, Tensor, Tensor], Mapping[str, float]],
+        measures: Callable[..., Mapping[str, float]],
     ) -> None:
         self.start, self.data, self.training, self.measures = start, data, training, measures
         self.budget = budget
@@ -195,12 +199,15 @@ class _Planned:
         self.levels_of: str | None = None
 
     def contenders(self, schemes: Sequence[str] | None, alone: str, say: Callable[[str], Any]) -> list[Contender]:
-        """All networks, those of schemes first. Each is built once, so that what does not apply is known at once."""
+        """All networks, those of schemes first. Each is built, measured and trained for a moment, so that what does not
+        apply is known before long work."""
         found: dict[str, AnytimeModel] = {}
         for spec in SCHEMES if schemes is None else schemes:
             scheme = str(parse_scheme(spec))
             try:
-                found[scheme] = self._built(scheme, True)
+                net = self._built(scheme, True)
+                self._try(scheme, net)
+                found[scheme] = net
             except SchemeError as error:
                 if schemes is not None:
                     raise
@@ -214,7 +221,9 @@ class _Planned:
         net = found.get(self.levels_of) or self._built(self.levels_of, True)
         for level in net.levels:
             make = partial(self._level, level.index)
-            contenders.append(self._contender(f"{level.name} alone", make(False), make, alone=True))
+            single = make(False)
+            self._try(f"{level.name} alone", single)
+            contenders.append(self._contender(f"{level.name} alone", single, make, alone=True))
         return contenders
 
     def _contender(
@@ -231,7 +240,22 @@ class _Planned:
                 )
             training = training.for_epochs(epochs)
         self.epochs[name] = training.epochs
+        self.measures(net, None, None, seconds=0, cached=False)
         return Contender(name, lambda: _Network(make, training), alone=alone, measures=self.measures)
+
+    def _try(self, name: str, net: AnytimeModel) -> None:
+        """`SchemeError` for a network that the recipe does not train: takes a step of every phase, on a few samples."""
+        training = self.training
+        count = min(training.batch, len(self.data.train), 2 * training.accumulate * len(net.levels))
+        few = replace(
+            self.data, train=Some(self.data.train, torch.arange(count)), test=Some(self.data.test, torch.arange(1))
+        )
+        phases = tuple(replace(phase, epochs=1, batch=count) for phase in training.phases)
+        step = replace(training, epochs=1, batch=count, phases=phases, holdout=0.0, compile=False, workers=0)
+        try:
+            fit(net, few, step)
+        except AnytimeError as error:
+            raise SchemeError(f"{name} cannot be trained by this recipe: {error}") from error
 
     def _built(self, scheme: str, verify: bool) -> AnytimeModel:
         """Weights are drawn with the global generator, which is seeded before each training."""
@@ -254,7 +278,7 @@ def _macs(net: AnytimeModel) -> int:
     return cost(program, captured.batch, *sizes(captured), outputs=joint).macs
 
 
-def _milliseconds(net: AnytimeModel, inputs: Tensor, labels: Tensor, **place: Any) -> dict[str, float]:
+def _milliseconds(net: AnytimeModel, inputs: Tensor | None, labels: Tensor | None, **place: Any) -> dict[str, float]:
     return {level.name: net.latency(level, **place) for level in net.levels if not level.training_only}
 
 

@@ -16,7 +16,7 @@ def wrap(net: nn.Module, accelerator: Any, shard: bool) -> nn.Module:
     """The network as the processes of a run call it: as it is in one; else by DistributedDataParallel, without
     `find_unused_parameters`, or with `shard` as FSDP2 changes it in place."""
     net.to(accelerator.device)
-    if shard:
+    if shard and torch.distributed.is_initialized():
         if not sharded(net):
             from torch.distributed.device_mesh import init_device_mesh
             from torch.distributed.fsdp import fully_shard

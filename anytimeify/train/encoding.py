@@ -52,6 +52,8 @@ def _field(name: str, value: Any) -> Any:
     if name == "order":
         return _order(value)
     if name == "phases":
+        if not isinstance(value, list | tuple):
+            raise ArgumentValueError(f"phases is {value!r}: expected a list of phases, each fields and their values")
         return tuple(_built(Phase, "a phase", one) for one in value)
     kinds = {"optimiser": Optimiser, "schedule": Schedule, "teacher": Teacher}
     if name in kinds:

@@ -9,7 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from anytimeify.losses.ensembles import check_choice
+from anytimeify.errors import ArgumentValueError
+from anytimeify.train.checks import check_fields, check_range
 
 __all__ = ["Optimiser"]
 
@@ -35,7 +36,13 @@ class Optimiser:
     decay_all: bool = True
 
     def __post_init__(self) -> None:
-        check_choice("kind", self.kind, ("sgd", "adamw"))
+        check_fields(self)
+        check_range(self, 0, "learning_rate", "weight_decay")
+        check_range(self, 0, "momentum", most=1)
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ArgumentValueError(f"betas is {self.betas!r}: expected two numbers from 0 on, less than 1")
+        if self.kind == "sgd" and self.nesterov and not self.momentum:
+            raise ArgumentValueError("nesterov is True, and momentum 0: expected a momentum, or nesterov=false")
 
     def build(self, parameters: Iterable[Any]) -> torch.optim.Optimizer:
         """The optimiser of these parameters, or parameter groups."""

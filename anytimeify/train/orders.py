@@ -25,9 +25,9 @@ import torch
 from torch import Tensor, nn
 
 from anytimeify.errors import ArgumentError, ArgumentValueError
-from anytimeify.losses.ensembles import check_choice
 from anytimeify.losses.objective import cross_entropy, divergence
 from anytimeify.runtime.model import AnytimeModel
+from anytimeify.train.checks import check_fields, check_range
 
 __all__ = ["LevelTerms", "OneAfterTheOther", "Order", "Part", "Sandwich", "Together"]
 
@@ -163,7 +163,7 @@ class OneAfterTheOther(Order):
     name: str = field(default="one after the other", init=False)
 
     def __post_init__(self) -> None:
-        check_choice("update", self.update, ("each", "accumulate"))
+        check_fields(self)
 
     def parts(
         self,
@@ -207,8 +207,8 @@ class Sandwich(Order):
     name: str = field(default="sandwich", init=False)
 
     def __post_init__(self) -> None:
-        if isinstance(self.random, bool) or self.random < 0:
-            raise ArgumentValueError(f"random is {self.random!r}: expected a number of levels, 0 or more")
+        check_fields(self)
+        check_range(self, 0, "random")
         if not self.temperature > 0:
             raise ArgumentValueError(f"temperature is {self.temperature}: expected a positive number")
 

@@ -7,6 +7,7 @@ from typing import Literal
 
 from anytimeify.errors import ArgumentValueError
 from anytimeify.losses.ensembles import check_weight
+from anytimeify.train.checks import check_fields, check_range
 from anytimeify.train.optimiser import Optimiser
 from anytimeify.train.orders import Order
 from anytimeify.train.schedule import Schedule
@@ -30,6 +31,7 @@ class Teacher:
     temperature: float = 2.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_weight("weight", self.weight, 1.0)
         if not self.temperature > 0:
             raise ArgumentValueError(f"temperature is {self.temperature}: expected a positive number")
@@ -57,5 +59,7 @@ class Phase:
     frozen_norms: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.epochs < 1:
             raise ArgumentValueError(f"a phase has {self.epochs} epochs: expected 1 or more")
+        check_range(self, 1, "batch")

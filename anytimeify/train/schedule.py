@@ -7,8 +7,7 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from typing import Literal
 
-from anytimeify.errors import ArgumentValueError
-from anytimeify.losses.ensembles import check_choice
+from anytimeify.train.checks import check_fields, check_range
 
 __all__ = ["Schedule"]
 
@@ -38,10 +37,9 @@ class Schedule:
     warm_up_from: float = 0.1
 
     def __post_init__(self) -> None:
-        check_choice("kind", self.kind, ("cosine", "steps", "cyclic", "linear"))
-        check_choice("per", self.per, ("epoch", "step"))
-        if self.warm_up < 0:
-            raise ArgumentValueError(f"warm_up is {self.warm_up}: expected a number of epochs, 0 or more")
+        check_fields(self)
+        check_range(self, 0, "warm_up", "warm_up_from", "gamma")
+        check_range(self, 1, "cycle")
 
     def factor(self, epoch: float, epochs: int) -> float:
         """What the learning rate is multiplied by in an epoch, counted from 0, of so many; where the rate changes with

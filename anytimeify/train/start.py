@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from anytimeify.capture import resolve
+from anytimeify.capture.inputs import call_inputs
 from anytimeify.compiler import transform
 from anytimeify.errors import AnytimeError, ArgumentValueError, ArtifactError, SchemeError
 from anytimeify.io.files import reading, regular_file
@@ -73,12 +74,18 @@ class Start:
         saved = path / "net.safetensors" if path.is_dir() else path
         options = {"taxonomy": self.taxonomy, "consensus": self.consensus}
         is_saved = path.is_dir() or path.suffix == ".safetensors"
+        if self.examples is not None and is_saved:
+            raise ArgumentValueError(
+                f"'{self.source}' is a saved model, whose inputs have their sizes already: leave out --input-shape"
+            )
         if (self.pretrained or self.checkpoint is not None) and (is_saved or self.source.startswith(PAPER)):
             raise ArgumentValueError(
                 f"'{self.source}' has no weights to choose: --pretrained and --checkpoint are for the other sources"
             )
         if self.source.startswith(PAPER):
             printed = recipe(self.source.removeprefix(PAPER), len(data.classes))
+            if self.examples is not None:
+                printed = replace(printed, example_inputs=tuple(call_inputs(self.examples).tensors))
             if self.scheme is None:
                 return printed.build(verify=False, **options)
             scheme = parse_scheme(self.scheme)
@@ -90,6 +97,8 @@ class Start:
                 )
             net = load(saved)
         else:
+            if ":" not in self.source and not path.exists():
+                raise ArtifactError(f"There is no file or folder '{self.source}'. Check the path.")
             if self.scheme is None:
                 raise SchemeError(f"'{self.source}' has no levels yet: give a --scheme, such as nested-channels")
             found = resolve(
@@ -98,6 +107,24 @@ class Start:
             examples = found.example_inputs if self.examples is None else self.examples
             net = transform(found.model, parse_scheme(self.scheme), examples, verify=verify, **options)  # type: ignore[arg-type]
         return _with_classes(net, len(data.classes), say)
+
+    def check(self, net: AnytimeModel, path: Path) -> None:
+        """`ArtifactError` unless the network that a run in `path` began with has the scheme and the inputs that are
+        asked for now."""
+        pairs = []
+        if self.scheme is not None and "=auto" not in (scheme := str(parse_scheme(self.scheme))):  # saved as a number
+            pairs.append(("scheme", str(net.scheme), scheme))
+        if self.examples is not None:
+            before, now = (
+                [",".join(map(str, tensor.shape[1:])) for tensor in tensors]
+                for tensors in (net.captured.example_inputs, call_inputs(self.examples).tensors)
+            )
+            pairs.append(("input shape, without the batch,", "; ".join(before), "; ".join(now)))
+        for what, then, asked in pairs:
+            if then != asked:
+                raise ArtifactError(
+                    f"'{path}' holds another run: its {what} is {then}, and now it is {asked}. Choose another folder."
+                )
 
 
 def _with_classes(net: AnytimeModel, classes: int, say: Callable[[str], object]) -> AnytimeModel:
@@ -160,7 +187,9 @@ def run_folder(path: Path, resume: bool, force: bool) -> RunFolder:
     folder = RunFolder(path)
     if resume and not folder.exists:
         raise ArtifactError(f"'{path}' holds no run that could be resumed.")
-    if not resume and path.exists() and not (force and folder.exists):
+    if force and not resume and path.exists() and not folder.exists:
+        raise ArtifactError(f"'{path}' holds no run: --force removes only a run. Remove it yourself.")
+    if not resume and path.exists() and not force:
         raise ArtifactError(f"'{path}' exists already. Nothing was written; resume it, or choose another name.")
     return folder
 

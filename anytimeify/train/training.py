@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from anytimeify.errors import ArgumentValueError
-from anytimeify.losses.ensembles import check_choice, check_weight
+from anytimeify.train.checks import check_fields, check_range
 from anytimeify.train.optimiser import Optimiser
 from anytimeify.train.orders import Order, Together
 from anytimeify.train.phases import Parts, Phase, Teacher
@@ -84,17 +84,18 @@ class Training:
     shard: bool = False
 
     def __post_init__(self) -> None:
-        check_choice("precision", self.precision, ("no", "bf16", "fp16"))
-        for name in ("batch", "epochs", "accumulate"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ArgumentValueError(f"{name} is {value!r}: expected a whole number, 1 or more")
-        for name in ("mixup", "cutmix"):
-            check_weight(name, getattr(self, name))
+        check_fields(self)
+        check_range(self, 1, "batch", "epochs", "accumulate")
+        check_range(self, 0, "mixup", "cutmix", "refresh_masks", "calibrate", "workers")
+        check_range(self, 0, "label_smoothing", most=1)
+        if self.clip is not None and self.clip <= 0:
+            raise ArgumentValueError(f"clip is {self.clip}: expected a positive number")
         if not 0 <= self.holdout < 1:
             raise ArgumentValueError(f"holdout is {self.holdout}: expected a share of the samples, less than 1")
         if self.ema is not None and not 0 < self.ema < 1:
             raise ArgumentValueError(f"ema is {self.ema}: expected a decay between 0 and 1")
+        if not -(2**63) <= self.seed < 2**64:
+            raise ArgumentValueError(f"seed is {self.seed}: expected a whole number of 64 bits")
 
     def learning_rate(self, epoch: float) -> float:
         """The learning rate in an epoch, counted from 0."""

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 import uvicorn
 
+from anytimeify.errors import AnytimeError, ArgumentValueError
 from anytimeify.runtime import Adaptive, AnytimeRunner
 from anytimeify.serving.backend import Input
 from examples.server.app import Bounds, create_app
@@ -38,10 +39,13 @@ def main() -> None:
     parser.add_argument("--mean", type=float, nargs="+", default=Images.mean, help="of image channels, from 0 to 1")
     parser.add_argument("--std", type=float, nargs="+", default=Images.std)
     options = parser.parse_args()
-    runner = AnytimeRunner(options.file, threads=options.threads)
-    images = images_of(runner.backend.inputs, options.image_size, options.mean, options.std)
-    bounds = Bounds(options.max_body, max_in_flight=options.max_in_flight)
-    app = create_app(Adaptive(runner, options.slo_ms, options.max_batch), images, bounds)
+    try:
+        runner = AnytimeRunner(options.file, threads=options.threads)
+        images = images_of(runner.backend.inputs, options.image_size, options.mean, options.std)
+        bounds = Bounds(options.max_body, max_in_flight=options.max_in_flight)
+        app = create_app(Adaptive(runner, options.slo_ms, options.max_batch), images, bounds)
+    except AnytimeError as error:
+        parser.exit(1, f"error: {error}\n")
     gc.collect()
     gc.freeze()  # the search for garbage stops all threads, and leaves out what is there by now
     uvicorn.run(app, host=options.host, port=options.port, access_log=False, timeout_graceful_shutdown=30)
@@ -53,10 +57,13 @@ def images_of(
     mean: Sequence[float] = Images.mean,
     std: Sequence[float] = Images.std,
 ) -> Images | None:
-    """How pictures become the input; None where the model does not take pictures of one or three channels."""
+    """How pictures become the input; None where the model does not take pictures of one or three channels.
+    `ArgumentValueError` for another size than the model's, where it has one."""
     if len(inputs) != 1 or inputs[0].dtype != "float32" or len(inputs[0].sizes) != 4:
         return None
     _, channels, height, width = inputs[0].sizes
+    if size is not None and not all(own in (None, given) for own, given in zip((height, width), size, strict=True)):
+        raise ArgumentValueError(f"the image size is {list(size)}, and the model takes {[height, width]}")
     height, width = size or (height, width)
     if channels not in (1, 3) or height is None or width is None:
         return None

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import numpy as np
 from PIL import Image, ImageOps
 
+from anytimeify.errors import ArgumentValueError
 from anytimeify.serving.backend import Input
 
 __all__ = ["IMAGE_TYPES", "Images", "Refused", "from_json"]
@@ -75,6 +76,11 @@ class Images:
     max_pixels: int = 2**24
 
     def __post_init__(self) -> None:
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if 1 != len(values) < self.channels or (name == "std" and 0 in values):
+                raise ArgumentValueError(f"{name} is {list(values)}: expected a number for each channel, no std of 0")
+        if self.height < 1 or self.width < 1:
+            raise ArgumentValueError(f"the image size is {[self.height, self.width]}: expected 1 or more")
         Image.init()  # Pillow would find its readers at the first request
 
     def sample(self, body: bytes) -> list[Any]:

@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -66,7 +66,8 @@ class Layer:
     dims: tuple[int, ...]
 
 
-class Mask(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Mask:
     """Which weights of a layer are read, and how many these are. Layers that are alike have one mask."""
 
     keep: npt.NDArray[np.bool_]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from anytimeify import AnytimeError, cli
 from anytimeify.cli.commands import papers as papers_command
-from anytimeify.errors import ArgumentValueError, ArtifactError
+from anytimeify.errors import ArgumentValueError, ArtifactError, MissingExtraError
 from anytimeify.ir import Outputs
 from anytimeify.papers import experiment, experiment_names, experiments, recipe
 from anytimeify.papers.experiments import Contender, Experiment, Setting, Study, running
@@ -87,9 +88,26 @@ def test_what_is_written(once: Path) -> None:
         ("core alone", "width 1", 1),
     ]
     page = (once / "table.md").read_text()
+    assert f"`anytimeify papers tests/figure --data {DATA} --seeds 1 --epochs 1 --limit-batches 1 --out DIR`" in page
     assert "**Claim:** Nesting helps." in page
     assert "**Finding:** The claim is not decided here. core, nested over alone:" in page  # by one seed
     assert (once / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("place", ["file", "file/folder"])
+def test_a_folder_that_cannot_be_made(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(running, "fit", None)
+    with pytest.raises(ArtifactError, match=f"{place}' cannot be made: "):
+        run(tmp_path / place)
+
+
+def test_without_matplotlib_nothing_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "fit", None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(MissingExtraError, match="The figure of an experiment needs the package 'matplotlib'"):
+        run(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_is_there_is_not_trained_again(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:

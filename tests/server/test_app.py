@@ -24,9 +24,10 @@ import uvicorn
 from PIL import Image
 from starlette.testclient import TestClient
 
+from anytimeify.errors import ArgumentValueError
 from anytimeify.runtime import Adaptive, AnytimeRunner
 from anytimeify.serving.backend import Input
-from examples.server.__main__ import images_of
+from examples.server.__main__ import images_of, main
 from examples.server.app import Bounds, create_app
 from examples.server.inputs import Images, Refused, from_json
 from tests.backbones import Residual
@@ -337,3 +338,19 @@ def test_the_type_of_the_model_decides_about_images() -> None:
     assert images_of([Input("x", "float32", (None, 3, None, None))]) is None
     assert images_of([Input("x", "float32", (None, 12))]) is None
     assert images_of([Input("x", "int64", (None, 3, 8, 9))]) is None
+    pictures = [Input("x", "float32", (None, 3, 8, 9))]
+    with pytest.raises(ArgumentValueError, match=r"the image size is \[9, 9\], and the model takes \[8, 9\]"):
+        images_of(pictures, (9, 9))
+    with pytest.raises(ArgumentValueError, match=r"mean is \[0.5, 0.5\]: expected a number for each channel"):
+        images_of(pictures, mean=(0.5, 0.5))
+    with pytest.raises(ArgumentValueError, match="std is"):
+        images_of(pictures, std=(1.0, 0.0, 1.0))
+
+
+def test_what_cannot_be_served_is_one_message(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["server", "nowhere.onnx"])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert (caught.value.code, capsys.readouterr().err) == (1, "error: nowhere.onnx does not exist\n")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from anytimeify import AnytimeModel, ArgumentError, ArgumentValueError, BudgetError
+from anytimeify import AnytimeModel, ArgumentError, ArgumentValueError, BudgetError, NestedChannels
 from anytimeify.measure import cache
 from anytimeify.measure.timing import Timing
 from anytimeify.runtime import AnytimeRunner, bench
@@ -71,7 +71,19 @@ def test_what_cannot_be_measured(case: tuple[AnytimeModel, Path]) -> None:
     net, folder = case
     with pytest.raises(ArgumentError, match="expected a model, or a file or folder with a saved one"):
         bench(folder / "net.onnx", against=folder / "net.onnx")
+    with pytest.raises(ArgumentValueError, match=r"against: level 1 \(width 0.5, .* is no level of that model"):
+        bench(folder / "net.onnx", against=residual_net(NestedChannels((0.25, 1.0)), verify=False))
+    with pytest.raises(ArgumentError, match="is run by backend='torch', not by onnxruntime"):
+        AnytimeRunner(folder, "onnxruntime")
     with pytest.raises(ArgumentValueError, match="accuracies: 'narrow' is not the name of a level"):
         bench(net, against=False, seconds=0.0, accuracies={"narrow": 0.5})
+    with pytest.raises(ArgumentValueError, match="accuracies: that of 'width 1' is 50: expected a number from 0 to 1"):
+        bench(net, against=False, seconds=0.0, accuracies={"width 1": 50})
+    with pytest.raises(BudgetError, match="threads=0"):
+        bench(net, threads=0, seconds=0.0)
+    with pytest.raises(BudgetError, match="device='abacus'"):
+        bench(net, device="abacus", seconds=0.0)
+    with pytest.raises(ArgumentError, match="device='abacus'"):
+        AnytimeRunner(net, device="abacus")
     with pytest.raises(BudgetError, match="batch_size=0"):
         bench(net, batch_sizes=(0,))

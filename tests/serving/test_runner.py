@@ -179,6 +179,8 @@ def test_lists_are_taken() -> None:
         ("net.onnx", {"backend": "tensorrt"}, "backend='tensorrt': expected onnxruntime or torch"),
         ("net.onnx", {"threads": 0}, "threads=0"),
         ("net.onnx", {"backend": "torch"}, "is run by backend='onnxruntime'"),
+        ("net.pt2", {"backend": "onnxruntime"}, "net.pt2 is run by backend='torch', not by onnxruntime"),
+        ("net.safetensors", {"backend": "onnxruntime"}, "is run by backend='torch'"),
     ],
 )
 def test_other_sources_are_refused(source: Any, options: dict[str, Any], message: str) -> None:

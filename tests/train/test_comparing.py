@@ -19,7 +19,9 @@ from anytimeify.papers.experiments import running
 from anytimeify.papers.experiments.results import Results
 from anytimeify.train import comparing
 from anytimeify.train.comparing import compare
-from anytimeify.train.start import DEFAULT, changed, changes
+from anytimeify.train.data import open_data
+from anytimeify.train.orders import OneAfterTheOther
+from anytimeify.train.start import DEFAULT, Start, changed, changes
 from tests.result_lines import begun, lines
 
 pytest.importorskip("accelerate")
@@ -153,14 +155,17 @@ def test_a_scheme_that_does_not_apply(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(SchemeError, match="depth"):
         run(tmp_path / "out", (CHANNELS, "nested-depth"))
     assert not (tmp_path / "out").exists()
-    monkeypatch.setattr(comparing, "SCHEMES", (CHANNELS, "nested-depth"))
+    ensemble = "hierarchical-ensemble{depth=1}"  # whose loss is no sum over levels
+    monkeypatch.setattr(comparing, "SCHEMES", (CHANNELS, "nested-depth", ensemble))
     monkeypatch.setattr(comparing, "run", lambda contenders, *_, **__: contenders)
     trained: list[str] = []
     monkeypatch.setattr(comparing, "_write", lambda contenders, *_: trained.extend(one.name for one in contenders))
     said: list[str] = []
-    compare(SOURCE, DATA, out=tmp_path, alone="none", said=said.append)
+    recipe = replace(DEFAULT, order=OneAfterTheOther())
+    compare(SOURCE, DATA, out=tmp_path, alone="none", training=recipe, said=said.append)
     assert trained == [CHANNELS]
     assert said[0].startswith("nested-depth is left out: ")
+    assert said[1].startswith(f"{ensemble} is left out: {ensemble} cannot be trained by this recipe: ")
 
 
 def of(network: str, alone: bool, *levels: tuple[int, float]) -> dict[str, Any]:
@@ -201,6 +206,31 @@ def test_the_command_of_the_page_is_the_whole_of_it(
     assert caught.value.code == 0, capsys.readouterr().err
     recipe = replace(DEFAULT, batch=7, optimiser=replace(DEFAULT.optimiser, learning_rate=0.2), ema=0.9)
     assert changed(DEFAULT, changes(DEFAULT, recipe)) == recipe
+
+
+def test_what_cannot_be_measured_is_not_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: Any, **__: Any) -> None:
+        raise ArgumentValueError("no such runtime")
+
+    monkeypatch.setattr(comparing, "_milliseconds", refused)
+    with pytest.raises(ArgumentValueError, match="no such runtime"):
+        run(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_recipe_that_does_not_train_all_networks_trains_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "fit", None)
+    message = r"density 0.5 alone cannot be trained by this recipe: masks belong to models .*NestedWeights"
+    with pytest.raises(SchemeError, match=message):
+        run(tmp_path / "out", (WEIGHTS,), training=replace(DEFAULT, refresh_masks=1))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_network_of_the_papers_has_the_size_that_is_given() -> None:
+    """Not the one that the paper has."""
+    start = Start("paper:shallow/resnext-29-blocks-2", CHANNELS, torch.randn(2, 3, 16, 16))
+    net = start.build(open_data(DATA), 0, verify=False)
+    assert net.captured.example_inputs[0].shape == (2, 3, 16, 16)
 
 
 def test_a_size_of_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -396,12 +396,22 @@ def test_the_command(made: AnytimeModel, tmp_path: Path, capsys: pytest.CaptureF
     assert command(capsys, *run, "--out", tmp_path / "run")[0] == 1
     again = ("--recipe", tmp_path / "run" / "config.json", "--resume")
     assert command(capsys, *run, "--out", tmp_path / "run", *again)[0] == 0
+    for other, message in (
+        (("--scheme", "nested-depth"), "its scheme is nested-channels{widths=0.5,1}, and now it is nested-depth"),
+        (("--input-shape", "2,1,9,9"), "its input shape, without the batch, is 1,8,8, and now it is 1,9,9"),
+    ):
+        code, _, err = command(capsys, *run, "--out", tmp_path / "run", *again, *other)
+        assert (code, message in err) == (1, True), err
     for wrong, message in (
         (("--data", "cifar11"), "'cifar11' names no data; there are cifar10:DIR"),
         (("--set", "speed=3"), "the training has no field 'speed'"),
         (("--set", "optimiser"), "'optimiser' changes no field"),
         (("--checkpoint", tmp_path / "net.safetensors"), "has no weights to choose"),
         (("--scheme", "nested-channels"), "is a saved model, which has a scheme"),
+        (("--scheme", "nested-chanels"), "'nested-chanels' is not a scheme"),
+        (("--input-shape", "2,1,8,8"), "whose inputs have their sizes already: leave out --input-shape"),
+        (("--lr", -1), "learning_rate is -1.0: expected a number, 0 or more"),
+        (("--seed", 2**70), "expected a whole number of 64 bits"),
         (("--recipe", tmp_path / "none.json"), "does not exist"),
     ):
         code, _, err = command(capsys, *run, "--out", tmp_path / "other", *wrong)

@@ -115,6 +115,12 @@ def test_lower_precision_learns_and_keeps_whole_weights(made: AnytimeModel, stri
     assert run.history[0]["loss"] == pytest.approx(exact.history[0]["loss"], rel=0.02)
 
 
+def test_one_process_has_nothing_to_spread(made: AnytimeModel, stripes: Data) -> None:
+    """A recipe for several processes trains in one too."""
+    whole, spread = (trained(made, stripes, replace(TRAINING, shard=shard), 1) for shard in (False, True))
+    assert_alike(whole, spread)
+
+
 def test_half_precision_is_for_gpus(made: AnytimeModel, stripes: Data) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from anytimeify.errors import AnytimeError
+from anytimeify.errors import AnytimeError, ArgumentValueError
 from anytimeify.papers import entries
 from anytimeify.train import (
     OneAfterTheOther,
@@ -23,6 +23,7 @@ from anytimeify.train import (
     as_json,
     training_of,
 )
+from anytimeify.train.start import DEFAULT, changed
 
 SMALL = Training(
     data="digits",
@@ -94,9 +95,48 @@ def test_adam_leaves_norms_and_biases_undecayed() -> None:
         ({"order": "backwards"}, "the order is 'backwards': expected one of together,"),
         ({"optimiser": 0.1}, "the optimiser is 0.1: expected fields"),
         ({"optimiser": {"learning_rate": 0.1}}, "the optimiser cannot be made of learning_rate: .*weight_decay"),
-        ({"schedule": {"kind": "sine"}}, "kind is 'sine'"),
+        ({"schedule": {"kind": "sine"}}, "kind is 'sine': expected 'cosine' or"),
+        ({"augmentation": "flip"}, "augmentation is 'flip': expected a list, each a text"),
+        ({"augmentation": [3]}, "augmentation is"),
+        ({"parts": "fc.*"}, "parts is 'fc.*': expected 'all' or 'levels' or 'consensus' or a list, each a text"),
+        ({"phases": 3}, "phases is 3: expected a list of phases"),
+        ({"phases": [{"epochs": 1, "batch": 0}]}, "batch is 0: expected a whole number, 1 or more"),
+        ({"teacher": {"weight": "a"}}, "weight is 'a': expected a number"),
+        ({"order": {"name": "sandwich", "random": 1.5}}, "random is 1.5: expected a whole number"),
+        ({"order": {"name": "one after the other", "same_batch": 2}}, "same_batch is 2: expected true or false"),
+        ({"ema": "a"}, "ema is 'a': expected a number or null"),
+        ({"clip": -1.0}, "clip is -1.0: expected a positive number"),
+        ({"calibrate": -1}, "calibrate is -1: expected a whole number, 0 or more"),
+        ({"workers": -1}, "workers is -1"),
+        ({"label_smoothing": 2.0}, "label_smoothing is 2.0: expected a number, from 0 to 1"),
+        ({"frozen_norms": "a"}, "frozen_norms is 'a'"),
+        ({"seed": 2**64}, "seed is .*: expected a whole number of 64 bits"),
+        ({"seed": 1.5}, "seed is 1.5: expected a whole number"),
     ],
 )
 def test_recipes_that_are_none(change: dict[str, Any], message: str) -> None:
     with pytest.raises(AnytimeError, match=message):
         training_of({**as_json(SMALL), **change})
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("optimiser.learning_rate", -1, "learning_rate is -1: expected a number, 0 or more"),
+        ("optimiser.learning_rate", float("nan"), "learning_rate is nan: expected a number"),
+        ("optimiser.weight_decay", "a", "weight_decay is 'a': expected a number"),
+        ("optimiser.momentum", 2, "momentum is 2: expected a number, from 0 to 1"),
+        ("optimiser.betas", [0.9], r"betas is \(0.9,\): expected a list of a number, a number"),
+        ("optimiser.betas", [0.9, 1], "betas is .*: expected two numbers from 0 on, less than 1"),
+        ("optimiser.nesterov", 3, "nesterov is 3: expected true or false"),
+        ("optimiser.momentum", 0, "nesterov is True, and momentum 0"),
+        ("schedule.milestones", 3, "milestones is 3: expected a list, each a number"),
+        ("schedule.warm_up", -1, "warm_up is -1: expected a number, 0 or more"),
+        ("schedule.gamma", "a", "gamma is 'a'"),
+        ("schedule.cycle", 0, "cycle is 0: expected a whole number, 1 or more"),
+    ],
+)
+def test_parts_of_recipes_that_are_none(field: str, value: Any, message: str) -> None:
+    """Said before anything is trained, and by the name of the field."""
+    with pytest.raises(ArgumentValueError, match=f"{field}=.*: {message}"):
+        changed(DEFAULT, [f"{field}={json.dumps(value)}"])

@@ -10,6 +10,7 @@ import typer
 from anytimeify.cli.options import AccuraciesOption, AsJson, Cache, Plot, Threads, TrustPickle
 from anytimeify.cli.reading import device_of
 from anytimeify.cli.showing import doing, show
+from anytimeify.report.figures import check_picture
 from anytimeify.runtime.evaluation import read_scores
 from anytimeify.serving.benchmark import bench as measured
 
@@ -46,8 +47,14 @@ def bench(
 
     What levels take alone is kept for budgets and for `levels`.
     """
+    device_of(device, "--device")
+    if against is not None and not alone:
+        raise typer.BadParameter(
+            "nothing is compared with --no-alone: leave out one of the two", param_hint="--against"
+        )
+    if plot is not None:
+        check_picture(plot)
     scores = read_scores(accuracies) if accuracies is not None else None
-    device_of(device)
     with doing(f"measuring {source}"):
         found = measured(
             source,

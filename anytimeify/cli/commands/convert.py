@@ -103,7 +103,8 @@ def convert(
     if consensus not in (None, "average", "learned"):
         raise typer.BadParameter(f"'{consensus}': expected average or learned", param_hint="--consensus")
     classes = Taxonomy.load(taxonomy) if taxonomy is not None else None
-    inputs, named, dynamic = inputs_of(input_shape), named_inputs_of(named_inputs), dynamic_shapes_of(dynamic_shapes)
+    inputs, named = inputs_of(input_shape), named_inputs_of(named_inputs, input_shape)
+    dynamic = dynamic_shapes_of(dynamic_shapes)
     _refuse_other_folders(out, force)
     for kind in kinds:
         require(kind)
@@ -142,8 +143,10 @@ def convert(
 
 def _refuse_other_folders(path: Path, force: bool) -> None:
     """`--force` removes what `convert` wrote, and no other folder."""
-    if not force or not path.is_dir():
+    if not force or not path.exists():
         refuse_existing(path, OR_FORCE)
+    elif not path.is_dir():
+        raise ArtifactError(f"'{path}' is a file: --force replaces only what `convert` wrote. Remove it yourself.")
     elif any(path.iterdir()) and not (path / MODEL).is_file():
         raise ArtifactError(
             f"'{path}' holds no {MODEL}: --force replaces only what `convert` wrote. Remove it yourself."

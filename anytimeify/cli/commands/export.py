@@ -20,6 +20,7 @@ __all__ = ["export"]
 
 
 CONTAINERS = (*FILES, STAGED)
+_CALLED = {".onnx": "onnx", ".pt2": "pt2", ".pte": "executorch"}  # commands and runners go by the suffix
 
 
 def export(
@@ -39,6 +40,9 @@ def export(
         raise typer.BadParameter(
             f"'{format}' is not a container; expected one of: {', '.join(CONTAINERS)}", param_hint="--format"
         )
+    called = _CALLED.get(out.suffix, format)
+    if called != format:
+        raise typer.BadParameter(f"'{out}' is the name of a file of --format {called}", param_hint="--out")
     if not force:
         refuse_existing(out, OR_FORCE)
     require("onnx" if format == STAGED else format)

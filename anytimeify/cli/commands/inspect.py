@@ -38,7 +38,8 @@ def inspect(
     Models of transformers (hf:PATH) are built from their configuration, without weights.
     """
     chosen = parse_scheme(scheme) if scheme is not None else None
-    inputs, named, dynamic = inputs_of(input_shape), named_inputs_of(named_inputs), dynamic_shapes_of(dynamic_shapes)
+    inputs, named = inputs_of(input_shape), named_inputs_of(named_inputs, input_shape)
+    dynamic = dynamic_shapes_of(dynamic_shapes)
     with doing(f"loading {source}"):
         found = resolve(source, trust_pickle=trust_pickle, inputs=named, values=False)
     if chosen is not None:

@@ -9,9 +9,11 @@ import typer
 
 from anytimeify.cli.models import load_model
 from anytimeify.cli.options import AccuraciesOption, AsJson, Cache, Plot, RuntimeOption, SavedModel, Threads
-from anytimeify.cli.reading import device_of
+from anytimeify.cli.reading import device_of, refuse_unmeasured
 from anytimeify.cli.showing import doing, show
 from anytimeify.report.costs import cost_rows, cost_table, plot_costs
+from anytimeify.report.figures import check_picture
+from anytimeify.report.pareto import check_scores
 from anytimeify.runtime.evaluation import read_scores
 
 __all__ = ["levels"]
@@ -36,8 +38,13 @@ def levels(
     Levels that cost more than another and give less are marked.
     """
     device = device_of(measure) if measure is not None else None
+    if device is None:
+        refuse_unmeasured(runtime=runtime != "torch", threads=threads, batch_size=batch_size > 1)
+    if plot is not None:
+        check_picture(plot)
     scores = read_scores(accuracies) if accuracies is not None else None
     net = load_model(folder)
+    check_scores(scores, [level.name for level in net.levels])
     latency: dict[int, float] = {}
     for level in net.levels:
         if device is not None:

@@ -46,10 +46,9 @@ def papers(
         return
     if scale not in ("auto", "paper", "small"):
         raise typer.BadParameter(f"'{scale}': expected auto, paper or small", param_hint="--scale")
-    chosen = experiment(name, data, scale, epochs=epochs)  # type: ignore[arg-type]  # checked
     if out is None:
         raise typer.BadParameter("give a folder for what an experiment writes", param_hint="--out")
-
+    chosen = experiment(name, data, scale, epochs=epochs)  # type: ignore[arg-type]  # checked
     made = chosen.run(out, seeds, limit_batches=limit_batches, said=say)
     if as_json:
         typer.echo(json.dumps({"experiment": name, "shows": made.shows, "finding": made.sentence, "out": str(out)}))

@@ -9,10 +9,13 @@ import typer
 
 from anytimeify.cli.models import load_model
 from anytimeify.cli.options import OR_FORCE, AccuraciesOption, Force, RuntimeOption, SavedModel, Threads
-from anytimeify.cli.reading import device_of
+from anytimeify.cli.reading import device_of, refuse_unmeasured
 from anytimeify.cli.showing import doing, show
 from anytimeify.io.files import refuse_existing, replaced_file
 from anytimeify.report import Report
+from anytimeify.report.model_explorer import refuse_other_folder
+from anytimeify.report.page import require_page
+from anytimeify.report.pareto import check_scores
 from anytimeify.runtime.evaluation import read_scores
 from anytimeify.serving.benchmark import bench as measured
 
@@ -37,13 +40,24 @@ def report(
     """Write the report of an anytime model: levels, the graph as blocks, widths, and what is pinned and why."""
     if out.suffix not in (".html", ".json", ".md"):
         raise typer.BadParameter(f"'{out}': expected FILE.html, FILE.json or FILE.md", param_hint="--out")
+    if out.suffix != ".html" and (measure is not None or accuracies is not None):
+        raise typer.BadParameter(f"'{out}': what is measured, and accuracies, go into FILE.html", param_hint="--out")
+    if out == model_explorer:
+        raise typer.BadParameter("give another name than that of --out", param_hint="--model-explorer")
     if measure is not None:
         device_of(measure)
+    else:
+        refuse_unmeasured(runtime=runtime != "torch", threads=threads)
     scores = read_scores(accuracies) if accuracies is not None else None
     if not force:
         for path in filter(None, (out, model_explorer)):
             refuse_existing(path, OR_FORCE)
+    if out.suffix == ".html":
+        require_page()
+    if model_explorer is not None:
+        refuse_other_folder(model_explorer)
     net = load_model(folder)
+    check_scores(scores, [level.name for level in net.levels])
     found = None
     if measure is not None:
         with doing("measuring the levels"):
@@ -52,7 +66,7 @@ def report(
             )
     summary: Report = net.report()
     if out.suffix == ".html":
-        summary.to_html(out, found)
+        summary.to_html(out, found, scores)
     else:
         text = summary.to_json() + "\n" if out.suffix == ".json" else summary.to_markdown()
         with replaced_file(out) as temporary:

@@ -29,6 +29,7 @@ from anytimeify.cli.options import (
 from anytimeify.cli.reading import inputs_of
 from anytimeify.cli.showing import doing, show, watching
 from anytimeify.errors import ArgumentValueError
+from anytimeify.passes.scheme import parse_scheme
 from anytimeify.runtime.load import load
 from anytimeify.taxonomy import Taxonomy
 from anytimeify.train import fit, open_data
@@ -89,6 +90,8 @@ def train(
         raise typer.BadParameter(f"'{device}': expected cpu or cuda", param_hint="--device")
     if device == "cuda" and not torch.cuda.is_available():
         raise ArgumentValueError("torch sees no CUDA device to train on")
+    if scheme is not None:
+        parse_scheme(scheme)
     folder = run_folder(out, resume, force) if os.environ.get("RANK", "0") == "0" else RunFolder(out)
     start = Start(
         source,
@@ -111,6 +114,8 @@ def train(
     with doing(f"loading {source}"):
         begun = resume and folder.start.exists()
         net = load(folder.start) if begun else start.build(samples, training.seed, notes.append)
+    if begun:
+        start.check(net, out)
     for note in notes:
         show(note, sys.stderr)
     if force and not resume and folder.exists:

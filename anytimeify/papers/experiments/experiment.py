@@ -68,7 +68,7 @@ class Experiment:
             resumed=not self.setting.small,  # a network that takes hours
             shared=None if shared is None else Shared(Path(shared)),
         )
-        return write(self.study, self.setting, results, out)
+        return write(self.study, self.setting, results, out, limit_batches)
 
     def _described(self, limit: int | None) -> dict[str, Any]:
         return {

@@ -11,7 +11,7 @@ from anytimeify.errors import MissingExtraError
 from anytimeify.papers.experiments.results import Results, Row
 from anytimeify.report.tables import shortened
 
-__all__ = ["Form", "draw"]
+__all__ = ["Form", "draw", "require_figure"]
 
 Form: TypeAlias = Literal["curves", "bars", "values", "costs"]
 """`"costs"`: curves twice, over multiply-accumulates and over what was measured of each level."""
@@ -29,11 +29,10 @@ def draw(
     path: str | os.PathLike[str],
 ) -> None:
     """Writes a PNG: means over seeds, with their standard deviations as error bars."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError("matplotlib", "plot", "The figure of an experiment") from error
+    require_figure()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     panels = 2 if form == "costs" else 1
     figure = Figure(figsize=(3.0 + 4.5 * panels, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
@@ -53,6 +52,14 @@ def draw(
         axes[0].set_ylabel(measured if form == "values" else "accuracy, %")
     axes[-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.savefig(path, dpi=120, format="png")
+
+
+def require_figure() -> None:
+    """Raises `MissingExtraError` unless matplotlib is installed."""
+    try:
+        import matplotlib  # noqa: F401  # whether it is there
+    except ImportError as error:
+        raise MissingExtraError("matplotlib", "plot", "The figure of an experiment") from error
 
 
 def _key(row: Row) -> tuple[str, str]:

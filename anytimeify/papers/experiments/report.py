@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,11 +40,13 @@ class Report:
     out: Path
 
 
-def write(study: Study, setting: Setting, results: Results, out: str | os.PathLike[str]) -> Report:
-    """Writes table, figure and finding into the folder."""
+def write(
+    study: Study, setting: Setting, results: Results, out: str | os.PathLike[str], limit: int | None = None
+) -> Report:
+    """Writes table, figure and finding into the folder. `limit`: of batches in an epoch."""
     shows, sentence, findings = find(results, study.comparisons(results))
     table = _table(results, study.measured)
-    page = _page(study, setting, results, table, sentence)
+    page = _page(study, setting, results, table, sentence, limit)
     write_files(results, page, study.form, study.name, study.measured, Path(out))
     return Report(results, shows, sentence, tuple(findings), table, Path(out))
 
@@ -57,13 +60,20 @@ def write_files(results: Results, page: str, form: Form, title: str, measured: s
         draw(results, form, title, measured, file)
 
 
-def _page(study: Study, setting: Setting, results: Results, table: str, sentence: str) -> str:
-    epochs = f" --epochs {setting.epochs}" if setting.epochs else ""
-    scale = f" --scale {setting.scale}" if setting.scale != "auto" else ""
-    command = f"anytimeify papers {study.name} --data {setting.data} --seeds {len(results.seeds)}{scale}{epochs}"
+def _page(study: Study, setting: Setting, results: Results, table: str, sentence: str, limit: int | None) -> str:
+    options = [
+        ("data", setting.data),
+        ("seeds", len(results.seeds)),
+        ("scale", setting.scale if setting.scale != "auto" else None),
+        ("epochs", setting.epochs),
+        ("limit-batches", limit),
+        ("out", "DIR"),
+    ]
+    words = [word for name, value in options if value is not None for word in (f"--{name}", str(value))]
+    command = shlex.join(["anytimeify", "papers", study.name, *words])
     seeds = ", ".join(map(str, results.seeds))
     return (
-        f"# {study.about}\n\n{study.source}. `{command} --out DIR`; seeds {seeds}, "
+        f"# {study.about}\n\n{study.source}. `{command}`; seeds {seeds}, "
         f"{'small' if setting.small else 'the paper' + chr(39) + 's'} networks and trainings.\n\n"
         f"**Claim:** {study.claim}\n\n**Finding:** {sentence}\n\n{table}\n\n![{study.name}](figure.png)\n"
     )

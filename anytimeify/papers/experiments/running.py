@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from anytimeify.errors import ArtifactError
+from anytimeify.papers.experiments.figures import require_figure
 from anytimeify.papers.experiments.results import Results, append, read
 from anytimeify.papers.experiments.shared import Shared
 from anytimeify.papers.experiments.study import Contender
@@ -52,9 +53,16 @@ def run(
         limit: at most so many batches in an epoch.
         resumed: whether a training goes on where it was stopped, in a folder of its own.
         shared: trained networks of other experiments, which are not trained again.
+
+    Raises before anything is trained: `ArtifactError` for a folder that cannot be made, or holds other results;
+    `MissingExtraError` without matplotlib.
     """
     folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
+    require_figure()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ArtifactError(f"'{folder}' cannot be made: {error.strerror}.") from error
     path = folder / "results.jsonl"
     lines = read(path)
     _check(path, lines, described)
