@@ -1,6 +1,6 @@
 """Fast forms of triangular layers: only the elements that a block-triangular weight has are multiplied."""
 
-from anytimeify.kernels.choice import Form, Kind, choices, forget, form
+from anytimeify.kernels.choice import Form, Kind, choices, forget, form, kind
 from anytimeify.kernels.layers import TriangularConv, TriangularLinear
 from anytimeify.kernels.operators import triangular_conv, triangular_linear
 from anytimeify.kernels.staircase import Staircase, ends_of, staircase
@@ -15,6 +15,7 @@ __all__ = [
     "ends_of",
     "forget",
     "form",
+    "kind",
     "staircase",
     "triangular_conv",
     "triangular_linear",

@@ -41,12 +41,12 @@ __all__ = [
     "pays",
 ]
 
-Kind: TypeAlias = Literal["masked", "prefixes", "blocks", "measured"]
+Kind: TypeAlias = Literal["masked", "prefixes", "blocks", "rule", "measured"]
 Layer: TypeAlias = Callable[..., Tensor]
 """Takes input, weight and bias."""
 Result = TypeVar("Result")
 
-_KINDS = ("masked", "prefixes", "blocks", "measured")
+_KINDS = ("masked", "prefixes", "blocks", "rule", "measured")
 WORTH = 1 << 22  # multiply-accumulates; below, further calls cost more than what they could save
 _ROUNDS = 5
 _PATIENCE = 0.5  # seconds of timing, after which two rounds do
@@ -86,6 +86,7 @@ class form(AbstractContextManager[None]):  # noqa: N801  # is called like a func
     * `"masked"`: dense products with masked weights, and norms of operations of torch;
     * `"prefixes"`: one product per level;
     * `"blocks"`: `count` products of neighbouring levels, or as many as a rule of thumb says;
+    * `"rule"`: blocks or masked weights, for each layer as a rule of thumb says, which is the same in every run;
     * `"measured"`, from the start: whatever is fastest here, timed at a layer's first call. The choice may differ from
       run to run, and with it the last bits; `torch.use_deterministic_algorithms(True)` makes it the rule of thumb's.
 
@@ -153,7 +154,7 @@ def choose(case: Case, run: Callable[[Form], Result]) -> Result:
         return run(_blocked(case, case.levels))
     if kind == "blocks":
         return run(case.default if count is None else _blocked(case, min(count, case.levels)))
-    if case.work < WORTH or len(case.candidates) < 2 or not _may_measure(case.device):
+    if kind == "rule" or case.work < WORTH or len(case.candidates) < 2 or not _may_measure(case.device):
         return run(case.default)
     key = case.key()
     known = _chosen.get(key)
@@ -171,12 +172,12 @@ def pays(case: Callable[[], Case], plain: Layer, in_blocks: Layer, tensors: Sequ
     kind = _settings[-1].kind
     if kind == "masked" or not all(is_plain(one) for one in tensors if one is not None):
         return False
-    if kind != "measured":
+    if kind not in ("rule", "measured"):
         return True
     known = case()
     if known.work < WORTH or len(known.candidates) < 2:
         return False
-    if not _may_measure(known.device):
+    if kind == "rule" or not _may_measure(known.device):
         return known.device.type == "cpu" and known.default.route != "masked"
     trains = torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in tensors)
     key = ("step", trains, _autocast(known.device), known.key()) if trains else known.key()
@@ -192,7 +193,7 @@ def kernel_pays(key: Hashable, device: torch.device, step: Callable[[bool], obje
     device and host, whichever takes longer. As the settings ask for, or measured once for each key."""
     kind = _settings[-1].kind
     if kind != "measured":
-        return kind != "masked"
+        return kind not in ("masked", "rule")
     if key not in _chosen:
         if is_watched() or not _may_measure(device):
             return False

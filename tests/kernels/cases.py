@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from anytimeify import kernels
 
 Layer = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-FORMS = ("masked", "prefixes", "blocks", "measured")
+FORMS = ("masked", "prefixes", "blocks", "rule", "measured")
 
 
 @dataclass(frozen=True)

@@ -143,7 +143,7 @@ def test_settings_that_stay_do_not_pile_up() -> None:
 
 
 def test_refuses_unknown_forms() -> None:
-    with pytest.raises(ValueError, match="'masked', 'prefixes', 'blocks', 'measured'"):
+    with pytest.raises(ValueError, match="'masked', 'prefixes', 'blocks', 'rule', 'measured'"):
         kernels.form("fast")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="count=0"):
         kernels.form("blocks", 0)
@@ -195,11 +195,19 @@ def test_blocks_are_taken_where_a_whole_step_gains(
 
 def test_settings_decide_without_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
     layers = Layers(monkeypatch, 1, 1)
-    for kind, expected in (("masked", False), ("prefixes", True), ("blocks", True)):
+    for kind, expected in (("masked", False), ("prefixes", True), ("blocks", True), ("rule", True)):
         with kernels.form(kind):  # type: ignore[arg-type]  # the names of forms
             assert layers.pays() is expected
     assert not layers.pays(WORTH - 1)
     assert not layers.steps
+
+
+def test_the_rule_of_thumb_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch, masked=3, two=2, four=1)
+    with kernels.form("rule"):
+        assert choose(case(), clock) == TWO
+        assert choose(case(default=MASKED), clock) == MASKED
+    assert not kernels.choices()
 
 
 def test_nothing_is_measured_under_a_counter(monkeypatch: pytest.MonkeyPatch) -> None:

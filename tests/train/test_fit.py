@@ -19,7 +19,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from anytimeify import AnytimeModel, AuxiliaryBranches, NestedChannels, cli, load, progress, transform
+from anytimeify import AnytimeModel, AuxiliaryBranches, NestedChannels, cli, kernels, load, progress, transform
 from anytimeify.errors import AnytimeError, ArtifactError
 from anytimeify.train import (
     Data,
@@ -193,6 +193,31 @@ def test_twenty_kills(net: AnytimeModel, digits: Data, tmp_path: Path, variant: 
     resumed = killed_and_resumed(net, digits, training, tmp_path / "run", 20)
     fit(net, digits, training)
     assert same(weights(resumed), weights(net))
+
+
+def test_nothing_that_is_timed_decides_how_layers_are_computed(monkeypatch: pytest.MonkeyPatch, digits: Data) -> None:
+    """On CPU a run has the same bits every time: on a busy machine other forms of a layer are the fastest."""
+
+    class Wide(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv1, self.conv2 = nn.Conv2d(1, 64, 3, padding=1), nn.Conv2d(64, 64, 3, padding=1)
+            self.fc = nn.Linear(64, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            result: Tensor = self.fc(self.conv2(self.conv1(x).relu()).relu().mean((2, 3)))
+            return result
+
+    net = transform(
+        Wide(), NestedChannels((0.5, 1.0), connectivity="triangular"), torch.randn(2, 1, 8, 8), verify=False
+    )
+    kernels.forget()
+    fit(net, digits, replace(TRAINING, epochs=1), limit_batches=1)
+    assert not kernels.choices()
+    assert kernels.kind() == "measured"
+    net(torch.randn(16, 1, 8, 8)).levels[0].sum().backward()
+    assert kernels.choices(), "such layers are measured elsewhere"
+    kernels.forget()
 
 
 def train_without_room(net: Path, out: Path) -> None:
