@@ -350,9 +350,13 @@ def test_it_is_a_command(shell: Shell) -> None:
     version = subprocess.run([*command, "--version"], env=environment, capture_output=True, text=True, check=False)
     assert (version.returncode, version.stderr) == (0, "")
     assert version.stdout == f"anytimeify {anytimeify.__version__}\n"
-    missing = subprocess.run(
-        [*command, "levels", "nowhere"], env=environment, capture_output=True, text=True, check=False
-    )
+
+
+@pytest.mark.slow
+def test_what_it_says_goes_to_the_standard_error() -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-m", "anytimeify", "levels", "nowhere"]
+    missing = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert (missing.returncode, missing.stdout) == (1, "")
     assert missing.stderr == "loading nowhere ...\nerror: nowhere does not exist\n"
 

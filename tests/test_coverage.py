@@ -148,8 +148,10 @@ def test_a_child_tells_its_peak_memory_and_its_last_words() -> None:
 @pytest.mark.parametrize(
     ("factory", "seconds", "why"),
     [
-        ("hangs", 3, r"^time limit of 3 s in step: (start|build), after \d+ s of CPU$"),
-        ("crashes", 300, r"the process ended with signal 11 in step: build"),
+        pytest.param(
+            "hangs", 3, r"^time limit of 3 s in step: (start|build), after \d+ s of CPU$", marks=pytest.mark.slow
+        ),
+        pytest.param("crashes", 300, r"the process ended with signal 11 in step: build", marks=pytest.mark.slow),
         ("refuses", 300, r"^ValueError: no such weights second line \(at test_coverage.py:\d+ in refuses\)$"),
     ],
 )

@@ -275,6 +275,7 @@ def test_automatic_branches_fork_behind_stages(kind: type[Staged]) -> None:
     assert [level.name for level in net_of(kind()).levels] == ["branch at stage1", "branch at stage2", "full"]
 
 
+@pytest.mark.slow
 @examples(15)
 @given(backbones(3, 2))
 def test_generated_backbones_have_exact_branches(backbone: Backbone) -> None:

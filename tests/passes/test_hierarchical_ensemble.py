@@ -106,6 +106,7 @@ def test_replicas_are_one_operation(net: AnytimeModel) -> None:
 few = examples(15)
 
 
+@pytest.mark.slow
 @few
 @given(backbones(3, 2))
 def test_fusing_changes_nothing_in_generated_backbones(backbone: Backbone) -> None:

@@ -173,6 +173,7 @@ def test_the_check_finds_rules_that_hide_mixing() -> None:
         unregister(target)
 
 
+@pytest.mark.slow
 @given(backbone=backbones())
 @settings(max_examples=15, deadline=None)
 def test_no_node_of_a_backbone_leaks(backbone: Backbone) -> None:
