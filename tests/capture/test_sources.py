@@ -16,6 +16,7 @@ from anytimeify.capture import capture, resolve
 from anytimeify.capture import sources as package
 from anytimeify.capture.sources.registry import kinds
 from anytimeify.errors import AnytimeError, ArgumentError, ArtifactError, CaptureError, MissingExtraError
+from anytimeify.papers import recipe
 from tests.capture.helpers import text
 
 
@@ -282,6 +283,14 @@ def test_unknown_names_are_corrected(source: str) -> None:
 
 
 @pytest.mark.zoo
+def test_networks_of_the_papers() -> None:
+    found, printed = resolve("paper:dhm/resnet-32"), recipe("dhm/resnet-32")
+    assert type(found.model) is type(printed.backbone)
+    assert [one.shape for one in found.example_inputs] == [one.shape for one in printed.example_inputs]
+    with pytest.raises(CaptureError, match="is two networks"):
+        resolve("paper:dcm/resnet-110")
+
+
 def test_hf_folder(tmp_path: Path) -> None:
     import transformers
 

@@ -34,9 +34,7 @@ __all__ = ["compare"]
 def compare(
     source: Annotated[
         str,
-        typer.Argument(
-            metavar="SOURCE", help=f"The backbone: paper:NAME, {', '.join(kind.example for kind in kinds())}."
-        ),
+        typer.Argument(metavar="SOURCE", help=f"The backbone: {', '.join(kind.example for kind in kinds())}."),
     ],
     data: DataOption,
     out: Annotated[
