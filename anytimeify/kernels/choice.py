@@ -154,7 +154,7 @@ def choose(case: Case, run: Callable[[Form], Result]) -> Result:
         return run(_blocked(case, case.levels))
     if kind == "blocks":
         return run(case.default if count is None else _blocked(case, min(count, case.levels)))
-    if kind == "rule" or case.work < WORTH or len(case.candidates) < 2 or not _may_measure(case.device):
+    if case.work < WORTH or len(case.candidates) < 2 or not _may_measure(case.device):
         return run(case.default)
     key = case.key()
     known = _chosen.get(key)
@@ -177,7 +177,7 @@ def pays(case: Callable[[], Case], plain: Layer, in_blocks: Layer, tensors: Sequ
     known = case()
     if known.work < WORTH or len(known.candidates) < 2:
         return False
-    if kind == "rule" or not _may_measure(known.device):
+    if not _may_measure(known.device):
         return known.device.type == "cpu" and known.default.route != "masked"
     trains = torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in tensors)
     key = ("step", trains, _autocast(known.device), known.key()) if trains else known.key()
@@ -233,6 +233,8 @@ def _blocked(case: Case, count: int) -> Form:
 
 
 def _may_measure(device: torch.device) -> bool:
+    if _settings[-1].kind == "rule":
+        return False
     if torch.are_deterministic_algorithms_enabled() or torch.compiler.is_compiling():
         return False
     return device.type != "cuda" or not torch.cuda.is_current_stream_capturing()

@@ -56,8 +56,8 @@ class Objective(nn.Module, ABC):
         return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
 
     def summed(self) -> Objective:
-        """The same with the plain sum over levels or members, where it is divided by their number: what only one of
-        them has then gets the gradients that it would get in a network of its own."""
+        """The same with the plain sum over levels or members, where it is divided by their number: then the gradients
+        of what only one of them has do not become smaller the more there are."""
         options = self.options()
         return type(self)(**{**options, "reduction": "sum"}) if options.get("reduction") == "mean" else self
 

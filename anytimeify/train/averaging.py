@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from anytimeify.train.checkpoint_shapes import check_average
 from anytimeify.train.distribution import spread
-from anytimeify.train.shapes import check_average
 
 __all__ = ["Average"]
 

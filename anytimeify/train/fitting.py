@@ -27,6 +27,7 @@ from anytimeify.runtime.model import AnytimeModel
 from anytimeify.train import distribution
 from anytimeify.train.accelerator import accelerator_for
 from anytimeify.train.averaging import Average
+from anytimeify.train.checkpoint_shapes import check_optimiser
 from anytimeify.train.classes import check_classes
 from anytimeify.train.clock import Clock
 from anytimeify.train.data import Data, open_data
@@ -36,7 +37,6 @@ from anytimeify.train.folder import RunFolder
 from anytimeify.train.loading import Loader, mixed_seed
 from anytimeify.train.preparation import Preparation
 from anytimeify.train.random_state import random_state, restore_random_state, seed_everything
-from anytimeify.train.shapes import check_optimiser
 from anytimeify.train.stage import Modes, Stage, gradients_kept
 from anytimeify.train.training import Training
 
